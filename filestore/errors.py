@@ -43,6 +43,7 @@ FilestoreError
 ├── UrlRefused
 ├── TooManyGuesses
 ├── Forbidden
+├── ScopeMissing
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
@@ -532,6 +533,14 @@ class Forbidden(FilestoreError):
     slug = "forbidden"
     facts = ("where", "namespace")
     sentence = "{where} allows this only with a token of the namespace {namespace!r}; use one of those"
+
+
+class ScopeMissing(FilestoreError):
+    """The token is valid, but its scope does not permit this."""
+
+    slug = "scope-missing"
+    facts = ("where", "needed", "scope")
+    sentence = "{where} allows this only with a token of the scope {needed!r} or a higher one; this token has {scope!r}"
 
 
 class UsedAfterFork(FilestoreError):

@@ -11,9 +11,10 @@ import pytest
 from filestore.core.digest import Digest, chunk_digest, token_digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy
-from filestore.repository.index.protocol import Base, ChunkRow, Index, Policy, Use
+from filestore.repository.index.protocol import Base, ChunkRow, Index, Policy, TokenRow, Use
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
@@ -528,8 +529,9 @@ async def test_token_belongs_to_one_namespace(index: Index) -> None:
     for namespace in (A, B):
         async with index.transaction() as transaction:
             await transaction.add_token(token, namespace=namespace, label="laptop")
-        assert namespace == await index.token_namespace(token)
-    assert await index.token_namespace(token_digest("guess")) is None
+        found = await index.token(token)
+        assert namespace == (found.namespace if found else None)
+    assert await index.token(token_digest("guess")) is None
 
 
 async def test_tokens_are_listed_oldest_first(index: Index, clock: Clock) -> None:
@@ -539,7 +541,19 @@ async def test_tokens_are_listed_oldest_first(index: Index, clock: Clock) -> Non
         await transaction.add_token(second, namespace=A, label="one")
         clock.advance(seconds=1)
         await transaction.add_token(first, namespace=B, label="two")
-    assert [(second, A, "one", clock.now - 1_000_000), (first, B, "two", clock.now)] == await index.tokens()
+    listed = [TokenRow(second, A, "one", clock.now - 1_000_000), TokenRow(first, B, "two", clock.now)]
+    assert listed == await index.tokens()
+
+
+async def test_token_keeps_scope_prefix_and_expiry(index: Index, clock: Clock) -> None:
+    """A token has all scopes if none was given. Added again, it has what was given then."""
+    token = token_digest("secret")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="")
+    assert TokenRow(token, A, "", clock.now, Scope.ADMIN, "", None, None) == await index.token(token)
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="", scope=Scope.READ, prefix="team/", expires_at=clock.now + 1)
+    assert TokenRow(token, A, "", clock.now, Scope.READ, "team/", clock.now + 1, None) == await index.token(token)
 
 
 async def test_removed_token_is_a_strangers(index: Index) -> None:
@@ -549,7 +563,7 @@ async def test_removed_token_is_a_strangers(index: Index) -> None:
         await transaction.add_token(token, namespace=A, label="")
         assert await transaction.remove_token(token)
         assert not await transaction.remove_token(token)
-    assert await index.token_namespace(token) is None
+    assert await index.token(token) is None
 
 
 async def test_transaction_is_seen_as_a_whole(index: Index) -> None:

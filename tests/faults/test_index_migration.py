@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from filestore.core.digest import chunk_digest
+from filestore.core.digest import chunk_digest, token_digest
 from filestore.core.records import Kind
 from filestore.core.references import Reference
+from filestore.core.scopes import Scope
 from filestore.errors import UnknownFormat
-from filestore.repository.index.protocol import ChunkRow, Policy, Use
+from filestore.repository.index.protocol import ChunkRow, Policy, TokenRow, Use
 from filestore.repository.index.sqlite import SCHEMA_VERSION, open_index, open_index_for_reading
 from tests.support.commands import start_module
-from tests.support.migration_crashes import NAME, NAMESPACE, OLDER_VERSIONS, make_older_index
+from tests.support.migration_crashes import NAME, NAMESPACE, OLDER_VERSIONS, TOKEN, make_older_index
 
 FIRST, SECOND = (f"file_{number:032x}" for number in range(2))
 CHUNK = chunk_digest(b"chunk")
 ROW = ChunkRow(CHUNK, 1, 9)
+TOKEN_ROW = TokenRow(token_digest(TOKEN), NAMESPACE, "laptop", 4_000_000, Scope.ADMIN)
+"""A token that was made before scopes existed keeps all of them."""
 
 
 async def check_migrated(path: Path) -> None:
@@ -40,6 +43,7 @@ async def check_migrated(path: Path) -> None:
     assert stored.id == positions[2][1]
     version = await index.version()
     assert (32, 1) == (len(version.index_id), version.commits) if version else None
+    assert [TOKEN_ROW] == await index.tokens()
     await index.close()
 
 
@@ -56,12 +60,14 @@ async def test_an_older_index_is_read_without_a_migration(tmp_path: Path, versio
     assert SECOND == (newest.id if newest else None)
     assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
     assert [NAMESPACE] == await index.namespaces()
-    assert ([], None, None, Policy()) == (
+    assert ([], None, Policy()) == (
         await index.uses(NAMESPACE),
         await index.task_state(NAMESPACE, "task"),
-        await index.version(),
         await index.policy(NAMESPACE),
     )
+    assert (version >= 4) == (await index.version() is not None)
+    assert [TOKEN_ROW] == await index.tokens()
+    assert TOKEN_ROW == await index.token(TOKEN_ROW.digest)
     await index.close()
     with closing(sqlite3.connect(tmp_path / "index")) as connection:
         assert (version,) == connection.execute("PRAGMA user_version").fetchone()

@@ -12,13 +12,14 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from filestore.core.digest import chunk_digest
+from filestore.core.digest import chunk_digest, token_digest
 from filestore.repository.index.sqlite import open_index
 from tests.support.crashes import Fuse, kill_at_every_call, light
 
 NAMESPACE = "a"
 NAME = "kept"
-OLDER_VERSIONS = (2, 3)
+TOKEN = "a token of an earlier version"
+OLDER_VERSIONS = (2, 3, 4)
 
 _VERSION_2 = """
     CREATE TABLE chunks (namespace TEXT NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL, stored_size INTEGER NOT NULL,
@@ -41,6 +42,30 @@ _VERSION_3 = """
     CREATE INDEX uses_by_pipeline ON uses (namespace, pipeline_id);
     PRAGMA user_version = 3;
 """
+_VERSION_4 = """
+    ALTER TABLE chunks ADD COLUMN frame_digest BLOB;
+    ALTER TABLE records ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+    UPDATE records SET position = updated_at;
+    DROP INDEX records_by_time;
+    DROP INDEX records_by_name;
+    DROP INDEX records_by_digest;
+    CREATE UNIQUE INDEX records_by_position ON records (namespace, position);
+    CREATE INDEX records_by_time ON records (namespace, updated_at);
+    CREATE INDEX records_by_name ON records (namespace, name, position);
+    CREATE INDEX records_by_digest ON records (namespace, digest, position);
+    CREATE TABLE bases (namespace TEXT NOT NULL, digest BLOB NOT NULL, base BLOB NOT NULL,
+        PRIMARY KEY (namespace, digest, base)) WITHOUT ROWID;
+    CREATE INDEX bases_by_base ON bases (namespace, base);
+    CREATE TRIGGER records_have_position BEFORE INSERT ON records WHEN NEW.position <= 0 BEGIN
+        SELECT RAISE(ABORT, 'a newer version of filestore has migrated this index; stop this process, and start that version');
+    END;
+    CREATE TABLE policies (namespace TEXT NOT NULL PRIMARY KEY, keep_last INTEGER, older_than_seconds INTEGER) WITHOUT ROWID;
+    CREATE TABLE tasks (namespace TEXT NOT NULL, task TEXT NOT NULL, state TEXT NOT NULL,
+        PRIMARY KEY (namespace, task)) WITHOUT ROWID;
+    CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta (key, value) VALUES ('index_id', lower(hex(randomblob(16)))), ('commits', 0);
+    PRAGMA user_version = 4;
+"""
 
 
 def make_older_index(path: Path, version: int) -> None:
@@ -53,6 +78,9 @@ def make_older_index(path: Path, version: int) -> None:
             connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         connection.execute("INSERT INTO clocks VALUES (?, ?)", (NAMESPACE, 3_000_000))
         connection.execute("INSERT INTO chunks VALUES (?, ?, 1, 9, 1000000, 0)", (NAMESPACE, chunk_digest(b"chunk")))
+        connection.execute("INSERT INTO tokens VALUES (?, ?, 'laptop', 4000000)", (token_digest(TOKEN), NAMESPACE))
+        if version == 4:
+            connection.executescript(_VERSION_4)
 
 
 async def _migrate(path: Path) -> None:

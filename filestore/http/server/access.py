@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER
+from filestore.errors import ScopeMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,4 +17,16 @@ class Access:
     issuer: str = NO_ISSUER
     """Stands for the token (`filestore.core.signing`). URLs that the request asks for are bound to it."""
     is_signed: bool = False
-    """Whether a signed URL was used instead of a token."""
+    """Whether a signed URL was used instead of a token. It permits one kind of request, with any scope."""
+    scope: Scope = Scope.ADMIN
+    prefix: str = ""
+    """The beginning of all names that the token sees. An empty text means all names."""
+    token_id: str = ""
+    """The beginning of the digest of the token, which logs and lists show. Empty without a token."""
+    label: str = ""
+    """What the token is for, in the words of the person who made it."""
+
+    def check_scope(self, needed: Scope) -> None:
+        """Raise ScopeMissing if the token does not permit what needs the scope `needed`."""
+        if not self.is_signed and not self.scope.permits(needed):
+            raise ScopeMissing("the server", str(needed), str(self.scope))

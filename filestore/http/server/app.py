@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
+from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, NOT_OURS
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
 from filestore.errors import FilestoreError, Unauthorized, UrlRefused, redact_secrets
@@ -27,6 +28,7 @@ from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.rechecks import Rechecks
+from filestore.http.server.request_record import RECORD, Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
@@ -57,6 +59,8 @@ class Route(NamedTuple):
     method: str
     path: str
     answer: _Answer
+    scope: Scope
+    """The scope that the token of a request needs."""
     is_transfer: bool = False
     """Whether the request is a part of a transfer, which may continue while the server stops."""
     continues: bool = False
@@ -68,40 +72,44 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("GET", f"{API}/repository", native.describe_repository),
-    Route("POST", f"{API}/chunks/missing", native.missing_chunks, is_transfer=True),
-    Route("POST", f"{API}/chunks", native.put_chunks, is_transfer=True),
-    Route("POST", f"{API}/chunks/get", native.get_chunks, is_transfer=True),
-    Route("POST", f"{API}/chunks/verify", native.verify_chunks_route, is_transfer=True),
-    Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk, is_transfer=True),
-    Route("POST", f"{API}/files", native.commit_file, is_transfer=True),
-    Route("GET", f"{API}/files", native.list_files),
-    Route("GET", f"{API}/files/find", native.find_file),
-    Route("GET", f"{API}/files/{{id}}", native.get_file),
-    Route("DELETE", f"{API}/files/{{id}}", native.remove_file),
-    Route("POST", f"{API}/files/{{id}}/sign", native.sign_file),
-    Route("POST", f"{API}/files/freed", versions.measure_freed),
-    Route("GET", f"{API}/versions", versions.list_versions),
-    Route("GET", f"{API}/usage", versions.measure_usage),
-    Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, is_transfer=True),
-    Route("GET", f"{API}/status", native.describe_status),
-    Route("GET", "/v3/validate", files.validate_token),
-    Route("GET", "/v4/tokens/validate", files.validate_token),
-    Route("POST", "/v3/pipeline_files", forms.create_file, is_transfer=True),
-    Route("POST", "/v4/files", forms.create_file_with_url, is_transfer=True),
-    Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload),
-    Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part, continues=True),
-    Route("PUT", multipart.PART_PATH, multipart.put_part, is_transfer=True, continues=True, can_be_signed=True),
-    Route("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, is_transfer=True, continues=True),
-    Route("POST", "/v4/files/presigned-post", posts.sign_post),
-    Route("POST", posts.POST_PATH, posts.take_post, is_transfer=True, can_be_signed=True),
-    Route("GET", posts.CONTENT_PATH, posts.read_post, is_transfer=True, can_be_signed=True),
-    Route("GET", "/v4/files/posts/{upload_id}", posts.describe_post),
-    Route("GET", "/v3/pipeline_files", files.list_files),
-    Route("GET", "/v3/pipeline_files/{id}", files.get_file),
-    Route("GET", "/v3/pipeline_files/download/{id}", files.download_file),
-    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, is_transfer=True, can_be_signed=True),
-    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, is_transfer=True, can_be_signed=True),
+    Route("GET", f"{API}/repository", native.describe_repository, Scope.READ),
+    Route("POST", f"{API}/chunks/missing", native.missing_chunks, Scope.WRITE, is_transfer=True),
+    Route("POST", f"{API}/chunks", native.put_chunks, Scope.WRITE, is_transfer=True),
+    Route("POST", f"{API}/chunks/get", native.get_chunks, Scope.READ, is_transfer=True),
+    Route("POST", f"{API}/chunks/verify", native.verify_chunks_route, Scope.READ, is_transfer=True),
+    Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk, Scope.READ, is_transfer=True),
+    Route("POST", f"{API}/files", native.commit_file, Scope.WRITE, is_transfer=True),
+    Route("GET", f"{API}/files", native.list_files, Scope.READ),
+    Route("GET", f"{API}/files/find", native.find_file, Scope.READ),
+    Route("GET", f"{API}/files/{{id}}", native.get_file, Scope.READ),
+    Route("DELETE", f"{API}/files/{{id}}", native.remove_file, Scope.DELETE),
+    Route("POST", f"{API}/files/{{id}}/sign", native.sign_file, Scope.READ),
+    Route("POST", f"{API}/files/freed", versions.measure_freed, Scope.READ),
+    Route("GET", f"{API}/versions", versions.list_versions, Scope.READ),
+    Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
+    Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
+    Route("GET", f"{API}/status", native.describe_status, Scope.READ),
+    Route("GET", "/v3/validate", files.validate_token, Scope.READ),
+    Route("GET", "/v4/tokens/validate", files.validate_token, Scope.READ),
+    Route("POST", "/v3/pipeline_files", forms.create_file, Scope.WRITE, is_transfer=True),
+    Route("POST", "/v4/files", forms.create_file_with_url, Scope.WRITE, is_transfer=True),
+    Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload, Scope.WRITE),
+    Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part, Scope.WRITE, continues=True),
+    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
+    Route(
+        *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
+        is_transfer=True,
+        continues=True,
+    ),
+    Route("POST", "/v4/files/presigned-post", posts.sign_post, Scope.WRITE),
+    Route("POST", posts.POST_PATH, posts.take_post, Scope.WRITE, is_transfer=True, can_be_signed=True),
+    Route("GET", posts.CONTENT_PATH, posts.read_post, Scope.READ, is_transfer=True, can_be_signed=True),
+    Route("GET", "/v4/files/posts/{upload_id}", posts.describe_post, Scope.READ),
+    Route("GET", "/v3/pipeline_files", files.list_files, Scope.READ),
+    Route("GET", "/v3/pipeline_files/{id}", files.get_file, Scope.READ),
+    Route("GET", "/v3/pipeline_files/download/{id}", files.download_file, Scope.READ),
+    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
+    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
 )
 
 
@@ -117,10 +125,12 @@ def make_app(
     traffic: Traffic,
     shared_times: SharedTimes,
     more_routes: Sequence[Route] = (),
+    observers: Sequence[Observer] = (),
 ) -> web.Application:
     """Make the application for one store and one index. The caller closes both.
 
     The name of the folder of uploads depends on `secret`. `shared_times` holds the measurements of all processes on the port.
+    Each of `observers` is called with the record of each request when it has ended.
     """
     push_budget = Budget(PUSHES_LIMIT)
     folders = uploads_folder(spool_folder, secret)
@@ -151,7 +161,7 @@ def make_app(
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
-        with traffic.passing():
+        with traffic.passing(), recorded(request, authenticator.client_address(request), observers):
             response: web.StreamResponse = web.Response(status=401)
             async with revocation.cut_if_removed(request):
                 is_known = request.match_info.route in continuing or traffic.is_known(request)
@@ -162,6 +172,7 @@ def make_app(
 
     async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "filestore"
+        note_answer(request, response)
         # The next request of a transfer comes on the same connection.
         if traffic.draining and not traffic.is_known(request):
             response.headers["Connection"] = "close"
@@ -189,7 +200,7 @@ def make_app(
             # One handler serves GET and HEAD. It does not send the body of an answer to HEAD.
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 added = app.router.add_route(
-                    method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected
+                    method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected_for(route)
                 )
                 if route.continues:
                     continuing.add(added)
@@ -243,7 +254,7 @@ class RequestAuthenticator:
             namespace = None
             if route.public_namespace is not None and "signature" not in request.match_info:
                 namespace = await route.public_namespace(request)
-            access = await self._access(request) if namespace is None else Access(namespace)
+            access = await self._access(request, route) if namespace is None else Access(namespace)
             self._revocation.note(request, access)
             repository = self._repository(access)
             transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
@@ -252,20 +263,28 @@ class RequestAuthenticator:
 
         return handler
 
-    async def expected(self, request: web.Request) -> web.StreamResponse | None:
-        """Handle `Expect: 100-continue`.
+    def expected_for(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+        """Return a handler of `Expect: 100-continue` for the requests of a route.
 
-        Tell the client to send its body, or return the answer for a request that is refused.
+        It tells the client to send its body, or returns the answer for a request that is refused.
         """
-        if request.headers["Expect"].lower() == "100-continue":
-            try:
-                self._origin.check(request)
-                access = await self._access(request)
-            except FilestoreError as error:
-                return problem(request, error)
-            (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # RFC 9110, section 10.1.1: other expectations may be ignored.
-        return None
+
+        async def expected(request: web.Request) -> web.StreamResponse | None:
+            if request.headers["Expect"].lower() == "100-continue":
+                try:
+                    self._origin.check(request)
+                    access = await self._access(request, route)
+                except FilestoreError as error:
+                    return problem(request, error)
+                (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # RFC 9110, section 10.1.1: other expectations may be ignored.
+            return None
+
+        return expected
+
+    def client_address(self, request: web.Request) -> str:
+        """Return the address of the client of a request, as far as proxies that are trusted say."""
+        return self._origin.client_address(request)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
@@ -293,8 +312,15 @@ class RequestAuthenticator:
             store=self._store,
         )
 
-    async def _access(self, request: web.Request) -> Access:
-        """Return what a request may use. Raises UrlRefused, Unauthorized, TooManyGuesses."""
+    async def _access(self, request: web.Request, route: Route) -> Access:
+        """Return what a request may use. Raises UrlRefused, Unauthorized, TooManyGuesses, ScopeMissing."""
+        access = await self._known_access(request)
+        if RECORD in request:  # it is made after the answer to `Expect`
+            record_of(request).access = access
+        access.check_scope(route.scope)
+        return access
+
+    async def _known_access(self, request: web.Request) -> Access:
         found, authorization = request.match_info, request.headers.get("Authorization")
         try:
             if "signature" not in found:

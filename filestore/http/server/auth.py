@@ -16,6 +16,8 @@ from filestore.repository.index.protocol import Index
 
 REMEMBER_SECONDS = 1.0
 """How long a process may still accept a token after it was removed."""
+TOKEN_ID_LENGTH = 16
+"""The digits of the digest of a token by which logs and lists name it."""
 CHALLENGE = 'Bearer realm="filestore"'
 REMOVED = "the token with which it was asked for was removed"
 
@@ -77,7 +79,7 @@ class Tokens:
         self._issuers[digest] = issuer
         self._namespaces[issuer] = namespace
         self._seen.add(namespace)
-        return Access(namespace, issuer)
+        return Access(namespace, issuer, token_id=str(Digest(digest))[:TOKEN_ID_LENGTH])
 
     async def signed(self, method: str, path: str, *, namespace: str, expires_at: str, signature: str) -> Access:
         """Return what a signed URL permits. `path` is the path inside it. Raises UrlRefused."""
@@ -127,12 +129,12 @@ class Tokens:
         known = self._known.get(digest)
         if known is not None and now < known.until:
             return known.namespace
-        namespace = await self._index.token_namespace(digest) if self._knows_index else None
-        if namespace is None:
+        row = await self._index.token(digest) if self._knows_index else None
+        if row is None:
             self._known.pop(digest, None)
-        else:
-            self._known[digest] = _KnownToken(namespace, now + REMEMBER_SECONDS)
-        return namespace
+            return None
+        self._known[digest] = _KnownToken(row.namespace, now + REMEMBER_SECONDS)
+        return row.namespace
 
 
 def gives_token(authorization: str | None) -> bool:

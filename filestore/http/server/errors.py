@@ -31,6 +31,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.server.auth import CHALLENGE
+from filestore.http.server.request_record import RECORD
 
 logger = logging.getLogger("filestore.server")
 
@@ -61,6 +62,9 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
 
 def problem(request: web.Request, error: Exception) -> web.Response:
     """Return the answer for `error`. An error of the server itself is logged; the answer has its correlation id."""
+    record = request.get(RECORD)
+    if record is not None:
+        record.error = error.slug if isinstance(error, FilestoreError) else FilestoreError.slug
     if isinstance(error, FilestoreError):
         described = wire.encode_problem(error)
         if described.status < 500:

@@ -9,7 +9,7 @@ from typing import Any
 from filestore.core.digest import Digest
 from filestore.repository.index import tasks
 from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
-from filestore.repository.index.schema import is_current
+from filestore.repository.index.schema import has_version
 from filestore.repository.index.statements import read, write
 
 REFRESH_MICROSECONDS = 3600 * 1_000_000
@@ -27,7 +27,7 @@ _NEXT_NAMESPACE = "SELECT min(namespace) FROM {} WHERE namespace > ?"
 
 def select_live(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> list[ChunkState]:
     """Return the live rows of `digests`."""
-    frame_digest = "frame_digest" if is_current(connection) else "NULL"
+    frame_digest = "frame_digest" if has_version(connection, 4) else "NULL"
     return [_state(row) for row in read(connection, _LIVE.format(frame_digest), (namespace,), digests)]
 
 
@@ -60,7 +60,7 @@ def delete_chunks(connection: sqlite3.Connection, namespace: str, digests: Seque
     """Delete rows, and the edges from them to their bases."""
     with tasks.counted_removals(connection, namespace, digests):
         write(connection, "DELETE FROM chunks WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
-    if is_current(connection):
+    if has_version(connection, 4):
         write(connection, "DELETE FROM bases WHERE namespace = ? AND digest IN ({})", (namespace,), digests)
 
 
@@ -86,7 +86,7 @@ def select_condemned(connection: sqlite3.Connection, namespace: str, digests: Se
 
 def select_rows(connection: sqlite3.Connection, namespace: str, after: Digest | None, limit: int) -> list[ChunkState]:
     """Return rows with a larger digest than `after`, in the order of their digests."""
-    frame_digest = "frame_digest" if is_current(connection) else "NULL"
+    frame_digest = "frame_digest" if has_version(connection, 4) else "NULL"
     rows = connection.execute(_ROWS.format(frame_digest), (namespace, after or b"", limit))
     return [_state(row) for row in rows]
 
@@ -132,8 +132,8 @@ def select_needed_bases(connection: sqlite3.Connection, namespace: str, digests:
 
 def select_namespaces(connection: sqlite3.Connection) -> list[str]:
     """Return the namespaces with a row, a record, a token, a policy or the state of a collection, in their order."""
-    small = "SELECT namespace FROM tokens"
-    if is_current(connection):
+    small = "SELECT namespace FROM access_tokens" if has_version(connection, 5) else "SELECT namespace FROM tokens"
+    if has_version(connection, 4):
         small += " UNION SELECT namespace FROM policies UNION SELECT namespace FROM tasks WHERE task = 'collect'"
     found = {namespace for (namespace,) in connection.execute(small)}
     # One look-up for each namespace: DISTINCT would read every row of these tables.

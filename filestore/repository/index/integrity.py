@@ -13,7 +13,7 @@ from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.index.chunks import select_namespaces
 from filestore.repository.index.protocol import IndexProblem
 from filestore.repository.index.records import invalid_reason
-from filestore.repository.index.schema import is_current
+from filestore.repository.index.schema import has_version
 
 _LIMIT = 100
 """The most problems that are named of each kind."""
@@ -53,7 +53,7 @@ def _namespace_problems(connection: sqlite3.Connection) -> Iterator[IndexProblem
 
 
 def _foreign_rows(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
-    valid = _VALID_ROW + (_VALID_FRAME_DIGEST if is_current(connection) else "")
+    valid = _VALID_ROW + (_VALID_FRAME_DIGEST if has_version(connection, 4) else "")
     for namespace, digest in connection.execute(_FOREIGN_ROWS.format(valid), (_LIMIT,)):
         yield IndexProblem(str(namespace), f"its row of the chunk {digest} has values that no chunk has")
 

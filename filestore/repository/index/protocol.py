@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 
 
@@ -174,8 +175,17 @@ class Transaction(Protocol):
     async def uses_of(self, namespace: str, file_id: str) -> list[Use]:
         """Return the uses of a record, in the order of the pipelines' names."""
 
-    async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
-        """Add a token. If it already exists, change its namespace and label."""
+    async def add_token(
+        self,
+        token_digest: Digest,
+        *,
+        namespace: str,
+        label: str,
+        scope: Scope = Scope.ADMIN,
+        prefix: str = "",
+        expires_at: int | None = None,
+    ) -> None:
+        """Add a token. If it already exists, change everything but the times of its creation and its last use."""
 
     async def remove_token(self, token_digest: Digest) -> bool:
         """Remove a token. Return whether it existed."""
@@ -200,6 +210,14 @@ class TokenRow(NamedTuple):
     namespace: str
     label: str
     created_at: int
+    """In microseconds since 1970, as the other times."""
+    scope: Scope = Scope.ADMIN
+    prefix: str = ""
+    """The beginning of all names that the token sees. An empty text means all names."""
+    expires_at: int | None = None
+    """From this time on the token is not valid. None means that it does not expire."""
+    used_at: int | None = None
+    """When a server last accepted the token, to about a minute. None means never."""
 
 
 class Index(Protocol):
@@ -332,8 +350,8 @@ class Index(Protocol):
     async def uses(self, namespace: str) -> list[Use]:
         """Return all uses, in the order of the pipelines' ids."""
 
-    async def token_namespace(self, token_digest: Digest) -> str | None:
-        """Return the namespace of a token. Return None if the token is unknown."""
+    async def token(self, token_digest: Digest) -> TokenRow | None:
+        """Return the row of a token, also of one that has expired. Return None if the token is unknown."""
 
     async def tokens(self) -> list[TokenRow]:
         """Return all tokens, the oldest first."""

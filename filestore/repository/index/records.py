@@ -12,7 +12,7 @@ from filestore.core.references import Reference
 from filestore.errors import FilestoreError, InvalidReference, StorageError
 from filestore.repository.index import tasks, uses
 from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
-from filestore.repository.index.schema import is_current
+from filestore.repository.index.schema import has_version
 from filestore.repository.listing import line, write_lines
 
 # `{}` is the column that orders records, see `_position`.
@@ -208,7 +208,7 @@ def _longest_record(namespace: str) -> Record:
 
 def _position(connection: sqlite3.Connection) -> str:
     """Return the column that orders records. Before version 4, their times did that."""
-    return "position" if is_current(connection) else "updated_at"
+    return "position" if has_version(connection, 4) else "updated_at"
 
 
 def _free_moment(connection: sqlite3.Connection, namespace: str, now: int) -> int:

@@ -7,7 +7,7 @@ import sqlite3
 from filestore.errors import StorageError, UnknownFormat
 from filestore.repository.index import tasks, uses
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _OLDEST_VERSION = 2
 
 _RECORD_INDEXES = (
@@ -33,6 +33,17 @@ _BASES = (
     ) WITHOUT ROWID""",
     "CREATE INDEX bases_by_base ON bases (namespace, base)",
 )
+_ACCESS_TOKENS = """CREATE TABLE access_tokens (
+    digest BLOB NOT NULL PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    label TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    prefix TEXT NOT NULL,
+    expires_at INTEGER,
+    used_at INTEGER
+) WITHOUT ROWID"""
+"""Times are in microseconds since 1970. `expires_at` is NULL for a token that does not expire."""
 _SCHEMA = (
     # `going` is 1 for a condemned row. `frame_digest` is BLAKE3 of the frame, or NULL where nobody has computed it yet.
     """CREATE TABLE chunks (
@@ -63,12 +74,15 @@ _SCHEMA = (
     _POSITION_CHECK,
     # The last position. Later ones are larger, even if the clock is set back or that record is removed.
     "CREATE TABLE clocks (namespace TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
+    # Of versions before 5, which know no scopes. A server of such a version may still run after the migration. So new
+    # tokens are only in `access_tokens`, where it does not see them. A removed one is removed here too.
     """CREATE TABLE tokens (
         digest BLOB NOT NULL PRIMARY KEY,
         namespace TEXT NOT NULL,
         label TEXT NOT NULL,
         created_at INTEGER NOT NULL
     ) WITHOUT ROWID""",
+    _ACCESS_TOKENS,
     # At most one row.
     "CREATE TABLE secrets (secret BLOB NOT NULL)",
     *uses.TABLE,
@@ -90,6 +104,11 @@ _MIGRATIONS = {
         *_BASES,
         *tasks.TABLES,
         "PRAGMA user_version = 4",
+    ),
+    4: (
+        _ACCESS_TOKENS,
+        "INSERT INTO access_tokens SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens",
+        "PRAGMA user_version = 5",
     ),
 }
 """The statements that lead from each older version to the next one, in one transaction."""
@@ -139,10 +158,10 @@ def check_not_newer(connection: sqlite3.Connection, path: str) -> None:
         raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
 
 
-def is_current(connection: sqlite3.Connection) -> bool:
-    """Return whether the tables have this version. An index of an older one that is only read is not migrated."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return bool(version >= SCHEMA_VERSION)
+def has_version(connection: sqlite3.Connection, version: int) -> bool:
+    """Return whether the tables have at least this version. An index of an older one that is only read is not migrated."""
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    return bool(found >= version)
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:

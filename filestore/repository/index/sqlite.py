@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
 from filestore.repository.index import chunks, records, tasks, tokens, uses
@@ -217,8 +218,8 @@ class SqliteIndex:
     async def uses(self, namespace: str) -> list[Use]:
         return await self._reader.run(uses.select_uses, namespace)
 
-    async def token_namespace(self, token_digest: Digest) -> str | None:
-        return await self._reader.run(tokens.select_token_namespace, token_digest)
+    async def token(self, token_digest: Digest) -> TokenRow | None:
+        return await self._reader.run(tokens.select_token, token_digest)
 
     async def tokens(self) -> list[TokenRow]:
         return await self._reader.run(tokens.select_tokens)
@@ -352,8 +353,18 @@ class SqliteTransaction:
     async def uses_of(self, namespace: str, file_id: str) -> list[Use]:
         return await self._writer.run(uses.select_uses_of, namespace, file_id)
 
-    async def add_token(self, token_digest: Digest, *, namespace: str, label: str) -> None:
-        await self._writer.run(tokens.insert_token, TokenRow(token_digest, namespace, label, self._now()))
+    async def add_token(
+        self,
+        token_digest: Digest,
+        *,
+        namespace: str,
+        label: str,
+        scope: Scope = Scope.ADMIN,
+        prefix: str = "",
+        expires_at: int | None = None,
+    ) -> None:
+        row = TokenRow(token_digest, namespace, label, self._now(), scope, prefix, expires_at)
+        await self._writer.run(tokens.insert_token, row)
 
     async def remove_token(self, token_digest: Digest) -> bool:
         return await self._writer.run(tokens.delete_token, token_digest)

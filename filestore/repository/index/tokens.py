@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from typing import Any
 
 from filestore.core.digest import Digest
+from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKey, SigningKeys
 from filestore.errors import IndexDamaged
 from filestore.repository.index.protocol import TokenRow
+from filestore.repository.index.schema import has_version
+
+_SELECT = "SELECT digest, namespace, label, created_at, scope, prefix, expires_at, used_at FROM access_tokens"
+_SELECT_OLDER = "SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens"
 
 
-def select_token_namespace(connection: sqlite3.Connection, token_digest: Digest) -> str | None:
-    """Return the namespace of a token, or None."""
-    row = connection.execute("SELECT namespace FROM tokens WHERE digest = ?", (token_digest,)).fetchone()
-    return None if row is None else str(row[0])
+def select_token(connection: sqlite3.Connection, token_digest: Digest) -> TokenRow | None:
+    """Return a token, or None."""
+    row = connection.execute(f"{_select(connection)} WHERE digest = ?", (token_digest,)).fetchone()
+    return None if row is None else _token(*row)
 
 
 def select_tokens(connection: sqlite3.Connection) -> list[TokenRow]:
     """Return all tokens, the oldest first."""
-    rows = connection.execute("SELECT digest, namespace, label, created_at FROM tokens ORDER BY created_at, digest")
-    return [TokenRow(Digest(digest), namespace, label, created_at) for digest, namespace, label, created_at in rows]
+    return [_token(*row) for row in connection.execute(f"{_select(connection)} ORDER BY created_at, digest")]
+
+
+def _select(connection: sqlite3.Connection) -> str:
+    return _SELECT if has_version(connection, 5) else _SELECT_OLDER
+
+
+def _token(digest: bytes, namespace: str, label: str, created_at: int, scope: str, *others: Any) -> TokenRow:
+    return TokenRow(Digest(digest), namespace, label, created_at, Scope.parse(scope), *others)
 
 
 _KEYS = b"signing keys 1\n"
@@ -66,14 +79,16 @@ def insert_secret(connection: sqlite3.Connection, secret: bytes) -> None:
 
 
 def insert_token(connection: sqlite3.Connection, token: TokenRow) -> None:
-    """Insert a token, or change its namespace and label."""
+    """Insert a token, or change everything of it but its times of creation and last use."""
     connection.execute(
-        "INSERT INTO tokens (digest, namespace, label, created_at) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (digest) DO UPDATE SET namespace = excluded.namespace, label = excluded.label",
-        token,
+        "INSERT INTO access_tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
+        " namespace = excluded.namespace, label = excluded.label, scope = excluded.scope, prefix = excluded.prefix,"
+        " expires_at = excluded.expires_at",
+        token._replace(scope=str(token.scope)),  # type: ignore[arg-type]  # as the table has it
     )
 
 
 def delete_token(connection: sqlite3.Connection, token_digest: Digest) -> bool:
     """Delete a token. Return whether it existed."""
-    return connection.execute("DELETE FROM tokens WHERE digest = ?", (token_digest,)).rowcount > 0
+    connection.execute("DELETE FROM tokens WHERE digest = ?", (token_digest,))
+    return connection.execute("DELETE FROM access_tokens WHERE digest = ?", (token_digest,)).rowcount > 0

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from filestore.core.names import checked_pipeline_name
 from filestore.core.references import PipelineReference, Reference
+from filestore.core.scopes import Scope
 from filestore.core.timestamps import parse_timestamp
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
@@ -46,12 +47,12 @@ class PipelineRoutes:
         """Return the routes."""
         # A pointer may hold slashes.
         return (
-            Route("POST", "/v3/pipelines", self.create_pipeline),
-            Route("GET", "/v3/pipelines", self.list_pipelines),
-            Route("GET", "/v3/pipelines/{id:.+}", self.get_pipeline),
-            Route("PATCH", "/v3/pipelines/{id:.+}", self.edit_pipeline),
-            Route("DELETE", "/v3/pipelines/{id:.+}", self.delete_pipeline),
-            Route("GET", "/v3/core/resources", self.list_resources),
+            Route("POST", "/v3/pipelines", self.create_pipeline, Scope.WRITE),
+            Route("GET", "/v3/pipelines", self.list_pipelines, Scope.READ),
+            Route("GET", "/v3/pipelines/{id:.+}", self.get_pipeline, Scope.READ),
+            Route("PATCH", "/v3/pipelines/{id:.+}", self.edit_pipeline, Scope.WRITE),
+            Route("DELETE", "/v3/pipelines/{id:.+}", self.delete_pipeline, Scope.DELETE),
+            Route("GET", "/v3/core/resources", self.list_resources, Scope.READ),
         )
 
     async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

@@ -6,6 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
+from filestore.core.scopes import Scope
 from filestore.errors import InvalidInput
 from filestore.http.server.app import Route
 from filestore.http.server.context import RequestContext
@@ -28,10 +29,10 @@ class PointerRoutes:
         """Return the routes."""
         # The name of a pointer may hold slashes.
         return (
-            Route("GET", "/v3/pointers", self.list_pointers),
-            Route("POST", "/v3/pointers", self.create_pointer),
-            Route("PATCH", "/v3/pointers/{pointer:.+}", self.edit_pointer),
-            Route("DELETE", "/v3/pointers/{pointer:.+}", self.delete_pointer),
+            Route("GET", "/v3/pointers", self.list_pointers, Scope.READ),
+            Route("POST", "/v3/pointers", self.create_pointer, Scope.WRITE),
+            Route("PATCH", "/v3/pointers/{pointer:.+}", self.edit_pointer, Scope.WRITE),
+            Route("DELETE", "/v3/pointers/{pointer:.+}", self.delete_pointer, Scope.DELETE),
         )
 
     async def list_pointers(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from filestore.core.paths import RUN_FILES_PREFIX
 from filestore.core.references import Reference
+from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import FilestoreError, InvalidInput, NotFound
 from filestore.http.server.app import Route
@@ -42,21 +43,21 @@ class RunRoutes:
         """Return the routes."""
         path = f"{{path:{RUN_FILES_PREFIX}/.*}}"
         return (
-            Route("POST", "/v3/runs", self.create_run),
-            Route("GET", "/v3/runs", self.list_runs),
-            Route("POST", "/v3/runs/stream", self.stream_run),
-            Route("GET", "/v3/runs/{id}", self.get_run),
-            Route("POST", "/v3/runs/{id}/cancel", self.cancel_run),
-            Route("GET", "/v3/runs/{id}/logs", self.get_logs),
-            Route("GET", "/v3/logs/run/{id}", self.follow_logs),
-            Route("POST", "/v4/runs", self.create_run_v4),
-            Route("GET", "/v4/runs", self.list_runs_v4),
-            Route("POST", "/v4/runs/stream", self.stream_run_v4),
-            Route("GET", "/v4/runs/{id}", self.get_run_v4),
-            Route("POST", "/v4/runs/{id}/cancel", self.cancel_run_v4),
-            Route("GET", f"/{path}", self.get_output, can_be_signed=True, public_namespace=self._public_namespace),
+            Route("POST", "/v3/runs", self.create_run, Scope.WRITE),
+            Route("GET", "/v3/runs", self.list_runs, Scope.READ),
+            Route("POST", "/v3/runs/stream", self.stream_run, Scope.WRITE),
+            Route("GET", "/v3/runs/{id}", self.get_run, Scope.READ),
+            Route("POST", "/v3/runs/{id}/cancel", self.cancel_run, Scope.WRITE),
+            Route("GET", "/v3/runs/{id}/logs", self.get_logs, Scope.READ),
+            Route("GET", "/v3/logs/run/{id}", self.follow_logs, Scope.READ),
+            Route("POST", "/v4/runs", self.create_run_v4, Scope.WRITE),
+            Route("GET", "/v4/runs", self.list_runs_v4, Scope.READ),
+            Route("POST", "/v4/runs/stream", self.stream_run_v4, Scope.WRITE),
+            Route("GET", "/v4/runs/{id}", self.get_run_v4, Scope.READ),
+            Route("POST", "/v4/runs/{id}/cancel", self.cancel_run_v4, Scope.WRITE),
+            Route("GET", f"/{path}", self.get_output, Scope.READ, can_be_signed=True, public_namespace=self._public_namespace),
             # The Pipeline SDK's documentation shows this path.
-            Route("GET", f"/storage/{path}", self.get_output, public_namespace=self._public_namespace),
+            Route("GET", f"/storage/{path}", self.get_output, Scope.READ, public_namespace=self._public_namespace),
         )
 
     async def create_run(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
