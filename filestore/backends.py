@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from filestore.errors import IndexDamaged, InvalidUrl, NotARepository
+from filestore.errors import IndexDamaged, InvalidSetting, InvalidUrl, NotARepository
 from filestore.repository.folder import (
     CONTENT_NAMES,
     FORMAT_NAME,
@@ -41,6 +41,7 @@ from filestore.system.retries import RETRY_SECONDS
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:
+    from filestore.http.client.transport import ClientCertificate
     from filestore.system.proxies import Proxy
 
 CONNECTIONS = 4
@@ -68,6 +69,8 @@ def connect(
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
+    tls_client_cert: str | Path | None = None,
+    tls_client_key: str | Path | None = None,
     min_free: int | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
@@ -86,7 +89,11 @@ def connect(
         ReadOnly.
     proxy: the URL of an HTTP proxy that leads to the server. By default HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the
         environment decide; "" means that there is none.
+    tls_client_cert: a file with a certificate for a server that asks its clients for one, in PEM.
+    tls_client_key: the file of its private key, if that is another one.
     min_free: how many bytes of the folder's disk stay free. By default 1 % of the disk, and at most 256 MiB.
+
+    The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
     `create`, `read_only` and `min_free` are for folders; the other arguments are for servers.
 
@@ -96,8 +103,8 @@ def connect(
     The end of the block closes files and connections. End transfers before that. A child process that is forked meanwhile can
     use a server; a folder raises UsedAfterFork there.
 
-    Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy that cannot be used), NotARepository, UnknownFormat,
-    StorageError, Busy. Raises InvalidInput where it is used without `async with`.
+    Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy or a certificate that cannot be used), NotARepository,
+    UnknownFormat, StorageError, Busy. Raises InvalidInput where it is used without `async with`.
     """
     block = _connected(
         url,
@@ -108,6 +115,7 @@ def connect(
         create=create,
         read_only=read_only,
         proxy=proxy,
+        certificate=(tls_client_cert, tls_client_key),
         min_free=min_free,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
@@ -124,6 +132,7 @@ async def _connected(
     create: bool,
     read_only: bool,
     proxy: str | None,
+    certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
 ) -> AsyncIterator[Repository]:
     folder = home_path(url) if isinstance(url, Path) else repository_folder(url)
@@ -139,6 +148,7 @@ async def _connected(
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
             proxy=_proxy(url, proxy),
+            certificate=_certificate(*certificate),
         )
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
@@ -147,6 +157,16 @@ async def _connected(
         yield repository
     finally:
         await repository.close()
+
+
+def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCertificate | None:
+    from filestore.http.client.transport import ClientCertificate  # noqa: PLC0415  # only for servers
+
+    if cert is None:
+        if key is not None:
+            raise InvalidSetting("tls_client_key", "it needs a certificate, which tls_client_cert names")
+        return None
+    return ClientCertificate(home_path(cert), None if key is None else home_path(key))
 
 
 def _proxy(url: str, given: str | None) -> Proxy | None:

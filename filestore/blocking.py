@@ -109,6 +109,8 @@ def connect(
     create: bool = False,
     read_only: bool = False,
     proxy: str | None = None,
+    tls_client_cert: str | Path | None = None,
+    tls_client_key: str | Path | None = None,
     min_free: int | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
@@ -133,6 +135,8 @@ def connect(
                 create=create,
                 read_only=read_only,
                 proxy=proxy,
+                tls_client_cert=tls_client_cert,
+                tls_client_key=tls_client_key,
                 min_free=min_free,
             )
         )

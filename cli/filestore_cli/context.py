@@ -18,7 +18,7 @@ import click
 
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
-from filestore_cli.plain_http import warn_of_plain_http
+from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
@@ -65,7 +65,7 @@ class CommandContext:
         from filestore.backends import connect  # heavy: aiohttp
 
         settings = self.settings
-        warn_of_plain_http(settings.url, settings.token)
+        check_plain_http(settings.url, settings)
         connecting = connect(
             self._url,
             token=settings.token,
@@ -73,6 +73,8 @@ class CommandContext:
             stall_seconds=settings.stall_seconds,
             retry_seconds=settings.retry_seconds,
             read_only=read_only,
+            tls_client_cert=settings.tls_client_cert,
+            tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
         )
         async with AsyncExitStack() as stack:
@@ -169,8 +171,8 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
 
     With `in_pipeline`, the console script `pipeline` also has the command, and it uses the server of the Pipeline SDK there.
     """
-    # Every command that takes a token takes it from a file as well.
-    taken = tuple(each for name in names for each in ((name, "token_file") if name == "token" else (name,)))
+    # Every command that takes a token takes it from a file as well, and may be told to send it without TLS.
+    taken = tuple(each for name in names for each in (("token", "token_file", "insecure") if name == "token" else (name,)))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -206,7 +208,7 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
     return click.option(
         option_of(name),
         callback=check,
-        metavar=name.upper(),
+        **({"is_flag": True, "flag_value": "yes", "default": None} if setting.is_flag else {"metavar": name.upper()}),
         multiple=setting.is_repeatable,
         help=f"{setting.meaning}.  [default: {setting.default}{environment}]",
     )

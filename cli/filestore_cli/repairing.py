@@ -13,7 +13,7 @@ from filestore.errors import FilestoreError
 from filestore_cli.context import CommandContext
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
 from filestore_cli.folders import opened_folder
-from filestore_cli.plain_http import warn_of_plain_http
+from filestore_cli.plain_http import check_plain_http
 from filestore_cli.text import for_display, in_units
 
 if TYPE_CHECKING:
@@ -51,8 +51,15 @@ async def _donor(context: CommandContext, source: str, stack: AsyncExitStack) ->
     folder = repository_folder(source)
     if folder is None:
         settings = context.settings
-        warn_of_plain_http(source, settings.token)
-        connecting = connect(source, token=settings.token, connections=settings.connections, stall_seconds=settings.stall_seconds)
+        check_plain_http(source, settings)
+        connecting = connect(
+            source,
+            token=settings.token,
+            connections=settings.connections,
+            stall_seconds=settings.stall_seconds,
+            tls_client_cert=settings.tls_client_cert,
+            tls_client_key=settings.tls_client_key,
+        )
     elif (folder / "format").is_file() and (folder / "chunks").is_dir():
         connecting = connect(folder, read_only=True)
     elif folder.exists():

@@ -13,12 +13,13 @@ from filestore_cli.machine import core_count, memory_size
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,
+    authority_lines,
+    check_listening,
     folder_words,
     open_served,
     reachable,
     server_arguments,
     stop_announcement,
-    warn_if_open,
 )
 from filestore_cli.token_files import warn_if_short
 
@@ -84,7 +85,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
         nonlocal created
         created, _ = open_served(context, root, create=create, given=given)
 
-    warn_if_open(settings.host)
+    check_listening(settings)
     warn_if_short(settings.token)
 
     def announce(url: str) -> None:
@@ -96,6 +97,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
             "To run a pipeline, type in another terminal:",
             f"  export PIPELINE_API_URL={settings.public_url or reachable(url)}",
             "  export PIPELINE_API_TOKEN=...  # the token that this runtime was given",
+            *authority_lines(settings),
             "",
             f"listening on {url}",
             otherwise=NOT_SERVED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import multiprocessing
 import os
 import shlex
@@ -24,6 +23,7 @@ from filestore.errors import FilestoreError, InvalidSetting
 from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.folders import create_folder, with_index
+from filestore_cli.plain_http import is_loopback
 from filestore_cli.settings import Settings
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import for_display, table
@@ -33,11 +33,13 @@ from filestore_cli.tokens import add_token
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.core.digest import Digest
+    from filestore.http.server.tls import TlsFiles
     from filestore.repository.index.protocol import Index
 
 T = TypeVar("T")
 
-SERVER_SETTINGS = ("spool_folder", "min_free", *(limit.name for limit in fields(ServerLimits)))
+TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+SERVER_SETTINGS = ("spool_folder", "min_free", *TLS_SETTINGS, *(limit.name for limit in fields(ServerLimits)))
 """The names of the settings that every server has, without its address."""
 NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
 
@@ -70,7 +72,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
             context.show({}, *words, otherwise=NOT_SERVED)
 
-    warn_if_open(settings.host)
+    check_listening(settings)
     warn_if_short(settings.token)
 
     def announce(url: str) -> None:
@@ -81,6 +83,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             "To push a file, type in another terminal:",
             f"  export FILESTORE_URL={settings.public_url or reachable(url)}",
             f"  {_token_line(settings.token, made, root)}",
+            *authority_lines(settings),
             "  filestore push model.safetensors",
             "",
             f"listening on {url}",
@@ -145,16 +148,58 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
         "limits": settings.server_limits,
         # The default is on the disk of the repository, since a temporary folder may be small, or in memory.
         "spool_folder": settings.spool_folder or root,
+        "tls": tls_files(settings),
     }
 
 
-def warn_if_open(host: str) -> None:
-    """Print a warning if other machines can reach a server."""
-    if not _is_loopback(host):
-        say(
-            f"Warning: {for_display(host)} can be reached from other machines, and traffic is not encrypted: "
-            "others on the network can read the token and the files. Put a proxy that speaks TLS before the server."
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """Return the files of the server's certificate, or None if it speaks plain HTTP. Raises click.ClickException."""
+    if settings.tls_cert is None:
+        for name in TLS_SETTINGS:
+            if getattr(settings, name) is not None:
+                raise click.ClickException(f"the setting {name} needs a certificate; name its file by --tls-cert")
+        return None
+    if settings.tls_by_proxy:
+        raise click.ClickException(
+            "the settings tls_cert and tls_by_proxy exclude each other: either the server speaks TLS or the proxy does; give one"
         )
+    from filestore.http.server.tls import TlsFiles  # heavy
+
+    cert, key, authority = (None if path is None else path.absolute() for path in map(partial(getattr, settings), TLS_SETTINGS))
+    assert cert is not None  # noqa: S101  # checked above
+    return TlsFiles(cert=cert, key=key, client_ca=authority)
+
+
+def authority_lines(settings: Settings) -> list[str]:
+    """Return what a user of the server types so that clients trust a certificate that signs itself."""
+    files = tls_files(settings)
+    if files is None:
+        return []
+    from filestore.http.server.tls import load  # heavy
+
+    if not load(files).is_self_signed:
+        return []
+    return [f"  export SSL_CERT_FILE={shlex.quote(str(files.cert))}  # a copy of it on each client: it signs itself"]
+
+
+def check_listening(settings: Settings) -> None:
+    """Refuse to speak plain HTTP with other machines, unless the user permits it. Then only warn.
+
+    Raises click.ClickException.
+    """
+    if tls_files(settings) is not None or settings.tls_by_proxy or is_loopback(settings.host):
+        return
+    host = for_display(settings.host)
+    if not settings.insecure:
+        raise click.ClickException(
+            f"{host} can be reached from other machines, and traffic would not be encrypted: "
+            "others on the network could read the tokens and the files; give a certificate by --tls-cert and --tls-key, "
+            "or the address of a proxy that speaks TLS by --tls-by-proxy; in a network that you trust, --insecure permits it"
+        )
+    say(
+        f"Warning: {host} can be reached from other machines, and traffic is not encrypted: "
+        "others on the network can read the tokens and the files; --insecure permits it."
+    )
 
 
 def in_child(function: Callable[[], T]) -> T:
@@ -217,13 +262,6 @@ async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
     return await add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _token_words(given: str | None, made: str | None, root: Path) -> str:

@@ -65,6 +65,8 @@ class Setting(NamedTuple):
     """Whether the setting is also an option of commands. A setting that is set once for a machine has no option."""
     is_repeatable: bool = False
     """Whether the option may be given several times. `parse` then gets the list of all its values."""
+    is_flag: bool = False
+    """Whether the option has no value, and means `yes`."""
 
 
 class Folders(NamedTuple):
@@ -122,7 +124,8 @@ def _proxy_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
     if not isinstance(given, list | tuple):
         raise ValueError("addresses or networks are expected, with commas between them")  # noqa: TRY004  # as for `_pythons`
     try:
-        return tuple(ip_network(str(each).strip()) for each in given)
+        # An option that is repeated may have commas too.
+        return tuple(ip_network(each.strip()) for part in given for each in str(part).split(","))
     except ValueError:
         raise ValueError(f"{value!r} is not a list of addresses or networks, such as 127.0.0.1,10.0.0.0/8") from None
 
@@ -247,6 +250,7 @@ def _setting(
     has_environment: bool = True,
     has_option: bool = True,
     is_repeatable: bool = False,
+    is_flag: bool = False,
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
@@ -255,7 +259,8 @@ def _setting(
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
-        return Setting(meaning, unit, default or _default_text(value, unit), environment, parse, has_option, is_repeatable)
+        text = default or _default_text(value, unit)
+        return Setting(meaning, unit, text, environment, parse, has_option, is_repeatable, is_flag)
 
     return {"definition": definition}
 
@@ -376,7 +381,7 @@ class Settings:
     host: str = field(
         default="127.0.0.1",
         metadata=_setting(
-            "The address that `filestore serve` listens on; only the option changes it, because traffic is not encrypted",
+            "The address that `filestore serve` listens on; only the option changes it, because others may then reach the server",
             unit="host name or address",
             parse=_host,
             has_environment=False,
@@ -584,6 +589,73 @@ class Settings:
             unit="addresses or networks, with commas between them",
             parse=_proxy_networks,
             default="none: these headers do not count",
+        ),
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The certificate of a server that speaks TLS, in PEM, with the certificates between it and its authority after it",
+            unit="path",
+            parse=_path,
+            default="none: the server speaks plain HTTP",
+        ),
+    )
+    tls_key: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The private key of tls_cert, in PEM and without a password",
+            unit="path",
+            parse=_path,
+            default="none: the key is in the file of tls_cert",
+        ),
+    )
+    tls_client_ca: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The authorities of client certificates, in PEM; a client then needs a certificate in addition to its token",
+            unit="path",
+            parse=_path,
+            default="none: no client certificate is asked for",
+        ),
+    )
+    tls_by_proxy: tuple[IPv4Network | IPv6Network, ...] = field(
+        default=(),
+        metadata=_setting(
+            "The addresses of the proxy that speaks TLS for a server; only these can connect, and they are trusted_proxies "
+            "if that names none",
+            unit="addresses or networks, with commas between them",
+            parse=_proxy_networks,
+            default="none: all addresses can connect",
+            is_repeatable=True,
+        ),
+    )
+    tls_client_cert: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The certificate that a command shows to a server which asks for one, in PEM",
+            unit="path",
+            parse=_path,
+            default="none",
+            has_option=False,
+        ),
+    )
+    tls_client_key: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The private key of tls_client_cert, in PEM and without a password",
+            unit="path",
+            parse=_path,
+            default="none: the key is in the file of tls_client_cert",
+            has_option=False,
+        ),
+    )
+    insecure: bool = field(
+        default=False,
+        metadata=_setting(
+            "Whether a server may speak plain HTTP with other machines, and a command may send its token to one without TLS",
+            unit="yes or no",
+            parse=_claim,
+            is_flag=True,
         ),
     )
     run_seconds: float = field(

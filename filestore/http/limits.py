@@ -62,6 +62,13 @@ class ServerLimits:
     """The URL of the server as clients know it, for links and signed URLs. None means the one that a request names."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """The networks of the proxies that say in headers what the address of a client is, and which URL it used."""
+    tls_by_proxy: tuple[IPv4Network | IPv6Network, ...] = ()
+    """The networks of the proxy that speaks TLS for the server. If there are any, only these can connect."""
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the proxies whose headers count: `trusted_proxies`, or else `tls_by_proxy`."""
+        return self.trusted_proxies or self.tls_by_proxy
 
 
 DEFAULT_SERVER_LIMITS = ServerLimits()

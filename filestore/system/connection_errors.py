@@ -8,8 +8,20 @@ import socket
 import ssl
 
 _NUMBERS = re.compile(r"\[Errno ([0-9]+)\]")
+_TLS_REASON = re.compile(r"\[SSL: ([A-Z0-9_]+)\]")
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 """The reasons that OpenSSL gives for bytes that are not TLS."""
+
+# The reasons of OpenSSL for the alerts that a server sends about the certificate of a client.
+_NO_CLIENT_CERTIFICATE = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
+_REFUSED_CLIENT_CERTIFICATE = {
+    "TLSV1_ALERT_UNKNOWN_CA",
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+}
 
 
 def failure_reason(error: BaseException) -> str:
@@ -22,7 +34,11 @@ def failure_reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused, {error.verify_message}; SSL_CERT_FILE names the file of an authority that you trust"
     if isinstance(error, ssl.SSLError):
-        return _tls_reason(error)
+        return _tls_reason(error.reason or "", is_cut=isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError))
+    # aiohttp repeats only the text of an error on an open connection.
+    found = _TLS_REASON.search(str(error))
+    if found is not None:
+        return _tls_reason(found[1], is_cut=False)
     if isinstance(error, UnicodeError):
         return "its host is not a name that a network can have"
     if isinstance(error, OSError):
@@ -36,12 +52,16 @@ def is_host_unknown(error: BaseException) -> bool:
     return isinstance(getattr(error, "_os_error", None) or error, socket.gaierror | UnicodeError)
 
 
-def _tls_reason(error: ssl.SSLError) -> str:
-    if error.reason in _NO_TLS:
+def _tls_reason(reason: str, *, is_cut: bool) -> str:
+    if reason in _NO_TLS:
         return "what answers there does not speak TLS; a URL that begins with http:// may be meant"
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+    if reason in _NO_CLIENT_CERTIFICATE:
+        return "it asks for a certificate of the client; the setting tls_client_cert names its file"
+    if reason in _REFUSED_CLIENT_CERTIFICATE:
+        return "it refuses the certificate of the client, which the setting tls_client_cert names"
+    if is_cut:
         return "it ended the connection in the middle of TLS"
-    return f"TLS failed, {(error.reason or 'unknown reason').lower().replace('_', ' ')}"
+    return f"TLS failed, {(reason or 'unknown reason').lower().replace('_', ' ')}"
 
 
 def _system_reason(error: OSError) -> str:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, repeat
 from pathlib import Path
@@ -28,7 +29,8 @@ from filestore.http import wire
 from filestore.http.client.answers import DOCUMENT_LIMIT, PROBLEM_LIMIT
 from filestore.http.client.channel import HEAD_LIMIT, INTERIM_LIMIT
 from filestore.http.client.repository import RemoteRepository
-from filestore_cli.plain_http import warn_of_plain_http
+from filestore_cli.plain_http import check_plain_http
+from filestore_cli.settings import Settings
 from tests.support.commands import Home
 from tests.support.hostile_server import (
     IDENTITY,
@@ -608,11 +610,15 @@ def test_removal_of_versions_without_end(home: Home) -> None:
     ],
 )
 def test_token_that_is_sent_in_the_open(capsys: pytest.CaptureFixture[str], url: str, host: str) -> None:
-    """A token that leaves this machine without encryption gives one warning in a command, which names the host."""
+    """A token leaves this machine without encryption only by permission, and with one warning that names the host."""
+    nowhere = Path("/dev/null")
+    settings = Settings(root=nowhere, cache=nowhere, push_cache=nowhere, token="secret")
+    with pytest.raises(click.ClickException) if host else nullcontext():
+        check_plain_http(url, settings)
     with click.Context(click.Command("x")):
         for _ in range(3):
-            warn_of_plain_http(url, "secret")
-            warn_of_plain_http(url, None)
+            check_plain_http(url, replace(settings, insecure=True))
+            check_plain_http(url, replace(settings, token=None))
     said = capsys.readouterr().err
     assert said.count("Warning") == bool(host)
     assert f"to {host} " in said or not host
@@ -620,8 +626,13 @@ def test_token_that_is_sent_in_the_open(capsys: pytest.CaptureFixture[str], url:
 
 
 def test_command_that_sends_its_token_in_the_open(home: Home) -> None:
-    """The command line warns before it sends anything, and goes on."""
-    done = home.run("ls", environ={"FILESTORE_URL": "http://filestore.invalid:1", "FILESTORE_TOKEN": "secret"})
+    """The command line refuses before it sends anything. With --insecure it warns, and goes on."""
+    environ = {"FILESTORE_URL": "http://filestore.invalid:1", "FILESTORE_TOKEN": "secret"}
+    told = home.failure("ls", environ=environ)
+    assert told.startswith("the token would be sent to filestore.invalid without encryption")
+    assert "https://" in told
+    assert "--insecure" in told
+    done = home.run("ls", "--insecure", environ=environ)
     assert done.stderr.startswith("Warning: the token is sent to filestore.invalid without encryption")
     assert done.returncode == 1
     done = home.run("ls", environ={"FILESTORE_URL": "http://filestore.invalid:1"})

@@ -870,10 +870,14 @@ def test_a_port_in_use_costs_no_token(home: Home, tmp_path: Path, server: Server
 
 
 @pytest.mark.slow
-def test_an_address_that_others_reach_is_warned_about(home: Home, tmp_path: Path) -> None:
-    """The warning about unencrypted traffic comes first. No machine has the address 192.0.2.1."""
-    done = home.run("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")
+def test_an_address_that_others_reach_needs_tls_or_a_permission(home: Home, tmp_path: Path) -> None:
+    """The refusal comes before anything is made. With --insecure there is a warning. No machine has the address 192.0.2.1."""
+    serve = ("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")
+    told = home.failure(*serve)
+    done = home.run(*serve, "--insecure")
 
+    assert told.startswith("192.0.2.1 can be reached from other machines, and traffic would not be encrypted")
+    assert all(option in told for option in ("--tls-cert", "--tls-key", "--tls-by-proxy", "--insecure"))
     assert done.returncode == 1
     warning, error = done.stderr.splitlines()
     assert warning.startswith("Warning: 192.0.2.1 can be reached from other machines, and traffic is not encrypted")

@@ -102,7 +102,8 @@ async def test_a_server_of_the_user_is_reached_through_the_proxy(home: Home, ser
         url = f"http://models.invalid:{urlsplit(server.url).port}"
         asked = ["upload", "--size", "64KiB", "--server", url]
         # The token goes to another machine without encryption.
-        found = await asyncio.to_thread(measured, home, *asked, environ=server.environ | proxies, warns=True)
+        environ = server.environ | proxies | {"FILESTORE_INSECURE": "1"}
+        found = await asyncio.to_thread(measured, home, *asked, environ=environ, warns=True)
     assert found["runs"][0]["server"] is not None
     assert 1 == found["records_removed"]
     asked_of = {(line.split()[0], urlsplit(line.split()[1]).path.removeprefix("/native/v1")) for line, _ in proxy.asked}

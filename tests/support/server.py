@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from email.message import Message
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ class RunningServer(NamedTuple):
     token: str
     root: Path
     process: subprocess.Popen[str]
+    tls: ssl.SSLContext | None = None
+    """What a client needs to speak TLS with it. None means plain HTTP."""
 
     @property
     def pid(self) -> int:
@@ -86,6 +89,8 @@ class RunningServer(NamedTuple):
     ) -> Reply:
         """Return the answer to one request, whose path is sent as it is."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        if self.tls is not None:
+            connection = HTTPSConnection("127.0.0.1", self.port, timeout=SECONDS, context=self.tls)
         try:
             sent = {"Authorization": f"Bearer {token}"} if token is not None else {}
             connection.request(method, path, body or None, sent | dict(headers or {}))
@@ -96,7 +101,8 @@ class RunningServer(NamedTuple):
 
     def connection(self) -> socket.socket:
         """Return a connection on which nothing was sent."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
+        return plain if self.tls is None else self.tls.wrap_socket(plain, server_hostname="127.0.0.1")
 
     def begin(self, method: str, path: str, *headers: str, body: bytes = b"") -> socket.socket:
         """Return a connection on which a request was sent, with `body` so far."""
@@ -206,11 +212,13 @@ def _main() -> None:
     from filestore.errors import FilestoreError
     from filestore.http.limits import ServerLimits
     from filestore.http.server import serve
+    from filestore.http.server.tls import TlsFiles
     from tests.support.opens import log_opens
 
     root = Path(sys.argv[1])
     settings: dict[str, int | float] = {}
     texts: dict[str, object] = {}
+    tls: dict[str, Path] = {}
     host = "127.0.0.1"
     for argument in sys.argv[2:]:
         key, _, value = argument.partition("=")
@@ -218,8 +226,10 @@ def _main() -> None:
             host = value
         elif key == "public_url":
             texts[key] = value
-        elif key == "trusted_proxies":
+        elif key in {"trusted_proxies", "tls_by_proxy"}:
             texts[key] = tuple(map(ip_network, value.split(",")))
+        elif key.startswith("tls_"):
+            tls[key.removeprefix("tls_")] = Path(value)
         elif key == "opens":
             log_opens(Path(value))
         else:
@@ -234,6 +244,7 @@ def _main() -> None:
             spool_folder=root / "tmp",
             workers=int(settings.pop("workers", 1)),
             limits=ServerLimits(**settings, **texts),  # type: ignore[arg-type]  # a test that gets one wrong fails
+            tls=TlsFiles(**tls) if tls else None,
         )
     except FilestoreError as error:
         sys.exit(f"{type(error).__name__}: {error}")

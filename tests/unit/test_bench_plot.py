@@ -13,7 +13,7 @@ from filestore_cli.bench.run import BenchResult, Link, Measurement, Plan, Side
 
 CEILINGS = {"memory_copy": 1e10, "blake3": 4e9, "loopback": 2e9, "disk_write_sync": 1e9}
 SIDE = Side(1.0, 1 << 26, {Stage.SEND: StageTotals(1, 10, 2.0, 1.0)})
-LINK: Link = {"connections": 4, "stall_seconds": 30.0, "retry_seconds": 300.0}
+LINK: Link = {"connections": 4, "stall_seconds": 30.0, "tls_client_cert": None, "tls_client_key": None, "retry_seconds": 300.0}
 
 
 def plan(path: Path) -> Plan:

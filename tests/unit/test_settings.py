@@ -292,7 +292,7 @@ def test_server_limits() -> None:
             value = (22, 6)
         if limit.name == "public_url":
             value = "https://files.example.org"
-        if limit.name == "trusted_proxies":
+        if limit.name in {"trusted_proxies", "tls_by_proxy"}:
             value = (ip_network("10.0.0.0/8"), ip_network("::1"))
         options: dict[str, object] = {limit.name: value}
         assert settings(options=options).server_limits == replace(DEFAULT_SERVER_LIMITS, **options)  # type: ignore[arg-type]

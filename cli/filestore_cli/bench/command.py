@@ -14,7 +14,7 @@ import click
 
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.parameters import NonemptyPath
-from filestore_cli.plain_http import warn_of_plain_http
+from filestore_cli.plain_http import check_plain_http
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
@@ -106,7 +106,7 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     from filestore_cli.bench.run import Plan, check_space, measure  # the same
 
     settings = context.settings
-    warn_of_plain_http(asked.server, settings.token)
+    check_plain_http(asked.server, settings)
     if asked.plot is not None:
         check_plot(asked.plot)
     path = None if asked.kind in KINDS else _given(asked.kind)
@@ -126,6 +126,8 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
             "connections": settings.connections,
             "stall_seconds": settings.stall_seconds,
             "retry_seconds": settings.retry_seconds,
+            "tls_client_cert": _text(settings.tls_client_cert),
+            "tls_client_key": _text(settings.tls_client_key),
         },
     )
     check_space(plan)
@@ -134,6 +136,11 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     context.show(as_json(plan, found), *lines(plan, found))
     if asked.plot is not None:
         plot(plan, found, asked.plot)
+
+
+def _text(path: Path | None) -> str | None:
+    """Return a path in the form that a message in JSON can have."""
+    return None if path is None else str(path)
 
 
 def _given(kind: str) -> Path:

@@ -36,6 +36,8 @@ class Link(TypedDict):
     connections: int
     stall_seconds: float
     retry_seconds: float
+    tls_client_cert: str | None
+    tls_client_key: str | None
 
 
 class Plan(NamedTuple):

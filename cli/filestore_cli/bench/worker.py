@@ -153,7 +153,7 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
     tune_process()
     import numpy as np  # noqa: F401  # the first chunk would load it, which is not a part of a transfer
 
-    options = {key: job[key] for key in ("connections", "stall_seconds", "retry_seconds")}
+    options = {key: job[key] for key in ("connections", "stall_seconds", "retry_seconds", "tls_client_cert", "tls_client_key")}
     async with connect(job["url"], token=job["token"], proxy=job["proxy"], **options) as repository:
         await repository.identity()
         await begin()

@@ -27,8 +27,9 @@ from filestore.http.client.answers import (
     no_connection,
 )
 from filestore.http.client.foreign import foreign_answer
-from filestore.http.client.transport import AnswerBody, Request
+from filestore.http.client.transport import AnswerBody, ClientCertificate, Request
 from filestore.repository.protocol import Moved
+from filestore.system.certificates import load_pair
 from filestore.system.connection_errors import failure_reason
 from filestore.system.http_answers import said_by
 from filestore.system.metrics import Stage, async_span
@@ -39,6 +40,14 @@ PIECE = 256 << 10
 """Bytes that are passed to a connection at a time. Progress is reported for each piece."""
 
 _current_watch: ContextVar[_Watch] = ContextVar("current_watch")
+
+
+def client_tls(certificate: ClientCertificate) -> ssl.SSLContext:
+    """Return what a client needs to show a certificate. It trusts what every client trusts. Raises InvalidSetting."""
+    context = ssl.create_default_context()
+    load_pair(context, certificate.cert, certificate.key, name="tls_client")
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 class AiohttpTransport:

@@ -50,7 +50,7 @@ from filestore.http.client.documents import (
     parse_versions,
 )
 from filestore.http.client.requests import Requests
-from filestore.http.client.transport import Request
+from filestore.http.client.transport import ClientCertificate, Request
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
     FreedContent,
@@ -94,6 +94,7 @@ class RemoteRepository:
         retry_seconds: float = RETRY_SECONDS,
         proxy: Proxy | None = None,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
+        certificate: ClientCertificate | None = None,
     ) -> None:
         """Make a client without asking the server anything yet. Raises InvalidUrl, InvalidSetting."""
         try:
@@ -119,6 +120,7 @@ class RemoteRepository:
             retry_seconds=retry_seconds,
             proxy=proxy,
             first_pause_seconds=first_pause_seconds,
+            certificate=certificate,
         )
         self._requests = Requests(
             self.location,
@@ -128,6 +130,7 @@ class RemoteRepository:
             retry_seconds=retry_seconds,
             first_pause_seconds=first_pause_seconds,
             proxy=proxy,
+            certificate=certificate,
         )
         self._connections = connections
         self._concurrency = Concurrency(connections)

@@ -11,7 +11,7 @@ from filestore.errors import FilestoreError, ForeignAnswer, InvalidBatch, Invali
 from filestore.http.client.answers import DOCUMENT_LIMIT, SmallAnswer
 from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.documents import parse_document, parse_late_document
-from filestore.http.client.transport import Request, Transport
+from filestore.http.client.transport import ClientCertificate, Request, Transport
 from filestore.repository.protocol import closed_error
 from filestore.system.proxies import Proxy
 from filestore.system.retries import Retries
@@ -41,6 +41,7 @@ class Requests:
         retry_seconds: float,
         first_pause_seconds: float,
         proxy: Proxy | None,
+        certificate: ClientCertificate | None = None,
     ) -> None:
         """Prepare requests without connecting. The options are those of `RemoteRepository`."""
         self.location = location
@@ -48,6 +49,7 @@ class Requests:
         self._connections = connections
         self._stall_seconds = stall_seconds
         self._proxy = proxy
+        self._certificate = certificate
         self.retries = Retries(retry_seconds=retry_seconds, first_pause_seconds=first_pause_seconds)
         self.transport = self._open_transport()
         self._was_reached = False
@@ -61,16 +63,15 @@ class Requests:
         self.transport = self._open_transport()
 
     def _open_transport(self) -> Transport:
-        kind: type[Transport]
+        count, stall_seconds = self._connections, self._stall_seconds
         if urlsplit(self.location).scheme == "http":
-            kind = ChannelTransport
-        else:
-            # Only here: aiohttp takes 0.15 s and more to import, and plain HTTP does not need it.
-            from filestore.http.client.aiohttp_transport import AiohttpTransport  # noqa: PLC0415
+            return ChannelTransport(self.location, token=self._token, count=count, stall_seconds=stall_seconds, proxy=self._proxy)
+        # Only here: aiohttp takes 0.15 s and more to import, and plain HTTP does not need it.
+        from filestore.http.client.aiohttp_transport import AiohttpTransport, client_tls  # noqa: PLC0415
 
-            kind = AiohttpTransport
-        return kind(
-            self.location, token=self._token, count=self._connections, stall_seconds=self._stall_seconds, proxy=self._proxy
+        tls = None if self._certificate is None else client_tls(self._certificate)
+        return AiohttpTransport(
+            self.location, token=self._token, count=count, stall_seconds=stall_seconds, proxy=self._proxy, tls=tls
         )
 
     @property

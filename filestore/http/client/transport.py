@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from filestore.core.digest import Buffer
 from filestore.repository.protocol import Moved
@@ -56,6 +57,14 @@ class Request:
     def size(self) -> int:
         """Bytes of the whole body."""
         return len(self.body or b"") + self.frames_size
+
+
+class ClientCertificate(NamedTuple):
+    """The files of the certificate of a client, in PEM."""
+
+    cert: Path
+    key: Path | None = None
+    """The private key. None means that it is in the file of the certificate."""
 
 
 class AnswerBody(Protocol):

@@ -234,7 +234,7 @@ class RequestAuthenticator:
         self._tokens = tokens
         self._revocation = revocation
         self._guesses = Guesses(limits.guesses_limit)
-        self._origin = Origin(limits.public_url, TrustedProxies(limits.trusted_proxies))
+        self._origin = Origin(limits.public_url, TrustedProxies(limits.proxies))
         self._spool_folder = spool_folder
         self._limits = limits
         self._shared_times = shared_times

@@ -8,10 +8,13 @@ and reads no answers makes the server keep one answer, of at most 256 KiB.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 
 from aiohttp import web
@@ -20,11 +23,16 @@ from aiohttp.streams import StreamReader
 
 from filestore.errors import Busy
 from filestore.http.limits import ServerLimits
+from filestore.http.server.admission import Admission
 from filestore.http.server.descriptors import connections_limit
 from filestore.http.server.errors import closing_problem, closing_refusal
+from filestore.http.server.handshakes import Handshakes
 from filestore.http.server.origin import TrustedProxies, client_group
+from filestore.http.server.rarely import Rarely
 from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
 from filestore.system.stalls import StallTimer
+
+logger = logging.getLogger("filestore.access")
 
 READ_SIZE = 64 << 10
 """Bytes that are read from a connection at a time."""
@@ -44,6 +52,9 @@ class Connections:
         self, limits: ServerLimits, *, descriptors_limit: int, is_proxy: Callable[[str], bool] = lambda _: False
     ) -> None:
         """`is_proxy` returns whether an address is that of a proxy, whose connections are those of many clients."""
+        only = TrustedProxies(limits.tls_by_proxy)
+        self._may_connect: Callable[[str], bool] = only.contains if limits.tls_by_proxy else lambda _: True
+        self._strangers = Rarely()
         self.head_seconds = limits.head_seconds
         self.stall_seconds = limits.stall_seconds
         self.heads = UnfinishedHeads()
@@ -53,6 +64,20 @@ class Connections:
         self._count = 0
         self._counts: Counter[str] = Counter()
         self._refusals = 0
+
+    def admit(self, address: str) -> Admission:
+        """Count a new connection from `address`, or say that it is refused. Call `release` of the result when it ends."""
+        if not self._may_connect(address):
+            if count := self._strangers.count():
+                reason = "the setting tls_by_proxy does not name their address"
+                logger.info("%d connections were closed because %s; the last one is of %s", count, reason, address)
+            return Admission("it is not of the proxy", may_answer=False, release=lambda: None)
+        refusal = self.refusal(address)
+        if refusal is None:
+            self.add(address)
+            return Admission(None, may_answer=True, release=partial(self.remove, address))
+        is_told = self.begin_refusal()
+        return Admission(refusal, may_answer=is_told, release=self.end_refusal if is_told else lambda: None)
 
     def refusal(self, address: str) -> str | None:
         """Return why a connection from `address` is refused, or None if it is accepted."""
@@ -92,26 +117,47 @@ class Connections:
 class ConnectionSite(web.SockSite):
     """Accept the connections of a socket."""
 
-    def __init__(self, runner: web.AppRunner, listener: socket.socket, *, limits: ServerLimits, backlog: int) -> None:
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        listener: socket.socket,
+        *,
+        limits: ServerLimits,
+        backlog: int,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
+        """`tls` returns what a new connection needs to speak TLS. None means plain HTTP."""
         super().__init__(runner, listener, backlog=backlog)
         self._limits = limits
+        self._tls = tls
+        self._handshakes: Handshakes | None = None
 
     async def start(self) -> None:
         """Begin to accept connections."""
         await web.BaseSite.start(self)
         server = self._runner.server
         assert server is not None  # noqa: S101  # the runner is set up
-        is_proxy = TrustedProxies(self._limits.trusted_proxies).contains
+        is_proxy = TrustedProxies(self._limits.proxies).contains
         connections = Connections(self._limits, descriptors_limit=connections_limit(), is_proxy=is_proxy)
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: RequestConnection(server, connections), sock=self._sock, backlog=self._backlog
-        )
+        begin: Callable[[], asyncio.Protocol] = partial(RequestConnection, server, connections)
+        if self._tls is not None:
+            made = partial(RequestConnection, server, connections)
+            self._handshakes = Handshakes(self._tls, connections.admit, made, seconds=self._limits.head_seconds)
+            begin = self._handshakes.begin
+        self._server = await asyncio.get_running_loop().create_server(begin, sock=self._sock, backlog=self._backlog)
+
+    async def stop(self) -> None:
+        """Accept no more connections."""
+        await super().stop()
+        if self._handshakes is not None:
+            self._handshakes.close()
 
 
 class RequestConnection(web.RequestHandler):
     """One connection. It gives the parser of aiohttp one whole head at a time, and then the body that belongs to it."""
 
-    def __init__(self, server: web.Server, connections: Connections) -> None:
+    def __init__(self, server: web.Server, connections: Connections, admission: Admission | None = None) -> None:
+        """`admission` is what was decided when the connection was accepted. None means that it is decided by this object."""
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -127,9 +173,7 @@ class RequestConnection(web.RequestHandler):
             read_bufsize=1,
         )
         self._connections = connections
-        self._address = ""
-        self._is_counted = False
-        self._is_refusal = False
+        self._admission = admission
         self._connection: asyncio.Transport | None = None
         self._head = HeadReader(connections.heads, self._evict)
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -148,15 +192,13 @@ class RequestConnection(web.RequestHandler):
         """Begin to read requests, or refuse the connection."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a TCP server
         self._connection = transport
-        peer = transport.get_extra_info("peername")
-        self._address = peer[0] if peer else ""
-        refusal = self._connections.refusal(self._address)
-        if refusal is not None:
-            self._is_refusal = self._connections.begin_refusal()
-            self._refuse(closing_problem(Busy("the server", refusal)) if self._is_refusal else None)
+        if self._admission is None:
+            peer = transport.get_extra_info("peername")
+            self._admission = self._connections.admit(peer[0] if peer else "")
+        if self._admission.refusal is not None:
+            busy = Busy("the server", self._admission.refusal)
+            self._refuse(closing_problem(busy) if self._admission.may_answer else None)
             return
-        self._connections.add(self._address)
-        self._is_counted = True
         transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of each transport of asyncio on a socket
         # The next request waits until nothing is left here of the answer before it.
         transport.set_write_buffer_limits(high=0)
@@ -166,10 +208,8 @@ class RequestConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
         self._end()
-        if self._is_counted:
-            self._connections.remove(self._address)
-        if self._is_refusal:
-            self._connections.end_refusal()
+        if self._admission is not None:
+            self._admission.release()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

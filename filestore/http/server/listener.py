@@ -60,6 +60,6 @@ def address_error(address: _Address, error: OSError) -> AddressError:
     return kind(f"{address[0]}:{address[1]}", error.strerror or str(error))
 
 
-def server_url(host: str, listener: socket.socket) -> str:
+def server_url(host: str, listener: socket.socket, *, scheme: str = "http") -> str:
     """Return the URL of a server that listens on `listener`."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

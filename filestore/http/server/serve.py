@@ -22,6 +22,7 @@ from filestore.http.server.errors import concerns_us
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.supervisor import Supervisor
+from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
 
@@ -43,8 +44,11 @@ def serve(
     limits: ServerLimits = DEFAULT_SERVER_LIMITS,
     knows_tokens: bool = True,
     extension: Extension = no_extension,
+    tls: TlsFiles | None = None,
 ) -> None:
     """Serve a repository over HTTP until SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
+
+    With `tls`, the server speaks TLS. SIGHUP then reads the files of the certificate again, and does not end the server.
 
     `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
     `announce(url)` is called when connections are accepted. `announce_stop()` is called after that, at the first stop
@@ -61,7 +65,8 @@ def serve(
     Each worker enters `extension` for the routes that it serves in addition to those of files, and leaves it before it
     ends.
 
-    Raises AddressInUse, AddressError, and what `prepare` and `open_backend` raise.
+    Raises AddressInUse, AddressError, InvalidSetting (a certificate that cannot be used), and what `prepare` and
+    `open_backend` raise.
     """
     service = Service(
         open_backend=open_backend,
@@ -71,7 +76,9 @@ def serve(
         knows_tokens=knows_tokens,
         extension=extension,
         shared_times=SharedTimes(workers),
+        tls=None if tls is None else ServerTls(tls),
     )
+    scheme = "http" if tls is None else "https"
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     # What a runtime does is worth a line, and so are the result of work between requests and each wrong token. All other
@@ -83,10 +90,14 @@ def serve(
     for warning in (BadContentDispositionHeader, BadContentDispositionParam):
         warnings.simplefilter("ignore", warning)
     logging.basicConfig(level=logging.WARNING, handlers=[DirectHandler()])
+    if service.tls is not None:
+        service.tls.log_warnings()
     if workers > 1:
         with hold_port(host, port) as holder:
             prepare()
-            Supervisor(service, holder, count=workers).run(lambda: announce(server_url(host, holder)), announce_stop)
+            Supervisor(service, holder, count=workers).run(
+                lambda: announce(server_url(host, holder, scheme=scheme)), announce_stop
+            )
         return
     service.shared_times.join(0)
     with bind(*resolve_address(host, port), is_shared=False) as listener:
@@ -97,7 +108,12 @@ def serve(
         prepare()
         with log_by_thread():
             asyncio.run(
-                run_worker(service, listener, ready=lambda: announce(server_url(host, listener)), announce_stop=announce_stop)
+                run_worker(
+                    service,
+                    listener,
+                    ready=lambda: announce(server_url(host, listener, scheme=scheme)),
+                    announce_stop=announce_stop,
+                )
             )
 
 

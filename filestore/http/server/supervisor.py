@@ -69,6 +69,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
         self._stops = 0
+        self._is_reload_asked = False
 
     def run(self, announce: Callable[[], None], announce_stop: Callable[[], None]) -> None:
         """Run the workers until a stop signal has ended them all. Call `announce_stop` at that signal.
@@ -136,7 +137,15 @@ class Supervisor:
             with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
                 with log_by_thread():
-                    asyncio.run(run_worker(self._service, listener, ready=ready, lifeline=self._lifeline[0]))
+                    asyncio.run(
+                        run_worker(
+                            self._service,
+                            listener,
+                            ready=ready,
+                            lifeline=self._lifeline[0],
+                            is_first=worker.place == 0,
+                        )
+                    )
             status = 0
         except FilestoreError as error:
             if is_ready:
@@ -168,7 +177,8 @@ class Supervisor:
         reader, writer = socket.socketpair()
         for end in (reader, writer):
             end.settimeout(0)
-        noticed = (*stop_signals(), signal.SIGCHLD)
+        # A set: with TLS, SIGHUP is noticed also where nohup has it ignored.
+        noticed = {*stop_signals(), signal.SIGCHLD, *((signal.SIGHUP,) if self._service.tls is not None else ())}
         before = {number: signal.signal(number, self._notice) for number in noticed}
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._selector.register(reader, selectors.EVENT_READ, reader)
@@ -185,7 +195,9 @@ class Supervisor:
                 os.close(descriptor)
 
     def _notice(self, number: int, _: FrameType | None) -> None:
-        if number in STOP_SIGNALS:
+        if number == signal.SIGHUP and self._service.tls is not None:
+            self._is_reload_asked = True
+        elif number in STOP_SIGNALS:
             self._stops += 1
 
     def _wait(self, until: float | None) -> None:
@@ -196,6 +208,9 @@ class Supervisor:
                 self._hear(key.data)
             else:
                 key.data.recv(4096)
+        if self._is_reload_asked:
+            self._is_reload_asked = False
+            self._signal_all(signal.SIGHUP)
 
     def _hear(self, worker: _Worker) -> None:
         """Read the next bytes of a worker's report."""

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.revocation import Revocation
+from filestore.http.server.tls import ServerTls
 from filestore.http.server.traffic import Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -46,6 +47,8 @@ class Service:
     limits: ServerLimits
     shared_times: SharedTimes
     extension: Extension
+    tls: ServerTls | None = None
+    """The certificate, if the server speaks TLS."""
 
 
 @asynccontextmanager
@@ -61,10 +64,12 @@ async def run_worker(
     ready: Callable[[], None],
     announce_stop: Callable[[], None] = lambda: None,
     lifeline: int | None = None,
+    is_first: bool = True,
 ) -> None:
     """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`.
 
-    `ready` is called when connections are accepted, and `announce_stop` when no new transfers are.
+    `ready` is called when connections are accepted, and `announce_stop` when no new transfers are. Only the first worker
+    writes to the log what all of them do.
     """
     loop = asyncio.get_running_loop()
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -79,8 +84,15 @@ async def run_worker(
         # parent.
         handlers = {signal.SIGTERM: stopping.set}
         loop.add_reader(lifeline, _orphaned, lifeline, stopping)
+    if service.tls is not None:
+        handlers[signal.SIGHUP] = service.tls.reload
     with _handled(loop, handlers, is_last=lifeline is not None):
-        await _serve_until(service, listener, stopping, at_once, ready=ready, announce_stop=announce_stop)
+        async with _certificate_watched(service.tls, tells=is_first):
+            await _serve_until(service, listener, stopping, at_once, ready=ready, announce_stop=announce_stop)
+
+
+def _certificate_watched(tls: ServerTls | None, *, tells: bool) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if tls is None else tls.watched(tells=tells)
 
 
 async def _serve_until(
@@ -118,7 +130,7 @@ async def _serve_until(
                 shared_times=service.shared_times,
                 more_routes=more_routes,
             )
-            async with _accepting(app, listener, service.limits) as site:
+            async with _accepting(app, listener, service) as site:
                 ready()
                 await stopping.wait()
                 announce_stop()
@@ -165,7 +177,7 @@ def stop_signals() -> Sequence[signal.Signals]:
 
 
 @asynccontextmanager
-async def _accepting(app: web.Application, listener: socket.socket, limits: ServerLimits) -> AsyncIterator[web.BaseSite]:
+async def _accepting(app: web.Application, listener: socket.socket, service: Service) -> AsyncIterator[web.BaseSite]:
     """Answer the connections of `listener` until the site is stopped.
 
     The end of the block cancels requests in progress.
@@ -174,7 +186,9 @@ async def _accepting(app: web.Application, listener: socket.socket, limits: Serv
     await runner.setup()
     try:
         asyncio.get_running_loop().set_exception_handler(AcceptErrors())
-        site = ConnectionSite(runner, listener, limits=limits, backlog=BACKLOG)
+        tls = service.tls
+        context = None if tls is None else lambda: tls.context
+        site = ConnectionSite(runner, listener, limits=service.limits, backlog=BACKLOG, tls=context)
         await site.start()
         yield site
     finally:

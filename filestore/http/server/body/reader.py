@@ -16,7 +16,17 @@ from contextlib import asynccontextmanager
 
 from filestore.errors import Stalled
 from filestore.format.codec import FRAME_LIMIT
-from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, duplicate, readable
+from filestore.http.server.body.connection import (
+    PATIENCE_MILLISECONDS,
+    PEER,
+    PIECE,
+    Connection,
+    awaited_size,
+    duplicate,
+    held,
+    readable,
+    socket_of,
+)
 from filestore.http.server.context import RequestContext, arriving
 from filestore.system.buffers import allocate_pages
 from filestore.system.metrics import Stage, span
@@ -72,7 +82,7 @@ class BodyReader:
         self._left = size
         self._ahead = memoryview(b"")
         """What aiohttp has read already."""
-        self._connection: socket.socket | None = None
+        self._connection: Connection | None = None
         self._awaited = 1
         self._unseen = 0
         self._is_dry = False
@@ -131,12 +141,13 @@ class BodyReader:
         if self._connection is None:
             self._connection = duplicate(self._context.transport)
         is_late = self._is_dry and not await self._is_readable(self._connection)
-        taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach)
+        with held(self._connection):
+            taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach)
         self._timer.count(taken)
         if is_late and not taken:
             raise Stalled(PEER, self._context.stall_seconds)
 
-    async def _is_readable(self, connection: socket.socket) -> bool:
+    async def _is_readable(self, connection: Connection) -> bool:
         """Wait for bytes. Return False if too few have come, so that the next read takes what there is. Raises Stalled."""
         left = self._timer.left()
         if left <= 0:
@@ -147,10 +158,10 @@ class BodyReader:
         finally:
             self._timer.ended(began)
 
-    def _read(self, connection: socket.socket, take: Take, reach: Reach) -> int:
+    def _read(self, connection: Connection, take: Take, reach: Reach) -> int:
         """Read until nothing more arrives or the slice is full. Return the number of bytes."""
         poll = select.poll()
-        poll.register(connection, select.POLLIN)
+        poll.register(socket_of(connection), select.POLLIN)
         taken = 0
         self._is_dry = False
         with span(Stage.RECEIVE) as receiving:
@@ -165,7 +176,7 @@ class BodyReader:
             receiving.add(taken)
         return taken
 
-    def _fill(self, piece: memoryview, connection: socket.socket, poll: select.poll) -> int:
+    def _fill(self, piece: memoryview, connection: Connection, poll: select.poll) -> int:
         """Receive until `piece` is full or nothing more arrives. Return the number of bytes."""
         filled = 0
         while filled < len(piece):
@@ -191,9 +202,12 @@ class BodyReader:
 
     def _await_at_least(self, size: int) -> None:
         """Make the system report the connection as readable only when `size` bytes, or its end, have arrived."""
-        if self._connection is not None and size != self._awaited:
+        if self._connection is None:
+            return
+        size = awaited_size(self._connection, size)
+        if size != self._awaited:
             self._awaited = size
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            socket_of(self._connection).setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
 
 def _hand_over(ahead: memoryview, take: Take, reach: Reach) -> memoryview:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
 import select
-import socket
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from filestore.core.digest import Buffer
 from filestore.errors import Stalled
-from filestore.http.server.body.connection import PATIENCE_MILLISECONDS, PEER, PIECE, writable
+from filestore.http.server.body.connection import (
+    PATIENCE_MILLISECONDS,
+    PEER,
+    PIECE,
+    Connection,
+    held,
+    send_file,
+    socket_of,
+    writable,
+)
 from filestore.system.files import is_unreadable
 from filestore.system.metrics import Stage, span
 from filestore.system.stalls import StallTimer
@@ -36,10 +43,10 @@ class FilePart(NamedTuple):
 class BodyWriter:
     """Send the bytes of a body. When a call returns, the kernel has them, and none waits in this process."""
 
-    def __init__(self, connection: socket.socket, *, stall_seconds: float) -> None:
+    def __init__(self, connection: Connection, *, stall_seconds: float) -> None:
         """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
         self._connection = connection
-        self._timer = StallTimer(stall_seconds, connection=connection)
+        self._timer = StallTimer(stall_seconds, connection=socket_of(connection))
 
     async def send(self, piece: Buffer) -> None:
         """Send a piece of at most 256 KiB (I6). Raises Stalled, ConnectionError."""
@@ -86,12 +93,16 @@ class BodyWriter:
     async def offer_files(self, sending: FileWriter) -> bool:
         """Send as much of files as the client takes soon. Return whether all was sent. Raises ConnectionError."""
         before = sending.sent
-        while not await in_disk_thread(sending.write_timed_slice):
+        while not await self._write_slice(sending):
             self._timer.count(sending.sent - before)
             before = sending.sent
             if sending.is_held_up and not await self._soon_writable():
                 return False
         return True
+
+    async def _write_slice(self, sending: FileWriter) -> bool:
+        with held(self._connection):
+            return await in_disk_thread(sending.write_timed_slice)
 
     async def _soon_writable(self) -> bool:
         began = self._timer.began()
@@ -112,7 +123,7 @@ class BodyWriter:
 class FileWriter:
     """Send files in threads, in one thread at a time."""
 
-    def __init__(self, connection: socket.socket, parts: Sequence[FilePart], *, stage: Stage | None = None) -> None:
+    def __init__(self, connection: Connection, parts: Sequence[FilePart], *, stage: Stage | None = None) -> None:
         """`stage` is the one to which the time and the bytes are counted."""
         self.sent = 0
         self.is_held_up = False
@@ -144,7 +155,7 @@ class FileWriter:
         It runs in a thread, not in the event loop, because `sendfile` waits for the disk.
         """
         poll = select.poll()
-        poll.register(self._connection, select.POLLOUT)
+        poll.register(socket_of(self._connection), select.POLLOUT)
         self.is_held_up = False
         end = self.sent + SLICE_SIZE
         while self.place < len(self._parts):
@@ -186,4 +197,4 @@ class FileWriter:
             part.file.seek(self._offset)
             content = part.file.read(min(size, PIECE))
             return self._connection.send(content) if content else 0
-        return os.sendfile(self._connection.fileno(), descriptor, self._offset, size)
+        return send_file(self._connection, descriptor, self._offset, size)
