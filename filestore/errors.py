@@ -39,11 +39,13 @@ FilestoreError
 ├── MissingCompiledPart
 ├── MissingPackage
 ├── Unauthorized
-│   └── TokenMissing
+│   ├── TokenMissing
+│   └── TokenExpired
 ├── UrlRefused
 ├── TooManyGuesses
 ├── Forbidden
 ├── ScopeMissing
+├── OutsidePrefix             of a token that sees only some names
 ├── SourceError               what is pushed
 │   ├── SourceUnreadable
 │   ├── SourceChanged
@@ -507,6 +509,13 @@ class TokenMissing(Unauthorized):
     sentence = "{where} needs a token, and none was given; give a token of that server"
 
 
+class TokenExpired(Unauthorized):
+    """A token whose time is over."""
+
+    slug = "token-expired"
+    sentence = "{where} refused the token, because it has expired; give a valid token of that server"
+
+
 class UrlRefused(FilestoreError):
     """A signed URL that is not valid."""
 
@@ -541,6 +550,14 @@ class ScopeMissing(FilestoreError):
     slug = "scope-missing"
     facts = ("where", "needed", "scope")
     sentence = "{where} allows this only with a token of the scope {needed!r} or a higher one; this token has {scope!r}"
+
+
+class OutsidePrefix(FilestoreError):
+    """The token is valid, but sees only the names that begin with its prefix."""
+
+    slug = "outside-prefix"
+    facts = ("what", "prefix")
+    sentence = "this token is only for names that begin with {prefix!r}, and not for {what}"
 
 
 class UsedAfterFork(FilestoreError):

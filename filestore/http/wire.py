@@ -177,6 +177,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.TooManyGuesses: 429,
     errors.Forbidden: 403,
     errors.ScopeMissing: 403,
+    errors.OutsidePrefix: 403,
     errors.StorageFull: 507,
     errors.Busy: 503,
     errors.Unhealthy: 503,

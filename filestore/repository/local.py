@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Never, TypeVar
@@ -24,8 +24,10 @@ from filestore.core.references import Reference
 from filestore.core.signing import NO_ISSUER, signed_path
 from filestore.errors import (
     Busy,
+    DamagedRecord,
     InvalidManifest,
     NotFound,
+    OutsidePrefix,
     ReadOnly,
     StorageError,
     UsedAfterFork,
@@ -83,12 +85,16 @@ class LocalRepository:
         budget: Budget | None = None,
         signed_seconds: float = SIGNED_SECONDS,
         issuer: str = NO_ISSUER,
+        prefix: str = "",
         read_only: bool = False,
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
         `signed_seconds` is how long a signed path is valid, unless the token that `issuer` stands for is removed. With
         `read_only`, verbs that write raise ReadOnly. Raises InvalidName.
+
+        With a `prefix`, all verbs treat records whose names do not begin with it as absent, and store no others: they raise
+        OutsidePrefix. Content that is asked for by the digest of a chunk or a manifest is that of the whole namespace.
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
@@ -99,6 +105,7 @@ class LocalRepository:
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
         self._signed_seconds = signed_seconds
         self._issuer = issuer
+        self.prefix = prefix
         self._read_only = read_only
         self._identity: Identity | None = None
         self._is_closed = False
@@ -237,7 +244,7 @@ class LocalRepository:
 
     async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
         self._check_writable()
-        checked_new_name(name)
+        self.check_name(checked_new_name(name))
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         check_count(parsed)
         identity = await self.identity()
@@ -286,15 +293,15 @@ class LocalRepository:
 
     async def record(self, wanted: Wanted) -> Record:
         reference = reference_of(wanted)
-        record = await self._index.record(self._namespace, reference)
+        record = await self._index.record(self._namespace, reference, prefix=self.prefix)
         if record is None and reference.name_otherwise is not None:
-            record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise))
+            record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise), prefix=self.prefix)
         if record is None:
             raise NotFound(str(reference))
         return record
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
-        return await self._index.records(self._namespace, limit=limit, before=before)
+        return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
 
     async def iter_records(self) -> AsyncGenerator[Record, None]:
         with listing_file() as file:
@@ -307,7 +314,7 @@ class LocalRepository:
 
     async def write_listing(self, file: BinaryIO, growth: ListingGrowth) -> None:
         """Replace the content of `file` by the listing of all records, as `Index.write_listing` does."""
-        await self._index.write_listing(self._namespace, file, growth)
+        await self._index.write_listing(self._namespace, file, growth, prefix=self.prefix)
 
     async def versions(
         self,
@@ -323,12 +330,22 @@ class LocalRepository:
         rule = None
         if keep_last is not None or older_than_seconds is not None:
             rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)
-        return await list_versions(self._index, self._namespace, reference, first=first, rule=rule, limit=limit, before=before)
+        return await list_versions(
+            self._index,
+            self._namespace,
+            reference,
+            first=first,
+            rule=rule,
+            limit=limit,
+            before=before,
+            prefix=self.prefix,
+        )
 
     async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         from filestore.repository.maintenance.usage import measure_freed  # noqa: PLC0415  # heavy: numpy
 
-        return await measure_freed(self._store, self._index, self._namespace, file_ids)
+        with self._names_hidden():
+            return await measure_freed(self._store, self._index, self._namespace, file_ids, prefix=self.prefix)
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         from filestore.repository.maintenance.usage import measure_usage  # noqa: PLC0415  # heavy: numpy
@@ -340,6 +357,7 @@ class LocalRepository:
             now=time.time_ns() // 1000,
             grace_seconds=GRACE_SECONDS if grace_seconds is None else grace_seconds,
             name_limit=name_limit,
+            prefix=self.prefix,
         )
 
     async def sign(self, file_id: str) -> str:
@@ -360,6 +378,9 @@ class LocalRepository:
         unless_newest: bool = False,
     ) -> Record:
         self._check_writable()
+        if self.prefix:
+            # An id never gets another name, so this holds until the removal.
+            await self.record(Reference(id=file_id))
 
         removal = partial(
             remove_record,
@@ -372,7 +393,8 @@ class LocalRepository:
             updated_at=updated_at,
             unless_newest=unless_newest,
         )
-        return await with_reserve(self._store, removal)
+        with self._names_hidden():
+            return await with_reserve(self._store, removal)
 
     async def with_reserve(self, removal: Callable[[], Awaitable[T]]) -> T:
         """Return what `removal` returns. On a full disk, call it a second time with the space of the reserve."""
@@ -412,6 +434,25 @@ class LocalRepository:
             await self._opened_store.close()
         finally:
             await self._opened_index.close()
+
+    def sees(self, name: str) -> bool:
+        """Return whether records with this name are seen here."""
+        return name.startswith(self.prefix)
+
+    def check_name(self, name: str) -> None:
+        """Raise OutsidePrefix if no record with this name can be stored here."""
+        if not self.sees(name):
+            raise OutsidePrefix(f"the name {name!r}", self.prefix)
+
+    @contextmanager
+    def _names_hidden(self) -> Iterator[None]:
+        """Replace the name in an error about a damaged record that is not seen here."""
+        try:
+            yield
+        except DamagedRecord as error:
+            if self.sees(str(error.named_facts()["name"])):
+                raise
+            raise DamagedRecord("", "", "its manifest is missing or damaged") from None
 
     def _check_writable(self) -> None:
         if self._read_only:

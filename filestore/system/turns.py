@@ -47,6 +47,11 @@ class Turns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """The tasks that wait, by their namespaces. The first namespace gets the next turn."""
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has it. Then nobody waits for it either."""
+        return self._holder is None
+
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
         """Take a turn for the block. Do one slice of work in it."""

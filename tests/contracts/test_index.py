@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import tempfile
 from collections.abc import Sequence
 
 import pytest
@@ -14,7 +16,7 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy
-from filestore.repository.index.protocol import Base, ChunkRow, Index, Policy, TokenRow, Use
+from filestore.repository.index.protocol import Base, ChunkRow, Index, ListingGrowth, Policy, TokenRow, Use
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
@@ -554,6 +556,59 @@ async def test_token_keeps_scope_prefix_and_expiry(index: Index, clock: Clock) -
     async with index.transaction() as transaction:
         await transaction.add_token(token, namespace=A, label="", scope=Scope.READ, prefix="team/", expires_at=clock.now + 1)
     assert TokenRow(token, A, "", clock.now, Scope.READ, "team/", clock.now + 1, None) == await index.token(token)
+
+
+async def test_use_of_a_token_is_noted_once_a_minute(index: Index, clock: Clock) -> None:
+    """Each process may note it; a clock that was set back does not stop this. Tokens that do not exist are skipped."""
+    token = token_digest("secret")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="")
+    await index.note_token_uses([token, token_digest("removed")])
+    first = clock.now
+    for seconds, used_at in ((59, first), (2, first + 61_000_000), (-3600, first - 3539_000_000)):
+        clock.advance(seconds=seconds)
+        await index.note_token_uses([token])
+        assert [used_at] == [row.used_at for row in await index.tokens()]
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="changed")
+    assert first - 3539_000_000 == (await index.tokens())[0].used_at
+
+
+async def test_use_of_a_token_waits_for_nobody(open_shared: OpenIndex) -> None:
+    """Neither for a write of this process nor for one of another. Then it is free again for others."""
+    index, other = await open_shared(), await open_shared()
+    token = token_digest("secret")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="")
+        with pytest.raises(Busy):
+            await index.note_token_uses([token])
+        with pytest.raises(Busy):
+            await other.note_token_uses([token])
+    await other.note_token_uses([token])
+    async with index.transaction() as transaction:
+        assert await transaction.remove_token(token)
+
+
+async def test_prefix_hides_other_names(index: Index, clock: Clock) -> None:
+    """In every question that has one. Characters that SQL has a meaning for have none here."""
+    for name, content in (("logs_1", b"a"), ("logs_1", b"b"), ("logsx1", b"a"), ("%", b"a"), ("éa", b"a"), ("e", b"b")):
+        clock.advance(seconds=1)
+        await record(index, name, chunk_digest(content))
+    by_digest = Reference(digest=chunk_digest(b"a"))
+    for prefix, names in (("logs_", ["logs_1", "logs_1"]), ("%", ["%"]), ("é", ["éa"]), ("logs", ["logsx1", "logs_1", "logs_1"])):
+        assert names == [each.name for each in await index.records(A, limit=10, prefix=prefix)]
+        found = await index.record(A, by_digest, prefix=prefix)
+        assert names[0] == (found.name if found else None)
+        versions = await index.versions(A, by_digest, limit=10, prefix=prefix)
+        assert sorted(set(names)) == sorted(each.name for each in versions)
+        assert len(versions) == await index.version_count(A, by_digest, prefix=prefix)
+        with tempfile.TemporaryFile() as file:
+            await index.write_listing(A, file, ListingGrowth(), prefix=prefix)
+            file.seek(0)
+            assert names == [json.loads(line)["name"] for line in file]
+    for reference in (Reference(name="e"), Reference(id=(await index.records(A, limit=1))[0].id)):
+        assert await index.record(A, reference, prefix="logs") is None
+        assert [] == await index.versions(A, reference, limit=10, prefix="logs")
 
 
 async def test_removed_token_is_a_strangers(index: Index) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
 from filestore.core.scopes import Scope
-from filestore.errors import InvalidInput, ScopeMissing
+from filestore.errors import InvalidInput, OutsidePrefix, ScopeMissing
 from filestore.http.server.access import Access
+from filestore.http.server.app import ROUTES, Route
+from filestore.runtime.routes.pipelines import PipelineRoutes
+from filestore.runtime.routes.pointers import PointerRoutes
+from filestore.runtime.routes.runs import RunRoutes
+
+DOC = Path(__file__).parents[2] / "docs/http-api.md"
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -19,7 +29,13 @@ def test_scope_contains_those_below_it(scope: Scope) -> None:
         else:
             with pytest.raises(ScopeMissing, match=f"scope '{needed}' or a higher one; this token has '{scope}'"):
                 access.check_scope(needed)
-        Access("team", scope=scope, is_signed=True).check_scope(needed)
+
+
+def test_prefix_ends_requests_about_all_names() -> None:
+    """A token that sees all names may ask about all of them."""
+    Access("team").check_whole()
+    with pytest.raises(OutsidePrefix, match="names that begin with 'logs-', and not for requests that concern all names"):
+        Access("team", prefix="logs-").check_whole()
 
 
 def test_scope_is_named_by_its_word() -> None:
@@ -28,3 +44,47 @@ def test_scope_is_named_by_its_word() -> None:
     assert list(Scope) == [Scope.parse(str(scope)) for scope in Scope]
     with pytest.raises(InvalidInput, match="'READ' does not exist; give one of read, write, delete, admin"):
         Scope.parse("READ")
+
+
+def documented() -> dict[str, str]:
+    """The scope of each route, as docs/http-api.md lists it."""
+    section = DOC.read_text().partition("\n## Scopes\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| `([A-Z]+ [^`]+)` \| (\w+) \|", section, re.MULTILINE))
+
+
+def served() -> list[Route]:
+    """All routes of a server and of a runtime."""
+    return [*ROUTES, *(route for kind in (PipelineRoutes, PointerRoutes, RunRoutes) for route in kind(Mock()).all)]
+
+
+def shown(route: Route) -> str:
+    """The method and the path of a route in the form of the documentation."""
+    path = re.sub(r"\{path:(\w+)/\.\*\}", r"\1/PATH", route.path)
+    return f"{route.method} {re.sub(r':[^}]+', '', path)}"
+
+
+def test_scopes_of_all_routes_are_documented() -> None:
+    """The page says what the server asks for. The runtime serves some paths of the server by routes of its own."""
+    asked = {shown(route): str(route.scope) for route in served()}
+    assert asked == documented()
+    assert len(set(served())) >= len(asked)
+    assert {(shown(route), str(route.scope)) for route in served()} == set(asked.items())
+
+
+def test_only_a_high_scope_removes_or_changes() -> None:
+    """`read` is enough for questions only, and `write` for nothing that removes."""
+    harmless = {"POST /native/v1/chunks/get", "POST /native/v1/chunks/verify", "POST /native/v1/files/freed"}
+    harmless.add("POST /native/v1/files/{id}/sign")
+    for route in served():
+        if route.method != "GET":
+            assert (route.scope > Scope.READ) == (shown(route) not in harmless), shown(route)
+        if route.method in {"DELETE", "PATCH"} or "cancel" in route.path:
+            assert route.scope >= Scope.DELETE, shown(route)
+
+
+def test_only_files_are_for_prefixes() -> None:
+    """What a runtime does with pipelines and runs concerns all names."""
+    refused = {shown(route) for route in served() if not route.is_for_prefixes}
+    assert {"GET /native/v1/status"} == refused & {shown(route) for route in ROUTES}
+    paths = {shown(route) for route in served()} - {shown(route) for route in ROUTES} - refused
+    assert {"GET /storage/run_files/PATH"} == paths

@@ -2,16 +2,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from filestore.core.digest import token_digest
-from filestore.errors import Unauthorized
+from filestore.core.scopes import Scope
+from filestore.core.signing import signed_path
+from filestore.errors import TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
 from filestore.repository.given_tokens import given_tokens, note_given, remove_given
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
 from tests.support.clock import Clock
+
+SECOND = 1_000_000
+NOW = 1_800_000_000 * SECOND
+"""The time in microseconds at the start of a test."""
+
+
+def microseconds(clock: Clock) -> int:
+    """The time that the clock shows, since 1970."""
+    return NOW + round((clock.now - Clock().now) * SECOND)
 
 
 @pytest.fixture
@@ -21,9 +33,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def index(tmp_path: Path) -> AsyncIterator[Index]:
+async def index(tmp_path: Path, clock: Clock) -> AsyncIterator[Index]:
     """An index that knows one token."""
-    index = await open_index(tmp_path / "index.sqlite")
+    index = await open_index(tmp_path / "index.sqlite", now=lambda: microseconds(clock))
     async with index.transaction() as transaction:
         await transaction.add_token(token_digest("kept"), namespace="team", label="")
     yield index
@@ -33,7 +45,13 @@ async def index(tmp_path: Path) -> AsyncIterator[Index]:
 @pytest.fixture
 def tokens(index: Index, clock: Clock) -> Tokens:
     """That index, and a token for this run."""
-    return Tokens(index, {token_digest("given"): "default"}, clock=clock)
+    return Tokens(index, {token_digest("given"): "default"}, clock=clock, now=lambda: microseconds(clock))
+
+
+async def change(index: Index, **properties: Any) -> None:
+    """Change the token of the index."""
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("kept"), **{"namespace": "team", "label": "", **properties})
 
 
 @pytest.mark.parametrize(
@@ -165,3 +183,100 @@ async def test_a_namespace_that_has_a_token_at_another_server_is_not_revoked(ind
         assert ({"default"} if namespace == "default" else set()) == await runtime.revoked_namespaces()
     await note_given(index, {token_digest("of a file server"): "default"})
     assert set() == await runtime.revoked_namespaces()
+
+
+async def test_access_has_what_the_row_says(index: Index, tokens: Tokens) -> None:
+    """Scope, prefix, label and id. A token of this run has all scopes."""
+    digest = token_digest("kept")
+    await change(index, label="ci", scope=Scope.WRITE, prefix="logs-")
+    access = await tokens.access("Bearer kept")
+    assert ("team", Scope.WRITE, "logs-", "ci", str(digest)[:16], False) == (
+        *(access.namespace, access.scope, access.prefix, access.label, access.token_id, access.is_signed),
+    )
+    given = await tokens.access("Bearer given")
+    assert (Scope.ADMIN, "", "") == (given.scope, given.prefix, given.label)
+
+
+async def test_an_expired_token_is_refused_and_told_so(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """Also by the process that remembers it, and what it permitted ends. A longer time makes it valid again."""
+    await change(index, expires_at=NOW + SECOND // 2)
+    access = await tokens.access("Bearer kept")
+    await tokens.refresh()
+    assert tokens.is_valid(access)
+    clock.now += 0.5
+    assert not tokens.is_valid(access)
+    with pytest.raises(TokenExpired, match="it has expired"):
+        await tokens.access("Bearer kept")
+    await change(index, expires_at=NOW + 9 * SECOND)
+    await tokens.refresh()
+    assert tokens.is_valid(access)
+    assert "team" == (await tokens.access("Bearer kept")).namespace
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "needed", "is_valid"),
+    [
+        ({"scope": Scope.DELETE}, {"scope": Scope.WRITE}, Scope.WRITE, True),
+        ({"scope": Scope.DELETE}, {"scope": Scope.WRITE}, Scope.DELETE, False),
+        ({"scope": Scope.WRITE}, {"scope": Scope.READ}, Scope.READ, True),
+        ({"scope": Scope.WRITE}, {"scope": Scope.READ}, Scope.WRITE, False),
+        ({"prefix": "logs-"}, {"prefix": "logs-"}, Scope.READ, True),
+        ({"prefix": "logs-"}, {"prefix": "log"}, Scope.READ, True),
+        ({"prefix": "logs-"}, {}, Scope.READ, True),
+        ({"prefix": "logs-"}, {"prefix": "logs-2026"}, Scope.READ, False),
+        ({}, {"prefix": "logs-"}, Scope.READ, False),
+        ({}, {"label": "another"}, Scope.ADMIN, True),
+    ],
+)
+async def test_a_limited_token_ends_what_it_no_longer_permits(
+    index: Index, tokens: Tokens, *, before: dict[str, Any], after: dict[str, Any], needed: Scope, is_valid: bool
+) -> None:
+    """A request that the token still permits goes on."""
+    await change(index, **before)
+    access = await tokens.access("Bearer kept")
+    await change(index, **after)
+    await tokens.refresh()
+    assert is_valid == tokens.is_valid(access, needed=needed)
+    # The next request has what the token has now, also while the process remembers it.
+    assert after.get("prefix", "") == (await tokens.access("Bearer kept")).prefix
+
+
+async def test_a_signed_url_permits_what_its_token_permits_now(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """It ends with its token, and with its time."""
+    issuer = (await tokens.access("Bearer kept")).issuer
+    signed = signed_path(await tokens.keys(), "GET", "/a", namespace="team", expires_at=1 << 40, issuer=issuer)
+    _, _, namespace, expires_at, signature, _ = signed.split("/")
+    url = {"namespace": namespace, "expires_at": expires_at, "signature": signature}
+    await change(index, scope=Scope.READ, prefix="logs-", expires_at=NOW + SECOND)
+    await tokens.refresh()
+    access = await tokens.signed("GET", "/a", **url)
+    assert (Scope.READ, "logs-", True) == (access.scope, access.prefix, access.is_signed)
+    clock.now += 1
+    with pytest.raises(UrlRefused, match="was removed, or has expired"):
+        await tokens.signed("GET", "/a", **url)
+
+
+async def test_a_namespace_is_revoked_when_its_last_token_expires(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """Its uploads in progress are then removed, as if the token had been removed."""
+    await change(index, expires_at=NOW + SECOND)
+    await tokens.access("Bearer kept")
+    assert set() == await tokens.revoked_namespaces()
+    clock.now += 1
+    assert {"team"} == await tokens.revoked_namespaces()
+
+
+async def test_used_tokens_are_told_once_a_minute(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """Tokens of this run have no row, and are left out."""
+    await tokens.access("Bearer kept")
+    await tokens.access("Bearer given")
+    assert [token_digest("kept")] == tokens.take_used()
+    assert [] == tokens.take_used()
+    await index.note_token_uses([token_digest("kept")])
+    await tokens.refresh()
+    for _ in range(2):
+        clock.now += 30
+        await tokens.access("Bearer kept")
+        assert [] == tokens.take_used()
+    clock.now += 1
+    await tokens.access("Bearer kept")
+    assert [token_digest("kept")] == tokens.take_used()

@@ -14,6 +14,7 @@ from filestore.errors import (
     Interrupted,
     InvalidBatch,
     LimitExceeded,
+    TokenExpired,
     TokenMissing,
     Unauthorized,
     Unreachable,
@@ -209,5 +210,8 @@ def answer_error(location: str, status: int, content: bytes, said: Said, *, sent
     except ValueError:
         document = None
     if status == HTTPStatus.UNAUTHORIZED and not said.is_page:  # a page is the login of something between
-        return Unauthorized(location) if has_token else TokenMissing(location)
+        if not has_token:
+            return TokenMissing(location)
+        is_expired = isinstance(wire.decode_problem(location, status, document), TokenExpired)
+        return (TokenExpired if is_expired else Unauthorized)(location)
     return error_of(location, status, document, said, sent_size=sent_size)

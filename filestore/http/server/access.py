@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER
-from filestore.errors import ScopeMissing
+from filestore.errors import OutsidePrefix, ScopeMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Access:
     issuer: str = NO_ISSUER
     """Stands for the token (`filestore.core.signing`). URLs that the request asks for are bound to it."""
     is_signed: bool = False
-    """Whether a signed URL was used instead of a token. It permits one kind of request, with any scope."""
+    """Whether a signed URL was used instead of a token. It permits one kind of request, if its token permits it now."""
     scope: Scope = Scope.ADMIN
     prefix: str = ""
     """The beginning of all names that the token sees. An empty text means all names."""
@@ -28,5 +28,10 @@ class Access:
 
     def check_scope(self, needed: Scope) -> None:
         """Raise ScopeMissing if the token does not permit what needs the scope `needed`."""
-        if not self.is_signed and not self.scope.permits(needed):
+        if not self.scope.permits(needed):
             raise ScopeMissing("the server", str(needed), str(self.scope))
+
+    def check_whole(self) -> None:
+        """Raise OutsidePrefix if the token does not see all names."""
+        if self.prefix:
+            raise OutsidePrefix("requests that concern all names", self.prefix)

@@ -69,6 +69,8 @@ class Route(NamedTuple):
     """Whether a signed URL is accepted instead of a token."""
     public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
     """Returns the namespace in which a request needs no token, or None if it needs one."""
+    is_for_prefixes: bool = True
+    """Whether a token that sees only the names with a prefix may be used."""
 
 
 ROUTES = (
@@ -88,7 +90,7 @@ ROUTES = (
     Route("GET", f"{API}/versions", versions.list_versions, Scope.READ),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
-    Route("GET", f"{API}/status", native.describe_status, Scope.READ),
+    Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
     Route("GET", "/v3/validate", files.validate_token, Scope.READ),
     Route("GET", "/v4/tokens/validate", files.validate_token, Scope.READ),
     Route("POST", "/v3/pipeline_files", forms.create_file, Scope.WRITE, is_transfer=True),
@@ -255,7 +257,7 @@ class RequestAuthenticator:
             if route.public_namespace is not None and "signature" not in request.match_info:
                 namespace = await route.public_namespace(request)
             access = await self._access(request, route) if namespace is None else Access(namespace)
-            self._revocation.note(request, access)
+            self._revocation.note(request, access, needed=route.scope)
             repository = self._repository(access)
             transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
             with transferring, working_for(repository.namespace):
@@ -313,11 +315,16 @@ class RequestAuthenticator:
         )
 
     async def _access(self, request: web.Request, route: Route) -> Access:
-        """Return what a request may use. Raises UrlRefused, Unauthorized, TooManyGuesses, ScopeMissing."""
+        """Return what a request may use.
+
+        Raises UrlRefused, Unauthorized, TooManyGuesses, ScopeMissing, OutsidePrefix.
+        """
         access = await self._known_access(request)
         if RECORD in request:  # it is made after the answer to `Expect`
             record_of(request).access = access
         access.check_scope(route.scope)
+        if not route.is_for_prefixes:
+            access.check_whole()
         return access
 
     async def _known_access(self, request: web.Request) -> Access:
@@ -330,7 +337,8 @@ class RequestAuthenticator:
             path = "/" + request.path.lstrip("/").split("/", 4)[4]
             return await self._tokens.signed(request.method, path, **signed)
         except (Unauthorized, UrlRefused) as error:
-            if error.args[0] == NOT_OURS or (isinstance(error, Unauthorized) and gives_token(authorization)):
+            # A token that has expired is not a guess.
+            if error.args[0] == NOT_OURS or (type(error) is Unauthorized and gives_token(authorization)):
                 client = self._origin.client_address(request)
                 self._guesses.note(client_group(client), f"{request.method} {redact_secrets(request.path)[:PATH_LIMIT]!r}")
             raise
@@ -344,4 +352,5 @@ class RequestAuthenticator:
             budget=self._budget,
             signed_seconds=self._limits.signed_seconds,
             issuer=access.issuer,
+            prefix=access.prefix,
         )

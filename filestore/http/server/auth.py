@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from filestore.core.digest import Digest, token_digest
+from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, SigningKeys, key_id_of, verify_path
-from filestore.errors import Unauthorized, UrlRefused
+from filestore.errors import TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.access import Access
 from filestore.repository.given_tokens import given_tokens
-from filestore.repository.index.protocol import Index
+from filestore.repository.index.protocol import USED_MICROSECONDS, Index, TokenRow
 
 REMEMBER_SECONDS = 1.0
 """How long a process may still accept a token after it was removed."""
-TOKEN_ID_LENGTH = 16
-"""The digits of the digest of a token by which logs and lists name it."""
 CHALLENGE = 'Bearer realm="filestore"'
-REMOVED = "the token with which it was asked for was removed"
+REMOVED = "the token with which it was asked for was removed, or has expired"
 
 
 class _KnownToken(NamedTuple):
-    namespace: str
+    row: TokenRow
     until: float
 
 
 class Tokens:
     """Find out what the token of a request, or a signed URL, permits: first by `given`, then by the index.
 
-    `given` are the tokens of this run. They are valid until this process ends, or until they are removed. With
-    `knows_index`, the tokens of the index are valid too. Only accepted tokens of the index are remembered. So invalid
-    tokens cannot fill the memory, and a new token works at once. Tokens are compared as digests, so the duration of a
-    comparison says nothing about a token.
+    `given` are the tokens of this run, with their namespaces. They have all scopes, and are valid until this process ends, or
+    until they are removed. With `knows_index`, the tokens of the index are valid too. Only accepted tokens of the index are
+    remembered. So invalid tokens cannot fill the memory, and a new token works at once. Tokens are compared as digests, so the
+    duration of a comparison says nothing about a token.
     """
 
     def __init__(
@@ -43,21 +42,26 @@ class Tokens:
         *,
         knows_index: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
+        """`now` returns the time in microseconds since 1970, by which tokens expire."""
         self._index = index
-        self._given = dict(given)
+        self._given = {digest: TokenRow(digest, namespace, "", 0) for digest, namespace in given.items()}
         self._knows_index = knows_index
         self._clock = clock
+        self._now = now
         self._removed: set[Digest] = set()
         self._known: dict[Digest, _KnownToken] = {}
         self._issuers: dict[Digest, str] = {}
-        """The issuers of all valid tokens."""
-        self._namespaces: dict[str, str] = {}
-        """The namespace of each issuer."""
+        """The issuers of all known tokens."""
+        self._rows: dict[str, TokenRow] = {}
+        """The token behind each issuer, also one that has expired."""
         self._seen: set[str] = set()
         """The namespaces that had a valid token since this process began."""
         self._kept: set[str] = set()
         """The namespaces that have a token in the index, or one that any server of the folder was given."""
+        self._used: set[Digest] = set()
+        """The tokens that were accepted since the last call of `take_used`."""
         self._keys: SigningKeys | None = None
         self._refreshing = asyncio.Lock()
 
@@ -68,37 +72,47 @@ class Tokens:
         return self._keys
 
     async def access(self, authorization: str | None) -> Access:
-        """Return what the token in an Authorization header permits. Raises Unauthorized."""
+        """Return what the token in an Authorization header permits. Raises Unauthorized, TokenExpired."""
         digest = _digest(authorization)
         is_given = digest in self._given and digest not in self._removed
-        namespace = self._given[digest] if is_given else await self._ask(digest)
-        if namespace is None:
+        row = self._given[digest] if is_given else await self._ask(digest)
+        if row is None:
             raise Unauthorized("the server")
+        if row.has_expired(self._now()):
+            # Whoever gets here has the right token.
+            raise TokenExpired("the server")
         issuer = self._issuers.get(digest) or (await self.keys()).issuer(digest)
         # `is_valid` must know a token that is newer than the last `refresh`.
         self._issuers[digest] = issuer
-        self._namespaces[issuer] = namespace
-        self._seen.add(namespace)
-        return Access(namespace, issuer, token_id=str(Digest(digest))[:TOKEN_ID_LENGTH])
+        self._rows[issuer] = row
+        self._seen.add(row.namespace)
+        self._used.add(digest)
+        return _access(row, issuer)
 
     async def signed(self, method: str, path: str, *, namespace: str, expires_at: str, signature: str) -> Access:
-        """Return what a signed URL permits. `path` is the path inside it. Raises UrlRefused."""
+        """Return what a signed URL permits: what its token permits now. `path` is the path inside it. Raises UrlRefused."""
         keys = await self.keys()
         if keys.find(key_id_of(signature), now=time.time()) is None:
             # The key may be a new one.
             keys = self._keys = await self._index.signing_keys()
         signed = {"namespace": namespace, "expires_at": expires_at, "signature": signature}
         issuer = verify_path(keys, method, path, **signed, now=time.time())
-        access = Access(namespace, issuer, is_signed=True)
-        if not self.is_valid(access):
+        if issuer == NO_ISSUER:
+            return Access(namespace, issuer, is_signed=True)
+        row = self._valid_row(issuer, namespace)
+        if row is None:
             await self.refresh()
-        if not self.is_valid(access):
+            row = self._valid_row(issuer, namespace)
+        if row is None:
             raise UrlRefused(REMOVED)
-        return access
+        return _access(row, issuer, is_signed=True)
 
-    def is_valid(self, access: Access) -> bool:
-        """Return whether the token behind an access is valid, as far as the last `refresh` knows."""
-        return access.issuer == NO_ISSUER or self._namespaces.get(access.issuer) == access.namespace
+    def is_valid(self, access: Access, *, needed: Scope = Scope.READ) -> bool:
+        """Return whether the token behind an access still permits what needs the scope `needed`, as the last `refresh` knows."""
+        if access.issuer == NO_ISSUER:
+            return True
+        row = self._valid_row(access.issuer, access.namespace)
+        return row is not None and row.scope.permits(needed) and access.prefix.startswith(row.prefix)
 
     async def refresh(self) -> None:
         """Read the tokens and the keys again. Raises StorageError, IndexDamaged, Busy."""
@@ -107,14 +121,16 @@ class Tokens:
             given = await given_tokens(self._index)
             rows = await self._index.tokens()
             removed = {token.digest for token in given if token.is_removed}
-            valid = {row.digest: row.namespace for row in rows} if self._knows_index else {}
-            self._known = {digest: known for digest, known in self._known.items() if digest in valid}
-            valid |= {digest: namespace for digest, namespace in self._given.items() if digest not in removed}
+            known = {row.digest: row for row in rows} if self._knows_index else {}
+            self._known = {
+                digest: _KnownToken(known[digest], entry.until) for digest, entry in self._known.items() if digest in known
+            }
+            known |= {digest: row for digest, row in self._given.items() if digest not in removed}
             self._keys, self._removed = keys, removed
-            self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in valid}
-            self._namespaces = {self._issuers[digest]: namespace for digest, namespace in valid.items()}
-            self._seen.update(valid.values())
-            self._kept = {row.namespace for row in rows} | {token.namespace for token in given if not token.is_removed}
+            self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in known}
+            self._rows = {self._issuers[digest]: row for digest, row in known.items()}
+            self._seen.update(self._valid_namespaces(known.values()))
+            self._kept = self._valid_namespaces(rows) | {token.namespace for token in given if not token.is_removed}
 
     async def revoked_namespaces(self) -> frozenset[str]:
         """Return the namespaces that had a valid token here, and have none any more at any server of the folder.
@@ -122,19 +138,42 @@ class Tokens:
         Raises StorageError, IndexDamaged, Busy.
         """
         await self.refresh()
-        return frozenset(self._seen.difference(self._kept, self._namespaces.values()))
+        return frozenset(self._seen.difference(self._kept, self._valid_namespaces(self._rows.values())))
 
-    async def _ask(self, digest: Digest) -> str | None:
+    def take_used(self) -> list[Digest]:
+        """Return the tokens of the index that were accepted since the last call, unless their time of last use is recent."""
+        used, self._used = self._used, set()
+        horizon = self._now() - USED_MICROSECONDS
+        rows = (self._rows.get(self._issuers.get(digest, "")) for digest in used.difference(self._given))
+        return [row.digest for row in rows if row is not None and (row.used_at is None or row.used_at < horizon)]
+
+    def give_back(self, used: Iterable[Digest]) -> None:
+        """Let the next call of `take_used` return these tokens again."""
+        self._used.update(used)
+
+    async def _ask(self, digest: Digest) -> TokenRow | None:
         now = self._clock()
         known = self._known.get(digest)
         if known is not None and now < known.until:
-            return known.namespace
+            return known.row
         row = await self._index.token(digest) if self._knows_index else None
         if row is None:
             self._known.pop(digest, None)
             return None
-        self._known[digest] = _KnownToken(row.namespace, now + REMEMBER_SECONDS)
-        return row.namespace
+        self._known[digest] = _KnownToken(row, now + REMEMBER_SECONDS)
+        return row
+
+    def _valid_row(self, issuer: str, namespace: str) -> TokenRow | None:
+        row = self._rows.get(issuer)
+        return None if row is None or row.namespace != namespace or row.has_expired(self._now()) else row
+
+    def _valid_namespaces(self, rows: Iterable[TokenRow]) -> set[str]:
+        now = self._now()
+        return {row.namespace for row in rows if not row.has_expired(now)}
+
+
+def _access(row: TokenRow, issuer: str, *, is_signed: bool = False) -> Access:
+    return Access(row.namespace, issuer, is_signed, row.scope, row.prefix, row.id, row.label)
 
 
 def gives_token(authorization: str | None) -> bool:

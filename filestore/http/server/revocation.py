@@ -1,6 +1,6 @@
-"""Notice within about a second that a token was removed, and cut the requests in progress that it permits.
+"""Notice within about a second that a token was removed, limited or has expired, and cut the requests that it permitted.
 
-Each process looks at the index at regular intervals, so it does not matter who removed the token.
+Each process looks at the index at regular intervals, so it does not matter who changed the token.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
+from filestore.core.scopes import Scope
 from filestore.errors import FilestoreError
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens
@@ -35,11 +36,11 @@ class Revocation:
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
-        self._running: dict[asyncio.Timeout, tuple[web.Request, Access]] = {}
+        self._running: dict[asyncio.Timeout, tuple[web.Request, Access, Scope]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look for removed tokens during the block. Raises what `Tokens.refresh` raises, at the start."""
+        """Look at the tokens during the block. Raises what `Tokens.refresh` raises, at the start."""
         await self._tokens.refresh()
         # An error in the group ends the server: without these looks, a removed token would permit requests for ever.
         async with task_group() as group:
@@ -51,7 +52,7 @@ class Revocation:
 
     @asynccontextmanager
     async def cut_if_removed(self, request: web.Request) -> AsyncIterator[None]:
-        """Cut the connection of a request during the block, as soon as the token that permits it is removed.
+        """Cut the connection of a request during the block, as soon as its token does not permit it any more.
 
         The block ends then, as by a cancel. `note` says what permits the request.
         """
@@ -68,9 +69,9 @@ class Revocation:
             if request.transport is not None:
                 request.transport.abort()
 
-    def note(self, request: web.Request, access: Access) -> None:
-        """Note what permits a request in progress."""
-        self._running[request[_DEADLINE]] = (request, access)
+    def note(self, request: web.Request, access: Access, *, needed: Scope) -> None:
+        """Note what permits a request in progress, and the scope that it needs."""
+        self._running[request[_DEADLINE]] = (request, access, needed)
 
     async def _look(self) -> None:
         is_failing = False
@@ -84,17 +85,18 @@ class Revocation:
                 is_failing = False
             except FilestoreError as error:
                 if not is_failing:
-                    log_failure("removed tokens cannot be noticed now", error)
+                    log_failure("changes of tokens cannot be noticed now", error)
                 is_failing = True
             self._cut()
 
     def _refused(self) -> list[asyncio.Timeout]:
-        return [deadline for deadline, (_, access) in self._running.items() if not self._tokens.is_valid(access)]
+        running = self._running.items()
+        return [deadline for deadline, (_, access, needed) in running if not self._tokens.is_valid(access, needed=needed)]
 
     def _cut(self) -> None:
         refused = self._refused()
         for deadline in refused:
-            request, _ = self._running.pop(deadline)
+            request, _, _ = self._running.pop(deadline)
             if request.transport is not None:
                 # The end is then a reset, which discards what waits to be sent: the client must not get it.
                 connection = request.transport.get_extra_info("socket")
@@ -102,4 +104,4 @@ class Revocation:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             deadline.reschedule(asyncio.get_running_loop().time())
         if refused:
-            logger.info("a token was removed, and %d requests that it permitted were cut", len(refused))
+            logger.info("a token was removed, limited or has expired, and %d requests that it permitted were cut", len(refused))

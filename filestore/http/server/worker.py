@@ -21,6 +21,7 @@ from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.tls import ServerTls
+from filestore.http.server.token_uses import noting_token_uses
 from filestore.http.server.traffic import Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -116,6 +117,7 @@ async def _serve_until(
         async with (
             background_work(store, index, service.limits),
             revocation.running(),
+            noting_token_uses(index, tokens),
             service.extension(store, index) as more_routes,
         ):
             app = make_app(

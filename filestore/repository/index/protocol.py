@@ -18,6 +18,11 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 
+TOKEN_ID_LENGTH = 16
+"""The digits of the digest of a token by which logs and lists name it."""
+USED_MICROSECONDS = 60 * 1_000_000
+"""The time of last use of a token is written again after this time."""
+
 
 class ChunkRow(NamedTuple):
     """The row of a chunk. `size` is the decoded size of the chunk, and `stored_size` is the size of its frame."""
@@ -219,6 +224,15 @@ class TokenRow(NamedTuple):
     used_at: int | None = None
     """When a server last accepted the token, to about a minute. None means never."""
 
+    @property
+    def id(self) -> str:
+        """The beginning of the digest, by which logs and lists name the token."""
+        return str(self.digest)[:TOKEN_ID_LENGTH]
+
+    def has_expired(self, now: int) -> bool:
+        """Return whether the token is not valid any more at the time `now`."""
+        return self.expires_at is not None and now >= self.expires_at
+
 
 class Index(Protocol):
     """An index of a repository. A read sees all data that was committed before it began.
@@ -248,28 +262,34 @@ class Index(Protocol):
     async def removed_since(self, namespace: str, number: int) -> RemovedRows:
         """Return what `Transaction.removed_since` returns, without a transaction."""
 
-    async def record(self, namespace: str, reference: Reference) -> Record | None:
+    async def record(self, namespace: str, reference: Reference, *, prefix: str = "") -> Record | None:
         """Return the record to which a reference points, or None. If there are several, return the newest one.
+
+        Records whose names do not begin with `prefix` do not count, here and in the other methods that have it.
 
         If only a digest is given, a directory has priority over a file. So a stored directory is still found after its
         zip was pushed as a file. `name_otherwise` is ignored. Raises InvalidReference if several versions have digests that
         begin with the digits of the revision.
         """
 
-    async def versions(self, namespace: str, reference: Reference, *, limit: int, before: int | None = None) -> list[Record]:
+    async def versions(
+        self, namespace: str, reference: Reference, *, limit: int, before: int | None = None, prefix: str = ""
+    ) -> list[Record]:
         """Return at most `limit` records that have the id, the digest and the name of a reference, the newest first.
 
         With `before`, return only the records that follow the record that was updated at this time, as `records` does. The
         revision and `name_otherwise` are ignored.
         """
 
-    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None) -> int:
+    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None, prefix: str = "") -> int:
         """Return how many records `versions` returns without a limit."""
 
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         """Return the ids of all records with a digest, the newest first."""
 
-    async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
+    async def records(
+        self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False, prefix: str = ""
+    ) -> list[Record]:
         """Return at most `limit` records, the newest first, which is the one with the largest position.
 
         With `before`, return only the records that follow the record that was updated at this time. If this record
@@ -303,7 +323,7 @@ class Index(Protocol):
         records that were updated before this time. Records that pipelines use are left out, and count as versions.
         """
 
-    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
+    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = "") -> None:
         """Replace the content of `file` by a listing of a namespace: all records, as they are at one moment.
 
         `filestore.repository.listing` says what is in it. The graphs of pipelines are left out. Neither other reads nor writes
@@ -355,6 +375,12 @@ class Index(Protocol):
 
     async def tokens(self) -> list[TokenRow]:
         """Return all tokens, the oldest first."""
+
+    async def note_token_uses(self, digests: Sequence[Digest]) -> None:
+        """Set the times of last use of tokens to now, where they are more than a minute ago. Others are skipped.
+
+        It does not wait: it raises Busy if anybody writes, or waits for it in this process. Raises ReadOnly, StorageError.
+        """
 
     async def secret(self) -> bytes:
         """Return 32 random bytes that only servers of this repository know. They are made at the first call and never change.

@@ -38,7 +38,7 @@ _LISTING = (
 # JSON writes most names as they are, and a byte of any other one as six characters at most. A line has the name twice.
 _NAMES_SIZE = (
     "SELECT count(*), total(CASE WHEN name GLOB '*[^-a-zA-Z0-9._/ ]*' THEN 6 * length(CAST(name AS BLOB)) ELSE length(name) END)"
-    " FROM records WHERE namespace = ?"
+    " FROM records WHERE namespace = ?{}"
 )
 _IDS_OF_CONTENT = "SELECT id FROM records WHERE namespace = ? AND digest = ? ORDER BY {} DESC"
 _SUPERSEDED = (
@@ -77,18 +77,18 @@ def delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) 
     return record
 
 
-def select_record(connection: sqlite3.Connection, namespace: str, reference: Reference) -> Record | None:
+def select_record(connection: sqlite3.Connection, namespace: str, reference: Reference, prefix: str = "") -> Record | None:
     """Return the record that a reference names, or None. Raises InvalidReference if a revision means several versions."""
-    conditions = _conditions(reference)
-    prefix = reference.digest_prefix
-    if prefix is not None:
-        first, last = (Digest.parse(prefix.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
+    conditions = _conditions(reference) | _seen(prefix)
+    digits = reference.digest_prefix
+    if digits is not None:
+        first, last = (Digest.parse(digits.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
         conditions |= {"digest >= ?": first, "digest <= ?": last}
         statement = _TWO_DIGESTS.format(_where(conditions))
         if len(connection.execute(statement, (namespace, *conditions.values())).fetchall()) > 1:
             reason = "the digests of several versions begin with these digits; give more of them"
             raise InvalidReference(str(reference), reason)
-    is_by_digest = reference.id is None and (reference.digest is not None or prefix is not None)
+    is_by_digest = reference.id is None and (reference.digest is not None or digits is not None)
     order = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
     skip = reference.versions_back or 0
     records = _newest_records(connection, namespace, conditions, limit=1, skip=skip, first=order)
@@ -96,16 +96,18 @@ def select_record(connection: sqlite3.Connection, namespace: str, reference: Ref
 
 
 def select_versions(
-    connection: sqlite3.Connection, namespace: str, reference: Reference, limit: int, before: int | None
+    connection: sqlite3.Connection, namespace: str, reference: Reference, limit: int, before: int | None, *, prefix: str = ""
 ) -> list[Record]:
     """Return records of a reference, the newest first. With `before`, return those that follow the one of this time."""
-    conditions = _conditions(reference) | _start(connection, namespace, before)
+    conditions = _conditions(reference) | _seen(prefix) | _start(connection, namespace, before)
     return _newest_records(connection, namespace, conditions, limit=limit)
 
 
-def count_versions(connection: sqlite3.Connection, namespace: str, reference: Reference, before: int | None) -> int:
+def count_versions(
+    connection: sqlite3.Connection, namespace: str, reference: Reference, before: int | None, *, prefix: str = ""
+) -> int:
     """Return the number of records of a reference, or of those that follow the one that was updated at `before`."""
-    conditions = _conditions(reference) | _start(connection, namespace, before)
+    conditions = _conditions(reference) | _seen(prefix) | _start(connection, namespace, before)
     (count,) = connection.execute(_COUNT.format(_where(conditions)), (namespace, *conditions.values())).fetchone()
     return int(count)
 
@@ -117,10 +119,16 @@ def select_ids_of_content(connection: sqlite3.Connection, namespace: str, digest
 
 
 def select_records(
-    connection: sqlite3.Connection, namespace: str, limit: int, before: int | None, *, with_graphs: bool = False
+    connection: sqlite3.Connection,
+    namespace: str,
+    limit: int,
+    before: int | None,
+    *,
+    with_graphs: bool = False,
+    prefix: str = "",
 ) -> list[Record]:
     """Return the newest records. With `before`, return those that follow the record that was updated at this time."""
-    conditions = _start(connection, namespace, before)
+    conditions = _start(connection, namespace, before) | _seen(prefix)
     more = "" if with_graphs or not uses.has_uses(connection) else f" AND {uses.IS_LISTED}"
     return _newest_records(connection, namespace, conditions, limit=limit, more=more)
 
@@ -164,6 +172,12 @@ def _conditions(reference: Reference) -> dict[str, object]:
     return {condition: value for condition, value in given.items() if value is not None}
 
 
+def _seen(prefix: str) -> dict[str, object]:
+    """Return the condition for the records whose names begin with `prefix`, with its parameter."""
+    # SQLite counts characters as Python does. LIKE and GLOB would read some characters of the prefix as a pattern.
+    return {f"substr(name, 1, {len(prefix)}) = ?": prefix} if prefix else {}
+
+
 def _start(connection: sqlite3.Connection, namespace: str, before: int | None) -> dict[str, object]:
     """Return the condition for the records that follow the record that was updated at `before`, with its parameter."""
     if before is None:
@@ -178,14 +192,18 @@ def _where(conditions: Iterable[str]) -> str:
     return "".join(f" AND {condition}" for condition in conditions)
 
 
-def write_listing(connection: sqlite3.Connection, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
+def write_listing(
+    connection: sqlite3.Connection, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = ""
+) -> None:
     """Write a listing of all records to `file`. One transaction reads them, so that all are of the same moment."""
     connection.execute("BEGIN")
     try:
         listed = f" AND {uses.IS_LISTED}" if uses.has_uses(connection) else ""
-        count, names_size = connection.execute(_NAMES_SIZE, (namespace,)).fetchone()
+        seen = _seen(prefix)
+        parameters = (namespace, *seen.values())
+        count, names_size = connection.execute(_NAMES_SIZE.format(_where(seen)), parameters).fetchone()
         growth.limit = count * len(line(_FAR_FUTURE, _longest_record(namespace))) + 2 * int(names_size)
-        rows = connection.execute(_LISTING.format(_position(connection), listed), (namespace,))
+        rows = connection.execute(_LISTING.format(_position(connection), _where(seen) + listed), parameters)
         write_lines(file, (PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows), growth)
     finally:
         if connection.in_transaction:

@@ -138,20 +138,24 @@ class SqliteIndex:
     async def removed_since(self, namespace: str, number: int) -> RemovedRows:
         return await self._reader.run(tasks.select_removed, namespace, number)
 
-    async def record(self, namespace: str, reference: Reference) -> Record | None:
-        return await self._reader.run(records.select_record, namespace, reference)
+    async def record(self, namespace: str, reference: Reference, *, prefix: str = "") -> Record | None:
+        return await self._reader.run(records.select_record, namespace, reference, prefix)
 
-    async def versions(self, namespace: str, reference: Reference, *, limit: int, before: int | None = None) -> list[Record]:
-        return await self._reader.run(records.select_versions, namespace, reference, limit, before)
+    async def versions(
+        self, namespace: str, reference: Reference, *, limit: int, before: int | None = None, prefix: str = ""
+    ) -> list[Record]:
+        return await self._reader.run(records.select_versions, namespace, reference, limit, before, prefix=prefix)
 
-    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None) -> int:
-        return await self._reader.run(records.count_versions, namespace, reference, before)
+    async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None, prefix: str = "") -> int:
+        return await self._reader.run(records.count_versions, namespace, reference, before, prefix=prefix)
 
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         return await self._reader.run(records.select_ids_of_content, namespace, digest)
 
-    async def records(self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False) -> list[Record]:
-        return await self._reader.run(records.select_records, namespace, limit, before, with_graphs=with_graphs)
+    async def records(
+        self, namespace: str, *, limit: int, before: int | None = None, with_graphs: bool = False, prefix: str = ""
+    ) -> list[Record]:
+        return await self._reader.run(records.select_records, namespace, limit, before, with_graphs=with_graphs, prefix=prefix)
 
     async def records_after(
         self, namespace: str, position: int, *, limit: int, only_valid: bool = False
@@ -168,10 +172,10 @@ class SqliteIndex:
             records.select_superseded, namespace, position, newer_count=newer_count, before=updated_before, limit=limit
         )
 
-    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth) -> None:
+    async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = "") -> None:
         connection = type(self._reader)(Path(self._reader.path), timeout_seconds=self._busy_seconds)
         try:
-            await connection.run_long(lambda opened: records.write_listing(opened, namespace, file, growth))
+            await connection.run_long(lambda opened: records.write_listing(opened, namespace, file, growth, prefix=prefix))
         finally:
             await shield_until_done(connection.close())
 
@@ -224,6 +228,14 @@ class SqliteIndex:
     async def tokens(self) -> list[TokenRow]:
         return await self._reader.run(tokens.select_tokens)
 
+    async def note_token_uses(self, digests: Sequence[Digest]) -> None:
+        if self._read_only:
+            raise ReadOnly(self._writer.path)
+        if not self._writing.is_free:
+            raise Busy(self._writer.path, "another write of this process is in progress")
+        async with self._writing.take():
+            await self._writer.run(self._note_token_uses, digests)
+
     async def secret(self) -> bytes:
         kept = await self._reader.run(tokens.select_secrets)
         if not kept and self._read_only:
@@ -254,8 +266,21 @@ class SqliteIndex:
             self._turnstile.close()
         await shield_until_done(self._reader.close())
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        if self._turnstile is not None and not self._turnstile.try_enter(_SLICE_SECONDS):
+    def _note_token_uses(self, connection: sqlite3.Connection, digests: Sequence[Digest]) -> None:
+        """Do the whole transaction in the thread. Others in this process wait for it, so it waits for nobody."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._begin(connection, wait_seconds=0)
+            tokens.update_used_at(connection, digests, self._now())
+            self._commit(connection, has_record=False)
+        except BaseException:
+            self._roll_back(connection)
+            raise
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {round(_SLICE_SECONDS * 1000)}")
+
+    def _begin(self, connection: sqlite3.Connection, *, wait_seconds: float = _SLICE_SECONDS) -> None:
+        if self._turnstile is not None and not self._turnstile.try_enter(wait_seconds):
             raise Busy(self._writer.path, "another process is writing to it")
         self._writer.begin(connection)
         check_not_newer(connection, self._writer.path)

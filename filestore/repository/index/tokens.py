@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 from filestore.core.digest import Digest
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKey, SigningKeys
 from filestore.errors import IndexDamaged
-from filestore.repository.index.protocol import TokenRow
+from filestore.repository.index.protocol import USED_MICROSECONDS, TokenRow
 from filestore.repository.index.schema import has_version
 
+_SCOPES = {str(scope): scope for scope in Scope}
 _SELECT = "SELECT digest, namespace, label, created_at, scope, prefix, expires_at, used_at FROM access_tokens"
 _SELECT_OLDER = "SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens"
 
@@ -24,20 +26,23 @@ _SELECT_OLDER = "SELECT digest, namespace, label, created_at, 'admin', '', NULL,
 def select_token(connection: sqlite3.Connection, token_digest: Digest) -> TokenRow | None:
     """Return a token, or None."""
     row = connection.execute(f"{_select(connection)} WHERE digest = ?", (token_digest,)).fetchone()
-    return None if row is None else _token(*row)
+    return None if row is None else _token(row)
 
 
 def select_tokens(connection: sqlite3.Connection) -> list[TokenRow]:
     """Return all tokens, the oldest first."""
-    return [_token(*row) for row in connection.execute(f"{_select(connection)} ORDER BY created_at, digest")]
+    rows = connection.execute(f"{_select(connection)} ORDER BY created_at, digest")
+    return [token for row in rows if (token := _token(row)) is not None]
 
 
 def _select(connection: sqlite3.Connection) -> str:
     return _SELECT if has_version(connection, 5) else _SELECT_OLDER
 
 
-def _token(digest: bytes, namespace: str, label: str, created_at: int, scope: str, *others: Any) -> TokenRow:
-    return TokenRow(Digest(digest), namespace, label, created_at, Scope.parse(scope), *others)
+def _token(row: tuple[Any, ...]) -> TokenRow | None:
+    """Return a row as a token. Return None if its scope is not known here: it permits nothing."""
+    digest, namespace, label, created_at, scope, *others = row
+    return TokenRow(Digest(digest), namespace, label, created_at, _SCOPES[scope], *others) if scope in _SCOPES else None
 
 
 _KEYS = b"signing keys 1\n"
@@ -85,6 +90,14 @@ def insert_token(connection: sqlite3.Connection, token: TokenRow) -> None:
         " namespace = excluded.namespace, label = excluded.label, scope = excluded.scope, prefix = excluded.prefix,"
         " expires_at = excluded.expires_at",
         token._replace(scope=str(token.scope)),  # type: ignore[arg-type]  # as the table has it
+    )
+
+
+def update_used_at(connection: sqlite3.Connection, digests: Sequence[Digest], now: int) -> None:
+    """Set the times of last use of tokens to `now`, where they are not in the minute before it."""
+    connection.executemany(
+        "UPDATE access_tokens SET used_at = ? WHERE digest = ? AND (used_at IS NULL OR used_at NOT BETWEEN ? AND ?)",
+        [(now, digest, now - USED_MICROSECONDS, now) for digest in digests],
     )
 
 

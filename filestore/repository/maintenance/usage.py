@@ -62,14 +62,18 @@ class _Part:
         """The number of the last name that needs the chunk."""
         self.is_shared = np.zeros(len(digests), dtype=np.bool_)
         """Whether several names need the chunk."""
+        self.is_seen = np.zeros(len(digests), dtype=np.bool_)
+        """Whether a name needs the chunk that the report is about."""
 
     def note_rows(self, digests: Sequence[Digest], is_free: Sequence[bool]) -> None:
         """Note which chunks have been used lately, so that collection keeps them."""
         places, is_here = self._places(_keys_of(digests))
         self.is_free[places] = np.array(is_free, dtype=np.bool_)[is_here]
 
-    def note_name(self, number: int, entries: npt.NDArray[np.void]) -> int:
+    def note_name(self, number: int, entries: npt.NDArray[np.void], *, is_seen: bool) -> int:
         """Note that a name needs the chunks of a manifest. Return the bytes of those frames that it has not needed before.
+
+        `is_seen` says whether the report is about this name.
 
         All manifests of a name must be noted one after the other.
         """
@@ -79,6 +83,7 @@ class _Part:
         new = places[is_new]
         self.is_shared[new] |= self.name[new] != _NONE
         self.name[new] = number
+        self.is_seen[new] |= is_seen
         self.sizes[new] = entries["size"][first][is_here][is_new]
         return int(self.stored[new].sum())
 
@@ -113,11 +118,15 @@ class _Sums:
     free: int = 0
     waiting: int = 0
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: _Part, *, is_whole: bool) -> None:
+        """Add a part. If the report `is_whole`, it is also about the frames that no name needs."""
+        self.needed += int(part.stored[part.is_seen].sum())
+        self.needed_decoded += int(part.sizes[part.is_seen].sum())
+        if not is_whole:
+            self.frame_count += int(part.is_seen.sum())
+            return
         is_needed = part.name != _NONE
         self.frame_count += len(part.keys)
-        self.needed += int(part.stored[is_needed].sum())
-        self.needed_decoded += int(part.sizes[is_needed].sum())
         self.free += int(part.stored[~is_needed & part.is_free].sum())
         self.waiting += int(part.stored[~is_needed & ~part.is_free].sum())
 
@@ -130,9 +139,13 @@ async def measure_usage(
     now: int,
     grace_seconds: float,
     name_limit: int,
+    prefix: str = "",
     part_count: int = PART_COUNT,
 ) -> Usage:
     """Measure what a namespace takes on disk. Pushes and removals may run meanwhile.
+
+    With a `prefix`, the report is only about the names that begin with it, and about the frames that these need. Frames that
+    no name needs are left out. A frame that such a name shares with any other name counts as shared.
 
     `now` is the time in microseconds since 1970, and `grace_seconds` the grace period of collection. The sizes are those
     of the files in the store. `name_limit` is the largest number of names in the result. It lists all frames, and reads
@@ -143,7 +156,7 @@ async def measure_usage(
     versions = sorted(await _versions(index, namespace), key=lambda version: version[:2])
     names = list(dict.fromkeys(version.name for version in versions))
     numbers = {name: number for number, name in enumerate(names)}
-    manifests_size, left = await _manifest_sizes(store, namespace, {version.digest for version in versions})
+    manifests_size, left = await _manifest_sizes(store, namespace, versions, prefix=prefix)
     sums, damaged, waiting = _Sums(), dict[str, None](), set[Digest]()
     own, all_of_name = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     unseen_since = now - int((grace_seconds + min(grace_seconds, _HOUR)) * _SECOND)
@@ -152,7 +165,7 @@ async def measure_usage(
 
         def note(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             number = numbers[version.name]
-            all_of_name[number] += part.note_name(number, entries)
+            all_of_name[number] += part.note_name(number, entries, is_seen=version.name.startswith(prefix))
 
         def note_left(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             if part.has_waiting(entries):
@@ -161,13 +174,15 @@ async def measure_usage(
         damaged |= dict.fromkeys(await _read_manifests(store, index, namespace, versions, note))
         await _read_manifests(store, index, namespace, [_Version("", digest, None) for digest in left], note_left)
         own += await in_cpu_thread(part.sums_by_name, len(names))
-        sums.add(part)
+        sums.add(part, is_whole=not prefix)
     # Collection removes a manifest after its chunks.
     waiting_size = sum(left[digest] for digest in waiting)
+    seen = [version for version in versions if version.name.startswith(prefix)]
+    names_usage = [usage for usage in _names_usage(versions, numbers, own, all_of_name) if usage.name.startswith(prefix)]
     return Usage(
         namespace=namespace,
-        record_count=len(versions),
-        logical_size=sum(version.record.size for version in versions if version.record is not None),
+        record_count=len(seen),
+        logical_size=sum(version.record.size for version in seen if version.record is not None),
         distinct_size=sums.needed_decoded,
         frame_count=sums.frame_count,
         needed_size=sums.needed,
@@ -175,24 +190,25 @@ async def measure_usage(
         waiting_size=sums.waiting + waiting_size,
         manifests_size=manifests_size,
         grace_seconds=grace_seconds,
-        damaged=tuple(damaged)[:name_limit],
-        name_count=len(names),
-        names=_names_usage(versions, numbers, own, all_of_name)[:name_limit],
+        damaged=tuple(name for name in damaged if name.startswith(prefix))[:name_limit],
+        name_count=len(names_usage),
+        names=tuple(names_usage)[:name_limit],
         hold=await hold_of(index, namespace),
     )
 
 
 async def measure_freed(
-    store: ChunkStore, index: Index, namespace: str, file_ids: Collection[str], *, part_count: int = PART_COUNT
+    store: ChunkStore, index: Index, namespace: str, file_ids: Collection[str], *, prefix: str = "", part_count: int = PART_COUNT
 ) -> FreedContent:
     """Find out what the removal of records lets collection free: the frames that no other record needs.
 
-    It reads the manifests of all records. Ids that do not exist are skipped. Raises DamagedRecord, StorageError.
+    It reads the manifests of all records. Ids that do not exist are skipped, and those of records whose names do not begin
+    with `prefix`. Raises DamagedRecord, StorageError.
     """
     removed, others = list[_Version](), list[_Version]()
     gone = set(file_ids)
     for version in await _versions(index, namespace):
-        is_removed = version.record is not None and version.record.id in gone
+        is_removed = version.record is not None and version.record.id in gone and version.name.startswith(prefix)
         (removed if is_removed else others).append(version)
     stays = {version.digest for version in others}
     removed = list({version.digest: version for version in removed if version.digest not in stays}.values())
@@ -313,13 +329,20 @@ def _before(key: int) -> Digest | None:
     return Digest((key - 1).to_bytes(8, "big") + b"\xff" * (DIGEST_SIZE - 8)) if key else None
 
 
-async def _manifest_sizes(store: ChunkStore, namespace: str, needed: Collection[Digest]) -> tuple[int, dict[Digest, int]]:
-    """Return the bytes of the manifests that records need, and those of each other manifest."""
+async def _manifest_sizes(
+    store: ChunkStore, namespace: str, versions: Sequence[_Version], *, prefix: str
+) -> tuple[int, dict[Digest, int]]:
+    """Return the bytes of the manifests that the names with `prefix` need, and those of each manifest that no name needs.
+
+    With a `prefix`, the second part is empty.
+    """
+    needed = {version.digest for version in versions}
+    seen = {version.digest for version in versions if version.name.startswith(prefix)}
     size = 0
     left = dict[Digest, int]()
     async for page in store.manifest_pages(namespace):
-        size += sum(each for digest, each in page if digest in needed)
-        left |= {digest: each for digest, each in page if digest not in needed}
+        size += sum(each for digest, each in page if digest in seen)
+        left |= {digest: each for digest, each in page if digest not in needed and not prefix}
     return size, left
 
 

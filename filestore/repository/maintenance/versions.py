@@ -23,6 +23,7 @@ async def list_versions(
     rule: VersionRule | None,
     limit: int,
     before: int | None,
+    prefix: str = "",
 ) -> VersionPage:
     """Return what `Repository.versions` returns. `first` is the record that `reference` names."""
     if not reference.means(first):
@@ -31,10 +32,10 @@ async def list_versions(
     if reference.id is not None or reference.revision is not None:
         found, counted = [first], Reference(name=first.name)
     elif rule is None:
-        found = await index.versions(namespace, reference, limit=limit, before=before)
+        found = await index.versions(namespace, reference, limit=limit, before=before, prefix=prefix)
     else:
-        found = await _selected(index, namespace, reference, rule, limit=limit, before=before)
-    total = await index.version_count(namespace, counted)
+        found = await _selected(index, namespace, reference, rule, limit=limit, before=before, prefix=prefix)
+    total = await index.version_count(namespace, counted, prefix=prefix)
     return VersionPage(found, total, await _users(index, namespace, {record.id for record in found}))
 
 
@@ -45,16 +46,16 @@ def summary(names: Sequence[str]) -> str:
 
 
 async def _selected(
-    index: Index, namespace: str, reference: Reference, rule: VersionRule, *, limit: int, before: int | None
+    index: Index, namespace: str, reference: Reference, rule: VersionRule, *, limit: int, before: int | None, prefix: str
 ) -> list[Record]:
     now = time.time_ns() // 1000
     newer_count = 0
     if before is not None:
-        newer_count = await index.version_count(namespace, reference)
-        newer_count -= await index.version_count(namespace, reference, before=before)
+        newer_count = await index.version_count(namespace, reference, prefix=prefix)
+        newer_count -= await index.version_count(namespace, reference, before=before, prefix=prefix)
     selected: list[Record] = []
     while len(selected) < limit:
-        page = await index.versions(namespace, reference, limit=_RECORDS_AT_ONCE, before=before)
+        page = await index.versions(namespace, reference, limit=_RECORDS_AT_ONCE, before=before, prefix=prefix)
         if not page:
             break
         selected += rule.select(page, now=now, newer_count=newer_count)

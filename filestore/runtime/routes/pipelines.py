@@ -45,14 +45,14 @@ class PipelineRoutes:
     @property
     def all(self) -> tuple[Route, ...]:
         """Return the routes."""
-        # A pointer may hold slashes.
+        # A pointer may hold slashes. What runs on the server is decided by tokens that may do everything there.
         return (
-            Route("POST", "/v3/pipelines", self.create_pipeline, Scope.WRITE),
-            Route("GET", "/v3/pipelines", self.list_pipelines, Scope.READ),
-            Route("GET", "/v3/pipelines/{id:.+}", self.get_pipeline, Scope.READ),
-            Route("PATCH", "/v3/pipelines/{id:.+}", self.edit_pipeline, Scope.WRITE),
-            Route("DELETE", "/v3/pipelines/{id:.+}", self.delete_pipeline, Scope.DELETE),
-            Route("GET", "/v3/core/resources", self.list_resources, Scope.READ),
+            Route("POST", "/v3/pipelines", self.create_pipeline, Scope.ADMIN, is_for_prefixes=False),
+            Route("GET", "/v3/pipelines", self.list_pipelines, Scope.READ, is_for_prefixes=False),
+            Route("GET", "/v3/pipelines/{id:.+}", self.get_pipeline, Scope.READ, is_for_prefixes=False),
+            Route("PATCH", "/v3/pipelines/{id:.+}", self.edit_pipeline, Scope.ADMIN, is_for_prefixes=False),
+            Route("DELETE", "/v3/pipelines/{id:.+}", self.delete_pipeline, Scope.ADMIN, is_for_prefixes=False),
+            Route("GET", "/v3/core/resources", self.list_resources, Scope.READ, is_for_prefixes=False),
         )
 
     async def create_pipeline(self, context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

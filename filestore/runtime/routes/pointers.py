@@ -27,12 +27,12 @@ class PointerRoutes:
     @property
     def all(self) -> tuple[Route, ...]:
         """Return the routes."""
-        # The name of a pointer may hold slashes.
+        # The name of a pointer may hold slashes. A pointer decides which code a run is.
         return (
-            Route("GET", "/v3/pointers", self.list_pointers, Scope.READ),
-            Route("POST", "/v3/pointers", self.create_pointer, Scope.WRITE),
-            Route("PATCH", "/v3/pointers/{pointer:.+}", self.edit_pointer, Scope.WRITE),
-            Route("DELETE", "/v3/pointers/{pointer:.+}", self.delete_pointer, Scope.DELETE),
+            Route("GET", "/v3/pointers", self.list_pointers, Scope.READ, is_for_prefixes=False),
+            Route("POST", "/v3/pointers", self.create_pointer, Scope.ADMIN, is_for_prefixes=False),
+            Route("PATCH", "/v3/pointers/{pointer:.+}", self.edit_pointer, Scope.ADMIN, is_for_prefixes=False),
+            Route("DELETE", "/v3/pointers/{pointer:.+}", self.delete_pointer, Scope.ADMIN, is_for_prefixes=False),
         )
 
     async def list_pointers(self, context: RequestContext, _: LocalRepository) -> web.StreamResponse:

@@ -112,14 +112,18 @@ class Assembly:
                     task.cancel()
 
     async def begin(self, repository: LocalRepository, *, name: str | None) -> Upload:
-        """Begin an upload. Raises TooManyUploads, MinFreeReached, StorageFull, StorageError."""
+        """Begin an upload. Raises OutsidePrefix, TooManyUploads, MinFreeReached, StorageFull, StorageError."""
+        repository.check_name(name or uploads.FILE_ID_START)
         await in_disk_thread(make_spool_folder, self._folders.parent)
         async with repository.space_for(UPLOAD_SIZE, place=self._folders.parent):
             return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
 
-    async def find(self, upload_id: str, *, namespace: str) -> Upload:
+    async def find(self, upload_id: str, repository: LocalRepository) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
-        return await in_disk_thread(uploads.find, self._folders, upload_id, namespace=namespace)
+        upload = await in_disk_thread(uploads.find, self._folders, upload_id, namespace=repository.namespace)
+        if not repository.sees(upload.name):
+            raise UploadNotFound(upload_id)
+        return upload
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""

@@ -42,17 +42,19 @@ class _StoredUpload(NamedTuple):
 async def _store(context: RequestContext, repository: LocalRepository) -> _StoredUpload:
     alias = context.request.query.get("name")
     if alias is not None:
-        checked_new_name(alias)
+        repository.check_name(checked_new_name(alias))
 
     def check(file_name: str) -> None:
         if file_name or alias is None:
-            checked_new_name(file_name)
+            repository.check_name(checked_new_name(file_name))
 
     async with context.form_spool(repository) as (spool, written):
         form = await receive_form(context, spool, file_part="pfile", check_name=check, written=written)
         if form.file_name is None:
             raise InvalidInput("the form has no part pfile with a file; send one, for example with: curl -F pfile=@FILE")
         alias = checked_new_name(alias or form.fields.get("name", [""])[-1] or form.file_name)
+        # Before the first of two records is stored.
+        repository.check_name(alias)
         name = checked_new_name(form.file_name or alias)
         record = await push_spool(context, repository, spool, size=form.size, name=name)
     if alias != record.name:

@@ -177,7 +177,7 @@ async def _upload_asked_for(context: RequestContext, repository: LocalRepository
 
 
 async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> Upload:
-    return await context.request.app[ASSEMBLY].find(upload_id, namespace=repository.namespace)
+    return await context.request.app[ASSEMBLY].find(upload_id, repository)
 
 
 def _part_number(number: object, *, key: str) -> int:

@@ -114,7 +114,7 @@ async def _arrived(context: RequestContext, repository: LocalRepository) -> Reco
 
 async def _upload(context: RequestContext, repository: LocalRepository) -> Upload:
     upload_id = context.request.match_info["upload_id"]
-    return await context.request.app[ASSEMBLY].find(upload_id, namespace=repository.namespace)
+    return await context.request.app[ASSEMBLY].find(upload_id, repository)
 
 
 def _check_unused(upload: Upload, finished: FinishedUpload | None, *, record: Record | None) -> None:

@@ -52,6 +52,7 @@ from filestore.transfer.sources.file import PACKED_SIZE
 PART_LIMIT = 10_000
 """Parts that an upload may have. S3 has the same limit."""
 
+FILE_ID_START = "file_"
 _INCOMING, _GONE = "incoming-", "gone-"
 _CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
 
@@ -240,7 +241,7 @@ def begin(folders: Path, *, name: str | None, namespace: str, quota: UploadQuota
     upload_id = secrets.token_hex(16)
     folder = folders / upload_id
     # This has the form of a record's id. The real id is unknown until the content is.
-    file_id = f"file_{upload_id}"
+    file_id = f"{FILE_ID_START}{upload_id}"
     description = {"file_id": file_id, "name": name or file_id, "namespace": namespace}
     with spooling():
         # Somebody may have removed the spool folder since the server started.
