@@ -19,6 +19,7 @@ import click
 
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.scopes import Scope
 from filestore.errors import FilestoreError, InvalidSetting
 from filestore.http.limits import ServerLimits
 from filestore_cli.context import CommandContext, creates, takes
@@ -28,7 +29,7 @@ from filestore_cli.settings import Settings
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import for_display, table
 from filestore_cli.token_files import warn_if_short
-from filestore_cli.tokens import add_token
+from filestore_cli.tokens import TokenProperties, add_token
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -261,7 +262,8 @@ async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
 async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
-    return await add_token(index, namespace=DEFAULT_NAMESPACE, label="made by the first start of serve")
+    # Whoever starts a server may do everything with it.
+    return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "made by the first start of serve", Scope.ADMIN))
 
 
 def _token_words(given: str | None, made: str | None, root: Path) -> str:

@@ -130,3 +130,22 @@ async def test_a_migration_is_killed_at_any_call(tmp_path: Path, version: int) -
     assert (0, True) == (process.returncode, killed > 10)
     for place in range(1, killed + 1):
         await check_migrated(tmp_path / str(place))
+
+
+async def test_a_token_that_is_changed_is_unknown_to_servers_of_earlier_versions(tmp_path: Path) -> None:
+    """They would not know that it is limited. They read a table of their own, from which it is removed."""
+    path = tmp_path / "index"
+    make_older_index(path, OLDER_VERSIONS[-1])
+
+    def known_before() -> list[bytes]:
+        with closing(sqlite3.connect(path)) as connection:
+            return [digest for (digest,) in connection.execute("SELECT digest FROM tokens")]
+
+    index = await open_index(path)
+    assert [TOKEN_ROW.digest] == known_before()
+    async with index.transaction() as transaction:
+        await transaction.add_token(TOKEN_ROW.digest, namespace=NAMESPACE, label="laptop", scope=Scope.READ)
+        await transaction.add_token(token_digest("new"), namespace=NAMESPACE, label="")
+    assert [] == known_before()
+    assert [Scope.READ, Scope.ADMIN] == [row.scope for row in await index.tokens()]
+    await index.close()

@@ -58,7 +58,7 @@ def test_reserved_names_are_free() -> None:
     assert [] == [name for name in sorted(RESERVED) if cli.get_command(context, name) is not None]
     token = cli.get_command(context, "token")
     assert isinstance(token, click.Group)
-    assert {"new", "ls", "rm"} == set(token.list_commands(context))
+    assert {"new", "ls", "rotate", "rm"} == set(token.list_commands(context))
 
 
 def exists(words: str) -> bool:

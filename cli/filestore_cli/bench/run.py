@@ -15,7 +15,7 @@ import click
 
 from filestore.core.progress import Progress
 from filestore.core.references import Reference
-from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, ServerError
+from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, OutsidePrefix, ScopeMissing, ServerError
 from filestore.system.files import free_space, remove_if_possible
 from filestore.system.metrics import Stage, StageTotals, added
 from filestore.system.threads import task_group
@@ -312,7 +312,7 @@ async def _status(server: Server, link: Link) -> Side | None:
     async with _connected(server, link) as repository:
         try:
             said = await repository.status()
-        except (Forbidden, ServerError):
+        except (Forbidden, ScopeMissing, OutsidePrefix, ServerError):
             return None
     try:
         stages = {Stage(name): StageTotals(**passed) for name, passed in said["stages"].items() if name in set(Stage)}

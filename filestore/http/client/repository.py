@@ -351,7 +351,7 @@ class RemoteRepository:
     async def status(self) -> dict[str, Any]:
         """Return the report of the server about its work.
 
-        Raises Forbidden if the token is not of the default namespace.
+        Raises Forbidden if the token is not of the default namespace, ScopeMissing, OutsidePrefix.
         """
         return await self._requests.json("GET", "/status")
 

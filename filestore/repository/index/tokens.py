@@ -85,6 +85,8 @@ def insert_secret(connection: sqlite3.Connection, secret: bytes) -> None:
 
 def insert_token(connection: sqlite3.Connection, token: TokenRow) -> None:
     """Insert a token, or change everything of it but its times of creation and last use."""
+    # A server of an earlier version would not know that it is limited now.
+    connection.execute("DELETE FROM tokens WHERE digest = ?", (token.digest,))
     connection.execute(
         "INSERT INTO access_tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
         " namespace = excluded.namespace, label = excluded.label, scope = excluded.scope, prefix = excluded.prefix,"
