@@ -135,6 +135,8 @@ class FilestoreError(Exception):
     retryable: bool = False
     retry_after_seconds: float | None = None
     """How long the peer asks to wait before the next try; None where it does not say."""
+    request_id: str = ""
+    """The id of the request that failed at a server by a fault of the server. Its log has the cause under this id."""
 
     def __init__(self, *facts: Fact, hint: str = "") -> None:
         kind = type(self)

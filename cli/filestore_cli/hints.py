@@ -48,6 +48,13 @@ error, or, for `variable`, by the environment variable of its setting.
 
 def explained(error: FilestoreError) -> str:
     """Return the message of an error, with advice for a user of the command line."""
+    message = _advised(error)
+    if not error.request_id or error.request_id in message:
+        return message
+    return f"{message} (request {error.request_id}; the server's log has more)"
+
+
+def _advised(error: FilestoreError) -> str:
     sentence = HINTS.get(error.hint)
     if sentence is None:
         return str(error)

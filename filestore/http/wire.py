@@ -212,6 +212,12 @@ def status_of(kind: type[errors.FilestoreError]) -> int:
     return next((_STATUS[parent] for parent in kind.__mro__ if parent in _STATUS), 500)
 
 
+def slug_of(problem: Problem) -> str:
+    """Return the slug of the error that a problem document reports. It is empty for an error of HTTP itself."""
+    kind = str(problem.document.get("type", ""))
+    return kind.removeprefix(_TYPE_PREFIX) if kind.startswith(_TYPE_PREFIX) else ""
+
+
 def encode_problem(error: errors.FilestoreError) -> Problem:
     """Return the status and the problem document of `error`.
 

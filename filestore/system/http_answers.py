@@ -1,10 +1,11 @@
-"""Read the header fields of an HTTP answer: which server made it, and how long to wait before the next try.
+"""Read the header fields of an HTTP answer: which server made it, its id, and how long to wait before the next try.
 
 Source: RFC 9110, sections 10.2.3 (Retry-After) and 10.2.4 (Server).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,8 @@ from filestore.errors import FilestoreError
 RETRY_AFTER_LIMIT_SECONDS = 120.0
 """If a server asks for a longer wait than this, the client does not retry. The error tells the user the time."""
 _PAGE = "text/html"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FIELDS = ("Server", "Content-Type", "Location", "Retry-After", "Date", "X-Request-Id")
 
 
 class Said(NamedTuple):
@@ -28,6 +31,12 @@ class Said(NamedTuple):
     location: str = ""
     retry_after: str = ""
     date: str = ""
+    given_id: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request. It is empty if the field is missing or malformed."""
+        return self.given_id if _REQUEST_ID.fullmatch(self.given_id) else ""
 
     @property
     def is_page(self) -> bool:
@@ -50,7 +59,7 @@ class Said(NamedTuple):
 
 def said_by(headers: Mapping[str, str]) -> Said:
     """Return the fields of `headers` that this module reads. `headers` must ignore the case of field names."""
-    return Said(*(headers.get(name, "") for name in ("Server", "Content-Type", "Location", "Retry-After", "Date")))
+    return Said(*(headers.get(name, "") for name in _FIELDS))
 
 
 def may_try_again(error: FilestoreError) -> bool:

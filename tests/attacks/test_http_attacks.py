@@ -389,16 +389,16 @@ def test_a_failure_says_nothing_of_the_machine(tmp_path: Path) -> None:
         shutil.rmtree(staging)
         staging.write_bytes(b"")
         answer = server.put([encoded(contents(1)[0])])
-        correlation_id = answer.headers["x-correlation-id"]
+        request_id = answer.headers["X-Request-Id"]
         assert (500, wire.PROBLEM) == (answer.status, answer.headers["Content-Type"])
         said = json.dumps(answer.json)
         assert str(tmp_path) not in said
         assert "Traceback" not in said
-        assert correlation_id in answer.json["detail"]
+        assert request_id in answer.json["detail"]
         assert "Python" not in answer.headers["Server"]
         status, log = server.stop()
     assert 0 == status
-    assert correlation_id in log
+    assert f" failed, request {request_id}: " in log
     assert str(staging) in log
     assert TOKEN not in log
 

@@ -80,10 +80,11 @@ def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
     with home.server(root=folder / "root", command=logged) as server:
         sentence = home.failure("push", source, environ=server.environ)
         assert "is full" in sentence
-        # Each failed request has one line, with the correlation id that the client got.
+        # Each failed request has one line, with the id of the request that the client got.
         assert all(
             re.search(
-                r" failed, [0-9a-f]{32}: .* is full: (No space left on device|database or disk is full|.* min_free); ", line
+                r" failed, request [0-9a-f]{16}: .* is full: (No space left on device|database or disk is full|.* min_free); ",
+                line,
             )
             for line in lines_of(log)
         )

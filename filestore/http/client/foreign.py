@@ -54,6 +54,8 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
         return ServerError(url, status, _WRONG_PATH if urlsplit(url).path.strip("/") else EARLIER_SERVER)
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
     error.retry_after_seconds = said.retry_after_seconds
+    if is_ours and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        error.request_id = said.request_id
     return error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.rechecks import Rechecks
-from filestore.http.server.request_record import RECORD, Observer, note_answer, record_of, recorded
+from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
@@ -157,13 +157,14 @@ def make_app(
         push_budget=push_budget,
         traffic=traffic,
         upload_quota=quota,
+        observers=observers,
     )
 
     continuing: set[web.AbstractRoute] = set()
 
     @web.middleware
     async def finished(request: web.Request, handler: Handler) -> web.StreamResponse:
-        with traffic.passing(), recorded(request, authenticator.client_address(request), observers):
+        with traffic.passing(), authenticator.recorded(request):
             response: web.StreamResponse = web.Response(status=401)
             async with revocation.cut_if_removed(request):
                 is_known = request.match_info.route in continuing or traffic.is_known(request)
@@ -230,6 +231,7 @@ class RequestAuthenticator:
         push_budget: Budget,
         traffic: Traffic,
         upload_quota: UploadQuota,
+        observers: Sequence[Observer],
     ) -> None:
         self._store = store
         self._index = index
@@ -247,6 +249,7 @@ class RequestAuthenticator:
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
+        self._observers = observers
 
     def opened_for(self, route: Route) -> Handler:
         """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
@@ -256,7 +259,7 @@ class RequestAuthenticator:
             namespace = None
             if route.public_namespace is not None and "signature" not in request.match_info:
                 namespace = await route.public_namespace(request)
-            access = await self._access(request, route) if namespace is None else Access(namespace)
+            access = await self._access(request, route) if namespace is None else _noted(request, Access(namespace))
             self._revocation.note(request, access, needed=route.scope)
             repository = self._repository(access)
             transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
@@ -277,16 +280,19 @@ class RequestAuthenticator:
                     self._origin.check(request)
                     access = await self._access(request, route)
                 except FilestoreError as error:
-                    return problem(request, error)
+                    # No handler runs, and no middleware.
+                    with self.recorded(request):
+                        return await self.finish(request, problem(request, error))
                 (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # RFC 9110, section 10.1.1: other expectations may be ignored.
             return None
 
         return expected
 
-    def client_address(self, request: web.Request) -> str:
-        """Return the address of the client of a request, as far as proxies that are trusted say."""
-        return self._origin.client_address(request)
+    def recorded(self, request: web.Request) -> AbstractContextManager[None]:
+        """Keep a record of the request during the block, and give it to the observers at the end."""
+        address, request_id = self._origin.client_address(request), self._origin.request_id(request)
+        return recorded(request, address, self._observers, request_id=request_id)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
@@ -319,9 +325,7 @@ class RequestAuthenticator:
 
         Raises UrlRefused, Unauthorized, TooManyGuesses, ScopeMissing, OutsidePrefix.
         """
-        access = await self._known_access(request)
-        if RECORD in request:  # it is made after the answer to `Expect`
-            record_of(request).access = access
+        access = _noted(request, await self._known_access(request))
         access.check_scope(route.scope)
         if not route.is_for_prefixes:
             access.check_whole()
@@ -354,3 +358,8 @@ class RequestAuthenticator:
             issuer=access.issuer,
             prefix=access.prefix,
         )
+
+
+def _noted(request: web.Request, access: Access) -> Access:
+    record_of(request).access = access
+    return access

@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -30,6 +30,7 @@ from filestore.http.server.handshakes import Handshakes
 from filestore.http.server.origin import TrustedProxies, client_group
 from filestore.http.server.rarely import Rarely
 from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
+from filestore.http.server.request_record import RECORD, REQUEST_ID_HEADER, Observer, RequestRecord, new_id
 from filestore.system.stalls import StallTimer
 
 logger = logging.getLogger("filestore.access")
@@ -49,9 +50,17 @@ class Connections:
     """Count the connections of a server process, in all and for each client (`client_group`)."""
 
     def __init__(
-        self, limits: ServerLimits, *, descriptors_limit: int, is_proxy: Callable[[str], bool] = lambda _: False
+        self,
+        limits: ServerLimits,
+        *,
+        descriptors_limit: int,
+        is_proxy: Callable[[str], bool] = lambda _: False,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """`is_proxy` returns whether an address is that of a proxy, whose connections are those of many clients."""
+        """`is_proxy` returns whether an address is that of a proxy, whose connections are those of many clients.
+
+        `observers` get the records of the requests that are refused before their heads are read.
+        """
         only = TrustedProxies(limits.tls_by_proxy)
         self._may_connect: Callable[[str], bool] = only.contains if limits.tls_by_proxy else lambda _: True
         self._strangers = Rarely()
@@ -64,6 +73,7 @@ class Connections:
         self._count = 0
         self._counts: Counter[str] = Counter()
         self._refusals = 0
+        self._observers = observers
 
     def admit(self, address: str) -> Admission:
         """Count a new connection from `address`, or say that it is refused. Call `release` of the result when it ends."""
@@ -113,6 +123,16 @@ class Connections:
         """Count a refused connection no longer."""
         self._refusals -= 1
 
+    def note_refused(self, address: str, status: int, *, error: str = "") -> str:
+        """Give the observers the record of a request that is refused before it has one. Return the id of the request.
+
+        The status is 0 if the connection is closed without an answer.
+        """
+        record = RequestRecord(new_id(), "", "", address, status=status, error=error)
+        for observe in self._observers:
+            observe(record)
+        return record.id
+
 
 class ConnectionSite(web.SockSite):
     """Accept the connections of a socket."""
@@ -125,11 +145,13 @@ class ConnectionSite(web.SockSite):
         limits: ServerLimits,
         backlog: int,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """`tls` returns what a new connection needs to speak TLS. None means plain HTTP."""
         super().__init__(runner, listener, backlog=backlog)
         self._limits = limits
         self._tls = tls
+        self._observers = observers
         self._handshakes: Handshakes | None = None
 
     async def start(self) -> None:
@@ -138,7 +160,9 @@ class ConnectionSite(web.SockSite):
         server = self._runner.server
         assert server is not None  # noqa: S101  # the runner is set up
         is_proxy = TrustedProxies(self._limits.proxies).contains
-        connections = Connections(self._limits, descriptors_limit=connections_limit(), is_proxy=is_proxy)
+        connections = Connections(
+            self._limits, descriptors_limit=connections_limit(), is_proxy=is_proxy, observers=self._observers
+        )
         begin: Callable[[], asyncio.Protocol] = partial(RequestConnection, server, connections)
         if self._tls is not None:
             made = partial(RequestConnection, server, connections)
@@ -192,12 +216,12 @@ class RequestConnection(web.RequestHandler):
         """Begin to read requests, or refuse the connection."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a TCP server
         self._connection = transport
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
         if self._admission is None:
-            peer = transport.get_extra_info("peername")
-            self._admission = self._connections.admit(peer[0] if peer else "")
+            self._admission = self._connections.admit(self._address)
         if self._admission.refusal is not None:
-            busy = Busy("the server", self._admission.refusal)
-            self._refuse(closing_problem(busy) if self._admission.may_answer else None)
+            self._refuse_as_busy(self._admission.refusal, is_told=self._admission.may_answer)
             return
         transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of each transport of asyncio on a socket
         # The next request waits until nothing is left here of the answer before it.
@@ -246,6 +270,15 @@ class RequestConnection(web.RequestHandler):
             self._advance()
         return finished, is_reset
 
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer a head that the parser has refused."""
+        response = super().handle_error(request, status, exc, message)
+        if RECORD not in request:
+            response.headers[REQUEST_ID_HEADER] = self._connections.note_refused(self._address, status)
+        return response
+
     # Requests and their bodies.
 
     def _advance(self) -> None:
@@ -277,7 +310,7 @@ class RequestConnection(web.RequestHandler):
         try:
             found = self._head.read(data)
         except HeadRefused as error:
-            self._refuse(closing_refusal(error.status, error.detail))
+            self._refuse_head(error.status, error.detail)
             return
         if self._is_over:
             return
@@ -364,13 +397,21 @@ class RequestConnection(web.RequestHandler):
         self._head_deadline = None
         if self._head.size:
             seconds = self._connections.head_seconds
-            self._refuse(closing_refusal(HTTPStatus.REQUEST_TIMEOUT, f"the head took longer than {seconds:g} seconds"))
+            self._refuse_head(HTTPStatus.REQUEST_TIMEOUT, f"the head took longer than {seconds:g} seconds")
         elif self._connection is not None:
             self._end()
             self._connection.close()
 
     def _evict(self) -> None:
-        self._refuse(closing_problem(Busy("the server", "too many requests have begun whose heads are unfinished")))
+        self._refuse_as_busy("too many requests have begun whose heads are unfinished")
+
+    def _refuse_head(self, status: HTTPStatus, detail: str) -> None:
+        self._refuse(closing_refusal(status, detail, request_id=self._connections.note_refused(self._address, status.value)))
+
+    def _refuse_as_busy(self, reason: str, *, is_told: bool = True) -> None:
+        status = HTTPStatus.SERVICE_UNAVAILABLE.value if is_told else 0
+        request_id = self._connections.note_refused(self._address, status, error=Busy.slug)
+        self._refuse(closing_problem(Busy("the server", reason), request_id=request_id) if is_told else None)
 
     def _refuse(self, answer: bytes | None) -> None:
         """Send an answer if there is one, and close the connection."""

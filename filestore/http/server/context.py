@@ -27,6 +27,7 @@ from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.origin import Origin
 from filestore.http.server.rechecks import Rechecks
+from filestore.http.server.request_record import RequestRecord, record_of
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
@@ -88,6 +89,11 @@ class RequestContext:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         return transport
+
+    @property
+    def noted(self) -> RequestRecord:
+        """What is known of this request. Logs and metrics are made of it."""
+        return record_of(self.request)
 
     def check_upload_size(self, size: int) -> None:
         """Raise LimitExceeded if a file of `size` bytes is too large."""
@@ -174,6 +180,7 @@ class RequestContext:
             async with self.moving():
                 await response.prepare(self.request)
                 await response.write_eof()
+            self.noted.note_body(len(body) if isinstance(body, bytes) and self.request.method != "HEAD" else 0)
         except (FilestoreError, ConnectionError):
             if self.request.transport is not None:
                 self.request.transport.abort()
@@ -201,14 +208,19 @@ class RequestContext:
         async with self.moving():
             await self.request.writer.drain()
         with duplicate(self.transport) as connection:
+            writer = BodyWriter(connection, stall_seconds=self.stall_seconds)
             try:
-                yield BodyWriter(connection, stall_seconds=self.stall_seconds)
+                yield writer
                 await response.write_eof()
             except BaseException:
                 # The cut tells the client that the answer is incomplete.
                 if self.request.transport is not None:
                     self.request.transport.abort()
                 raise
+            else:
+                self.noted.note_body(0)
+            finally:
+                self.noted.bytes_sent += writer.sent
 
     @asynccontextmanager
     async def moving(self, seconds: float | None = None) -> AsyncIterator[None]:

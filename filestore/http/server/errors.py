@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from uuid import uuid4
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -31,11 +30,10 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.server.auth import CHALLENGE
-from filestore.http.server.request_record import RECORD
+from filestore.http.server.request_record import REQUEST_ID_HEADER, ProblemAnswer, note_error, record_of
 
 logger = logging.getLogger("filestore.server")
 
-CORRELATION_HEADER = "x-correlation-id"
 RETRY_AFTER_SECONDS = "1"
 GUESSES_RETRY_SECONDS = 60
 OUT_OF_DESCRIPTORS = "it has as many open files as its limit permits"
@@ -51,6 +49,7 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
         return await handler(request)
     except (Interrupted, Stalled, ConnectionError) as error:
         logger.info("%s %r: %s", request.method, redact_signature(request.path), error)
+        note_error(request, error.slug if isinstance(error, FilestoreError) else Interrupted.slug)
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=408)
@@ -61,20 +60,19 @@ async def as_problems(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 def problem(request: web.Request, error: Exception) -> web.Response:
-    """Return the answer for `error`. An error of the server itself is logged; the answer has its correlation id."""
-    record = request.get(RECORD)
-    if record is not None:
-        record.error = error.slug if isinstance(error, FilestoreError) else FilestoreError.slug
+    """Return the answer for `error`. An error of the server itself is logged, with the id of the request."""
+    # Also if the answer has begun, so that this one is not sent.
+    note_error(request, error.slug if isinstance(error, FilestoreError) else FilestoreError.slug)
     if isinstance(error, FilestoreError):
         described = wire.encode_problem(error)
         if described.status < 500:
             return _answer(described, _headers_of(error))
     if _is_out_of_descriptors(error):
         return problem_answer(Busy("the server", OUT_OF_DESCRIPTORS))
-    correlation_id = uuid4().hex
-    log_failure(f"{request.method} {redact_signature(request.path)!r} failed, {correlation_id}", error)
-    told = _without_secrets(error, correlation_id)
-    return _answer(wire.encode_problem(told), {CORRELATION_HEADER: correlation_id, **_headers_of(told)})
+    request_id = record_of(request).id
+    log_failure(f"{request.method} {redact_signature(request.path)!r} failed, request {request_id}", error)
+    told = _without_secrets(error, request_id)
+    return _answer(wire.encode_problem(told), _headers_of(told))
 
 
 def refusal(where: str, reason: str, *, retry_after_seconds: int) -> web.Response:
@@ -98,15 +96,15 @@ def problem_answer(error: FilestoreError) -> web.Response:
     return _answer(wire.encode_problem(error), _headers_of(error))
 
 
-def closing_problem(error: FilestoreError) -> bytes:
+def closing_problem(error: FilestoreError, *, request_id: str) -> bytes:
     """Return a whole HTTP/1.1 answer for an error, for a connection that is closed after it."""
-    return _closing_answer(wire.encode_problem(error), _headers_of(error))
+    return _closing_answer(wire.encode_problem(error), {REQUEST_ID_HEADER: request_id, **_headers_of(error)})
 
 
-def closing_refusal(status: HTTPStatus, detail: str) -> bytes:
+def closing_refusal(status: HTTPStatus, detail: str, *, request_id: str) -> bytes:
     """Return a whole HTTP/1.1 answer for a request that is not valid HTTP, for a connection that is closed after it."""
     document: dict[str, object] = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
-    return _closing_answer(wire.Problem(status.value, document), {})
+    return _closing_answer(wire.Problem(status.value, document), {REQUEST_ID_HEADER: request_id})
 
 
 def _closing_answer(described: wire.Problem, headers: Mapping[str, str]) -> bytes:
@@ -138,7 +136,7 @@ def _headers_of(error: Exception) -> Mapping[str, str]:
     return {}
 
 
-def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
+def _without_secrets(error: Exception, request_id: str) -> FilestoreError:
     """Return an error without paths and other facts about this machine. Keep the kind if the client can act on it."""
     match error:
         case DamagedChunk() | DamagedRecord():
@@ -154,7 +152,7 @@ def _without_secrets(error: Exception, correlation_id: str) -> FilestoreError:
         case Busy():
             safe = Busy("the server's repository", "another process holds it")
         case _:
-            safe = FilestoreError(f"the server failed; its log says why, under {correlation_id}")
+            safe = FilestoreError(f"the server failed; its log says why, under the request {request_id}")
     return safe
 
 
@@ -166,4 +164,6 @@ def _protocol_problem(error: web.HTTPException) -> wire.Problem:
 
 def _answer(problem: wire.Problem, headers: Mapping[str, str]) -> web.Response:
     body = json.dumps(problem.document).encode()
-    return web.Response(status=problem.status, body=body, headers=headers, content_type=wire.PROBLEM)
+    answer = ProblemAnswer(status=problem.status, body=body, headers=headers, content_type=wire.PROBLEM)
+    answer.slug = wire.slug_of(problem)
+    return answer

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from filestore.errors import InvalidInput
+from filestore.http.server.request_record import REQUEST_ID_HEADER
 
 logger = logging.getLogger("filestore.access")
 
@@ -26,6 +27,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _FORWARDED = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded")
 _PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^\s";,]*))\s*\Z')
 _IPV6_CLIENT_BITS = 64
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class TrustedProxies:
@@ -80,6 +82,13 @@ class Origin:
             if not self._proxies.contains(address):
                 return address
         return address
+
+    def request_id(self, request: web.BaseRequest) -> str | None:
+        """Return the id that a trusted proxy has given a request, or None if there is none that a log can have."""
+        given = request.headers.getall(REQUEST_ID_HEADER, [])
+        if len(given) != 1 or _REQUEST_ID.fullmatch(given[0]) is None or not self._proxies.contains(_peer(request)):
+            return None
+        return given[0]
 
     def _is_forwarded(self, request: web.BaseRequest) -> bool:
         if not any(name in request.headers for name in _FORWARDED):

@@ -56,3 +56,4 @@ async def _send(context: RequestContext, response: web.StreamResponse, lines: li
             # Version 1 of the SDK reads one value in each piece, so a line is one piece.
             await response.write(body)
             await context.request.writer.drain()
+            context.noted.bytes_sent += len(body)

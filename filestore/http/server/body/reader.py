@@ -113,6 +113,7 @@ class BodyReader:
         request = self._context.request
         transport = request.transport
         if transport is None or transport.is_closing():
+            self._context.noted.bytes_received += self._unseen
             return
         # aiohttp counts the bytes of the body to find the next request, and only `data_received` can advance its count.
         # 64 KiB of zeros in the processor's cache cost a tenth of reading these bytes, if the transport is not paused

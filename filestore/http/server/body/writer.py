@@ -45,6 +45,8 @@ class BodyWriter:
 
     def __init__(self, connection: Connection, *, stall_seconds: float) -> None:
         """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
+        self.sent = 0
+        """The bytes that the kernel has taken."""
         self._connection = connection
         self._timer = StallTimer(stall_seconds, connection=socket_of(connection))
 
@@ -92,12 +94,15 @@ class BodyWriter:
 
     async def offer_files(self, sending: FileWriter) -> bool:
         """Send as much of files as the client takes soon. Return whether all was sent. Raises ConnectionError."""
-        before = sending.sent
-        while not await self._write_slice(sending):
-            self._timer.count(sending.sent - before)
-            before = sending.sent
-            if sending.is_held_up and not await self._soon_writable():
-                return False
+        began_at = before = sending.sent
+        try:
+            while not await self._write_slice(sending):
+                self._timer.count(sending.sent - before)
+                before = sending.sent
+                if sending.is_held_up and not await self._soon_writable():
+                    return False
+        finally:
+            self.sent += sending.sent - began_at
         return True
 
     async def _write_slice(self, sending: FileWriter) -> bool:
@@ -117,6 +122,7 @@ class BodyWriter:
         except BlockingIOError:
             return 0
         self._timer.count(sent)
+        self.sent += sent
         return sent
 
 

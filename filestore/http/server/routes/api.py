@@ -104,6 +104,7 @@ async def put_chunks(context: RequestContext, repository: LocalRepository) -> we
             await ingest.commit()
             raise
         kept = await ingest.commit()
+    context.noted.facts["chunks"] = batch.count
     if not batch.finished:
         raise InvalidBatch("its header is incomplete")
     return web.json_response({"kept": kept})
@@ -115,6 +116,7 @@ async def get_chunks(context: RequestContext, repository: LocalRepository) -> we
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
         digests = parse_digests(body)
+    context.noted.facts["chunks"] = len(digests)
     async with Frames(repository, digests, context.open_frames) as frames:
         entries = await frames.entries()
         header = wire.encode_batch_header(entries)
@@ -142,6 +144,7 @@ async def verify_chunks_route(context: RequestContext, repository: LocalReposito
 async def get_chunk(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with one frame."""
     digest = Digest.parse(context.request.match_info["digest"])
+    context.noted.facts |= {"chunk": str(digest), "chunks": 1}
     # The tag is weak, because a chunk that was lost and pushed again may be encoded differently.
     headers = {"Content-Type": wire.OCTETS, "ETag": f'W/"{digest}"', "Cache-Control": IMMUTABLE}
     async with Frames(repository, [digest], context.open_frames) as frames:
@@ -162,12 +165,14 @@ async def commit_file(context: RequestContext, repository: LocalRepository) -> w
     """Record a file whose chunks are in the repository."""
     name = checked_new_name(_name_header(context.request))
     kind = _kind(context.request)
+    context.noted.facts["name"] = name
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
         context.check_upload_size(stated_size(manifest))
         count = stated_count(manifest)
         if context.chunks_limit is not None and count > context.chunks_limit:
             raise LimitExceeded("the number of the file's chunks", count, context.chunks_limit, "chunks_limit")
         record = await repository.commit(manifest, name=name, kind=kind)
+    context.noted.note_record(record)
     return _answer(record, status=201)
 
 
@@ -239,6 +244,7 @@ async def remove_file(context: RequestContext, repository: LocalRepository) -> w
     """Remove a record, with its chunks if the query says so. Answer with the removed record."""
     request = context.request
     file_id, with_chunks = request.match_info["id"], _truth(request, "chunks")
+    context.noted.facts["record"] = file_id
     force, unless_newest = _truth(request, "force"), _truth(request, "unless_newest")
     updated_at = number_in(request, "updated_at")
 
@@ -246,6 +252,7 @@ async def remove_file(context: RequestContext, repository: LocalRepository) -> w
         record = await repository.remove(
             file_id, with_chunks=with_chunks, force=force, updated_at=updated_at, unless_newest=unless_newest
         )
+        context.noted.note_record(record)
         return _answer(record)
 
     return await answer_slowly(context, removed()) if with_chunks else await removed()
@@ -253,12 +260,14 @@ async def remove_file(context: RequestContext, repository: LocalRepository) -> w
 
 async def sign_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with a path at which anyone may read the file for a limited time."""
-    return web.json_response({"path": await repository.sign(context.request.match_info["id"])})
+    file_id = context.noted.facts["record"] = context.request.match_info["id"]
+    return web.json_response({"path": await repository.sign(file_id)})
 
 
 async def get_manifest(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the canonical bytes of a manifest."""
     digest = Digest.parse(context.request.match_info["digest"])
+    context.noted.facts["digest"] = str(digest)
     headers = {"Content-Type": wire.OCTETS, "ETag": f'"{digest}"', "Cache-Control": IMMUTABLE}
     with await repository.open_manifest(digest) as manifest:
         if matches_any(context.request.if_none_match, str(digest), weak=True):

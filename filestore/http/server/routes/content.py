@@ -49,6 +49,7 @@ async def get_content(context: RequestContext, repository: LocalRepository) -> w
 async def send_content(context: RequestContext, repository: LocalRepository, record: Record) -> web.StreamResponse:
     """Answer with the bytes of a record's file, or with a range of them."""
     request = context.request
+    context.noted.note_record(record)
     tag = str(record.digest)
     headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
     if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):

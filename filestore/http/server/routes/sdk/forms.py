@@ -57,6 +57,8 @@ async def _store(context: RequestContext, repository: LocalRepository) -> _Store
         repository.check_name(alias)
         name = checked_new_name(form.file_name or alias)
         record = await push_spool(context, repository, spool, size=form.size, name=name)
+    context.noted.note_record(record)
     if alias != record.name:
+        context.noted.facts["alias"] = alias
         await repository.commit(await repository.manifest(record.digest), name=alias)
     return _StoredUpload(record, alias)

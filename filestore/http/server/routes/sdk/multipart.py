@@ -46,6 +46,7 @@ async def begin_upload(context: RequestContext, repository: LocalRepository) -> 
         raise InvalidInput(f"name is {brief(given)}; a text is expected")
     name = checked_new_name(last_part(given)) if given is not None else None
     upload = await context.request.app[ASSEMBLY].begin(repository, name=name)
+    context.noted.facts |= {"upload": upload.id, "record": upload.file_id} | ({} if name is None else {"name": name})
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
 
 
@@ -56,6 +57,7 @@ async def sign_part(context: RequestContext, repository: LocalRepository) -> web
     number = _part_number(message.get("part_num"), key="part_num")
     if await in_disk_thread(upload.finished) is not None:
         raise InvalidInput(f"the upload {upload.id} is finished, and takes no more parts; begin another upload")
+    context.noted.facts["part"] = number
     path = PART_PATH.format(upload_id=upload.id, number=number)
     seconds = context.request.app[ASSEMBLY].idle_seconds
     url = context.signed_url("PUT", path, namespace=upload.namespace, seconds=seconds)
@@ -71,6 +73,7 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
     upload = await _upload(context, repository, found["upload_id"])
     text = found["number"]
     number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
+    context.noted.facts["part"] = number
     part = await in_disk_thread(upload.arrived, number)
     if part is not None:
         await _compare(context, part)
@@ -136,6 +139,7 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     message = await json_body(context, limit=LIST_LIMIT)
     upload = await _upload_asked_for(context, repository, message)
     record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
+    context.noted.note_record(record)
     return web.json_response(await upload_json(repository, record), status=201)
 
 
@@ -177,7 +181,9 @@ async def _upload_asked_for(context: RequestContext, repository: LocalRepository
 
 
 async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> Upload:
-    return await context.request.app[ASSEMBLY].find(upload_id, repository)
+    upload = await context.request.app[ASSEMBLY].find(upload_id, repository)
+    context.noted.facts["upload"] = upload.id
+    return upload
 
 
 def _part_number(number: object, *, key: str) -> int:

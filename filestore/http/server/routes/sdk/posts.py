@@ -46,6 +46,7 @@ async def sign_post(context: RequestContext, repository: LocalRepository) -> web
     name = checked_new_name(last_part(given))
     assembly = context.request.app[ASSEMBLY]
     upload = await assembly.begin(repository, name=name)
+    context.noted.facts |= {"upload": upload.id, "name": name}
 
     def url(method: str, path: str) -> str:
         return context.signed_url(method, path, namespace=upload.namespace, seconds=assembly.idle_seconds)
@@ -88,6 +89,7 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
             record = await push_spool(context, repository, spool, size=form.size, name=upload.name)
             finished = await in_disk_thread(upload.save_first, FinishedUpload.of([], record.id))
             _check_unused(upload, finished, record=record)
+    context.noted.note_record(record)
     context.request.app[ASSEMBLY].retire(upload)
     return web.json_response(await upload_json(repository, record), status=201)
 
@@ -114,7 +116,9 @@ async def _arrived(context: RequestContext, repository: LocalRepository) -> Reco
 
 async def _upload(context: RequestContext, repository: LocalRepository) -> Upload:
     upload_id = context.request.match_info["upload_id"]
-    return await context.request.app[ASSEMBLY].find(upload_id, repository)
+    upload = await context.request.app[ASSEMBLY].find(upload_id, repository)
+    context.noted.facts["upload"] = upload.id
+    return upload
 
 
 def _check_unused(upload: Upload, finished: FinishedUpload | None, *, record: Record | None) -> None:
