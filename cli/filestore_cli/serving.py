@@ -102,16 +102,15 @@ def serve(context: CommandContext, *, create: bool) -> None:
     )
 
 
-def stop_announcement(context: CommandContext) -> Callable[[], None]:
-    """Return the function that says on standard output, for a person, that a server stops."""
+def stop_announcement(context: CommandContext) -> Callable[[str], None]:
+    """Return the function that says on standard output, for a person, how a server stops."""
 
-    def announce_stop() -> None:
+    def announce_stop(sentence: str) -> None:
         if context.json:
             return  # the output is one object
-        sentence = "stopping; the current transfers are completed, and a second signal stops the server at once\n"
         # Not through `sys.stdout`: what could not be written would fail again at the end.
         with suppress(OSError):
-            os.write(1, sentence.encode())
+            os.write(1, f"{sentence}\n".encode())
 
     return announce_stop
 

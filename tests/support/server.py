@@ -243,6 +243,7 @@ def _main() -> None:
             announce=lambda url: print(f"listening on {url}", flush=True),  # noqa: T201  # what its parent waits for
             spool_folder=root / "tmp",
             workers=int(settings.pop("workers", 1)),
+            announce_stop=lambda sentence: print(sentence, flush=True),  # noqa: T201  # what a command prints
             limits=ServerLimits(**settings, **texts),  # type: ignore[arg-type]  # a test that gets one wrong fails
             tls=TlsFiles(**tls) if tls else None,
         )

@@ -23,6 +23,7 @@ from filestore.http.server.listener import address_error, bind, hold_port, resol
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
+from filestore.http.server.traffic import SharedTransfers
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
 
@@ -36,7 +37,7 @@ def serve(
     host: str,
     port: int,
     announce: Callable[[str], None],
-    announce_stop: Callable[[], None] = lambda: None,
+    announce_stop: Callable[[str], None] | None = None,
     prepare: Callable[[], None] = lambda: None,
     workers: int = 1,
     tokens: Mapping[Digest, str] | None = None,
@@ -51,8 +52,9 @@ def serve(
     With `tls`, the server speaks TLS. SIGHUP then reads the files of the certificate again, and does not end the server.
 
     `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
-    `announce(url)` is called when connections are accepted. `announce_stop()` is called after that, at the first stop
-    signal, before the requests in progress end. Port 0 means any free port.
+    `announce(url)` is called when connections are accepted. `announce_stop(sentence)` is called after that: at the first
+    stop signal, which says how many transfers may finish, every ten seconds while they do, and at the end. Port 0 means
+    any free port.
 
     `tokens` maps digests of tokens to their namespaces. They are valid until the server ends, or until one is removed in
     the index (`filestore.repository.given_tokens`). The tokens of the index are valid too, unless `knows_tokens` is
@@ -77,6 +79,7 @@ def serve(
         extension=extension,
         shared_times=SharedTimes(workers),
         tls=None if tls is None else ServerTls(tls),
+        shared_transfers=SharedTransfers(workers),
     )
     scheme = "http" if tls is None else "https"
     _allow_many_files()

@@ -22,12 +22,16 @@ from filestore.http import wire
 from filestore.http.server.errors import log_failure
 from filestore.http.server.listener import bind
 from filestore.http.server.log import log_by_thread
+from filestore.http.server.traffic import StopWords
 from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
 
 logger = logging.getLogger("filestore.server")
 
 RESTART_SECONDS = 1.0
 """Seconds between two starts of one worker, at least."""
+COUNT_SECONDS = 1.0
+"""How long the workers have to say what they wait for, after a stop signal."""
+LOOK_SECONDS = 0.02
 _NOTICED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
 _READY = b"+"
 
@@ -71,8 +75,8 @@ class Supervisor:
         self._stops = 0
         self._is_reload_asked = False
 
-    def run(self, announce: Callable[[], None], announce_stop: Callable[[], None]) -> None:
-        """Run the workers until a stop signal has ended them all. Call `announce_stop` at that signal.
+    def run(self, announce: Callable[[], None], announce_stop: Callable[[str], None] | None) -> None:
+        """Run the workers until a stop signal has ended them all. Call `announce_stop` with each sentence about the stop.
 
         Raises the error of a worker that cannot start at first.
         """
@@ -90,10 +94,8 @@ class Supervisor:
                     if not is_announced and all(worker.is_ready for worker in self._workers):
                         announce()
                         is_announced = True
-                if is_announced:
-                    announce_stop()
             finally:
-                self._stop_all()
+                self._stop_all(announce_stop if is_announced else None)
 
     def _next_start(self) -> float | None:
         return min((worker.start_at for worker in self._workers if not worker.pid), default=None)
@@ -134,6 +136,7 @@ class Supervisor:
         try:
             self._become_child()
             self._service.shared_times.join(worker.place)
+            self._service.shared_transfers.join(worker.place)
             with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
                 with log_by_thread():
@@ -233,16 +236,32 @@ class Supervisor:
                 ended.append((pid, worker))
         return ended
 
-    def _stop_all(self) -> None:
+    def _stop_all(self, say: Callable[[str], None] | None) -> None:
         """Stop all workers after their current requests. Kill them at the next signal, or if this takes too long."""
-        stops = self._stops
+        stops, killed = self._stops, 0
+        transfers = self._service.shared_transfers
+        words = StopWords(transfers, self._service.limits.drain_seconds, say)
         self._signal_all(signal.SIGTERM)
+        self._wait_for_counts(stops)
+        words.begin()
         deadline: float | None = time.monotonic() + self._service.limits.drain_seconds + 2 * CLEANUP_SECONDS
         while any(worker.pid for worker in self._workers):
-            self._wait(deadline)
+            self._wait(words.next_at if deadline is None else min(deadline, words.next_at))
             if self._stops > stops or (deadline is not None and time.monotonic() >= deadline):
+                killed, stops, deadline = transfers.waiting, self._stops, None
                 self._signal_all(signal.SIGKILL)
-                deadline = None
+            self._ended()
+            words.go_on()
+        words.end(killed=killed)
+
+    def _wait_for_counts(self, stops: int) -> None:
+        """Wait until each worker has said how many transfers it waits for, at most a second."""
+        until = time.monotonic() + COUNT_SECONDS
+        stopping = self._service.shared_transfers.is_stopping
+        while time.monotonic() < until and self._stops == stops:
+            if not any(worker.pid and worker.is_ready and not stopping(worker.place) for worker in self._workers):
+                return
+            self._wait(time.monotonic() + LOOK_SECONDS)
             self._ended()
 
     def _signal_all(self, number: signal.Signals) -> None:

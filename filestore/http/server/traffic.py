@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -17,6 +19,7 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from filestore.http.server.errors import refusal
+from filestore.http.server.request_record import record_of
 from filestore.system.stalls import transferred_size
 
 logger = logging.getLogger("filestore.server")
@@ -27,6 +30,8 @@ RETRY_AFTER_SECONDS = 2
 FIRST_REPORT_SECONDS = 1.0
 """Most requests end sooner, and need no line in the log."""
 REPORT_SECONDS = 10.0
+REPORT_LIMIT = 5
+"""The most kinds of transfers that a report names."""
 _LOOK_SECONDS = 0.1
 
 
@@ -35,14 +40,112 @@ class _Transfer:
     """The requests of a transfer on one connection."""
 
     began: float
+    what: str = ""
+    """Its last request: the method, the route and the namespace."""
     running: int = 0
     ended: float = 0.0
+
+
+class SharedTransfers:
+    """How many transfers each process of a server waits for while it stops. Processes are forked after this object is made.
+
+    Each connection of a push or a fetch counts as one transfer.
+    """
+
+    _FIELDS = 3
+
+    def __init__(self, count: int) -> None:
+        self._numbers = memoryview(mmap.mmap(-1, count * self._FIELDS * 8)).cast("d")
+        self._count = count
+        self._own = 0
+
+    def join(self, place: int) -> None:
+        """Write to `place` in this process. Another process may have used this place before."""
+        self._own = place * self._FIELDS
+        self._write(0, 0, 0)
+
+    def stopping(self, waiting: int) -> None:
+        """Note that this process is stopping, and for how many transfers it waits."""
+        self._write(1, waiting, 0)
+
+    def ended(self, cut: int) -> None:
+        """Note that this process waits no longer, and how many transfers it has cut."""
+        self._write(1, 0, cut)
+
+    def is_stopping(self, place: int) -> bool:
+        """Return whether the process at `place` has begun to stop."""
+        return bool(self._numbers[place * self._FIELDS])
+
+    @property
+    def waiting(self) -> int:
+        """For how many transfers all processes wait."""
+        return self._sum(1)
+
+    @property
+    def cut(self) -> int:
+        """How many transfers all processes have cut."""
+        return self._sum(2)
+
+    def _sum(self, field: int) -> int:
+        return int(sum(self._numbers[place * self._FIELDS + field] for place in range(self._count)))
+
+    def _write(self, *values: int) -> None:
+        for field, value in enumerate(values):
+            self._numbers[self._own + field] = value
+
+
+class StopWords:
+    """The sentences about a stop, for the person who stops a server. One process of the server says them."""
+
+    def __init__(
+        self,
+        transfers: SharedTransfers,
+        drain_seconds: float,
+        say: Callable[[str], None] | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transfers = transfers
+        self._drain_seconds = drain_seconds
+        self._say = say or (lambda _: None)
+        self._clock = clock
+        self._ends_at = self.next_at = clock()
+
+    def begin(self) -> None:
+        """Say how many transfers may finish."""
+        now, count = self._clock(), self._transfers.waiting
+        self._ends_at, self.next_at = now + self._drain_seconds, now + REPORT_SECONDS
+        if count:
+            seconds = f"{self._drain_seconds:g}"
+            self._say(f"stopping, {_transfers(count)} may finish within {seconds} s; a second signal stops the server at once")
+        else:
+            self._say("stopping, no transfer is under way")
+
+    def go_on(self) -> None:
+        """Say every ten seconds for how many transfers the server waits. `next_at` is the next time."""
+        now, count = self._clock(), self._transfers.waiting
+        if now < self.next_at:
+            return
+        self.next_at += REPORT_SECONDS
+        if count:
+            self._say(f"waiting for {_transfers(count)}, for {max(0.0, self._ends_at - now):.0f} s more")
+
+    def end(self, *, killed: int = 0) -> None:
+        """Say that the server has stopped. `killed` transfers were cut by the end of their process."""
+        count = self._transfers.cut + killed
+        self._say(f"stopped, and cut {_transfers(count)}" if count else "stopped")
+
+
+def _transfers(count: int) -> str:
+    return "1 transfer" if count == 1 else f"{count} transfers"
 
 
 class Traffic:
     """Count the requests in progress, and know the connections of transfers. For one server process."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedTransfers | None = None) -> None:
+        """`shared` gets the number of the transfers that the process waits for."""
+        self._shared = shared or SharedTransfers(1)
         self._draining_since: float | None = None
         self._count = 0
         self._idle = asyncio.Event()
@@ -57,20 +160,27 @@ class Traffic:
     def drain(self) -> None:
         """Refuse new transfers from now on."""
         self._draining_since = time.monotonic()
+        self._shared.stopping(len(self._under_way()))
 
     def note_end(self) -> None:
         """Say in the log which transfers the server does not wait for any longer."""
         self._report("cutting")
+        self._shared.ended(sum(bool(transfer.running) for transfer in self._under_way().values()))
 
     async def idle(self) -> None:
         """Wait until no request is in progress."""
         await self._idle.wait()
 
-    async def drained(self) -> None:
-        """Wait until no request is in progress and no transfer is under way. Say in the log what is waited for."""
+    async def drained(self, look: Callable[[], None] = lambda: None) -> None:
+        """Wait until no request is in progress and no transfer is under way. Say in the log what is waited for.
+
+        `look` is called again and again meanwhile.
+        """
         report_at = time.monotonic() + FIRST_REPORT_SECONDS
         while self._count or self._under_way():
             await asyncio.sleep(_LOOK_SECONDS)
+            self._shared.stopping(len(self._under_way()))
+            look()
             if time.monotonic() >= report_at:
                 report_at += REPORT_SECONDS
                 self._report("waiting for")
@@ -99,6 +209,9 @@ class Traffic:
         if transfer is None or not self._is_under_way(connection, transfer):
             transfer = self._transfers[connection] = _Transfer(now)
         transfer.running += 1
+        record = record_of(request)
+        namespace = "" if record.access is None else record.access.namespace
+        transfer.what = f"{record.method} {record.route} of {namespace!r}"
         try:
             yield
         finally:
@@ -137,8 +250,14 @@ class Traffic:
         if not transfers:
             return
         oldest = time.monotonic() - min(transfer.began for transfer in transfers.values())
-        size = sum(transferred_size(connection.get_extra_info("socket")) for connection in transfers)
+        sizes: Counter[str] = Counter()
+        for connection, transfer in transfers.items():
+            sizes[transfer.what] += transferred_size(connection.get_extra_info("socket"))
+        counts = Counter(transfer.what for transfer in transfers.values())
+        kinds = [f"{counts[kind]} by {kind}, {size} bytes" for kind, size in sizes.most_common(REPORT_LIMIT)]
+        if len(sizes) > REPORT_LIMIT:
+            kinds.append(f"and {len(sizes) - REPORT_LIMIT} other kinds")
         logger.warning(
-            "stopping: %s the transfers of %d connections; they have moved %d bytes, and the oldest began %.0f seconds ago",
-            *(what, len(transfers), size, oldest),
+            "stopping: %s the transfers of %d connections; they have moved %d bytes, and the oldest began %.0f seconds ago: %s",
+            *(what, len(transfers), sizes.total(), oldest, "; ".join(kinds)),
         )

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
@@ -22,7 +22,7 @@ from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import noting_token_uses
-from filestore.http.server.traffic import Traffic
+from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
@@ -50,6 +50,7 @@ class Service:
     extension: Extension
     tls: ServerTls | None = None
     """The certificate, if the server speaks TLS."""
+    shared_transfers: SharedTransfers = field(default_factory=lambda: SharedTransfers(1))
 
 
 @asynccontextmanager
@@ -63,14 +64,14 @@ async def run_worker(
     listener: socket.socket,
     *,
     ready: Callable[[], None],
-    announce_stop: Callable[[], None] = lambda: None,
+    announce_stop: Callable[[str], None] | None = None,
     lifeline: int | None = None,
     is_first: bool = True,
 ) -> None:
     """Serve until a stop signal or, in a worker, until the parent ends. The parent holds the other end of `lifeline`.
 
-    `ready` is called when connections are accepted, and `announce_stop` when no new transfers are. Only the first worker
-    writes to the log what all of them do.
+    `ready` is called when connections are accepted, and `announce_stop` with each sentence about the stop. Only the first
+    worker writes to the log what all of them do.
     """
     loop = asyncio.get_running_loop()
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -103,14 +104,15 @@ async def _serve_until(
     at_once: asyncio.Event,
     *,
     ready: Callable[[], None],
-    announce_stop: Callable[[], None],
+    announce_stop: Callable[[str], None] | None,
 ) -> None:
     """Serve until `stopping`, then let transfers under way finish, for `drain_seconds` or until `at_once`.
 
     The port stays open until then, since a transfer may need another connection and because new ones get an answer.
     """
     store, index = await service.open_backend()
-    traffic = Traffic()
+    traffic = Traffic(service.shared_transfers)
+    words = StopWords(service.shared_transfers, service.limits.drain_seconds, announce_stop)
     try:
         tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens)
         revocation = Revocation(tokens)
@@ -135,13 +137,14 @@ async def _serve_until(
             async with _accepting(app, listener, service) as site:
                 ready()
                 await stopping.wait()
-                announce_stop()
                 traffic.drain()
-                await _first(traffic.drained(), at_once.wait(), within=service.limits.drain_seconds)
+                words.begin()
+                await _first(traffic.drained(words.go_on), at_once.wait(), within=service.limits.drain_seconds)
                 traffic.note_end()
                 await site.stop()
             # Cancelled requests still clean up after themselves, and need the store and the index for that.
             await _first(traffic.idle(), within=CLEANUP_SECONDS)
+            words.end()
     finally:
         await index.close()
         await store.close()
