@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
-SERVER_SETTINGS = ("spool_folder", "min_free", *TLS_SETTINGS, *(limit.name for limit in fields(ServerLimits)))
+LOG_SETTINGS = ("access_log", "access_log_file", "audit_log", "audit_log_size")
+SERVER_SETTINGS = (
+    *("spool_folder", "min_free", *TLS_SETTINGS, *LOG_SETTINGS),
+    *(limit.name for limit in fields(ServerLimits)),
+)
 """The names of the settings that every server has, without its address."""
 NOT_SERVED = "nothing is served, because the start cannot be reported on standard output"
 
@@ -142,7 +146,15 @@ def folder_words(root: Path, *, created: bool) -> str:
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
     """Return the arguments of every server from the settings."""
+    from filestore.http.server.request_logs import LogOptions  # heavy
+
     return {
+        "logs": LogOptions(
+            access_log=settings.access_log,
+            access_log_file=_absolute(settings.access_log_file),
+            audit_log=_absolute(settings.audit_log),
+            audit_log_size=settings.audit_log_size,
+        ),
         "host": settings.host,
         "port": settings.port,
         "limits": settings.server_limits,
@@ -150,6 +162,10 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
         "spool_folder": settings.spool_folder or root,
         "tls": tls_files(settings),
     }
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
 
 
 def tls_files(settings: Settings) -> TlsFiles | None:

@@ -26,6 +26,7 @@ from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 from filestore.system.retries import RETRY_SECONDS
 
+ACCESS_LOG_CHOICES = ("json", "plain", "off")
 CODEC_CHOICES = ("auto", "raw", "zstd", "planes2+zstd", "planes4+zstd")
 
 _SIZE = re.compile(r"([0-9]{1,30})(\.[0-9]{1,30})?\s*([A-Za-z]*)\Z")
@@ -656,6 +657,38 @@ class Settings:
             unit="yes or no",
             parse=_claim,
             is_flag=True,
+        ),
+    )
+    access_log: str = field(
+        default="off",
+        metadata=_setting(
+            f"Whether a server writes a line for each request, and in which form: {', '.join(ACCESS_LOG_CHOICES)}",
+            unit="choice",
+            parse=_choice(*ACCESS_LOG_CHOICES),
+        ),
+    )
+    access_log_file: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The file of the lines of access_log", unit="path", parse=_path, default="none: they go to standard error"
+        ),
+    )
+    audit_log: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The file in which a server writes who has read, stored or removed what, and which requests were denied",
+            unit="path",
+            parse=_path,
+            default="none: nothing is written",
+        ),
+    )
+    audit_log_size: int | None = field(
+        default=None,
+        metadata=_setting(
+            "From how many bytes on the file of audit_log is renamed to FILE.1, and another one is begun; 9 such files are kept",
+            unit=_SIZE_UNIT,
+            parse=_size(4096),
+            default="none: it grows, or other tools rotate it",
         ),
     )
     run_seconds: float = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -65,10 +66,16 @@ def test_a_traceback_with_a_secret(make: type[DirectHandler | WaitingHandler]) -
 
 
 @pytest.mark.slow
-def test_the_log_of_a_server(tmp_path: Path) -> None:
-    """A signed URL that fails, in the server and in its signature, and a wrong token: the log names paths only."""
+@pytest.mark.parametrize("form", ["json", "plain"])
+def test_the_log_of_a_server(tmp_path: Path, form: str) -> None:
+    """A signed URL that fails, in the server and in its signature, a wrong token, and a head that is not HTTP.
+
+    The log, the access log and the audit log name paths or routes only.
+    """
     content = contents(1)[0]
-    with running_server(tmp_path / "root", check=False) as server:
+    access, audit = tmp_path / "access", tmp_path / "audit"
+    logs = {"access_log": form, "access_log_file": str(access), "audit_log": str(audit)}
+    with running_server(tmp_path / "root", check=False, **logs) as server:
         server.put([encoded(content)])
         record = server.commit(manifest([content]).encoded, name="name").json
         path = "/" + server.ask("POST", f"{API}/files/{record['id']}/sign").json["path"]
@@ -78,12 +85,24 @@ def test_the_log_of_a_server(tmp_path: Path) -> None:
         wrong = path.replace("/name", "/nome")
         assert 403 == server.ask("GET", wrong, token=None).status
         assert 401 == server.ask("GET", f"{API}/files?token={TOKEN}", token=TOKEN).status
+        assert 404 == server.ask("GET", f"/nothing/{TOKEN}").status
+        with server.connection() as connection:
+            connection.sendall(f"Bearer {TOKEN}\r\n{path}\r\n\r\n".encode())
+            assert b" 400 " in connection.recv(1000)
+        assert 409 == server.commit(manifest([content]).encoded, name=f"Bearer%20{TOKEN}").status
+        form_url = server.ask("POST", "/v4/files/presigned-post", b'{"name": "x"}').json["upload_url"]
+        sdk = server.ask("POST", "/v3/pipeline_files/initiate-multipart-upload", b'{"name": "x"}').json
+        asked = json.dumps(sdk | {"part_num": 1}).encode()
+        part_url = server.ask("POST", "/v3/pipeline_files/presigned-url", asked).json["upload_url"]
         _, log = server.stop()
     signature = path.split("/")[4]
     assert "run_files" in log
     assert f"GET '{API}/files'" in log
-    assert signature not in log
-    assert TOKEN not in log
+    lines = access.read_text() + audit.read_text()
+    assert '"sign-part"' in lines
+    assert "/signed/{namespace}/{expires_at}/{signature}/{path}" in lines
+    for secret in (signature, TOKEN, server.token, *(url.split("/signed/")[1].split("/")[2] for url in (form_url, part_url))):
+        assert secret not in log + lines
 
 
 @pytest.mark.slow

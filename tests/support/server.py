@@ -212,6 +212,7 @@ def _main() -> None:
     from filestore.errors import FilestoreError
     from filestore.http.limits import ServerLimits
     from filestore.http.server import serve
+    from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
     from tests.support.opens import log_opens
 
@@ -219,11 +220,14 @@ def _main() -> None:
     settings: dict[str, int | float] = {}
     texts: dict[str, object] = {}
     tls: dict[str, Path] = {}
+    logs: dict[str, object] = {}
     host = "127.0.0.1"
     for argument in sys.argv[2:]:
         key, _, value = argument.partition("=")
         if key == "host":
             host = value
+        elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
+            logs[key] = int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
         elif key == "public_url":
             texts[key] = value
         elif key in {"trusted_proxies", "tls_by_proxy"}:
@@ -244,6 +248,7 @@ def _main() -> None:
             spool_folder=root / "tmp",
             workers=int(settings.pop("workers", 1)),
             announce_stop=lambda sentence: print(sentence, flush=True),  # noqa: T201  # what a command prints
+            logs=LogOptions(**logs),  # type: ignore[arg-type]  # a test that gets one wrong fails
             limits=ServerLimits(**settings, **texts),  # type: ignore[arg-type]  # a test that gets one wrong fails
             tls=TlsFiles(**tls) if tls else None,
         )

@@ -17,7 +17,7 @@ def transfers() -> SharedTransfers:
 
 
 def test_a_stop_counts_the_transfers_of_all_processes(transfers: SharedTransfers) -> None:
-    """Each process writes its own number. One that begins anew waits for none."""
+    """Each process writes its own number. One that begins again waits for none."""
     assert not transfers.is_stopping(1)
     transfers.stopping(2)
     assert (False, True) == (transfers.is_stopping(0), transfers.is_stopping(1))

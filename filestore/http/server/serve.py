@@ -21,6 +21,7 @@ from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
+from filestore.http.server.request_logs import NO_LOGS, LogOptions
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
@@ -46,6 +47,7 @@ def serve(
     knows_tokens: bool = True,
     extension: Extension = no_extension,
     tls: TlsFiles | None = None,
+    logs: LogOptions = NO_LOGS,
 ) -> None:
     """Serve a repository over HTTP until SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
 
@@ -64,11 +66,13 @@ def serve(
     what is new is refused. A second signal ends them at once. Uploads wait in `spool_folder`, which is the system's
     temporary folder by default.
 
+    `logs` says which logs of requests are written. A log that cannot be written is an error at the start only.
+
     Each worker enters `extension` for the routes that it serves in addition to those of files, and leaves it before it
     ends.
 
-    Raises AddressInUse, AddressError, InvalidSetting (a certificate that cannot be used), and what `prepare` and
-    `open_backend` raise.
+    Raises AddressInUse, AddressError, StorageError, InvalidSetting (a certificate that cannot be used), and what `prepare`
+    and `open_backend` raise.
     """
     service = Service(
         open_backend=open_backend,
@@ -80,8 +84,10 @@ def serve(
         shared_times=SharedTimes(workers),
         tls=None if tls is None else ServerTls(tls),
         shared_transfers=SharedTransfers(workers),
+        logs=logs,
     )
     scheme = "http" if tls is None else "https"
+    logs.check()
     _allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     # What a runtime does is worth a line, and so are the result of work between requests and each wrong token. All other

@@ -19,6 +19,8 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
+from filestore.http.server.request_logs import LogOptions, request_logs
+from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import noting_token_uses
@@ -51,6 +53,7 @@ class Service:
     tls: ServerTls | None = None
     """The certificate, if the server speaks TLS."""
     shared_transfers: SharedTransfers = field(default_factory=lambda: SharedTransfers(1))
+    logs: LogOptions = field(default_factory=LogOptions)
 
 
 @asynccontextmanager
@@ -121,6 +124,7 @@ async def _serve_until(
             revocation.running(),
             noting_token_uses(index, tokens),
             service.extension(store, index) as more_routes,
+            _observing(service.logs) as observers,
         ):
             app = make_app(
                 store,
@@ -133,8 +137,9 @@ async def _serve_until(
                 traffic=traffic,
                 shared_times=service.shared_times,
                 more_routes=more_routes,
+                observers=observers,
             )
-            async with _accepting(app, listener, service) as site:
+            async with _accepting(app, listener, service, observers) as site:
                 ready()
                 await stopping.wait()
                 traffic.drain()
@@ -182,7 +187,9 @@ def stop_signals() -> Sequence[signal.Signals]:
 
 
 @asynccontextmanager
-async def _accepting(app: web.Application, listener: socket.socket, service: Service) -> AsyncIterator[web.BaseSite]:
+async def _accepting(
+    app: web.Application, listener: socket.socket, service: Service, observers: Sequence[Observer]
+) -> AsyncIterator[web.BaseSite]:
     """Answer the connections of `listener` until the site is stopped.
 
     The end of the block cancels requests in progress.
@@ -193,11 +200,18 @@ async def _accepting(app: web.Application, listener: socket.socket, service: Ser
         asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         tls = service.tls
         context = None if tls is None else lambda: tls.context
-        site = ConnectionSite(runner, listener, limits=service.limits, backlog=BACKLOG, tls=context)
+        site = ConnectionSite(runner, listener, limits=service.limits, backlog=BACKLOG, tls=context, observers=observers)
         await site.start()
         yield site
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def _observing(options: LogOptions) -> AsyncIterator[Sequence[Observer]]:
+    """Yield what gets the records of all requests during the block."""
+    with request_logs(options) as observers:
+        yield observers
 
 
 def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:
