@@ -34,15 +34,17 @@ from filestore_cli.tokens import TokenProperties, add_token
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.core.digest import Digest
+    from filestore.http.server.jwt_tokens import JwtOptions
     from filestore.http.server.tls import TlsFiles
     from filestore.repository.index.protocol import Index
 
 T = TypeVar("T")
 
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+JWT_SETTINGS = ("jwt_keys", "jwt_issuer", "jwt_audience", "jwt_rules")
 LOG_SETTINGS = ("access_log", "access_log_file", "audit_log", "audit_log_size")
 SERVER_SETTINGS = (
-    *("spool_folder", "min_free", *TLS_SETTINGS, *LOG_SETTINGS),
+    *("spool_folder", "min_free", *TLS_SETTINGS, *JWT_SETTINGS, *LOG_SETTINGS),
     *(limit.name for limit in fields(ServerLimits)),
 )
 """The names of the settings that every server has, without its address."""
@@ -161,11 +163,34 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
         # The default is on the disk of the repository, since a temporary folder may be small, or in memory.
         "spool_folder": settings.spool_folder or root,
         "tls": tls_files(settings),
+        "jwt": _jwt_options(settings),
     }
 
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
+
+
+def _jwt_options(settings: Settings) -> JwtOptions | None:
+    """Return which JSON Web Tokens a server accepts. Raises InvalidSetting if settings for them are incomplete."""
+    needed = {name: getattr(settings, name) for name in JWT_SETTINGS[:3]}
+    if not any(getattr(settings, name) for name in JWT_SETTINGS):
+        return None
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        # Without an audience, the tokens that the same issuer made for other servers would be accepted.
+        raise InvalidSetting("the setting of JSON Web Tokens", f"{' and '.join(missing)} must be given too")
+    from filestore.http.server.jwt_tokens import JwtOptions  # heavy
+
+    return JwtOptions(
+        keys=needed["jwt_keys"],
+        issuer=needed["jwt_issuer"],
+        audience=needed["jwt_audience"],
+        rules=settings.jwt_rules,
+        namespace_claim=settings.jwt_namespace_claim,
+        scope_claim=settings.jwt_scope_claim,
+        prefix_claim=settings.jwt_prefix_claim,
+    )
 
 
 def tls_files(settings: Settings) -> TlsFiles | None:

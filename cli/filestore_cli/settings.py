@@ -118,6 +118,18 @@ def _public_url(value: object) -> str:
     return str(value).rstrip("/")
 
 
+def _jwks(value: object) -> Path | str:
+    if not isinstance(value, str) or "://" not in value:
+        return _path(value)
+    parts = urlsplit(_text(value))
+    if parts.scheme not in {"http", "https"} or parts.hostname is None or parts.username is not None or parts.fragment:
+        raise ValueError("the path of a file, or a URL such as https://login.example.org/keys is expected")
+    # Whoever can change the answer can sign each token.
+    if parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
+        raise ValueError("a URL of https is expected: only the keys of this machine may come without encryption")
+    return value
+
+
 def _proxy_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
     if isinstance(value, tuple) and all(isinstance(each, IPv4Network | IPv6Network) for each in value):
         return value
@@ -689,6 +701,60 @@ class Settings:
             unit=_SIZE_UNIT,
             parse=_size(4096),
             default="none: it grows, or other tools rotate it",
+        ),
+    )
+    jwt_keys: Path | str | None = field(
+        default=None,
+        metadata=_setting(
+            "The JWKS with the public keys of JSON Web Tokens that a server accepts, with jwt_issuer and jwt_audience",
+            unit="path or URL",
+            parse=_jwks,
+            default="none: no such token is accepted",
+        ),
+    )
+    jwt_issuer: str | None = field(
+        default=None,
+        metadata=_setting("The claim iss that a JSON Web Token must have", unit="text", parse=_text, default="none"),
+    )
+    jwt_audience: str | None = field(
+        default=None,
+        metadata=_setting(
+            "The claim aud that a JSON Web Token must have or contain; choose one that is used for this server only",
+            unit="text",
+            parse=_text,
+            default="none",
+        ),
+    )
+    jwt_rules: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "The file of rules from the claims of a JSON Web Token to a namespace and a scope",
+            unit="path",
+            parse=_path,
+            default="none: the claims that the settings jwt_*_claim name are used",
+        ),
+    )
+    jwt_namespace_claim: str = field(
+        default="filestore_namespace",
+        metadata=_setting("The claim of a JSON Web Token that has its namespace", unit="text", parse=_text, has_option=False),
+    )
+    jwt_scope_claim: str = field(
+        default="scope",
+        metadata=_setting(
+            "The claim of a JSON Web Token that has its scopes, such as filestore:read",
+            unit="text",
+            parse=_text,
+            has_option=False,
+        ),
+    )
+    jwt_prefix_claim: str | None = field(
+        default=None,
+        metadata=_setting(
+            "The claim of a JSON Web Token that has the beginning of the names that it sees; then each token must have it",
+            unit="text",
+            parse=_text,
+            default="none: a token sees all names",
+            has_option=False,
         ),
     )
     run_seconds: float = field(

@@ -139,7 +139,7 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     """Serve `root` on a free port, or `port`, until the end of the block.
 
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
-    a path, the server logs there what it opens (`tests.support.opens`).
+    a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`.
     """
     process = start_server(root, **settings)
     try:
@@ -207,50 +207,61 @@ def eventually(reached: Callable[[], bool]) -> None:
         os.sched_yield()
 
 
+def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The arguments KEY=VALUE by the options that they belong to. A wrong one fails where the server is made."""
+    groups: dict[str, dict[str, Any]] = {group: {} for group in ("server", "limits", "logs", "jwt", "tls")}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        group, name, parsed = _parsed(key, value)
+        groups[group][name] = parsed
+    return groups
+
+
+def _parsed(key: str, value: str) -> tuple[str, str, Any]:
+    if key in {"host", "port", "workers", "opens"}:
+        return "server", key, value
+    if key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
+        return "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
+    if key in {"trusted_proxies", "tls_by_proxy"}:
+        return "limits", key, tuple(map(ip_network, value.split(",")))
+    if key.startswith("tls_"):
+        return "tls", key.removeprefix("tls_"), Path(value)
+    if key.startswith("jwt_"):
+        return "jwt", key.removeprefix("jwt_"), value if "://" in value else Path(value)
+    return "limits", key, value if key == "public_url" else float(value) if key.endswith("_seconds") else int(value)
+
+
 def _main() -> None:
     # Only here: the process of a test has no need of it.
     from filestore.errors import FilestoreError
     from filestore.http.limits import ServerLimits
     from filestore.http.server import serve
+    from filestore.http.server.jwt_tokens import JwtOptions
     from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
     from tests.support.opens import log_opens
 
+    if any(argument.startswith("jwt_") for argument in sys.argv):
+        from tests.support.jwts import AUDIENCE, ISSUER
+
     root = Path(sys.argv[1])
-    settings: dict[str, int | float] = {}
-    texts: dict[str, object] = {}
-    tls: dict[str, Path] = {}
-    logs: dict[str, object] = {}
-    host = "127.0.0.1"
-    for argument in sys.argv[2:]:
-        key, _, value = argument.partition("=")
-        if key == "host":
-            host = value
-        elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
-            logs[key] = int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
-        elif key == "public_url":
-            texts[key] = value
-        elif key in {"trusted_proxies", "tls_by_proxy"}:
-            texts[key] = tuple(map(ip_network, value.split(",")))
-        elif key.startswith("tls_"):
-            tls[key.removeprefix("tls_")] = Path(value)
-        elif key == "opens":
-            log_opens(Path(value))
-        else:
-            settings[key] = float(value) if key.endswith("_seconds") else int(value)
+    options = _grouped(sys.argv[2:])
+    if "opens" in options["server"]:
+        log_opens(Path(options["server"]["opens"]))
     try:
         serve(
             lambda: open_backend(root, create=True),
-            host=host,
-            port=int(settings.pop("port", 0)),
+            host=options["server"].get("host", "127.0.0.1"),
+            port=int(options["server"].get("port", 0)),
             tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},
             announce=lambda url: print(f"listening on {url}", flush=True),  # noqa: T201  # what its parent waits for
             spool_folder=root / "tmp",
-            workers=int(settings.pop("workers", 1)),
+            workers=int(options["server"].get("workers", 1)),
             announce_stop=lambda sentence: print(sentence, flush=True),  # noqa: T201  # what a command prints
-            logs=LogOptions(**logs),  # type: ignore[arg-type]  # a test that gets one wrong fails
-            limits=ServerLimits(**settings, **texts),  # type: ignore[arg-type]  # a test that gets one wrong fails
-            tls=TlsFiles(**tls) if tls else None,
+            logs=LogOptions(**options["logs"]),
+            jwt=JwtOptions(issuer=ISSUER, audience=AUDIENCE, **options["jwt"]) if options["jwt"] else None,
+            limits=ServerLimits(**options["limits"]),
+            tls=TlsFiles(**options["tls"]) if options["tls"] else None,
         )
     except FilestoreError as error:
         sys.exit(f"{type(error).__name__}: {error}")

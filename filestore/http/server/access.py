@@ -25,6 +25,8 @@ class Access:
     """The beginning of the digest of the token, which logs and lists show. Empty without a token."""
     label: str = ""
     """What the token is for, in the words of the person who made it."""
+    expires_at: int | None = None
+    """When the requests and signed URLs of the token end, in seconds since 1970, if the token itself says so."""
 
     def check_scope(self, needed: Scope) -> None:
         """Raise ScopeMissing if the token does not permit what needs the scope `needed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -315,6 +316,7 @@ class RequestAuthenticator:
             keys=await self._tokens.keys(),
             origin=self._origin,
             issuer=NO_ISSUER if access is None else access.issuer,
+            signed_until=None if access is None else access.expires_at,
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
@@ -348,13 +350,16 @@ class RequestAuthenticator:
             raise
 
     def _repository(self, access: Access) -> LocalRepository:
+        signed_seconds: float = self._limits.signed_seconds
+        if access.expires_at is not None:
+            signed_seconds = min(signed_seconds, access.expires_at - time.time())
         return LocalRepository(
             self._store,
             self._index,
             location="the server",
             namespace=access.namespace,
             budget=self._budget,
-            signed_seconds=self._limits.signed_seconds,
+            signed_seconds=signed_seconds,
             issuer=access.issuer,
             prefix=access.prefix,
         )

@@ -12,6 +12,7 @@ from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, SigningKeys, key_id_of, verify_path
 from filestore.errors import TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.access import Access
+from filestore.http.server.jwt_tokens import JwtTokens, has_form
 from filestore.repository.given_tokens import given_tokens
 from filestore.repository.index.protocol import USED_MICROSECONDS, Index, TokenRow
 
@@ -41,6 +42,7 @@ class Tokens:
         given: Mapping[Digest, str],
         *,
         knows_index: bool = True,
+        jwt: JwtTokens | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -48,6 +50,7 @@ class Tokens:
         self._index = index
         self._given = {digest: TokenRow(digest, namespace, "", 0) for digest, namespace in given.items()}
         self._knows_index = knows_index
+        self._jwt = jwt
         self._clock = clock
         self._now = now
         self._removed: set[Digest] = set()
@@ -75,6 +78,9 @@ class Tokens:
         """Return what the token in an Authorization header permits. Raises Unauthorized, TokenExpired."""
         digest = _digest(authorization)
         is_given = digest in self._given and digest not in self._removed
+        token = _token(authorization) or ""
+        if self._jwt is not None and not is_given and has_form(token):
+            return await self._jwt.access(token, digest, await self.keys())
         row = self._given[digest] if is_given else await self._ask(digest)
         if row is None:
             raise Unauthorized("the server")
@@ -97,8 +103,9 @@ class Tokens:
             keys = self._keys = await self._index.signing_keys()
         signed = {"namespace": namespace, "expires_at": expires_at, "signature": signature}
         issuer = verify_path(keys, method, path, **signed, now=time.time())
-        if issuer == NO_ISSUER:
-            return Access(namespace, issuer, is_signed=True)
+        access = Access(namespace, issuer, is_signed=True)
+        if issuer == NO_ISSUER or (self._jwt is not None and self._jwt.is_valid(access, keys)):
+            return access
         row = self._valid_row(issuer, namespace)
         if row is None:
             await self.refresh()
@@ -110,6 +117,8 @@ class Tokens:
     def is_valid(self, access: Access, *, needed: Scope = Scope.READ) -> bool:
         """Return whether the token behind an access still permits what needs the scope `needed`, as the last `refresh` knows."""
         if access.issuer == NO_ISSUER:
+            return True
+        if self._jwt is not None and self._keys is not None and self._jwt.is_valid(access, self._keys):
             return True
         row = self._valid_row(access.issuer, access.namespace)
         return row is not None and row.scope.permits(needed) and access.prefix.startswith(row.prefix)
@@ -138,7 +147,8 @@ class Tokens:
         Raises StorageError, IndexDamaged, Busy.
         """
         await self.refresh()
-        return frozenset(self._seen.difference(self._kept, self._valid_namespaces(self._rows.values())))
+        revoked = self._seen.difference(self._kept, self._valid_namespaces(self._rows.values()))
+        return frozenset(namespace for namespace in revoked if self._jwt is None or not self._jwt.may_serve(namespace))
 
     def take_used(self) -> list[Digest]:
         """Return the tokens of the index that were accepted since the last call, unless their time of last use is recent."""

@@ -166,7 +166,9 @@ class ConnectionSite(web.SockSite):
         begin: Callable[[], asyncio.Protocol] = partial(RequestConnection, server, connections)
         if self._tls is not None:
             made = partial(RequestConnection, server, connections)
-            self._handshakes = Handshakes(self._tls, connections.admit, made, seconds=self._limits.head_seconds)
+            self._handshakes = Handshakes(
+                self._tls, connections.admit, made, seconds=self._limits.head_seconds, note_refused=connections.note_refused
+            )
             begin = self._handshakes.begin
         self._server = await asyncio.get_running_loop().create_server(begin, sock=self._sock, backlog=self._backlog)
 

@@ -66,6 +66,8 @@ class RequestContext:
     origin: Origin
     issuer: str
     """Stands for the token of the request. The URLs that it asks for are bound to it."""
+    signed_until: int | None
+    """When these URLs end at the latest, in seconds since 1970. None if the token does not say it."""
     upload_quota: UploadQuota
     store: ChunkStore
     upload_setting: str = "upload_limit"
@@ -74,6 +76,8 @@ class RequestContext:
     def signed_url(self, method: str, path: str, *, namespace: str, seconds: float) -> str:
         """Return a URL of this server that permits a request by `method` of `path` without a token, for `seconds`."""
         expires_at = math.ceil(time.time() + seconds)
+        if self.signed_until is not None:
+            expires_at = min(expires_at, self.signed_until)
         signed = signed_path(self.keys, method, path, namespace=namespace, expires_at=expires_at, issuer=self.issuer)
         return f"{self.base_url}{signed}"
 

@@ -38,12 +38,17 @@ class Handshakes:
         make_protocol: Callable[[Admission], asyncio.Protocol],
         *,
         seconds: float,
+        note_refused: Callable[[str, int], str],
     ) -> None:
-        """`context` returns what a new connection needs, and `make_protocol` makes the protocol of one whose handshake ended."""
+        """`context` returns what a new connection needs, and `make_protocol` makes the protocol of one whose handshake ended.
+
+        `note_refused` is `Connections.note_refused`.
+        """
         self.context = context
         self.admit = admit
         self.make_protocol = make_protocol
         self.seconds = seconds
+        self.note_refused = note_refused
         self._open: set[Handshake] = set()
         self._failures = {text: Rarely() for text in ("plain", "certificate", "other")}
 
@@ -154,8 +159,10 @@ class Handshake:
             self._handshakes.note(self._address, error)
             if error.reason == "HTTP_REQUEST":
                 # Below TLS, which the client does not speak. It has sent its token already, so this makes nothing worse.
+                status = HTTPStatus.BAD_REQUEST
+                answer = closing_refusal(status, _PLAIN, request_id=self._handshakes.note_refused(self._address, status))
                 with suppress(OSError):
-                    socket.socket.send(connection, closing_refusal(HTTPStatus.BAD_REQUEST, _PLAIN))
+                    socket.socket.send(connection, answer)
                 self._linger(connection)
             elif error.reason in _NO_CERTIFICATE:
                 # OpenSSL has sent the reason.

@@ -19,6 +19,7 @@ from aiohttp import BadContentDispositionHeader, BadContentDispositionParam
 from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.errors import concerns_us
+from filestore.http.server.jwt_tokens import JwtOptions, check_options
 from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.request_logs import NO_LOGS, LogOptions
@@ -45,6 +46,7 @@ def serve(
     spool_folder: Path | None = None,
     limits: ServerLimits = DEFAULT_SERVER_LIMITS,
     knows_tokens: bool = True,
+    jwt: JwtOptions | None = None,
     extension: Extension = no_extension,
     tls: TlsFiles | None = None,
     logs: LogOptions = NO_LOGS,
@@ -60,7 +62,7 @@ def serve(
 
     `tokens` maps digests of tokens to their namespaces. They are valid until the server ends, or until one is removed in
     the index (`filestore.repository.given_tokens`). The tokens of the index are valid too, unless `knows_tokens` is
-    false.
+    false. So are JSON Web Tokens, with `jwt`.
 
     `limits` hold for each worker. After a stop signal, transfers under way may continue for `limits.drain_seconds`;
     what is new is refused. A second signal ends them at once. Uploads wait in `spool_folder`, which is the system's
@@ -71,9 +73,11 @@ def serve(
     Each worker enters `extension` for the routes that it serves in addition to those of files, and leaves it before it
     ends.
 
-    Raises AddressInUse, AddressError, StorageError, InvalidSetting (a certificate that cannot be used), and what `prepare`
-    and `open_backend` raise.
+    Raises AddressInUse, AddressError, StorageError, MissingPackage (for `jwt`), InvalidSetting (a certificate or keys of
+    JSON Web Tokens that cannot be used), and what `prepare` and `open_backend` raise.
     """
+    if jwt is not None:
+        check_options(jwt)
     service = Service(
         open_backend=open_backend,
         tokens=tokens or {},
@@ -81,6 +85,7 @@ def serve(
         limits=limits,
         knows_tokens=knows_tokens,
         extension=extension,
+        jwt=jwt,
         shared_times=SharedTimes(workers),
         tls=None if tls is None else ServerTls(tls),
         shared_transfers=SharedTransfers(workers),

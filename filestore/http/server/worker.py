@@ -19,6 +19,7 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
+from filestore.http.server.jwt_tokens import JwtOptions, JwtTokens
 from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
@@ -54,6 +55,7 @@ class Service:
     """The certificate, if the server speaks TLS."""
     shared_transfers: SharedTransfers = field(default_factory=lambda: SharedTransfers(1))
     logs: LogOptions = field(default_factory=LogOptions)
+    jwt: JwtOptions | None = None
 
 
 @asynccontextmanager
@@ -117,10 +119,12 @@ async def _serve_until(
     traffic = Traffic(service.shared_transfers)
     words = StopWords(service.shared_transfers, service.limits.drain_seconds, announce_stop)
     try:
-        tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens)
+        jwt = None if service.jwt is None else JwtTokens(service.jwt)
+        tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens, jwt=jwt)
         revocation = Revocation(tokens)
         async with (
             background_work(store, index, service.limits),
+            nullcontext() if jwt is None else jwt.running(),
             revocation.running(),
             noting_token_uses(index, tokens),
             service.extension(store, index) as more_routes,
