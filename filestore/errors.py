@@ -137,6 +137,12 @@ class FilestoreError(Exception):
     """How long the peer asks to wait before the next try; None where it does not say."""
     request_id: str = ""
     """The id of the request that failed at a server by a fault of the server. Its log has the cause under this id."""
+    is_retried_once: bool = False
+    """Whether a second try is also the last one, however much time is left."""
+    pauses_all: bool = False
+    """Whether all requests to the peer wait for `retry_after_seconds`, and not only the one that failed."""
+    wait_reason: str = ""
+    """Why the peer asks to wait, in words for a display of progress."""
 
     def __init__(self, *facts: Fact, hint: str = "") -> None:
         kind = type(self)

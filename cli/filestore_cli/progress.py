@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import time
@@ -97,6 +98,11 @@ class ProgressMeter:
         return None if self._repository is None else self._repository.waited_seconds
 
     @property
+    def asked_pause(self) -> tuple[float, str] | None:
+        """For how many more seconds the work waits because the server asked for it, and why. None if it does not."""
+        return None if self._repository is None else self._repository.asked_pause
+
+    @property
     def still_seconds(self) -> float:
         """Seconds since a byte was moved."""
         return self._samples[-1][0] - self._moved_at
@@ -105,8 +111,10 @@ class ProgressMeter:
 def sentence(activity: Activity, meter: ProgressMeter) -> str:
     """Return the text of a line and of a bar: `45 %, 1.20 GB of 2.70 GB, 0.90 GB sent, ...`."""
     parts = [] if meter.latest is None else _amounts(activity, meter.latest)
-    waited = meter.waited_seconds
-    if waited is not None and waited >= STILL_SECONDS:
+    waited, asked = meter.waited_seconds, meter.asked_pause
+    if asked is not None:
+        parts.append(f"waiting {duration(math.ceil(asked[0]), digits=0)}, {asked[1]}")
+    elif waited is not None and waited >= STILL_SECONDS:
         parts.append(f"waiting for the server for {duration(waited, digits=0)}")
     elif meter.still_seconds >= STILL_SECONDS:
         parts.append(f"nothing moved for {duration(meter.still_seconds, digits=0)}")

@@ -196,6 +196,8 @@ def _all_below(kind: type[errors.FilestoreError]) -> Iterable[type[errors.Filest
         yield from _all_below(below)
 
 
+THIS_SERVER = "the server"
+"""What a server calls itself in an error. A client puts the URL there."""
 _TYPE_PREFIX = "urn:filestore:error:"
 
 
@@ -245,6 +247,9 @@ def decode_problem(url: str, status: int, document: object) -> errors.FilestoreE
     """
     if not isinstance(document, dict):
         return errors.ServerError(url, status, "no explanation")
+    if document.get("where") == THIS_SERVER:
+        # A server does not know by which URL it was reached.
+        document = document | {"where": url}
     kind = _kind_of(document.get("type"))
     made = None if kind is None else _made_again(kind, document)
     if made is not None:

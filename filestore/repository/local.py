@@ -142,6 +142,10 @@ class LocalRepository:
     def waited_seconds(self) -> float | None:
         return None
 
+    @property
+    def asked_pause(self) -> tuple[float, str] | None:
+        return None
+
     async def identity(self) -> Identity:
         if self._is_closed:
             raise closed_error(self.location)

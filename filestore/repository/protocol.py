@@ -163,6 +163,13 @@ class Repository(Protocol):
         A verb tries a server that it has reached again and again for a time, and continues when the server is back.
         """
 
+    @property
+    def asked_pause(self) -> tuple[float, str] | None:
+        """For how many more seconds a verb waits because the server asked for it, and why. None if none does, and for a folder.
+
+        A server asks for it when a namespace or a token has reached a limit. The verb then continues.
+        """
+
     async def identity(self) -> Identity:
         """Return the identity. It is requested once and then kept. Raises UnknownFormat if its version is unknown."""
 

@@ -65,8 +65,3 @@ def said_by(headers: Mapping[str, str]) -> Said:
 def may_try_again(error: FilestoreError) -> bool:
     """Return whether another try may help and the server does not ask for a longer wait than the limit."""
     return error.retryable and (error.retry_after_seconds or 0.0) <= RETRY_AFTER_LIMIT_SECONDS
-
-
-def pause_seconds(error: FilestoreError, otherwise: float) -> float:
-    """Return how many seconds to wait before the next try: `otherwise`, or more if the server asked for more."""
-    return max(otherwise, error.retry_after_seconds or 0.0)

@@ -49,6 +49,7 @@ RAISES_NOTHING = {
     "Repository.location",
     "Repository.fingerprint",
     "Repository.waited_seconds",
+    "Repository.asked_pause",
     "Repository.close",
     "blocking.Repository.location",
     "blocking.StreamingFile.size",

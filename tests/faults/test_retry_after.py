@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 
 from filestore.core.references import FileURL
 from filestore.download.download import DownloadLimits, download
-from filestore.errors import ServerError
+from filestore.errors import FilestoreError, ServerError, TooManyGuesses
 from filestore.http.client.repository import RemoteRepository
 from filestore.system.http_answers import Said, said_by
+from filestore.system.retries import RETRY_SECONDS, Retries
 from tests.support.origins import Asked, running_origin
 
 LOOPBACK = DownloadLimits(private_allowed=True)
@@ -87,7 +90,156 @@ async def test_who_asks_to_wait_for_too_long_is_asked_once(tmp_path: Path, use: 
     assert 1 == len(origin.asked)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "\u0663", "Mon, 99 Nov 2026 00:00:00 GMT"])
+class Waits:
+    """Time that passes only while a client waits, as soon as `together` requests wait."""
+
+    def __init__(self, together: int = 1) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+        self._together = together
+        self._all_wait = asyncio.Event()
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the time pass."""
+        until = self.now + seconds
+        self.waits.append(seconds)
+        if len(self.waits) == self._together:
+            self._all_wait.set()
+        await self._all_wait.wait()
+        self.now = max(self.now, until)
+
+    def go_on(self) -> None:
+        """Let the time pass, although not all wait."""
+        self._all_wait.set()
+
+
+def problem(status: int, slug: str, *headers: str) -> bytes:
+    """Return an answer with an error of a filestore server."""
+    body = json.dumps({"type": f"urn:filestore:error:{slug}", "status": status, "detail": "not now"}).encode()
+    lines = [f"HTTP/1.1 {status} No", "Content-Type: application/problem+json", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+
+
+@asynccontextmanager
+async def waiting(url: str, waits: Waits) -> AsyncIterator[RemoteRepository]:
+    """A client whose waits take no time. Eight of its requests may be sent at once."""
+    repository = RemoteRepository(url, token="secret", connections=8)
+    repository._requests.retries = Retries(clock=waits, sleep=waits.sleep)
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+@pytest.mark.parametrize("said", [seconds, date])
+async def test_all_requests_wait_when_the_server_limits_them(said: Callable[[int], list[str]]) -> None:
+    """Eight at once are refused once, and come back after the time, one after the other. A ninth waits before it is sent."""
+    waits, came = Waits(together=9), []
+    all_came = asyncio.Event()
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        came.append(waits.now)
+        if len(came) > 8:
+            writer.write(OK)
+            return
+        all_came.set() if len(came) == 8 else await all_came.wait()
+        writer.write(problem(429, "of-a-newer-server", *said(30)))
+
+    async with running_origin(answer) as origin, waiting(origin.url, waits) as repository:
+        first = [asyncio.create_task(repository.status()) for _ in range(8)]
+        while repository.asked_pause is None:
+            await asyncio.sleep(0)
+        await asyncio.gather(*first, repository.status())
+
+    assert 17 == len(origin.asked)
+    assert [0.0] * 8 == came[:8]
+    assert min(came[8:]) >= 29  # a date has whole seconds
+    assert 9 == len(set(waits.waits))
+
+
+async def test_a_reader_goes_on_while_a_push_has_no_room() -> None:
+    """Only the request that was refused waits. It is tried again once, and the error then is that of the server."""
+    waits = Waits(together=2)  # so it waits until the test lets it go on
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK if asked.path.endswith("/status") else problem(507, "quota-exceeded", "Retry-After: 60"))
+
+    async with running_origin(answer) as origin, waiting(origin.url, waits) as repository:
+        pushing = asyncio.create_task(repository.usage())
+        while repository.asked_pause is None:
+            await asyncio.sleep(0)
+        assert "the server has no room for it now" == repository.asked_pause[1]
+        assert 0 == waits.now
+        await repository.status()
+        assert 0 == waits.now
+        waits.go_on()
+        with pytest.raises(FilestoreError) as caught:
+            await pushing
+
+    assert 60 == caught.value.retry_after_seconds
+    assert 3 == len(origin.asked)
+    assert 1 == len(waits.waits)
+    assert waits.waits[0] >= 60
+
+
+@pytest.mark.parametrize("headers", [(), ("Retry-After: 3600",), ("Retry-After: soon",)])
+async def test_a_server_that_stays_full_is_asked_once(headers: tuple[str, ...]) -> None:
+    """Without a time at which there may be room, or with one that is far away, nothing is tried again."""
+    waits = Waits()
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(problem(507, "quota-exceeded", *headers))
+
+    async with running_origin(answer) as origin, waiting(origin.url, waits) as repository:
+        with pytest.raises(FilestoreError):
+            await repository.status()
+
+    assert (1, []) == (len(origin.asked), waits.waits)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-5", "0", "1e9", "", "Mon, 02 Nov 2015 00:00:00 GMT"])
+async def test_a_limit_without_a_time_gets_our_own_pauses(text: str) -> None:
+    """They grow, are never 0, and do not go on for ever."""
+    waits = Waits()
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(problem(429, "of-a-newer-server", f"Retry-After: {text}"))
+
+    async with running_origin(answer) as origin, waiting(origin.url, waits) as repository:
+        with pytest.raises(ServerError):
+            await repository.status()
+
+    assert min(waits.waits) > 0
+    assert RETRY_SECONDS <= waits.now < RETRY_SECONDS + 1
+    assert len(waits.waits) + 1 == len(origin.asked) < 200
+
+
+async def test_an_error_names_the_url_of_the_server() -> None:
+    """A server does not know its URL, and calls itself the server."""
+    facts = {"type": "urn:filestore:error:too-many-guesses", "where": "the server", "limit": 100}
+    body = json.dumps(facts).encode()
+    lines = ["HTTP/1.1 429 No", "Content-Type: application/problem+json", f"Content-Length: {len(body)}", "Connection: close"]
+    raw = "\r\n".join([*lines, "", ""]).encode() + body
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+
+    async with running_origin(answer) as origin, waiting(origin.url, Waits()) as repository:
+        with pytest.raises(TooManyGuesses, match=f"^{origin.url} refused the token"):
+            await repository.status()
+
+    assert 1 == len(origin.asked)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "1.5", "nan", "inf", "1e3", "+1", "0x1", "\u0663", "Mon, 99 Nov 2026 00:00:00 GMT"]
+)
 def test_what_is_not_a_time_asks_for_no_wait(text: str) -> None:
     """A malformed Retry-After is ignored."""
     assert Said(retry_after=text).retry_after_seconds is None

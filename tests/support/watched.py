@@ -36,6 +36,10 @@ class WatchedRepository:
     def waited_seconds(self) -> float | None:
         return self.inner.waited_seconds
 
+    @property
+    def asked_pause(self) -> tuple[float, str] | None:
+        return self.inner.asked_pause
+
     async def identity(self) -> Identity:
         await self._note("identity")
         return await self.inner.identity()

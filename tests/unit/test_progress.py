@@ -72,6 +72,25 @@ def test_wait_for_a_server_is_told(clock: Clock) -> None:
     assert "waiting" not in sentence(PUSH, meter)
 
 
+def test_wait_that_the_server_asks_for_is_told(clock: Clock) -> None:
+    """It says how long it still takes, and why."""
+    repository = RemoteRepository("http://server", token=None)
+    retries = repository._requests.retries = Retries(clock=clock)
+    meter = ProgressMeter(clock, repository)
+    after(meter, clock, 1, halfway())
+    error = Interrupted("http://server", "later")
+    error.retry_after_seconds, error.wait_reason = 7, "the server limits requests"
+    with retries.request() as request:
+        request.next_pause(error)
+        after(meter, clock, 4.5)
+
+        assert sentence(PUSH, meter).endswith("20.0 MB shared, waiting 3 s, the server limits requests")
+
+        after(meter, clock, 2.5)
+
+        assert sentence(PUSH, meter).endswith("20.0 MB shared, waiting for the server for 7 s")
+
+
 def test_what_is_taken_back_is_not_a_negative_rate(meter: ProgressMeter, clock: Clock) -> None:
     """A retry may lower the bytes done, but the rate is never below zero."""
     after(meter, clock, 1, halfway())

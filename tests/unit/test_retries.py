@@ -50,10 +50,35 @@ def test_longer_pause_that_the_server_asks_for_is_taken() -> None:
     """It may be longer than any pause of our own, and not longer than the time that is left."""
     clock = Clock()
     with Retries(retry_seconds=300, clock=clock).request() as request:
-        assert 200 == request.next_pause(later(200))
+        pause = request.next_pause(later(200))
+        assert pause is not None
+        assert 200 <= pause <= 220
         clock.now += 200
         assert request.next_pause(later(101)) is None
-        assert 99 == request.next_pause(later(99))
+        # What is added at random does not exceed the time either.
+        pause = request.next_pause(later(99))
+        assert pause is not None
+        assert 99 <= pause <= 100
+
+
+def test_requests_with_the_same_answer_do_not_come_back_together() -> None:
+    """Each waits for the time that the server asked for, and for a random time after it."""
+    retries = Retries(retry_seconds=300, clock=Clock())
+    pauses = set()
+    for _ in range(20):
+        with retries.request() as request:
+            pauses.add(request.next_pause(later(10)))
+    assert 20 == len(pauses)
+
+
+def test_an_error_that_needs_somebody_is_tried_again_once() -> None:
+    """However much time is left, and also if another error comes in between."""
+    error = later(10)
+    error.is_retried_once = True
+    with Retries(retry_seconds=300, clock=Clock()).request() as request:
+        assert request.next_pause(error) is not None
+        assert request.next_pause(CUT) is not None
+        assert request.next_pause(error) is None
 
 
 def test_error_that_would_come_again_is_not_tried_again() -> None:

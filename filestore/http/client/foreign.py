@@ -17,6 +17,8 @@ from filestore.system.http_answers import Said
 SETTINGS_OF_A_PROXY = (
     "client_max_body_size 0; proxy_request_buffering off; proxy_buffering off; proxy_http_version 1.1;"  # nginx's words
 )
+_LIMITED = "the server limits requests"
+_FULL = "the server has no room for it now"
 _NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"
 _REFUSED = "it refuses this client before filestore sees the request; let it pass requests on with their Authorization header"
 _NO_ANSWER = (
@@ -56,6 +58,12 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
     error.retry_after_seconds = said.retry_after_seconds
     if is_ours and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         error.request_id = said.request_id
+    if status == HTTPStatus.TOO_MANY_REQUESTS and error.retryable:
+        # Others would be refused as well.
+        error.pauses_all, error.wait_reason = True, _LIMITED
+    if status == HTTPStatus.INSUFFICIENT_STORAGE and said.retry_after_seconds is not None:
+        # Room may be made by then, for example by a collection. If not, somebody has to decide what is removed.
+        error.retryable, error.is_retried_once, error.wait_reason = True, True, _FULL
     return error
 
 

@@ -152,6 +152,10 @@ class RemoteRepository:
     def waited_seconds(self) -> float | None:
         return self._requests.retries.waited_seconds
 
+    @property
+    def asked_pause(self) -> tuple[float, str] | None:
+        return self._requests.retries.asked_pause
+
     async def identity(self) -> Identity:
         if self._requests.is_closed:
             raise closed_error(self.location)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.documents import parse_document, parse_late_document
 from filestore.http.client.transport import ClientCertificate, Request, Transport
 from filestore.repository.protocol import closed_error
+from filestore.system.http_answers import may_try_again
 from filestore.system.proxies import Proxy
 from filestore.system.retries import Retries
 from filestore.system.threads import abandon
@@ -84,6 +84,7 @@ class Requests:
         is_garbled = False
         with self.retries.request() as retries:
             while True:
+                await self.retries.wait_as_asked()
                 if self.is_closed:
                     raise closed_error(self.location)
                 try:
@@ -96,14 +97,14 @@ class Requests:
                 except FilestoreError as error:
                     if isinstance(error, ForeignAnswer) and self._proxy is not None:
                         error.through = f"the proxy {self._proxy.url}, which {self._proxy.source} names"
-                    pause = retries.next_pause(error)
+                    pause = retries.next_pause(error) if may_try_again(error) else None
                     # If the server has never answered, retries would only delay the error.
                     if pause is None or not self._is_reached:
                         raise
                 else:
                     self.retries.note_progress()
                     return answer
-                await asyncio.sleep(pause)
+                await self.retries.sleep(pause)
 
     async def json(
         self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
