@@ -63,12 +63,6 @@ def test_versions_may_come_in_pages() -> None:
     assert whole == [*rule.select(VERSIONS[:2], now=NOW), *rule.select(VERSIONS[2:], now=NOW, newer_count=2)]
 
 
-def test_kept_records_count_as_versions() -> None:
-    """A record that is kept in any case does not make the rule keep another one."""
-    kept = {VERSIONS[2].id, VERSIONS[0].id}
-    assert [VERSIONS[3], VERSIONS[4]] == list(VersionRule(keep_last=2).select(VERSIONS, now=NOW, kept=kept))
-
-
 def test_a_time_in_the_future_is_not_old() -> None:
     """The clock may have been set back since."""
     newest, future = version(0), version(-5)

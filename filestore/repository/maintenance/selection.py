@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from filestore.core.records import Record
@@ -42,16 +42,14 @@ class VersionRule:
         """
         return None if self.older_than_seconds is None else now - int(self.older_than_seconds * _SECOND)
 
-    def select(
-        self, versions: Iterable[Record], *, now: int, newer_count: int = 0, kept: Container[str] = ()
-    ) -> Iterator[Record]:
+    def select(self, versions: Iterable[Record], *, now: int, newer_count: int = 0) -> Iterator[Record]:
         """Yield the versions that may be removed, in the order of `versions`: versions of one name, the newest first.
 
         `now` is the time of the repository's clock. `newer_count` says how many versions of the name are newer than the
-        first one of `versions`. `kept` has the ids of records that are kept in any case. They count as versions.
+        first one of `versions`.
         """
         limit = self.updated_before(now)
         for place, version in enumerate(versions, newer_count):
             is_old = limit is None or version.updated_at < limit
-            if place >= self.kept_count and is_old and version.id not in kept:
+            if place >= self.kept_count and is_old:
                 yield version
