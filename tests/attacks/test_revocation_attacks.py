@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from http.client import HTTPException
+from collections.abc import Iterator
 
 import pytest
 
-from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.http.wire import API
 from filestore.repository.given_tokens import remove_given
-from filestore.repository.index.protocol import Index, Transaction
+from filestore.repository.index.protocol import Transaction
+from tests.support.changed_tokens import ASKED, answered, changed, ends, is_closing, statuses
 from tests.support.generator import octets
-from tests.support.server import FORM, SECONDS, TOKEN, Reply, RunningServer, eventually, form, running_server
+from tests.support.server import FORM, TOKEN, RunningServer, eventually, form, running_server
 from tests.support.uploads import PartsUpload, put
 
 pytestmark = pytest.mark.slow
@@ -25,8 +21,6 @@ pytestmark = pytest.mark.slow
 THIEF, FRIEND = "a-token-that-was-stolen", "a-token-of-the-same-namespace"
 SIZE = 24 << 20
 """More than the buffers of a connection hold."""
-ASKED = 16
-"""How often both workers are asked: with a new connection each time, one of them is missed once in 2**16 runs."""
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +43,6 @@ async def add(transaction: Transaction, *tokens: str) -> None:
         await transaction.add_token(token_digest(token), namespace=DEFAULT_NAMESPACE, label="")
 
 
-def changed(server: RunningServer, change: Callable[[Index, Transaction], Awaitable[object]]) -> None:
-    """Change the index beside the server, as a command does."""
-
-    async def run() -> None:
-        store, index = await open_backend(server.root)
-        try:
-            async with index.transaction() as transaction:
-                await change(index, transaction)
-        finally:
-            await index.close()
-            await store.close()
-
-    asyncio.run(run())
-
-
 def remove(server: RunningServer, token: str) -> None:
     """Remove a token, as `filestore token rm` does."""
     changed(server, lambda _, transaction: transaction.remove_token(token_digest(token)))
@@ -81,29 +60,6 @@ def signed(server: RunningServer, token: str) -> str:
     answer = server.ask("POST", f"{API}/files/{record_of(server)['id']}/sign", token=token)
     assert 200 == answer.status
     return f"/{answer.json['path']}"
-
-
-def statuses(server: RunningServer, method: str, path: str, *, token: str | None) -> set[int]:
-    """The statuses of many answers, of both workers."""
-    return {answered(lambda: server.ask(method, path, token=token)) for _ in range(ASKED)}
-
-
-def answered(ask: Callable[[], Reply]) -> int:
-    """Return the status of an answer, or 0 if the request was cut."""
-    try:
-        return ask().status
-    except (ConnectionError, HTTPException):
-        return 0
-
-
-def ends(connection: socket.socket) -> int:
-    """Read to the end of a connection, which the server cuts. Return how many bytes came."""
-    connection.settimeout(SECONDS)
-    count = 0
-    with suppress(ConnectionError):
-        while piece := connection.recv(1 << 16):
-            count += len(piece)
-    return count
 
 
 def test_a_removed_token_reads_on(server: RunningServer) -> None:
@@ -155,11 +111,6 @@ def test_a_download_of_a_removed_token(server: RunningServer, by: str) -> None:
     assert ends(requests[FRIEND]) > SIZE - (1 << 13)
     for connection in requests.values():
         connection.close()
-
-
-def is_closing(connection: socket.socket) -> bool:
-    """Return whether the other end has closed a connection or reset it. TCP_INFO begins with the state; 1 is established."""
-    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != 1
 
 
 def test_an_upload_of_a_removed_token(server: RunningServer) -> None:
