@@ -16,7 +16,7 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy
-from filestore.repository.index.protocol import Base, ChunkRow, Index, ListingGrowth, Policy, TokenRow, Use
+from filestore.repository.index.protocol import Base, ChunkRow, Index, ListingGrowth, NamespaceUsage, Policy, TokenRow, Use
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
@@ -847,3 +847,41 @@ async def test_refreshed_rows_are_those_that_are_live(index: Index) -> None:
     asked = [row.digest for row in rows]
     assert sorted(rows[:2]) == sorted(await index.refreshed_rows("a", asked))
     assert [] == await index.refreshed_rows("b", asked)
+
+
+async def test_usage_counts_records_names_and_chunks(index: Index) -> None:
+    """A record that is stored again, and a chunk whose row is replaced, count once. Namespaces count apart."""
+    one, two = digests(2)
+    assert NamespaceUsage(A) == await index.usage(A)
+    await add(index, [one, two])
+    await add(index, [one], namespace=B)
+    for name, digest in (("x", one), ("x", two), ("y", one), ("x", one)):
+        await record(index, name, digest)
+
+    stored_size = row(one).stored_size + row(two).stored_size
+    assert NamespaceUsage(A, 3, 2, 21, 2, stored_size) == await index.usage(A)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(A, [row(one)._replace(stored_size=1)])
+        assert NamespaceUsage(A, 3, 2, 21, 2, row(two).stored_size + 1) == await transaction.usage(A)
+    assert [(A, 2), (B, 1)] == [(usage.namespace, usage.chunk_count) for usage in await index.usages()]
+
+
+async def test_usage_counts_a_condemned_row_until_it_is_removed(index: Index) -> None:
+    """Its frame is on the disk until then."""
+    [one] = digests(1)
+    await add(index, [one])
+    await mark(index, [one], unseen_since=1 << 62)
+    assert NamespaceUsage(A, chunk_count=1, stored_size=row(one).stored_size) == await index.usage(A)
+    async with index.transaction() as transaction:
+        await transaction.forget_chunks(A, [one])
+    assert NamespaceUsage(A) == await index.usage(A)
+
+
+async def test_usage_loses_a_name_with_its_last_record(index: Index) -> None:
+    """Another version of a name keeps it."""
+    one, two = digests(2)
+    kept = [await record(index, "x", digest) for digest in (one, two)]
+    for left, each in zip((1, 0), kept, strict=True):
+        async with index.transaction() as transaction:
+            await transaction.remove_record(A, each.id)
+        assert NamespaceUsage(A, left, left, 7 * left) == await index.usage(A)

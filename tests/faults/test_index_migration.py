@@ -14,7 +14,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.errors import UnknownFormat
-from filestore.repository.index.protocol import ChunkRow, Policy, TokenRow, Use
+from filestore.repository.index.protocol import ChunkRow, NamespaceUsage, Policy, TokenRow, Use
 from filestore.repository.index.sqlite import SCHEMA_VERSION, open_index, open_index_for_reading
 from tests.support.commands import start_module
 from tests.support.migration_crashes import NAME, NAMESPACE, OLDER_VERSIONS, TOKEN, make_older_index
@@ -25,12 +25,16 @@ ROW = ChunkRow(CHUNK, 1, 9)
 TOKEN_ROW = TokenRow(token_digest(TOKEN), NAMESPACE, "laptop", 4_000_000, Scope.ADMIN)
 """A token that was made before scopes existed keeps all of them."""
 
+USAGE = NamespaceUsage(NAMESPACE, record_count=2, name_count=1, size=2, chunk_count=1, stored_size=9)
+
 
 async def check_migrated(path: Path) -> None:
     """Check that the records are there in their order, and that every table can be used."""
     index = await open_index(path)
     assert [SECOND, FIRST] == [record.id for record in await index.records(NAMESPACE, limit=10)]
     assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
+    assert USAGE == await index.usage(NAMESPACE)
+    assert [] == await index.problems()
     used = Use(FIRST, "p", "p:v1", is_graph=False)
     async with index.transaction() as transaction:
         await transaction.add_uses(NAMESPACE, [used])
@@ -68,6 +72,7 @@ async def test_an_older_index_is_read_without_a_migration(tmp_path: Path, versio
     assert (version >= 4) == (await index.version() is not None)
     assert [TOKEN_ROW] == await index.tokens()
     assert TOKEN_ROW == await index.token(TOKEN_ROW.digest)
+    assert [USAGE] == [await index.usage(NAMESPACE)] == await index.usages()
     await index.close()
     with closing(sqlite3.connect(tmp_path / "index")) as connection:
         assert (version,) == connection.execute("PRAGMA user_version").fetchone()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import filecmp
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import ReadPlan
 from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.findings import FindingKind
 from filestore.repository.maintenance.repair import Donor, RepairReport, RepositoryDonor, repair
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.transfer.donor import PathDonor
@@ -221,6 +224,17 @@ async def test_collection_keeps_frames_that_a_repair_needs(stored: Stored) -> No
     await Collection(stored.store, stored.catalog, DEFAULT_NAMESPACE, grace_seconds=0).run()
     assert {} == (await stored.repair(read=False)).lost
     await stored.check_whole()
+
+
+async def test_wrong_counts_of_a_namespace_are_corrected(stored: Stored) -> None:
+    """A quota depends on them. A check finds that they differ from the rows, and a repair counts again."""
+    right = await stored.catalog.usage(DEFAULT_NAMESPACE)
+    with closing(sqlite3.connect(stored.root / "index.sqlite")) as connection, connection:
+        connection.execute("UPDATE usage SET stored_size = stored_size - 1")
+    assert right != await stored.catalog.usage(DEFAULT_NAMESPACE)
+    assert [FindingKind.INDEX_DAMAGED] == [finding.kind for finding in (await stored.repair(read=False)).damage]
+    assert right == await stored.catalog.usage(DEFAULT_NAMESPACE)
+    assert 0 == (await stored.repair(read=False)).damage_count
 
 
 async def test_index_that_is_gone_gets_the_rows_of_all_frames(stored: Stored) -> None:

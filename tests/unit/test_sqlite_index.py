@@ -159,7 +159,7 @@ async def test_the_file_becomes_smaller(tmp_path: Path) -> None:
     """What removed rows took is returned to the file system."""
     path = tmp_path / "index.sqlite"
     index = await open_index(path)
-    digests = [chunk_digest(b"%d" % number) for number in range(5000)]
+    digests = [chunk_digest(b"%d" % number) for number in range(10_000)]
     async with index.transaction() as transaction:
         await transaction.add_chunks("a", [ChunkRow(digest, 1, 1) for digest in digests])
     await index.close()

@@ -14,6 +14,7 @@ from filestore.repository.index.chunks import select_namespaces
 from filestore.repository.index.protocol import IndexProblem
 from filestore.repository.index.records import invalid_reason
 from filestore.repository.index.schema import has_version
+from filestore.repository.index.usage import count_again, has_table, select_usages
 
 _LIMIT = 100
 """The most problems that are named of each kind."""
@@ -37,6 +38,7 @@ def find_problems(connection: sqlite3.Connection) -> list[IndexProblem]:
         problems += _namespace_problems(connection)
         problems += _foreign_rows(connection)
         problems += _invalid_records(connection)
+        problems += _wrong_counts(connection)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not problems:
             raise
@@ -67,3 +69,18 @@ def _invalid_records(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
             yield IndexProblem(str(row[5]), f"its record {row[0]!r} is not valid ({reason})", is_record=True)
             if count == _LIMIT:
                 return
+
+
+def _wrong_counts(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
+    """Compare the counts of each namespace with its rows, in one transaction."""
+    if not has_table(connection):
+        return
+    connection.execute("BEGIN")
+    try:
+        kept = {usage.namespace: usage for usage in select_usages(connection) if any(usage[1:])}
+        counted = {usage.namespace: usage for usage in count_again(connection)}
+    finally:
+        connection.execute("ROLLBACK")
+    for namespace in sorted(set(kept) | set(counted)):
+        if kept.get(namespace) != counted.get(namespace):
+            yield IndexProblem(namespace, "what it counts for the quota of the namespace differs from its rows")

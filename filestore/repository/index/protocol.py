@@ -86,6 +86,22 @@ class Policy(NamedTuple):
     """The age from which on a version is removed, if it is not the newest one of its name."""
 
 
+class NamespaceUsage(NamedTuple):
+    """What a namespace keeps, by the rows of its records and chunks."""
+
+    namespace: str
+    record_count: int = 0
+    """Records, with those of graphs."""
+    name_count: int = 0
+    """Different names of records."""
+    size: int = 0
+    """Bytes of content of all records. Content that several records share counts for each of them."""
+    chunk_count: int = 0
+    """Rows of chunks, live and condemned, also of those that no record needs."""
+    stored_size: int = 0
+    """Bytes of their frames."""
+
+
 class IndexVersion(NamedTuple):
     """What tells an index from others, and from an earlier copy of itself."""
 
@@ -160,6 +176,12 @@ class Transaction(Protocol):
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests whose row is condemned, in the order of `digests`."""
+
+    async def usage(self, namespace: str) -> NamespaceUsage:
+        """Return what a namespace keeps, as it is in the transaction."""
+
+    async def count_again(self) -> None:
+        """Count all rows, and correct what `usage` returns. This reads all rows. It is needed only after a problem."""
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         """Insert a record and return it. If a record with this name, kind and digest exists, only update its time.
@@ -332,6 +354,12 @@ class Index(Protocol):
 
     async def namespaces(self) -> list[str]:
         """Return the namespaces that have a record, a row, a token, a policy or the state of a collection, in their order."""
+
+    async def usage(self, namespace: str) -> NamespaceUsage:
+        """Return what a namespace keeps. This takes a moment, whatever the size of the index."""
+
+    async def usages(self) -> list[NamespaceUsage]:
+        """Return what each namespace keeps, in their order. A namespace that keeps nothing may be left out."""
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from filestore.errors import StorageError, UnknownFormat
-from filestore.repository.index import tasks, uses
+from filestore.repository.index import tasks, usage, uses
 
 SCHEMA_VERSION = 5
 _OLDEST_VERSION = 2
@@ -88,6 +88,7 @@ _SCHEMA = (
     *uses.TABLE,
     *_BASES,
     *tasks.TABLES,
+    *usage.TABLES,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _MIGRATIONS = {
@@ -108,6 +109,7 @@ _MIGRATIONS = {
     4: (
         _ACCESS_TOKENS,
         "INSERT INTO access_tokens SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens",
+        *usage.MIGRATION,
         "PRAGMA user_version = 5",
     ),
 }

@@ -23,7 +23,7 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, records, tasks, tokens, uses
+from filestore.repository.index import chunks, records, tasks, tokens, usage, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
@@ -35,6 +35,7 @@ from filestore.repository.index.protocol import (
     IndexProblem,
     IndexVersion,
     ListingGrowth,
+    NamespaceUsage,
     Policy,
     PositionedRecord,
     RemovedRows,
@@ -181,6 +182,12 @@ class SqliteIndex:
 
     async def namespaces(self) -> list[str]:
         return await self._reader.run(chunks.select_namespaces)
+
+    async def usage(self, namespace: str) -> NamespaceUsage:
+        return await self._reader.run(usage.select_usage, namespace)
+
+    async def usages(self) -> list[NamespaceUsage]:
+        return await self._reader.run(usage.select_usages)
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._reader.run(chunks.select_rows, namespace, after, limit)
@@ -351,6 +358,12 @@ class SqliteTransaction:
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._writer.run(chunks.select_condemned, namespace, digests)
+
+    async def usage(self, namespace: str) -> NamespaceUsage:
+        return await self._writer.run(usage.select_usage, namespace)
+
+    async def count_again(self) -> None:
+        await self._writer.run(usage.replace_counts)
 
     async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
         record = Record(

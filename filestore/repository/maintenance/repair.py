@@ -153,6 +153,8 @@ async def repair(
     report = RepairReport() if report is None else report
     async for problem in index_findings(index):
         report.note(problem)
+    if report.damage_count:
+        await _count_again(index)
     found = {*await index.namespaces(), *await store.namespaces()}
     for namespace in sorted(found):
         await _NamespaceRepair(store, index, namespace, donors, report).run(read)
@@ -160,6 +162,13 @@ async def repair(
         report.note_remaining(problem)
     report.holds = [hold async for hold in holds(store, index)]
     return report
+
+
+async def _count_again(index: Index) -> None:
+    """Correct what the index counts of each namespace, which its quota depends on. A damaged index may prevent it."""
+    with suppress(StorageError):
+        async with index.transaction() as transaction:
+            await transaction.count_again()
 
 
 class _NamespaceRepair:
