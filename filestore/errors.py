@@ -43,6 +43,8 @@ FilestoreError
 │   └── TokenExpired
 ├── UrlRefused
 ├── TooManyGuesses
+├── QuotaExceeded
+├── RateLimited
 ├── Forbidden
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
@@ -542,6 +544,31 @@ class TooManyGuesses(FilestoreError):
     )
     hint = "give-token"
     limit: int
+
+
+class QuotaExceeded(FilestoreError):
+    """A namespace would keep more than its quota permits."""
+
+    slug = "quota-exceeded"
+    facts = ("what", "used", "limit")
+    sentence = (
+        "{what} would be {used}, and its quota is {limit}; remove files, whose content counts until the next collection, or ask"
+        " whoever runs the server for more"
+    )
+    hint = "free-quota"
+    used: int
+    limit: int
+
+
+class RateLimited(FilestoreError):
+    """A namespace or a token does more at the moment than its quota permits."""
+
+    slug = "rate-limited"
+    facts = ("what", "limit", "wait_seconds")
+    retryable = True
+    sentence = "{what} would be more than the quota of {limit}; try again in {wait_seconds} s"
+    limit: int
+    wait_seconds: int
 
 
 class Forbidden(FilestoreError):

@@ -22,6 +22,7 @@ HINTS = {
     "end-hold": "`filestore gc --end-hold` ends it",
     "exclude": "--exclude does that",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
+    "free-quota": "`filestore du` shows what takes space and the limits of its namespace, and `filestore rm` removes files",
     "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees "
     "their space at once",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "

@@ -31,6 +31,7 @@ _COMMANDS = {
     "ls": "records:ls",
     "namespace": "namespaces:namespace",
     "push": "transfer:push",
+    "quota": "quota:quota",
     "restore": "backup:restore",
     "rm": "removal:rm",
     "runtime": "runtime:runtime",

@@ -11,6 +11,7 @@ from filestore.errors import InvalidInput
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines
 from filestore_cli.parameters import Count
+from filestore_cli.quota import quota_lines
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, table
 
@@ -56,6 +57,8 @@ async def _du(context: CommandContext, limit: int) -> None:
         if usage.name_count > len(usage.names):
             lines.append(f"and {usage.name_count - len(usage.names)} more names; --limit sets how many are shown")
         lines += table(**_totals(usage, others), **({} if cached is None else {"cache": exactly(cached)}))
+        if usage.quota is not None:
+            lines += ["limits of the namespace:", *quota_lines(usage.quota.limits, usage.quota.used, indent="  ")]
         lines += hold_lines([] if usage.hold is None else [usage.hold])
         context.show(result, *lines, f"in {context.place(repository)}")
         if usage.damaged:

@@ -93,6 +93,15 @@ class BatchParser:
         """The number of frames of the batch. 0 as long as it has not arrived."""
         return self._count or 0
 
+    @property
+    def has_header(self) -> bool:
+        """Whether the header has arrived."""
+        return self._to_come is not None
+
+    def to_come(self) -> dict[Digest, int]:
+        """Return the stored sizes of the frames that have not begun, by their digests."""
+        return {entry.digest: entry.stored_size for entry in self._to_come or ()}
+
     def reach(self, limit: int, *, count: int | None = None) -> int:
         """Return the best size of the next piece, which ends at the end of a frame.
 
@@ -175,6 +184,8 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.Unauthorized: 401,
     errors.UrlRefused: 403,
     errors.TooManyGuesses: 429,
+    errors.RateLimited: 429,
+    errors.QuotaExceeded: 507,
     errors.Forbidden: 403,
     errors.ScopeMissing: 403,
     errors.OutsidePrefix: 403,

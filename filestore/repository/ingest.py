@@ -12,11 +12,13 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.quotas import NO_QUOTA, Quota
 from filestore.errors import (
     InvalidFrame,
 )
 from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, Codec, Decoder, Frame, decoded_size
 from filestore.repository.index.protocol import ChunkRow, Index
+from filestore.repository.quota_check import check_frames
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
 from filestore.system.metrics import Stage, part, span
@@ -77,10 +79,11 @@ class Ingest:
         budget: Budget,
         group: asyncio.TaskGroup,
         staged: set[Staging],
+        quota: Quota = NO_QUOTA,
     ) -> None:
         """Prepare to receive frames. `staged` is a set that belongs to the caller.
 
-        It always contains the staging files that the caller must discard at the end.
+        It always contains the staging files that the caller must discard at the end. `quota` is that of the namespace.
         """
         self._store = store
         self._index = index
@@ -88,6 +91,7 @@ class Ingest:
         self._budget = budget
         self._group = group
         self._staged = staged
+        self._quota = quota
         self._incoming_frames: list[_IncomingFrame] = []
         self._current: _IncomingFrame | None = None
         self._whole: list[_IncomingFrame] = []
@@ -142,7 +146,8 @@ class Ingest:
     async def commit(self) -> int:
         """Wait until all complete frames are verified, and make them visible, durably. Return their number.
 
-        If frames were refused, the others are stored, and then InvalidFrame is raised for the first refused frame.
+        If frames were refused, the others are stored, and then InvalidFrame is raised for the first refused frame. Raises
+        QuotaExceeded if the namespace would keep more than its quota permits. Some frames may be stored before that.
         """
         self.submit()
         self._start_verify_group()
@@ -197,6 +202,7 @@ class Ingest:
             # I1: the frame of a live row is not changed. I2: for any other row, the frame is renamed into place, even
             # if a file is there.
             new = {incoming: row for incoming, row in verified.items() if row.digest not in live}
+            await check_frames(transaction, self._namespace, self._quota, list(new.values()))
             await self._store.publish(self._namespace, [(row.digest, incoming.staging) for incoming, row in new.items()])
             await transaction.add_chunks(self._namespace, list(new.values()))
             await transaction.refresh(self._namespace, list(live))

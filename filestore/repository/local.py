@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_name, shortened
 from filestore.core.paths import run_path
+from filestore.core.quotas import EVERYBODY, NO_QUOTA, Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.signing import NO_ISSUER, signed_path
@@ -49,12 +50,14 @@ from filestore.repository.protocol import (
     FreedContent,
     Identity,
     Moved,
+    QuotaUse,
     Usage,
     VersionPage,
     Wanted,
     closed_error,
     reference_of,
 )
+from filestore.repository.quota_check import added_record, check_announced, check_not_full, stored_of
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
@@ -87,11 +90,13 @@ class LocalRepository:
         issuer: str = NO_ISSUER,
         prefix: str = "",
         read_only: bool = False,
+        quota: Quota = NO_QUOTA,
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
         `signed_seconds` is how long a signed path is valid, unless the token that `issuer` stands for is removed. With
-        `read_only`, verbs that write raise ReadOnly. Raises InvalidName.
+        `read_only`, verbs that write raise ReadOnly. Verbs that store something beyond `quota` raise QuotaExceeded. Raises
+        InvalidName.
 
         With a `prefix`, all verbs treat records whose names do not begin with it as absent, and store no others: they raise
         OutsidePrefix. Content that is asked for by the digest of a chunk or a manifest is that of the whole namespace.
@@ -107,6 +112,7 @@ class LocalRepository:
         self._issuer = issuer
         self.prefix = prefix
         self._read_only = read_only
+        self.quota = quota
         self._identity: Identity | None = None
         self._is_closed = False
 
@@ -192,7 +198,13 @@ class LocalRepository:
         staged: set[Staging] = set()
         try:
             async with task_group() as group:
-                ingest = Ingest(self._store, self._index, self._namespace, budget=self._budget, group=group, staged=staged)
+                ingest = Ingest(
+                    *(self._store, self._index, self._namespace),
+                    budget=self._budget,
+                    group=group,
+                    staged=staged,
+                    quota=self.quota,
+                )
                 try:
                     yield ingest
                 finally:
@@ -257,7 +269,7 @@ class LocalRepository:
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
-            return await self._add_record(transaction, name=name, digest=parsed.digest, size=parsed.size, kind=kind)
+            return await self._add_record(transaction, parsed, name=name, kind=kind)
 
     @asynccontextmanager
     async def _transaction_for(self, manifest: Manifest) -> AsyncIterator[Transaction]:
@@ -285,8 +297,25 @@ class LocalRepository:
                     return
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
 
-    async def _add_record(self, transaction: Transaction, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
-        return await transaction.add_record(self._namespace, name=name, digest=digest, size=size, kind=kind)
+    async def _add_record(self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind) -> Record:
+        add = partial(
+            transaction.add_record,
+            self._namespace,
+            name=name,
+            digest=manifest.digest,
+            size=manifest.size,
+            kind=kind,
+            manifest_size=len(manifest.encoded),
+        )
+        return await added_record(transaction, self._namespace, self.quota, add)
+
+    async def check_announced(self, sizes: Mapping[Digest, int]) -> None:
+        """Raise QuotaExceeded if frames of these sizes cannot be stored within the quota. The commit of each one checks again."""
+        await check_announced(self._index, self._namespace, self.quota, sizes)
+
+    async def check_not_full(self) -> None:
+        """Raise QuotaExceeded if the quota does not permit to store any content that is new."""
+        await check_not_full(self._index, self._namespace, self.quota)
 
     async def manifest(self, digest: Digest) -> bytes:
         return await read_manifest(self._store, self._namespace, digest)
@@ -354,7 +383,7 @@ class LocalRepository:
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         from filestore.repository.maintenance.usage import measure_usage  # noqa: PLC0415  # heavy: numpy
 
-        return await measure_usage(
+        usage = await measure_usage(
             self._store,
             self._index,
             self._namespace,
@@ -363,6 +392,15 @@ class LocalRepository:
             name_limit=name_limit,
             prefix=self.prefix,
         )
+        return usage._replace(quota=await self._quota_use())
+
+    async def _quota_use(self) -> QuotaUse | None:
+        rows = {row.namespace: row.quota for row in await self._index.quotas() if row.token is None}
+        quota = rows.get(self._namespace, rows.get(EVERYBODY))
+        if quota is None:
+            return None
+        kept = await self._index.usage(self._namespace)
+        return QuotaUse(quota, kept.size, stored_of(kept), kept.name_count)
 
     async def sign(self, file_id: str) -> str:
         record = await self.record(Reference(id=file_id))

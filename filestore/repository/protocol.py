@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_namespace
+from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
 from filestore.errors import InvalidInput
@@ -74,6 +75,34 @@ class NameUsage(NamedTuple):
     """Bytes of the frames that other names need too."""
 
 
+class QuotaUse(NamedTuple):
+    """The limits of a namespace, and what counts for those of them that limit what is kept."""
+
+    limits: Quota
+    size: int
+    stored_size: int
+    name_count: int
+
+    @property
+    def used(self) -> dict[str, int]:
+        """What counts for each of these limits, by its name."""
+        return {"size": self.size, "stored_size": self.stored_size, "name_count": self.name_count}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form in which it is sent. `quota_from_json` is the inverse."""
+        return {"limits": self.limits._asdict(), "used": self.used}
+
+
+def quota_from_json(values: dict[str, Any]) -> QuotaUse:
+    """Make a `QuotaUse` from its JSON form. Raises KeyError, TypeError, ValueError. A newer server may have other limits."""
+    limits = {name: values["limits"].get(name) for name in Quota._fields}
+    used = {name: values["used"][name] for name in ("size", "stored_size", "name_count")}
+    numbers = [number for number in (*limits.values(), *used.values()) if number is not None]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers) or None in used.values():
+        raise ValueError("a limit is not a number")
+    return QuotaUse(Quota(**limits), **used)
+
+
 class Usage(NamedTuple):
     """What a namespace takes on disk. Sizes of frames and manifests are those of their files.
 
@@ -106,20 +135,23 @@ class Usage(NamedTuple):
     """The names that take the most, the largest first."""
     hold: Hold | None = None
     """Why the collection of the namespace is held. Then it removes nothing before the hold has ended."""
+    quota: QuotaUse | None = None
+    """The limits of the namespace, and what counts for them. None if there are none."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the form in which it is sent and printed. `usage_from_json` is the inverse."""
         hold = None if self.hold is None else self.hold.as_json()
-        return self._asdict() | {"names": [name._asdict() for name in self.names], "hold": hold}
+        quota = None if self.quota is None else self.quota.as_json()
+        return self._asdict() | {"names": [name._asdict() for name in self.names], "hold": hold, "quota": quota}
 
 
 def usage_from_json(values: dict[str, Any]) -> Usage:
     """Make a `Usage` from its JSON form, an object of its members.
 
     Raises KeyError, TypeError, ValueError or a FilestoreError if a value is missing or not valid. An earlier version of
-    filestore does not say whether there is a hold.
+    filestore does not say whether there is a hold or a quota.
     """
-    members = {name: values[name] for name in Usage._fields if name != "hold"}
+    members = {name: values[name] for name in Usage._fields if name not in {"hold", "quota"}}
     names = [NameUsage(**{name: entry[name] for name in NameUsage._fields}) for entry in members["names"]]
     counts = members.keys() - {"namespace", "grace_seconds", "damaged", "names"}
     numbers = [members[name] for name in counts] + [number for name in names for number in name[1:]]
@@ -135,7 +167,9 @@ def usage_from_json(values: dict[str, Any]) -> Usage:
         checked_name(name.name)
     found = values.get("hold")
     hold = hold_from_json(namespace, found) if isinstance(found, dict) else None
-    return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names), "hold": hold})
+    limits = values.get("quota")
+    quota = quota_from_json(limits) if isinstance(limits, dict) else None
+    return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names), "hold": hold, "quota": quota})
 
 
 class Repository(Protocol):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from urllib.parse import unquote
 
-from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import FileInUse, FilestoreError, NotFound
@@ -152,10 +152,10 @@ class OutputRepository(LocalRepository):
                 await shield_until_done(in_disk_thread(self.run_files.note, record, self._previous))
         return record
 
-    async def _add_record(self, transaction: Transaction, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+    async def _add_record(self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind) -> Record:
         # During the transaction nobody else pushes it.
-        self._previous = await self._index.record(self.namespace, Reference(name=name, digest=digest))
-        return await super()._add_record(transaction, name=name, digest=digest, size=size, kind=kind)
+        self._previous = await self._index.record(self.namespace, Reference(name=name, digest=manifest.digest))
+        return await super()._add_record(transaction, manifest, name=name, kind=kind)
 
 
 async def remove_expired(

@@ -859,10 +859,10 @@ async def test_usage_counts_records_names_and_chunks(index: Index) -> None:
         await record(index, name, digest)
 
     stored_size = row(one).stored_size + row(two).stored_size
-    assert NamespaceUsage(A, 3, 2, 21, 2, stored_size) == await index.usage(A)
+    assert NamespaceUsage(A, 3, 2, 21, 0, 2, stored_size) == await index.usage(A)
     async with index.transaction() as transaction:
         await transaction.add_chunks(A, [row(one)._replace(stored_size=1)])
-        assert NamespaceUsage(A, 3, 2, 21, 2, row(two).stored_size + 1) == await transaction.usage(A)
+        assert NamespaceUsage(A, 3, 2, 21, 0, 2, row(two).stored_size + 1) == await transaction.usage(A)
     assert [(A, 2), (B, 1)] == [(usage.namespace, usage.chunk_count) for usage in await index.usages()]
 
 

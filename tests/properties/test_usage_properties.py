@@ -54,7 +54,9 @@ async def take(index: SqliteIndex, namespace: str, step: tuple[str, list[object]
             await transaction.refresh(namespace, chosen)
         if verb == "record":
             for place, digest in enumerate(chosen):
-                await transaction.add_record(namespace, name=f"name-{number}", digest=digest, size=place * number, kind=Kind.FILE)
+                await transaction.add_record(
+                    namespace, name=f"name-{number}", digest=digest, size=place * number, kind=Kind.FILE, manifest_size=digest[0]
+                )
         if verb == "remove" and records:
             await transaction.remove_record(namespace, records[number % len(records)].id)
 
@@ -68,6 +70,7 @@ async def added_up(index: SqliteIndex, namespace: str) -> NamespaceUsage:
         len(records),
         len({record.name for record in records}),
         sum(record.size for record in records),
+        sum(record.digest[0] for record in records),
         len(rows),
         sum(row.stored_size for row in rows),
     )

@@ -28,6 +28,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
+from filestore.http.server.quotas import Quotas
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
@@ -137,6 +138,7 @@ def make_app(
     """
     push_budget = Budget(PUSHES_LIMIT)
     folders = uploads_folder(spool_folder, secret)
+    quotas = Quotas(index)
     quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
         folders,
@@ -159,6 +161,7 @@ def make_app(
         traffic=traffic,
         upload_quota=quota,
         observers=observers,
+        quotas=quotas,
     )
 
     continuing: set[web.AbstractRoute] = set()
@@ -192,7 +195,7 @@ def make_app(
     health = Health(store, index, spool_folder)
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
-        async with health.running(), upkeep(store):
+        async with health.running(), upkeep(store), quotas.running():
             yield
 
     app.cleanup_ctx.extend([assembling, tending])
@@ -233,6 +236,7 @@ class RequestAuthenticator:
         traffic: Traffic,
         upload_quota: UploadQuota,
         observers: Sequence[Observer],
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._index = index
@@ -251,6 +255,7 @@ class RequestAuthenticator:
         self._traffic = traffic
         self._upload_quota = upload_quota
         self._observers = observers
+        self._quotas = quotas
 
     def opened_for(self, route: Route) -> Handler:
         """Return a handler that answers only requests with a valid token or a valid signature, or that need neither."""
@@ -362,6 +367,7 @@ class RequestAuthenticator:
             signed_seconds=signed_seconds,
             issuer=access.issuer,
             prefix=access.prefix,
+            quota=self._quotas.of_namespace(access.namespace),
         )
 
 

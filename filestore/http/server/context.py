@@ -154,8 +154,9 @@ class RequestContext:
 
         Space for the announced size of the request is promised first, and counts for the namespace. The file has no name in
         its folder, so nothing is left of it when this process ends, in whichever way. Raises UploadsTooLarge,
-        MinFreeReached, StorageFull, StorageError. The function raises them too.
+        MinFreeReached, StorageFull, StorageError. The function raises them too. Raises QuotaExceeded if the namespace is full.
         """
+        await repository.check_not_full()
         size = self.request.content_length or 0
         async with AsyncExitStack() as stack:
             # Somebody may have removed it.

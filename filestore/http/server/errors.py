@@ -22,6 +22,8 @@ from filestore.errors import (
     Interrupted,
     InvalidRange,
     MinFreeReached,
+    QuotaExceeded,
+    RateLimited,
     Stalled,
     StorageFull,
     TooManyGuesses,
@@ -34,8 +36,8 @@ from filestore.http.server.request_record import REQUEST_ID_HEADER, ProblemAnswe
 
 logger = logging.getLogger("filestore.server")
 
-RETRY_AFTER_SECONDS = "1"
-GUESSES_RETRY_SECONDS = 60
+# The space of a quota becomes free when somebody removes files, and for the most part only with the next collection.
+_RETRY_SECONDS: Mapping[type[Exception], int] = {Busy: 1, TooManyGuesses: 60, QuotaExceeded: 60}
 OUT_OF_DESCRIPTORS = "it has as many open files as its limit permits"
 
 
@@ -65,7 +67,7 @@ def problem(request: web.Request, error: Exception) -> web.Response:
     note_error(request, error.slug if isinstance(error, FilestoreError) else FilestoreError.slug)
     if isinstance(error, FilestoreError):
         described = wire.encode_problem(error)
-        if described.status < 500:
+        if described.status < 500 or isinstance(error, QuotaExceeded):
             return _answer(described, _headers_of(error))
     if _is_out_of_descriptors(error):
         return problem_answer(Busy("the server", OUT_OF_DESCRIPTORS))
@@ -125,10 +127,9 @@ def _is_out_of_descriptors(error: BaseException | None) -> bool:
 
 
 def _headers_of(error: Exception) -> Mapping[str, str]:
-    if isinstance(error, Busy):
-        return {"Retry-After": RETRY_AFTER_SECONDS}
-    if isinstance(error, TooManyGuesses):
-        return {"Retry-After": str(GUESSES_RETRY_SECONDS)}
+    wait = error.wait_seconds if isinstance(error, RateLimited) else _RETRY_SECONDS.get(type(error))
+    if wait is not None:
+        return {"Retry-After": str(wait)}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, InvalidRange):

@@ -72,15 +72,20 @@ class UploadQuota:
         """The namespace of each upload by its id. It never changes."""
         self._contents: dict[str, _Content] = {}
 
-    def check_count(self, namespace: str) -> None:
-        """Raise TooManyUploads if one more upload of a namespace would be too many. Raises StorageError."""
-        if self._count_limit is None:
+    def check_count(self, namespace: str, *, limit: int | None = None) -> None:
+        """Raise TooManyUploads if one more upload of a namespace would be too many. Raises StorageError.
+
+        `limit` is that of the namespace, if it has one.
+        """
+        setting = "uploads_limit" if limit is None else ""
+        limit = self._count_limit if limit is None else limit
+        if limit is None:
             return
         with _spooling(), self._entries() as entries:
             count = 1 + sum(self._namespace_of(entry.name) == namespace for entry in entries if UPLOAD_ID.match(entry.name))
-        if count > self._count_limit:
+        if count > limit:
             what = f"the number of uploads in progress of the namespace {namespace}"
-            raise TooManyUploads(what, count, self._count_limit, "uploads_limit")
+            raise TooManyUploads(what, count, limit, setting)
 
     def check_size(self, namespace: str) -> None:
         """Raise UploadsTooLarge if the unfinished uploads of a namespace are larger than its limit. Raises StorageError."""

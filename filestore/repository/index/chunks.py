@@ -37,6 +37,12 @@ def select_sizes(connection: sqlite3.Connection, namespace: str, digests: Sequen
     return {Digest(digest): size for digest, size in read(connection, statement, (namespace,), digests)}
 
 
+def select_stored_size(connection: sqlite3.Connection, namespace: str, digests: Sequence[Digest]) -> int:
+    """Return the stored bytes of the rows of `digests`, live and condemned ones."""
+    statement = "SELECT total(stored_size) FROM chunks WHERE namespace = ? AND digest IN ({})"
+    return sum(int(size) for (size,) in read(connection, statement, (namespace,), digests))
+
+
 def insert_chunks(connection: sqlite3.Connection, namespace: str, rows: Sequence[ChunkRow], now: int) -> None:
     """Insert live rows that were seen at `now`. Existing rows are replaced."""
     connection.executemany(
@@ -131,8 +137,10 @@ def select_needed_bases(connection: sqlite3.Connection, namespace: str, digests:
 
 
 def select_namespaces(connection: sqlite3.Connection) -> list[str]:
-    """Return the namespaces with a row, a record, a token, a policy or the state of a collection, in their order."""
-    small = "SELECT namespace FROM access_tokens" if has_version(connection, 5) else "SELECT namespace FROM tokens"
+    """Return the namespaces with a row, a record, a token, a policy, a quota or the state of a collection, in their order."""
+    small = "SELECT namespace FROM tokens"
+    if has_version(connection, 5):
+        small = "SELECT namespace FROM access_tokens UNION SELECT namespace FROM quotas WHERE namespace != ''"
     if has_version(connection, 4):
         small += " UNION SELECT namespace FROM policies UNION SELECT namespace FROM tasks WHERE task = 'collect'"
     found = {namespace for (namespace,) in connection.execute(small)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from filestore.core.digest import Digest
+from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
@@ -96,10 +97,22 @@ class NamespaceUsage(NamedTuple):
     """Different names of records."""
     size: int = 0
     """Bytes of content of all records. Content that several records share counts for each of them."""
+    manifests_size: int = 0
+    """Bytes of the manifests of all records, in the same way. 0 for records that a version before 5 of the tables stored."""
     chunk_count: int = 0
     """Rows of chunks, live and condemned, also of those that no record needs."""
     stored_size: int = 0
     """Bytes of their frames."""
+
+
+class QuotaRow(NamedTuple):
+    """The quota of a namespace, or of one of its tokens."""
+
+    namespace: str
+    """An empty text means every namespace that has no quota of its own."""
+    token: Digest | None
+    """The digest of the token. None means the namespace itself."""
+    quota: Quota
 
 
 class IndexVersion(NamedTuple):
@@ -162,6 +175,9 @@ class Transaction(Protocol):
     async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
         """Add edges. They are removed together with the row of their `digest`."""
 
+    async def stored_size(self, namespace: str, digests: Sequence[Digest]) -> int:
+        """Return the stored bytes of the rows of `digests`, live and condemned ones. `digests` has no repeats."""
+
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
 
@@ -183,8 +199,12 @@ class Transaction(Protocol):
     async def count_again(self) -> None:
         """Count all rows, and correct what `usage` returns. This reads all rows. It is needed only after a problem."""
 
-    async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+    async def add_record(
+        self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind, manifest_size: int = 0
+    ) -> Record:
         """Insert a record and return it. If a record with this name, kind and digest exists, only update its time.
+
+        `manifest_size` is the number of bytes of its manifest, for `usage`.
 
         It is now the newest record of the namespace: its position is larger than that of every other one, whatever the
         clock says. Its `updated_at` is the time of the clock, or a moment later if another record has this time.
@@ -225,6 +245,12 @@ class Transaction(Protocol):
 
     async def set_policy(self, namespace: str, policy: Policy) -> None:
         """Set the policy of a namespace."""
+
+    async def set_quota(self, namespace: str, quota: Quota, *, token: Digest | None = None) -> None:
+        """Set the quota of a namespace, or of one of its tokens. One without limits is removed.
+
+        It is removed together with its token.
+        """
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         """Keep the state of a maintenance task, which must be valid JSON. None removes it."""
@@ -353,7 +379,7 @@ class Index(Protocol):
         """
 
     async def namespaces(self) -> list[str]:
-        """Return the namespaces that have a record, a row, a token, a policy or the state of a collection, in their order."""
+        """Return the namespaces that have anything here, such as a record, a row, a token or a quota, in their order."""
 
     async def usage(self, namespace: str) -> NamespaceUsage:
         """Return what a namespace keeps. This takes a moment, whatever the size of the index."""
@@ -381,6 +407,9 @@ class Index(Protocol):
 
     async def policy(self, namespace: str) -> Policy:
         """Return the policy of a namespace."""
+
+    async def quotas(self) -> list[QuotaRow]:
+        """Return all quotas, in the order of namespaces, with those of tokens after that of their namespace."""
 
     async def task_state(self, namespace: str, task: str) -> dict[str, Any] | None:
         """Return the state of a maintenance task, as it was last set, or None. A state that cannot be read is an empty one."""

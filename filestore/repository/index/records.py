@@ -17,9 +17,10 @@ from filestore.repository.listing import line, write_lines
 
 # `{}` is the column that orders records, see `_position`.
 _INSERT = (
-    "INSERT INTO records (namespace, id, name, kind, digest, size, created_at, updated_at, position)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, name, kind, digest)"
-    " DO UPDATE SET updated_at = excluded.updated_at, position = excluded.position"
+    "INSERT INTO records (namespace, id, name, kind, digest, size, created_at, updated_at, position, manifest_size)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, name, kind, digest)"
+    " DO UPDATE SET updated_at = excluded.updated_at, position = excluded.position,"
+    " manifest_size = excluded.manifest_size"
 )
 _NEWEST_RECORDS = (
     "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
@@ -52,7 +53,7 @@ _SECOND = 1_000_000
 _FAR_FUTURE = 1 << 62
 
 
-def insert_record(connection: sqlite3.Connection, record: Record, now: int) -> Record:
+def insert_record(connection: sqlite3.Connection, record: Record, now: int, manifest_size: int) -> Record:
     """Insert a record that is stored at `now`. If it exists, update its time and its position. Return it."""
     connection.execute(
         "INSERT INTO clocks (namespace, last) VALUES (?, ?)"
@@ -62,7 +63,7 @@ def insert_record(connection: sqlite3.Connection, record: Record, now: int) -> R
     (position,) = connection.execute("SELECT last FROM clocks WHERE namespace = ?", (record.namespace,)).fetchone()
     moment = _free_moment(connection, record.namespace, now)
     values = (record.id, record.name, record.kind.value, record.digest, record.size)
-    connection.execute(_INSERT, (record.namespace, *values, moment, moment, position))
+    connection.execute(_INSERT, (record.namespace, *values, moment, moment, position, manifest_size))
     tasks.count_commit(connection)
     # The record with the largest position is the one that was just inserted or updated.
     return select_records(connection, record.namespace, 1, None, with_graphs=True)[0]

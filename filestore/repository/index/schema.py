@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from filestore.errors import StorageError, UnknownFormat
-from filestore.repository.index import tasks, usage, uses
+from filestore.repository.index import quotas, tasks, usage, uses
 
 SCHEMA_VERSION = 5
 _OLDEST_VERSION = 2
@@ -57,6 +57,7 @@ _SCHEMA = (
         PRIMARY KEY (namespace, digest)
     ) WITHOUT ROWID""",
     # `position` is the order of the records of a namespace: the record that was stored last has the largest one.
+    # `manifest_size` is 0 for a record of a version before 5.
     """CREATE TABLE records (
         namespace TEXT NOT NULL,
         id TEXT NOT NULL,
@@ -67,6 +68,7 @@ _SCHEMA = (
         created_at INTEGER NOT NULL,
         updated_at INTEGER NOT NULL,
         position INTEGER NOT NULL DEFAULT 0,
+        manifest_size INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (namespace, id),
         UNIQUE (namespace, name, kind, digest)
     ) WITHOUT ROWID""",
@@ -89,6 +91,7 @@ _SCHEMA = (
     *_BASES,
     *tasks.TABLES,
     *usage.TABLES,
+    *quotas.TABLES,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _MIGRATIONS = {
@@ -109,7 +112,9 @@ _MIGRATIONS = {
     4: (
         _ACCESS_TOKENS,
         "INSERT INTO access_tokens SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens",
+        "ALTER TABLE records ADD COLUMN manifest_size INTEGER NOT NULL DEFAULT 0",
         *usage.MIGRATION,
+        *quotas.TABLES,
         "PRAGMA user_version = 5",
     ),
 }

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filestore.core.digest import Digest
+from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, records, tasks, tokens, usage, uses
+from filestore.repository.index import chunks, quotas, records, tasks, tokens, usage, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
@@ -38,6 +39,7 @@ from filestore.repository.index.protocol import (
     NamespaceUsage,
     Policy,
     PositionedRecord,
+    QuotaRow,
     RemovedRows,
     TokenRow,
     Use,
@@ -209,6 +211,9 @@ class SqliteIndex:
     async def policy(self, namespace: str) -> Policy:
         return await self._reader.run(tasks.select_policy, namespace)
 
+    async def quotas(self) -> list[QuotaRow]:
+        return await self._reader.run(quotas.select_quotas)
+
     async def task_state(self, namespace: str, task: str) -> dict[str, Any] | None:
         return await self._reader.run(tasks.select_state, namespace, task)
 
@@ -347,6 +352,9 @@ class SqliteTransaction:
     async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
         await self._writer.run(chunks.insert_bases, namespace, bases)
 
+    async def stored_size(self, namespace: str, digests: Sequence[Digest]) -> int:
+        return await self._writer.run(chunks.select_stored_size, namespace, digests)
+
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._writer.run(chunks.select_needed_bases, namespace, digests)
 
@@ -365,7 +373,9 @@ class SqliteTransaction:
     async def count_again(self) -> None:
         await self._writer.run(usage.replace_counts)
 
-    async def add_record(self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+    async def add_record(
+        self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind, manifest_size: int = 0
+    ) -> Record:
         record = Record(
             id=f"file_{secrets.token_hex(16)}",
             name=name,
@@ -377,7 +387,7 @@ class SqliteTransaction:
             updated_at=0,
         )
         self.has_record = True
-        return await self._writer.run(records.insert_record, record, self._now())
+        return await self._writer.run(records.insert_record, record, self._now(), manifest_size)
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
         return await self._writer.run(records.delete_record, namespace, file_id)
@@ -415,6 +425,9 @@ class SqliteTransaction:
 
     async def set_policy(self, namespace: str, policy: Policy) -> None:
         await self._writer.run(tasks.replace_policy, namespace, policy)
+
+    async def set_quota(self, namespace: str, quota: Quota, *, token: Digest | None = None) -> None:
+        await self._writer.run(quotas.replace_quota, namespace, token, quota)
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         await self._writer.run(tasks.replace_state, namespace, task, state)

@@ -15,6 +15,7 @@ from filestore.core.digest import Digest
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKey, SigningKeys
 from filestore.errors import IndexDamaged
+from filestore.repository.index import quotas
 from filestore.repository.index.protocol import USED_MICROSECONDS, TokenRow
 from filestore.repository.index.schema import has_version
 
@@ -104,6 +105,7 @@ def update_used_at(connection: sqlite3.Connection, digests: Sequence[Digest], no
 
 
 def delete_token(connection: sqlite3.Connection, token_digest: Digest) -> bool:
-    """Delete a token. Return whether it existed."""
+    """Delete a token and its quotas. Return whether it existed."""
+    quotas.delete_quotas_of(connection, token_digest)
     connection.execute("DELETE FROM tokens WHERE digest = ?", (token_digest,))
     return connection.execute("DELETE FROM access_tokens WHERE digest = ?", (token_digest,)).rowcount > 0

@@ -15,13 +15,15 @@ _TABLE = """CREATE TABLE usage (
     record_count INTEGER NOT NULL,
     name_count INTEGER NOT NULL,
     size INTEGER NOT NULL,
+    manifests_size INTEGER NOT NULL,
     chunk_count INTEGER NOT NULL,
     stored_size INTEGER NOT NULL
 ) WITHOUT ROWID"""
-_ADD = """INSERT INTO usage (namespace, record_count, name_count, size, chunk_count, stored_size)
-    VALUES ({row}.namespace, {record_count}, {name_count}, {size}, {chunk_count}, {stored_size})
+_ADD = """INSERT INTO usage (namespace, record_count, name_count, size, manifests_size, chunk_count, stored_size)
+    VALUES ({row}.namespace, {record_count}, {name_count}, {size}, {manifests_size}, {chunk_count}, {stored_size})
     ON CONFLICT (namespace) DO UPDATE SET record_count = usage.record_count + excluded.record_count,
     name_count = usage.name_count + excluded.name_count, size = usage.size + excluded.size,
+    manifests_size = usage.manifests_size + excluded.manifests_size,
     chunk_count = usage.chunk_count + excluded.chunk_count, stored_size = usage.stored_size + excluded.stored_size;"""
 # 1 if no other record has the name, or else 0. The record itself is in the table, or not any more.
 _NAMES = "SELECT count(*) FROM (SELECT 1 FROM records WHERE namespace = {row}.namespace AND name = {row}.name LIMIT 2)"
@@ -29,17 +31,24 @@ _NAMES = "SELECT count(*) FROM (SELECT 1 FROM records WHERE namespace = {row}.na
 
 def _chunk(row: str, sign: str) -> str:
     stored_size = f"{sign}{row}.stored_size"
-    return _ADD.format(row=row, record_count=0, name_count=0, size=0, chunk_count=f"{sign}1", stored_size=stored_size)
+    return _ADD.format(
+        row=row, record_count=0, name_count=0, size=0, manifests_size=0, chunk_count=f"{sign}1", stored_size=stored_size
+    )
 
 
 def _record(row: str, sign: str, *, others: str) -> str:
     names = f"{sign}(({_NAMES.format(row=row)}) = {others})"
-    size = f"{sign}{row}.size"
-    return _ADD.format(row=row, record_count=f"{sign}1", name_count=names, size=size, chunk_count=0, stored_size=0)
+    sizes = {"size": f"{sign}{row}.size", "manifests_size": f"{sign}{row}.manifest_size"}
+    return _ADD.format(row=row, record_count=f"{sign}1", name_count=names, **sizes, chunk_count=0, stored_size=0)
 
 
 # Two conditions, since `UPDATE OF` only names what a statement sets.
 _MOVED = "NEW.namespace != OLD.namespace OR NEW.name != OLD.name"
+_RESIZED = "NEW.size != OLD.size OR NEW.manifest_size != OLD.manifest_size"
+_RESIZE = (
+    "UPDATE usage SET size = size + NEW.size - OLD.size,"
+    " manifests_size = manifests_size + NEW.manifest_size - OLD.manifest_size WHERE namespace = NEW.namespace;"
+)
 _REPLACED = "NEW.namespace != OLD.namespace OR NEW.stored_size != OLD.stored_size"
 _TRIGGERS = tuple(
     f"CREATE TRIGGER {name} AFTER {when} BEGIN {what} END"
@@ -61,24 +70,25 @@ _TRIGGERS = tuple(
         ),
         (
             "record_resized",
-            f"UPDATE OF size ON records WHEN NEW.size != OLD.size AND NOT ({_MOVED})",
-            "UPDATE usage SET size = size + NEW.size - OLD.size WHERE namespace = NEW.namespace;",
+            f"UPDATE OF size, manifest_size ON records WHEN ({_RESIZED}) AND NOT ({_MOVED})",
+            _RESIZE,
         ),
     )
 )
-_COUNTED = """SELECT namespace, sum(record_count), sum(name_count), sum(size), sum(chunk_count), sum(stored_size) FROM (
+_COUNTED = """SELECT namespace, sum(record_count), sum(name_count), sum(size), sum(manifests_size),
+    sum(chunk_count), sum(stored_size) FROM (
     SELECT namespace, count(*) AS record_count, count(DISTINCT name) AS name_count, sum(size) AS size,
-        0 AS chunk_count, 0 AS stored_size FROM records {0} GROUP BY namespace
-    UNION ALL SELECT namespace, 0, 0, 0, count(*), sum(stored_size) FROM chunks {0} GROUP BY namespace
+        sum({1}) AS manifests_size, 0 AS chunk_count, 0 AS stored_size FROM records {0} GROUP BY namespace
+    UNION ALL SELECT namespace, 0, 0, 0, 0, count(*), sum(stored_size) FROM chunks {0} GROUP BY namespace
 ) GROUP BY namespace ORDER BY namespace"""
 
 TABLES = (_TABLE, *_TRIGGERS)
 """The statements that make what is here in an empty index."""
-_COUNT = f"INSERT INTO usage {_COUNTED.format('')}"
+_COUNT = f"INSERT INTO usage {_COUNTED.format('', 'manifest_size')}"
 MIGRATION = (_TABLE, _COUNT, *_TRIGGERS)
 """The statements that make it in an index with rows, and count these."""
 
-_SELECT = "SELECT namespace, record_count, name_count, size, chunk_count, stored_size FROM usage"
+_SELECT = "SELECT namespace, record_count, name_count, size, manifests_size, chunk_count, stored_size FROM usage"
 
 
 def has_table(connection: sqlite3.Connection) -> bool:
@@ -91,19 +101,19 @@ def select_usage(connection: sqlite3.Connection, namespace: str) -> NamespaceUsa
     if has_table(connection):
         row = connection.execute(f"{_SELECT} WHERE namespace = ?", (namespace,)).fetchone()
     else:
-        row = connection.execute(_COUNTED.format("WHERE namespace = ?1"), (namespace,)).fetchone()
+        row = connection.execute(_COUNTED.format("WHERE namespace = ?1", 0), (namespace,)).fetchone()
     return NamespaceUsage(namespace) if row is None else NamespaceUsage(*row)
 
 
 def select_usages(connection: sqlite3.Connection) -> list[NamespaceUsage]:
     """Return what each namespace keeps, in their order. Those that keep nothing may be left out."""
-    rows = connection.execute(f"{_SELECT} ORDER BY namespace" if has_table(connection) else _COUNTED.format(""))
+    rows = connection.execute(f"{_SELECT} ORDER BY namespace" if has_table(connection) else _COUNTED.format("", 0))
     return [NamespaceUsage(*row) for row in rows]
 
 
 def count_again(connection: sqlite3.Connection) -> list[NamespaceUsage]:
     """Return what each namespace keeps, counted row by row. Reads all rows."""
-    return [NamespaceUsage(*row) for row in connection.execute(_COUNTED.format(""))]
+    return [NamespaceUsage(*row) for row in connection.execute(_COUNTED.format("", "manifest_size"))]
 
 
 def replace_counts(connection: sqlite3.Connection) -> None:

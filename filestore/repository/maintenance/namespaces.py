@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from filestore.core.quotas import NO_QUOTA
 from filestore.errors import FileInUse
 from filestore.repository.index.protocol import Index, Policy
 
@@ -18,7 +19,7 @@ class RemovedNamespace(NamedTuple):
 
 
 async def remove_namespace(index: Index, namespace: str, *, force: bool = False) -> RemovedNamespace:
-    """Remove the tokens and records of a namespace, and its policy. An interrupted call is completed by the next one.
+    """Remove the tokens and records of a namespace, its policy and its quota. An interrupted call is completed by the next one.
 
     Raises FileInUse, and removes nothing, if a pipeline uses a record, unless `force` is set.
     """
@@ -30,6 +31,7 @@ async def remove_namespace(index: Index, namespace: str, *, force: bool = False)
         for token in tokens:
             await transaction.remove_token(token)
         await transaction.set_policy(namespace, Policy())
+        await transaction.set_quota(namespace, NO_QUOTA)
     count = 0
     while page := await index.records_after(namespace, 0, limit=_AT_ONCE):
         async with index.transaction() as transaction:

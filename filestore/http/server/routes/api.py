@@ -43,9 +43,10 @@ from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
 from filestore.repository.index.protocol import ListingGrowth
-from filestore.repository.ingest import PUBLISHED_AT_ONCE
+from filestore.repository.ingest import PUBLISHED_AT_ONCE, Ingest
 from filestore.repository.listing import listing_file
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.files import BLOCK_SIZE, free_space
 from filestore.system.metrics import added, added_starts
 from filestore.system.threads import in_disk_thread
@@ -73,41 +74,63 @@ async def missing_chunks(context: RequestContext, repository: LocalRepository) -
 async def put_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Store the frames of a batch. If the connection is cut, the frames that arrived completely are stored."""
     size = _size_of_batch(context)
-    batch = wire.BatchParser(size=size)
-    begun, is_promised = 0, False
     async with repository.space_for(size) as space, repository.ingest() as ingest:
-
-        def reach(limit: int) -> int:
-            # A thread serves other connections after a few frames, because each tiny one makes a file.
-            return batch.reach(limit, count=PUBLISHED_AT_ONCE - begun)
-
-        def ingest_piece(piece: memoryview) -> None:
-            nonlocal begun, is_promised
-            space.written(len(piece))
-            for part in batch.feed(piece):
-                if isinstance(part, wire.BatchEntry):
-                    if not is_promised:
-                        # A frame takes a block at least. Once for all, because it asks the file system.
-                        space.add(BLOCK_SIZE * batch.count)
-                        is_promised = True
-                    begun += 1
-                    ingest.start(part.digest, part.stored_size)
-                else:
-                    ingest.write(part)
-
+        incoming = _IncomingBatch(wire.BatchParser(size=size), ingest, space, repository)
         try:
             async with reading_body(context, size=size) as body_reader:
-                while await body_reader.read_slice(ingest_piece, reach=reach):
-                    ingest.submit()
-                    begun = 0
+                while await body_reader.read_slice(incoming.take, reach=incoming.reach):
+                    await incoming.end_slice()
         except (Interrupted, Stalled):
             await ingest.commit()
             raise
         kept = await ingest.commit()
-    context.noted.facts["chunks"] = batch.count
-    if not batch.finished:
+    context.noted.facts["chunks"] = incoming.batch.count
+    if not incoming.batch.finished:
         raise InvalidBatch("its header is incomplete")
     return web.json_response({"kept": kept})
+
+
+class _IncomingBatch:
+    """Gives the frames of a batch to an `Ingest` while they arrive. `reach` and `take` run in a thread."""
+
+    def __init__(self, batch: wire.BatchParser, ingest: Ingest, space: SpaceClaim, repository: LocalRepository) -> None:
+        self.batch = batch
+        self._ingest = ingest
+        self._space = space
+        self._repository = repository
+        self._begun = 0
+        """Frames that have begun in this slice."""
+        self._is_promised = False
+        self._is_checked = repository.quota.stored_size is None
+
+    def reach(self, limit: int) -> int:
+        """Return the best size of the next piece."""
+        if self.batch.has_header and not self._is_checked:
+            return 0
+        # A thread serves other connections after a few frames, because each tiny one makes a file.
+        return self.batch.reach(limit, count=PUBLISHED_AT_ONCE - self._begun)
+
+    def take(self, piece: memoryview) -> None:
+        """Take the next piece. Raises InvalidBatch, MinFreeReached, StorageFull, StorageError."""
+        self._space.written(len(piece))
+        for part in self.batch.feed(piece):
+            if isinstance(part, wire.BatchEntry):
+                if not self._is_promised:
+                    # A frame takes a block at least. Once for all, because it asks the file system.
+                    self._space.add(BLOCK_SIZE * self.batch.count)
+                    self._is_promised = True
+                self._begun += 1
+                self._ingest.start(part.digest, part.stored_size)
+            else:
+                self._ingest.write(part)
+
+    async def end_slice(self) -> None:
+        """Verify the frames that are whole. Raises QuotaExceeded if the announced ones cannot be stored, before they are read."""
+        self._ingest.submit()
+        self._begun = 0
+        if self.batch.has_header and not self._is_checked:
+            await self._repository.check_announced(self.batch.to_come())
+            self._is_checked = True
 
 
 async def get_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +117,8 @@ class Assembly:
         repository.check_name(name or uploads.FILE_ID_START)
         await in_disk_thread(make_spool_folder, self._folders.parent)
         async with repository.space_for(UPLOAD_SIZE, place=self._folders.parent):
-            return await in_disk_thread(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
+            begin = partial(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
+            return await in_disk_thread(begin, count_limit=repository.quota.uploads)
 
     async def find(self, upload_id: str, repository: LocalRepository) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""

@@ -78,6 +78,7 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
     if part is not None:
         await _compare(context, part)
     else:
+        await repository.check_not_full()
         size = (context.request.content_length or 0) + BLOCK_SIZE
         async with repository.space_for(size, place=context.spool_folder) as space:
             part = await _stored(context, upload, number, space)

@@ -231,13 +231,15 @@ def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
 
-def begin(folders: Path, *, name: str | None, namespace: str, quota: UploadQuota | None = None) -> Upload:
-    """Begin an upload. Its name is its file id if `name` is None.
+def begin(
+    folders: Path, *, name: str | None, namespace: str, quota: UploadQuota | None = None, count_limit: int | None = None
+) -> Upload:
+    """Begin an upload. Its name is its file id if `name` is None. `count_limit` is that of the namespace, if it has one.
 
     Raises TooManyUploads if `quota` does not permit one more of its namespace; StorageFull, StorageError.
     """
     if quota is not None:
-        quota.check_count(namespace)
+        quota.check_count(namespace, limit=count_limit)
     upload_id = secrets.token_hex(16)
     folder = folders / upload_id
     # This has the form of a record's id. The real id is unknown until the content is.

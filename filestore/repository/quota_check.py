@@ -1,0 +1,80 @@
+"""Refuse what would go beyond the quota of a namespace.
+
+What counts is checked in the transaction that stores it. So several processes together never exceed a quota. Without a
+limit, nothing is asked. What removes something never comes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from filestore.core.digest import Digest
+from filestore.core.quotas import Quota
+from filestore.core.records import Record
+from filestore.errors import QuotaExceeded
+from filestore.repository.index.protocol import ChunkRow, Index, NamespaceUsage, Transaction
+
+
+async def check_frames(transaction: Transaction, namespace: str, quota: Quota, rows: Sequence[ChunkRow]) -> None:
+    """Raise QuotaExceeded if the namespace would store too much with these rows, which are not live."""
+    if quota.stored_size is None or not rows:
+        return
+    # Condemned rows are replaced, and count already.
+    counted = await transaction.stored_size(namespace, [row.digest for row in rows])
+    used = stored_of(await transaction.usage(namespace)) - counted + sum(row.stored_size for row in rows)
+    _check_stored(namespace, used, quota.stored_size)
+
+
+async def check_announced(index: Index, namespace: str, quota: Quota, sizes: Mapping[Digest, int]) -> None:
+    """Raise QuotaExceeded if the namespace would store too much with frames of these sizes, as far as they are new."""
+    if quota.stored_size is None:
+        return
+    used = stored_of(await index.usage(namespace))
+    if used + sum(sizes.values()) > quota.stored_size:
+        used += sum(sizes[digest] for digest in await index.unknown(namespace, list(sizes)))
+        _check_stored(namespace, used, quota.stored_size)
+
+
+async def check_not_full(index: Index, namespace: str, quota: Quota) -> None:
+    """Raise QuotaExceeded if the namespace cannot take another byte of new content."""
+    if quota.stored_size is None and quota.size is None:
+        return
+    usage = await index.usage(namespace)
+    if quota.stored_size is not None:
+        _check_stored(namespace, stored_of(usage) + 1, quota.stored_size)
+    if quota.size is not None:
+        _check_size(namespace, usage.size + 1, quota.size)
+
+
+async def added_record(transaction: Transaction, namespace: str, quota: Quota, add: Callable[[], Awaitable[Record]]) -> Record:
+    """Return the record that `add` adds in a transaction. Raises QuotaExceeded, which must roll it back.
+
+    A record that is stored again adds nothing, and neither does the name of one that has other versions.
+    """
+    if quota.size is None and quota.stored_size is None and quota.name_count is None:
+        return await add()
+    before = await transaction.usage(namespace)
+    record = await add()
+    after = await transaction.usage(namespace)
+    if quota.stored_size is not None and after.manifests_size > before.manifests_size:
+        _check_stored(namespace, stored_of(after), quota.stored_size)
+    if quota.size is not None and after.size > before.size:
+        _check_size(namespace, after.size, quota.size)
+    if quota.name_count is not None and after.name_count > max(before.name_count, quota.name_count):
+        raise QuotaExceeded(f"the number of names of the namespace {namespace}", after.name_count, quota.name_count)
+    return record
+
+
+def stored_of(usage: NamespaceUsage) -> int:
+    """Return the stored bytes that count for a quota: those of frames and manifests."""
+    return usage.stored_size + usage.manifests_size
+
+
+def _check_stored(namespace: str, used: int, limit: int) -> None:
+    if used > limit:
+        raise QuotaExceeded(f"the stored bytes of the namespace {namespace}", used, limit)
+
+
+def _check_size(namespace: str, used: int, limit: int) -> None:
+    if used > limit:
+        raise QuotaExceeded(f"the bytes of all files of the namespace {namespace}", used, limit)
