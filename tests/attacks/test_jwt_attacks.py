@@ -22,7 +22,7 @@ from filestore.errors import Unauthorized
 from filestore.http.server.jwt_sources import SIZE_LIMIT, FetchedKeys
 from filestore.http.server.jwt_tokens import JwtOptions, JwtTokens
 from filestore.http.wire import API
-from tests.attacks.test_revocation_attacks import ASKED, answered, ends, is_closing, statuses
+from tests.support.changed_tokens import ASKED, answered, ends, is_closing, statuses
 from tests.support.clock import Clock
 from tests.support.generator import octets
 from tests.support.jwts import AUDIENCE, ISSUER, Signer, jwks, part, save, signer
