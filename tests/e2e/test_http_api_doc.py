@@ -84,7 +84,7 @@ def test_every_route_is_described_with_a_curl_line() -> None:
     }
     signed = f"{SIGNED_PREFIX}{written['/{path:run_files/.*}']}"
     routes = {f"{route.method} {written.get(route.path, route.path)}" for route in ROUTES}
-    assert {"GET /healthz", f"GET {signed}", *routes} == set(described)
+    assert {"GET /healthz", "GET /readyz", f"GET {signed}", *routes} == set(described)
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]
 
 

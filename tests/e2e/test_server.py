@@ -69,8 +69,10 @@ def listed(answer: Reply) -> tuple[list[BatchEntry], bytes]:
 
 def test_health_needs_no_token(server: RunningServer) -> None:
     """A monitoring program needs no secret."""
-    answer = server.ask("GET", "/healthz", token=None)
-    assert (200, {"status": "ok"}) == (answer.status, answer.json)
+    for path, expected in (("/healthz", {"status": "ok"}), ("/readyz", {"status": "ok", "full": False})):
+        answer = server.ask("GET", path, token=None)
+        assert (200, expected) == (answer.status, answer.json)
+        assert (200, b"") == server.ask("HEAD", path, token=None)[::2]
 
 
 def test_repository_says_what_it_is(server: RunningServer) -> None:

@@ -1,4 +1,4 @@
-"""The disk, the index or the folders of a running server fail. Its health check says so, and what can be mended is."""
+"""The disk, the index or the folders of a running server fail. It is alive and not ready, and what can be mended is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_folders_that_somebody_removed_are_made_again(server: RunningServer) -> 
     remove_all(tmp)
     assert 200 == server.ask("POST", "/native/v1/chunks/missing", b"x" * 320_000).status
     remove_all(tmp)
-    assert 200 == server.ask("GET", "/healthz", token=None).status
+    assert 200 == server.ask("GET", "/readyz", token=None).status
 
 
 @pytest.mark.parametrize("end", [DiskStaging.sync, lambda staging: staging.write(b"second")])
@@ -90,18 +90,22 @@ async def test_running_server_sweeps_what_a_killed_process_left(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_server_on_a_full_disk_is_unhealthy(tmp_path: Path) -> None:
-    """It says which part, and nothing about the machine. With space it is healthy again."""
+def test_server_on_a_full_disk_is_ready_and_says_that_it_is_full(tmp_path: Path) -> None:
+    """It goes on to read and to remove, so it gets requests. With space it is no longer full."""
     with small_disk(tmp_path / "disk", "size=8m") as change, running_server(tmp_path / "disk/root", check=False) as server:
         with suppress(OSError), (tmp_path / "disk/other").open("wb", buffering=0) as other:
             while other.write(bytes(4096)):
                 pass
-        answer = server.ask("GET", "/healthz", token=None)
-        assert (503, "unhealthy") == (answer.status, answer.slug)
-        assert ("disk", "it is full") == (answer.json["part"], answer.json["reason"])
-        assert str(tmp_path) not in answer.body.decode()
+        answer = server.ask("GET", "/readyz", token=None)
+        assert (200, {"status": "ok", "full": True}) == (answer.status, answer.json)
         change("size=32m")
-        eventually(lambda: 200 == server.ask("GET", "/healthz", token=None).status)
+        eventually(lambda: server.ask("GET", "/readyz", token=None).json == {"status": "ok", "full": False})
+
+
+def test_server_with_less_than_min_free_is_full(tmp_path: Path) -> None:
+    """The setting counts, and not only the last free block."""
+    with running_server(tmp_path / "root", check=False, min_free=1 << 60) as server:
+        assert {"status": "ok", "full": True} == server.ask("GET", "/readyz", token=None).json
 
 
 @pytest.mark.slow
@@ -110,8 +114,11 @@ def test_server_whose_index_was_removed_is_unhealthy(tmp_path: Path) -> None:
     with running_server(tmp_path / "root", check=False) as server:
         for path in server.root.glob("index.sqlite*"):
             path.unlink()
-        answer = server.ask("GET", "/healthz", token=None)
+        answer = server.ask("GET", "/readyz", token=None)
         assert (503, "unhealthy", "index") == (answer.status, answer.slug, answer.json["part"])
+        assert str(tmp_path) not in answer.body.decode()
+        # A restart mends no index.
+        assert 200 == server.ask("GET", "/healthz", token=None).status
 
 
 class HangingStaging(MemoryStaging):

@@ -218,7 +218,7 @@ def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(key: str, value: str) -> tuple[str, str, Any]:
-    if key in {"host", "port", "workers", "opens"}:
+    if key in {"host", "port", "workers", "opens", "min_free"}:
         return "server", key, value
     if key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
         return "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
@@ -246,17 +246,19 @@ def _main() -> None:
 
     root = Path(sys.argv[1])
     options = _grouped(sys.argv[2:])
-    if "opens" in options["server"]:
-        log_opens(Path(options["server"]["opens"]))
+    server = options["server"]
+    min_free = int(server["min_free"]) if "min_free" in server else None
+    if "opens" in server:
+        log_opens(Path(server["opens"]))
     try:
         serve(
-            lambda: open_backend(root, create=True),
-            host=options["server"].get("host", "127.0.0.1"),
-            port=int(options["server"].get("port", 0)),
+            lambda: open_backend(root, create=True, min_free=min_free),
+            host=server.get("host", "127.0.0.1"),
+            port=int(server.get("port", 0)),
             tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},
             announce=lambda url: print(f"listening on {url}", flush=True),  # noqa: T201  # what its parent waits for
             spool_folder=root / "tmp",
-            workers=int(options["server"].get("workers", 1)),
+            workers=int(server.get("workers", 1)),
             announce_stop=lambda sentence: print(sentence, flush=True),  # noqa: T201  # what a command prints
             logs=LogOptions(**options["logs"]),
             jwt=JwtOptions(issuer=ISSUER, audience=AUDIENCE, **options["jwt"]) if options["jwt"] else None,

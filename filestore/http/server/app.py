@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +66,9 @@ class Route(NamedTuple):
     is_transfer: bool = False
     """Whether the request is a part of a transfer, which may continue while the server stops."""
     continues: bool = False
-    """Whether the request continues an upload that began earlier. A server that is stopping takes it on any connection."""
+    """Whether a server that is stopping takes the request on any connection: it continues an upload that began earlier, or
+    asks how the server is.
+    """
     can_be_signed: bool = False
     """Whether a signed URL is accepted instead of a token."""
     public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
@@ -192,7 +194,7 @@ def make_app(
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
     app[MEASURING] = Measuring()
-    health = Health(store, index, spool_folder)
+    health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
         async with health.running(), upkeep(store), quotas.running():
@@ -200,7 +202,7 @@ def make_app(
 
     app.cleanup_ctx.extend([assembling, tending])
     app.on_response_prepare.append(complete_head)
-    app.router.add_get(_any_slashes("/healthz"), health.answer)
+    continuing.update(_questions(app, health))
     # An extension may answer some requests in place of a route below it.
     for route in (*more_routes, *ROUTES):
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
@@ -212,6 +214,14 @@ def make_app(
                 if route.continues:
                     continuing.add(added)
     return app
+
+
+def _questions(app: web.Application, health: Health) -> Iterator[web.AbstractRoute]:
+    """Add the routes that say how a server process is. They need no token, and are answered while it stops."""
+    for path, answer in (("/healthz", health.answer_alive), ("/readyz", health.answer_ready)):
+        resource = app.router.add_resource(_any_slashes(path))
+        for method in ("GET", "HEAD"):
+            yield resource.add_route(method, answer)
 
 
 def _any_slashes(path: str) -> str:

@@ -1,4 +1,9 @@
-"""Find out whether the disk, the index and the spool folder of a server can be written and read.
+"""Say whether a server process is alive, and whether it should get requests.
+
+It is alive if it answers: `/healthz` looks at nothing else. A supervisor restarts a process that is not alive, and no
+restart mends a disk. It is ready if it is not stopping, and its disk, its index and its spool folder can be used:
+`/readyz`. A full disk does not matter to that, because a server goes on to read and to remove, and somebody must be able
+to remove something. The answer says that it is full.
 
 Each check does a small real write. Its result is kept for a few seconds, so that frequent questions cost nothing. A
 check has a time limit, and a check that hangs is not started a second time: a disk that hangs fails the check, and does
@@ -21,8 +26,9 @@ from aiohttp import web
 
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import Busy, StorageError, StorageFull, Unhealthy
-from filestore.http.server.context import make_spool_folder
-from filestore.http.server.errors import log_failure, problem_answer
+from filestore.http.server.context import make_spool_folder, spooling
+from filestore.http.server.errors import log_failure, problem_answer, refusal
+from filestore.http.server.traffic import RETRY_AFTER_SECONDS
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.files import sync_descriptor
@@ -34,14 +40,19 @@ LIMIT_SECONDS = 5.0
 BUSY_SECONDS = 2.0
 """How long a check of the index waits for another writer. A long write of another one shows that it can be written."""
 _CONTENT_SIZE = 4096
+FULL = "it is full"
+"""The reason why nothing can be written to a part that has no space."""
 
 
 class Health:
     """The checks of one server process."""
 
-    def __init__(self, store: ChunkStore, index: Index, spool_folder: Path) -> None:
+    def __init__(
+        self, store: ChunkStore, index: Index, spool_folder: Path, *, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._is_stopping = is_stopping
         self._checks: Mapping[str, _Check] = {
-            "disk": _Check(partial(_in_own_thread, partial(_check_store, store)), "disk"),
+            "disk": _Check(partial(_check_space_and_store, store), "disk"),
             "index": _Check(partial(_check_index, index), "index"),
             "spool folder": _Check(partial(_in_own_thread, partial(_check_spool, spool_folder)), "spool folder"),
         }
@@ -57,13 +68,32 @@ class Health:
 
     async def failure(self) -> Unhealthy | None:
         """Return the first part that failed, or None if all parts work."""
-        reasons = await asyncio.gather(*(check.reason() for check in self._checks.values()))
-        return next((Unhealthy(part, reason) for part, reason in zip(self._checks, reasons, strict=True) if reason), None)
+        for part, reason in (await self._reasons()).items():
+            if reason and reason != FULL:
+                return Unhealthy(part, reason)
+        return None
 
-    async def answer(self, _: web.Request) -> web.StreamResponse:
-        """Answer whether this server process works. No token is needed, and nothing secret is said."""
+    async def is_full(self) -> bool:
+        """Return whether nothing new can be stored, because the disk or the one of the spool folder has no space."""
+        return FULL in (await self._reasons()).values()
+
+    async def answer_alive(self, _: web.Request) -> web.StreamResponse:
+        """Answer that this process answers. No token is needed."""
+        return web.json_response({"status": "ok"})
+
+    async def answer_ready(self, _: web.Request) -> web.StreamResponse:
+        """Answer whether this process should get requests. No token is needed, and nothing secret is said."""
+        if self._is_stopping():
+            return refusal("the server", "it is stopping", retry_after_seconds=RETRY_AFTER_SECONDS)
         failure = await self.failure()
-        return web.json_response({"status": "ok"}) if failure is None else problem_answer(failure)
+        if failure is not None:
+            return problem_answer(failure)
+        return web.json_response({"status": "ok", "full": await self.is_full()})
+
+    async def _reasons(self) -> dict[str, str]:
+        """Return why each part does not work, or an empty text."""
+        reasons = await asyncio.gather(*(check.reason() for check in self._checks.values()))
+        return dict(zip(self._checks, reasons, strict=True))
 
 
 class _Check:
@@ -99,7 +129,7 @@ class _Check:
         try:
             await self._check()
         except Exception as error:  # noqa: BLE001  # any error means that the part does not work
-            reason = "it is full" if isinstance(error, StorageFull) else "it cannot be written and read"
+            reason = FULL if isinstance(error, StorageFull) else "it cannot be written and read"
             if reason != self._reason:  # once, and not for each question
                 log_failure(f"the check of the {self._part} failed", error)
         self._reason = reason
@@ -133,6 +163,13 @@ async def _in_own_thread(function: Callable[[], None]) -> None:
     await ended
 
 
+async def _check_space_and_store(store: ChunkStore) -> None:
+    await _in_own_thread(partial(_check_store, store))
+    # It is full too if less would stay free than the setting `min_free`.
+    async with store.space_for(_CONTENT_SIZE):
+        pass
+
+
 def _check_store(store: ChunkStore) -> None:
     content = secrets.token_bytes(_CONTENT_SIZE)
     staging = store.new_staging()
@@ -149,7 +186,7 @@ def _check_store(store: ChunkStore) -> None:
 def _check_spool(folder: Path) -> None:
     content = secrets.token_bytes(_CONTENT_SIZE)
     make_spool_folder(folder)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+    with spooling(), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         file.write(content)
         sync_descriptor(file.fileno())
         file.seek(0)
