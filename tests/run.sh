@@ -7,13 +7,16 @@ bash tests/make_venv.sh .venv
 # Where Debian keeps nginx, which is not on every user's path.
 export PATH="$PATH:/usr/sbin"
 # Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, nginx is an origin of URLs,
-# and gcc compiles what makes sectors of a disk bad.
-for program in curl unzip 7z bsdtar nginx gcc; do
+# and gcc compiles what makes sectors of a disk bad. The others check what docs/deploy has, by using it.
+for program in curl unzip 7z bsdtar nginx gcc caddy systemd-analyze shellcheck mmdebstrap buildah ip; do
     command -v "$program" >/dev/null || {
-        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx gcc libc6-dev
+        bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx gcc libc6-dev \
+            caddy systemd shellcheck mmdebstrap buildah iproute2
         break
     }
 done
+bash tests/deploy_tools.sh &
+deploy_tools=$!
 # --group came with pip 25.1.
 .venv/bin/pip install --quiet --upgrade 'pip>=25.1'
 .venv/bin/pip install --quiet --constraint tests/constraints.txt --group test --editable .
@@ -50,6 +53,7 @@ for version in 1.0.12 1.0.26; do
     sdk_venv ".venv-runtime-$version" sdk-last "pipeline-ai==$version"
 done
 sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0.7.2 python-multipart==0.0.6 uvicorn==0.25.0
+wait "$deploy_tools"
 
 .venv/bin/ruff check
 .venv/bin/ruff format --check

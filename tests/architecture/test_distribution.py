@@ -35,7 +35,11 @@ def test_no_line_installs_filestore_from_a_package_index() -> None:
     """Another project owns the name `filestore` there, and ours is not published: every line installs from a checkout."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout.decode().split("\0")
     found = {}
-    for name in {*names, *(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/*"))} - NOT_OURS_TO_CHANGE - {""}:
+    for name in (
+        {*names, *(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/**/*") if path.is_file())}
+        - NOT_OURS_TO_CHANGE
+        - {""}
+    ):
         try:
             lines = installed_by_name((REPOSITORY / name).read_text())
         except (UnicodeDecodeError, FileNotFoundError):

@@ -1,4 +1,7 @@
-"""A server behind the real nginx: what a client says where nginx answers, and the example of docs/behind-a-proxy.md."""
+"""A server behind the real nginx: what a client says where nginx answers, and the example of docs/behind-a-proxy.md.
+
+The example is docs/deploy/nginx.conf.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 def example() -> str:
     """The configuration that the page offers to copy."""
-    found = re.search(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found[1]
+    return (REPOSITORY / "docs/deploy/nginx.conf").read_text()
 
 
 def replaced(text: str, old: str, new: str) -> str:
