@@ -48,11 +48,13 @@ def read_token(path: Path, *, source: str) -> str:
     """Return the token in a file. Warn if other users can read it. Raises InvalidSetting, which names `source`."""
     try:
         with path.open("rb") as opened:
-            mode = os.fstat(opened.fileno()).st_mode
+            status = os.fstat(opened.fileno())
             content = opened.read(SIZE_LIMIT + 1)
     except OSError as error:
         raise InvalidSetting(source, f"{path} cannot be read: {error.strerror or error}") from None
-    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+    # A file of another user was given to a group on purpose, as systemd and Kubernetes do, and its reader cannot change it.
+    exposed = stat.S_IRGRP | stat.S_IROTH if status.st_uid == os.geteuid() else stat.S_IROTH
+    if stat.S_ISREG(status.st_mode) and status.st_mode & exposed:
         say(f"Warning: other users of this machine can read the token in {for_display(path)}; run `chmod 600` on it.")
     lines = content.decode(errors="replace").splitlines()
     if len(content) > SIZE_LIMIT or len(lines) != 1:

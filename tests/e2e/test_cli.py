@@ -745,6 +745,19 @@ def test_what_the_list_of_processes_shows_is_warned_about(home: Home, tmp_path: 
     assert f"Warning: other users of this machine can read the token in {path};" in home.run("ls", "--token-file", path).stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_token_file_that_another_user_gave_to_a_group_is_not_warned_about(home: Home, tmp_path: Path) -> None:
+    """Service managers give a service its secrets so, and it cannot change them. What everyone can read is still named."""
+    home.create_repository()
+    path = tmp_path / "token"
+    path.write_text("a-token-of-one-run")
+    os.chown(path, 65534, 0)
+    path.chmod(0o440)
+    assert "" == home.run("ls", "--token-file", path).stderr
+    path.chmod(0o444)
+    assert "can read the token" in home.run("ls", "--token-file", path).stderr
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
