@@ -23,6 +23,22 @@ version=$(cd "$work" && clean/bin/filestore --version)
 (cd "$work" && printf 'some bytes' >file && clean/bin/filestore hash file >hash)
 echo "packages: $(basename -a "$work"/dist/* | paste -sd' '), installed: $version"
 
+# How one user installs it, from a checkout and from a wheel (docs/operating.md). uv trusts the authorities of the system, too.
+bash tests/make_venv.sh "$work/installers"
+"$work/installers/bin/pip" install --quiet --no-compile pipx==1.18.4 uv==0.13.9
+export PIPX_HOME=$work/pipx PIPX_BIN_DIR=$work/pipx-bin PIPX_MAN_DIR=$work/pipx-man
+export UV_TOOL_DIR=$work/uv UV_TOOL_BIN_DIR=$work/uv-bin UV_CACHE_DIR=$work/uv-cache UV_NATIVE_TLS=1
+for source in . "$work"/dist/*.whl; do
+    "$work/installers/bin/pipx" install --quiet --force "$source"
+    "$work/installers/bin/uv" tool install --quiet --force "$source"
+    for folder in "$PIPX_BIN_DIR" "$UV_TOOL_BIN_DIR"; do
+        [ "$version" = "$(cd "$work" && "$folder/filestore" --version)" ]
+        [ -x "$folder/pipeline" ]
+        rm -r "$folder"
+    done
+done
+echo "installed by pipx and by uv, from the checkout and from the wheel"
+
 bash tests/make_venv.sh .venv-lowest
 .venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 .venv-lowest/bin/python tests/lowest.py >"$work/lowest.txt"

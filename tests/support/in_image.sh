@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command in the root folder of an image, as an orchestrator with strict rules does: by a user without any rights, on a file
-# system that cannot be written but for /tmp and the volume. The process keeps the number of this one, so that it gets its signals.
+# Runs a command in the root folder of an image, as an orchestrator with strict rules does: by a user without any rights, on a
+# file system that cannot be written but for /tmp and the volume. The command keeps the process id of this script.
 # Usage, in a mount namespace of its own: unshare --mount bash in_image.sh ROOT USER VOLUME TARGET COMMAND...
 set -euo pipefail
 root=$1 user=$2 volume=$3 target=$4
