@@ -78,7 +78,7 @@ def with_no_authority(_: Authority, pair: Pair) -> TlsFiles:
     [
         (without_key, "tls_key", "No such file or directory"),
         (with_other_key, "tls_key", "does not belong to the certificate in "),
-        (with_encrypted_key, "tls_key", "is encrypted, and a server cannot ask for its password"),
+        (with_encrypted_key, "tls_key", "is encrypted, and nobody is asked for its password"),
         (without_certificate, "tls_cert", "has no certificate in PEM"),
         (with_half_a_certificate, "tls_cert", "is damaged"),
         (with_the_key_in_the_wrong_place, "tls_key", "has no private key in PEM"),
