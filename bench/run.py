@@ -164,6 +164,11 @@ class Service:
         if port is not None:
             self.wait_until(lambda: _is_open(port))
 
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
         """Return when `is_ready()` is true. Raises SystemExit if the server ends before that, or takes too long."""
         deadline = time.monotonic() + _START_SECONDS
@@ -243,7 +248,13 @@ class Server(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         """The environment with which a command finds the server."""
-        return {"FILESTORE_URL": self.url, "FILESTORE_TOKEN": TOKEN}
+        # Some measurements have an address of their own, with a slow link.
+        return {"FILESTORE_URL": self.url, "FILESTORE_TOKEN": TOKEN, "FILESTORE_INSECURE": "1"}
+
+    @property
+    def pid(self) -> int:
+        """The process of the command."""
+        return self.service.pid
 
     def cpu_seconds(self) -> float:
         """Return the user and system time so far, of all its processes."""
@@ -254,10 +265,15 @@ class Server(NamedTuple):
         return self.service.peak_memory()
 
 
-def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Server:
-    """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does."""
+def start_server(
+    root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = (), tls: Sequence[str] = ("--insecure",)
+) -> Server:
+    """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does.
+
+    `tls` are the options that say how the server encrypts.
+    """
     root.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers)]
+    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), *tls]
     service = Service(
         Command([*prefix, *FILESTORE, "serve", *options], {"FILESTORE_TOKEN": TOKEN}), log=root.with_name(f"{root.name}.log")
     )
@@ -272,9 +288,9 @@ def start_server(root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefi
 
 
 @contextmanager
-def serving(root: Path, *, workers: int = 1) -> Iterator[Server]:
-    """Give a server on a free port, which is stopped at the end."""
-    server = start_server(root, workers=workers)
+def serving(root: Path, *, workers: int = 1, tls: Sequence[str] = ("--insecure",)) -> Iterator[Server]:
+    """Give a server on a free port, which is stopped at the end. `tls` is as for `start_server`."""
+    server = start_server(root, workers=workers, tls=tls)
     try:
         yield server
     finally:

@@ -160,6 +160,7 @@ def test_a_client_finds_out_that_a_server_speaks_tls(server: RunningServer, home
     assert "this port speaks TLS, and the request was sent without it; use a URL that begins with https://" in told
 
 
+@pytest.mark.slow
 def test_a_client_finds_out_that_a_server_does_not_speak_tls(tmp_path: Path, home: Home) -> None:
     """The error names the URL that is probably meant."""
     with running_server(tmp_path / "root") as plain:
@@ -175,6 +176,7 @@ def pairs(tmp_path: Path) -> tuple[Authority, Pair, Pair]:
     return authority, authority.pair("server"), authority.pair("next")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_reads_the_certificate_again_in_all_processes(
     tmp_path: Path, pairs: tuple[Authority, Pair, Pair], workers: int
@@ -217,6 +219,7 @@ def test_a_changed_certificate_is_read_by_itself(tmp_path: Path, pairs: tuple[Au
     assert 1 == log.count("new connections get the certificate in")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_stops_a_server_without_tls(tmp_path: Path, workers: int) -> None:
     """It is the end of a terminal, as before."""
@@ -225,6 +228,7 @@ def test_sighup_stops_a_server_without_tls(tmp_path: Path, workers: int) -> None
         assert 0 == server.process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_client_certificate_is_needed_in_addition_to_the_token(tmp_path: Path, pairs: tuple[Authority, Pair, Pair]) -> None:
     """With it the token is asked for; a certificate of another authority is none."""
     authority, pair, own = pairs
