@@ -12,6 +12,7 @@ from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.worker import BACKLOG, Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
+from filestore.system.shared_rates import SharedRates
 from tests.simulation.kernel.process import Process
 
 
@@ -36,6 +37,7 @@ async def serve(
             knows_tokens=True,
             limits=limits,
             shared_times=SharedTimes(1),
+            rates=SharedRates(1),
             extension=no_extension,
         )
         await run_worker(service, listener, ready=ready)

@@ -28,7 +28,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
-from filestore.http.server.quotas import Quotas
+from filestore.http.server.quotas import Quotas, throttle_of
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
@@ -47,6 +47,7 @@ from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
 from filestore.system.metrics import SharedTimes
+from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
 
 _Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
@@ -130,17 +131,19 @@ def make_app(
     limits: ServerLimits,
     traffic: Traffic,
     shared_times: SharedTimes,
+    rates: SharedRates,
     more_routes: Sequence[Route] = (),
     observers: Sequence[Observer] = (),
 ) -> web.Application:
     """Make the application for one store and one index. The caller closes both.
 
-    The name of the folder of uploads depends on `secret`. `shared_times` holds the measurements of all processes on the port.
+    The name of the folder of uploads depends on `secret`. `shared_times` holds the measurements of all processes on the port,
+    and `rates` what they count for quotas.
     Each of `observers` is called with the record of each request when it has ended.
     """
     push_budget = Budget(PUSHES_LIMIT)
     folders = uploads_folder(spool_folder, secret)
-    quotas = Quotas(index)
+    quotas = Quotas(index, rates)
     quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
         folders,
@@ -277,9 +280,14 @@ class RequestAuthenticator:
                 namespace = await route.public_namespace(request)
             access = await self._access(request, route) if namespace is None else _noted(request, Access(namespace))
             self._revocation.note(request, access, needed=route.scope)
+            limits = self._quotas.limits(access)
+            if limits:
+                self._quotas.count(request, limits)
+                self._quotas.throttle(request, limits)
             repository = self._repository(access)
             transferring = self._traffic.transferring(request) if route.is_transfer else nullcontext()
-            with transferring, working_for(repository.namespace):
+            connected = self._quotas.connected(limits) if limits else nullcontext()
+            with connected, transferring, working_for(repository.namespace):
                 return await route.answer(await self._context(request, access), repository)
 
         return handler
@@ -295,6 +303,7 @@ class RequestAuthenticator:
                 try:
                     self._origin.check(request)
                     access = await self._access(request, route)
+                    self._quotas.count(request, self._quotas.limits(access))
                 except FilestoreError as error:
                     # No handler runs, and no middleware.
                     with self.recorded(request):
@@ -335,6 +344,7 @@ class RequestAuthenticator:
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
+            throttle=throttle_of(request),
         )
 
     async def _access(self, request: web.Request, route: Route) -> Access:

@@ -28,6 +28,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.origin import Origin
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import RequestRecord, record_of
+from filestore.http.server.throttle import Throttle
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
@@ -70,6 +71,8 @@ class RequestContext:
     """When these URLs end at the latest, in seconds since 1970. None if the token does not say it."""
     upload_quota: UploadQuota
     store: ChunkStore
+    throttle: Throttle | None = None
+    """What limits the rate of the bodies, if a quota does."""
     upload_setting: str = "upload_limit"
     """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 
@@ -182,6 +185,8 @@ class RequestContext:
                     await spool.write(body)
                     whole = web.StreamResponse(status=response.status, headers=response.headers)
                     return await self.answer_with(spool, whole)
+            if self.throttle is not None and isinstance(body, bytes):
+                await self.throttle.passed(len(body))
             async with self.moving():
                 await response.prepare(self.request)
                 await response.write_eof()
@@ -213,7 +218,7 @@ class RequestContext:
         async with self.moving():
             await self.request.writer.drain()
         with duplicate(self.transport) as connection:
-            writer = BodyWriter(connection, stall_seconds=self.stall_seconds)
+            writer = BodyWriter(connection, stall_seconds=self.stall_seconds, throttle=self.throttle)
             try:
                 yield writer
                 await response.write_eof()
@@ -240,7 +245,13 @@ class RequestContext:
         """Yield the body as it arrives. Raises Interrupted, Stalled."""
         timer = StallTimer(self.stall_seconds)
         while piece := await self.piece(timer, self.request.content.readany()):
+            await self.passed(len(piece))
             yield piece
+
+    async def passed(self, size: int) -> None:
+        """Wait, after the arrival of `size` bytes, until more may be read."""
+        if self.throttle is not None:
+            await self.throttle.passed(size)
 
     async def piece(self, timer: StallTimer, reading: Awaitable[T]) -> T:
         """Wait for the next piece of the body, as long as `timer` allows. Raises Interrupted, Stalled."""

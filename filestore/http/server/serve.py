@@ -28,6 +28,7 @@ from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
+from filestore.system.shared_rates import SharedRates
 
 logger = logging.getLogger("filestore.server")
 _FILES_LIMIT = 65536
@@ -90,6 +91,7 @@ def serve(
         tls=None if tls is None else ServerTls(tls),
         shared_transfers=SharedTransfers(workers),
         logs=logs,
+        rates=SharedRates(workers),
     )
     scheme = "http" if tls is None else "https"
     logs.check()

@@ -137,6 +137,7 @@ class Supervisor:
             self._become_child()
             self._service.shared_times.join(worker.place)
             self._service.shared_transfers.join(worker.place)
+            self._service.rates.join(worker.place)
             with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
                 self._holder.close()
                 with log_by_thread():

@@ -29,6 +29,7 @@ from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
+from filestore.system.shared_rates import SharedRates
 
 BACKLOG = 512
 CLEANUP_SECONDS = 5.0
@@ -50,6 +51,7 @@ class Service:
     knows_tokens: bool
     limits: ServerLimits
     shared_times: SharedTimes
+    rates: SharedRates
     extension: Extension
     tls: ServerTls | None = None
     """The certificate, if the server speaks TLS."""
@@ -140,6 +142,7 @@ async def _serve_until(
                 limits=service.limits,
                 traffic=traffic,
                 shared_times=service.shared_times,
+                rates=service.rates,
                 more_routes=more_routes,
                 observers=observers,
             )

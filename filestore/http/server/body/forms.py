@@ -200,6 +200,7 @@ class _FormBody:
                 arrived = await reading
         self._timer.ended(began)
         self._timer.count(self._content.total_bytes - before)
+        await self._context.passed(self._content.total_bytes - before)
         return arrived
 
 

@@ -28,6 +28,7 @@ from filestore.http.server.body.connection import (
     socket_of,
 )
 from filestore.http.server.context import RequestContext, arriving
+from filestore.http.server.throttle import Throttle
 from filestore.system.buffers import allocate_pages
 from filestore.system.metrics import Stage, span
 from filestore.system.stalls import StallTimer
@@ -100,6 +101,7 @@ class BodyReader:
             if self._connection is None and not self._ahead:
                 self._ahead = memoryview(self._read_ahead())
             if self._ahead:
+                await self._context.passed(len(self._ahead))
                 self._ahead = await in_thread(_slice_threads(), _hand_over, self._ahead, take, reach)
             else:
                 await self._read_slice(take, reach)
@@ -142,8 +144,12 @@ class BodyReader:
         if self._connection is None:
             self._connection = duplicate(self._context.transport)
         is_late = self._is_dry and not await self._is_readable(self._connection)
+        throttle = self._context.throttle
+        limit = None if throttle is None else await _permitted(throttle)
         with held(self._connection):
-            taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach)
+            taken = await in_thread(_slice_threads(), self._read, self._connection, take, reach, limit)
+        if throttle is not None and limit is not None:
+            throttle.give_back(limit - taken)
         self._timer.count(taken)
         if is_late and not taken:
             raise Stalled(PEER, self._context.stall_seconds)
@@ -159,15 +165,17 @@ class BodyReader:
         finally:
             self._timer.ended(began)
 
-    def _read(self, connection: Connection, take: Take, reach: Reach) -> int:
-        """Read until nothing more arrives or the slice is full. Return the number of bytes."""
+    def _read(self, connection: Connection, take: Take, reach: Reach, limit: int | None) -> int:
+        """Read until nothing more arrives or the slice is full. Return the number of bytes, at most `limit`."""
         poll = select.poll()
         poll.register(socket_of(connection), select.POLLIN)
         taken = 0
         self._is_dry = False
         with span(Stage.RECEIVE) as receiving:
             while taken < SLICE_SIZE and self._left and not self._is_dry:
-                piece = _piece_memory()[: min(self._left, reach(PIECE_SIZE))]
+                wanted = min(self._left, reach(PIECE_SIZE))
+                # Without a limit, the last piece ends at the end of a frame.
+                piece = _piece_memory()[: wanted if limit is None else min(wanted, limit - taken)]
                 if not piece:
                     break
                 size = self._fill(piece, connection, poll)
@@ -209,6 +217,13 @@ class BodyReader:
         if size != self._awaited:
             self._awaited = size
             socket_of(self._connection).setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+async def _permitted(throttle: Throttle) -> int:
+    """Wait until bytes may be read, and return how many."""
+    while not (limit := throttle.take(SLICE_SIZE)):
+        await throttle.wait()
+    return limit
 
 
 def _hand_over(ahead: memoryview, take: Take, reach: Reach) -> memoryview:

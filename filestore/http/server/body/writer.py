@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import select
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from filestore.http.server.body.connection import (
     socket_of,
     writable,
 )
+from filestore.http.server.throttle import Throttle
 from filestore.system.files import is_unreadable
 from filestore.system.metrics import Stage, span
 from filestore.system.stalls import StallTimer
@@ -43,11 +45,15 @@ class FilePart(NamedTuple):
 class BodyWriter:
     """Send the bytes of a body. When a call returns, the kernel has them, and none waits in this process."""
 
-    def __init__(self, connection: Connection, *, stall_seconds: float) -> None:
-        """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile."""
+    def __init__(self, connection: Connection, *, stall_seconds: float, throttle: Throttle | None = None) -> None:
+        """Write to `connection`, which the caller closes. Nobody else may write to it meanwhile.
+
+        `throttle` limits the rate. To this object, a client that may get nothing now is one that takes nothing now.
+        """
         self.sent = 0
         """The bytes that the kernel has taken."""
         self._connection = connection
+        self._throttle = throttle
         self._timer = StallTimer(stall_seconds, connection=socket_of(connection))
 
     async def send(self, piece: Buffer) -> None:
@@ -62,13 +68,15 @@ class BodyWriter:
         sent = 0
         while sent < len(view):
             taken = self._send(view[sent : sent + OFFER_SIZE])
-            if not taken and not await writable(self._connection, seconds=PATIENCE_SECONDS):
+            if not taken and not (await self._soon_permitted() and await writable(self._connection, seconds=PATIENCE_SECONDS)):
                 break
             sent += taken
         return sent
 
     async def wait(self) -> None:
         """Wait until the client takes more. Raises Stalled."""
+        if self._throttle is not None:
+            await self._throttle.wait()
         while (left := self._timer.left()) > 0:
             began = self._timer.began()
             is_writable = await writable(self._connection, seconds=left)
@@ -94,20 +102,39 @@ class BodyWriter:
 
     async def offer_files(self, sending: FileWriter) -> bool:
         """Send as much of files as the client takes soon. Return whether all was sent. Raises ConnectionError."""
-        began_at = before = sending.sent
+        began_at = sending.sent
         try:
-            while not await self._write_slice(sending):
-                self._timer.count(sending.sent - before)
-                before = sending.sent
-                if sending.is_held_up and not await self._soon_writable():
-                    return False
+            return await self._offer_files(sending)
         finally:
             self.sent += sending.sent - began_at
-        return True
 
-    async def _write_slice(self, sending: FileWriter) -> bool:
+    async def _offer_files(self, sending: FileWriter) -> bool:
+        while True:
+            before = sending.sent
+            limit = None if self._throttle is None else self._throttle.take(SLICE_SIZE)
+            if limit == 0:
+                if not await self._soon_permitted():
+                    return False
+                continue
+            is_whole = await self._write_slice(sending, limit)
+            if self._throttle is not None and limit is not None:
+                self._throttle.give_back(limit - (sending.sent - before))
+            if is_whole:
+                return True
+            self._timer.count(sending.sent - before)
+            if sending.is_held_up and not await self._soon_writable():
+                return False
+
+    async def _soon_permitted(self) -> bool:
+        """Wait until bytes may be moved, if that is soon. Return whether they may be."""
+        delay = 0.0 if self._throttle is None else self._throttle.delay()
+        if 0 < delay <= PATIENCE_SECONDS:
+            await asyncio.sleep(delay)
+        return delay <= PATIENCE_SECONDS
+
+    async def _write_slice(self, sending: FileWriter, limit: int | None) -> bool:
         with held(self._connection):
-            return await in_disk_thread(sending.write_timed_slice)
+            return await in_disk_thread(sending.write_timed_slice, limit)
 
     async def _soon_writable(self) -> bool:
         began = self._timer.began()
@@ -117,10 +144,13 @@ class BodyWriter:
 
     def _send(self, view: memoryview) -> int:
         """Send the bytes that the kernel takes without a wait. Return their number."""
+        limit = len(view) if self._throttle is None else self._throttle.take(len(view))
         try:
-            sent = self._connection.send(view)
+            sent = self._connection.send(view[:limit]) if limit else 0
         except BlockingIOError:
-            return 0
+            sent = 0
+        if self._throttle is not None:
+            self._throttle.give_back(limit - sent)
         self._timer.count(sent)
         self.sent += sent
         return sent
@@ -145,25 +175,27 @@ class FileWriter:
         """Send no part after the one that is sent now. The caller may close the files of the others."""
         del self._parts[self.place + 1 :]
 
-    def write_timed_slice(self) -> bool:
+    def write_timed_slice(self, limit: int | None = None) -> bool:
         """Call `write_slice`, measured if it belongs to a stage."""
         if self._stage is None:
-            return self.write_slice()
+            return self.write_slice(limit)
         before = self.sent
         with span(self._stage) as sending:
-            is_whole = self.write_slice()
+            is_whole = self.write_slice(limit)
             sending.add(self.sent - before)
         return is_whole
 
-    def write_slice(self) -> bool:
-        """Send up to about `SLICE_SIZE` bytes while the client takes them. Return whether everything was sent. Blocks.
+    def write_slice(self, limit: int | None = None) -> bool:
+        """Send up to `limit` bytes, or about `SLICE_SIZE`, while the client takes them. Return whether everything was sent.
+
+        It blocks.
 
         It runs in a thread, not in the event loop, because `sendfile` waits for the disk.
         """
         poll = select.poll()
         poll.register(socket_of(self._connection), select.POLLOUT)
         self.is_held_up = False
-        end = self.sent + SLICE_SIZE
+        end = self.sent + (SLICE_SIZE if limit is None else limit)
         while self.place < len(self._parts):
             if self.sent >= end:
                 return False
@@ -171,7 +203,8 @@ class FileWriter:
                 self.place, self._offset, self._is_unreadable = self.place + 1, 0, False
                 continue
             try:
-                sent = self._send(self._parts[self.place])
+                part = self._parts[self.place]
+                sent = self._send(part, part.size if limit is None else end - self.sent)
             except BlockingIOError:
                 if poll.poll(PATIENCE_MILLISECONDS):
                     continue
@@ -181,8 +214,8 @@ class FileWriter:
             self._offset += sent
         return True
 
-    def _send(self, part: FilePart) -> int:
-        size = part.size - self._offset
+    def _send(self, part: FilePart, limit: int) -> int:
+        size = min(part.size - self._offset, limit)
         if not self._is_unreadable:
             try:
                 sent = self._send_content(part, size)
