@@ -75,7 +75,7 @@ class LogWriter:
         self._waiting_limit = waiting_limit
         self._retry_seconds = retry_seconds
         self._close_seconds = close_seconds
-        self._told = 0
+        self._told = self._written = 0
         self._is_failing = False
         self._waiting: SimpleQueue[RequestRecord | None] = SimpleQueue()
         self._ending = threading.Event()
@@ -84,14 +84,17 @@ class LogWriter:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Write during the block. Its end waits a short time until everything is written, and blocks."""
+        """Write during the block. Its end blocks until everything is written, or nothing was for a short time."""
         self._thread.start()
         try:
             yield self
         finally:
             self._waiting.put(None)
             self._ending.set()
-            self._thread.join(self._close_seconds)
+            before = -1
+            while self._thread.is_alive() and before != self._written:
+                before = self._written
+                self._thread.join(self._close_seconds)
             if self._thread.is_alive():
                 logger.warning("the last %d lines of %s were not written in time", self._waiting.qsize() - 1, self._name)
 
@@ -141,7 +144,9 @@ class LogWriter:
         while lines:
             is_last = self._ending.is_set()
             try:
-                del lines[: self._sink.append(lines)]
+                count = self._sink.append(lines)
+                del lines[:count]
+                self._written += count
             except OSError as error:
                 self._note_failure(error)
                 if is_last:

@@ -177,7 +177,8 @@ def audit_line(record: RequestRecord) -> str:
         "action": action_of(record) or "ask",
         "result": _result(record),
     }
-    facts = {key: redact_secrets(fact) if isinstance(fact, str) else fact for key, fact in record.facts.items()}
+    # All other facts are made here.
+    facts = record.facts | {key: redact_secrets(str(record.facts[key])) for key in ("name", "alias") if key in record.facts}
     access = record.access
     who = {
         "scope": None if access is None else str(access.scope),
