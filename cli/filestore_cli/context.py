@@ -177,6 +177,9 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def call(*, json: bool, quiet: bool, **arguments: Any) -> None:
+            from filestore_cli.library_log import show_library_log  # `logging` takes 5 ms, which --help need not wait for
+
+            show_library_log(is_quiet=quiet)
             options = {name: arguments.pop(name) for name in taken}
             if options.get("token") is not None:
                 warn_of_option()

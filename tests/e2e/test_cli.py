@@ -508,6 +508,18 @@ def test_a_token_that_others_can_read_is_told(home: Home) -> None:
     assert home.run("ls").stderr == ""
 
 
+@pytest.mark.slow
+def test_a_repository_that_others_can_change_is_told(home: Home) -> None:
+    """A warning of the library looks as one of the command, and --quiet leaves it out."""
+    home.result("ls")
+    home.data.chmod(0o777)
+    warning = f"Warning: the folder of the repository, '{home.data}', is writable by other users (permissions 777): "
+    for arguments in ((), ("--json",)):
+        said = home.run("gc", *arguments).stderr
+        assert (True, 1) == (said.startswith(warning), said.count("\n")), said
+    assert "" == home.run("gc", "--quiet").stderr == home.run("gc", "--quiet", "--json").stderr
+
+
 def test_a_root_that_is_not_a_folder(home: Home, model: Path) -> None:
     """A file in the place of the folder gives one message."""
     assert str(model) in home.failure("ls", environ={"FILESTORE_ROOT": str(model)})
