@@ -174,12 +174,19 @@ def _built() -> str:
         mounts: list[str | Path] = ["--volume", f"{configuration}:/etc/pip.conf:ro"]
         mounts += ["--volume", f"{_AUTHORITIES}:/run/authorities.pem:ro"]
         way = ["--isolation", "chroot", "--network", "host", "--pull=never", "--format", "docker"]
+        _forget("localhost/*")
         _buildah("build", *way, *mounts, "--file", DEPLOY / "Containerfile", "--tag", name, ".")
     return name
 
 
 def _is_kept(name: str) -> bool:
     return bool(_buildah("images", "--quiet", "--filter", f"reference={name}"))
+
+
+def _forget(reference: str) -> None:
+    """Remove the images of earlier states of the files, which take some hundred megabytes each."""
+    for name in _buildah("images", "--quiet", "--filter", f"reference={reference}").split():
+        _buildah("rmi", "--force", name)
 
 
 def _fingerprint() -> str:
