@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect, open_backend
+from filestore.core.digest import token_digest
 from filestore.core.manifest import Manifest
+from filestore.core.scopes import Scope
 from filestore.errors import (
     Busy,
     CollectionHeld,
@@ -93,6 +95,28 @@ async def test_a_full_backup_becomes_a_new_repository(root: Path, tmp_path: Path
         assert path.split("/")[:2] == (await new.sign((await new.record("first")).id)).split("/")[:2]
         await push(new, "third", CHUNKS)
     assert not (tmp_path / "new/restoring").exists()
+
+
+async def test_tokens_come_back_with_their_limits(root: Path, tmp_path: Path) -> None:
+    """A restored token permits what it permitted at the backup, until the same time."""
+    store, index = await open_backend(root)
+    async with index.transaction() as transaction:
+        limited = token_digest("limited")
+        await transaction.add_token(
+            limited, namespace="default", label="web", scope=Scope.READ, prefix="logs-", expires_at=1 << 52
+        )
+        await transaction.add_token(token_digest("whole"), namespace="default", label="")
+    await index.note_token_uses([limited])
+    before = await index.tokens()
+    await index.close()
+    await store.close()
+    await back_up(root, tmp_path / "backup", full=True)
+    await restore(tmp_path / "backup", tmp_path / "new")
+    store, index = await open_backend(tmp_path / "new")
+    assert before == await index.tokens()
+    assert {Scope.READ, Scope.ADMIN} == {row.scope for row in before}
+    await index.close()
+    await store.close()
 
 
 async def test_names_are_restored_over_a_store(root: Path, tmp_path: Path) -> None:

@@ -171,3 +171,24 @@ async def test_the_file_becomes_smaller(tmp_path: Path) -> None:
     await index.compact()
     await index.close()
     assert path.stat().st_size < before / 4
+
+
+@pytest.mark.parametrize("change", ["scope = 'all'", "prefix = x'00'", "expires_at = 'never'", "created_at = 0.5"])
+async def test_a_token_with_values_that_are_not_valid_permits_nothing(tmp_path: Path, change: str) -> None:
+    """A later version may know it. A check tells of it, and the other tokens work."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    other = chunk_digest(b"other")
+    async with index.transaction() as transaction:
+        await transaction.add_token(DIGEST, namespace="a", label="")
+        await transaction.add_token(other, namespace="a", label="")
+    with raw(path) as connection:
+        connection.execute(f"UPDATE access_tokens SET {change} WHERE digest = ?", (DIGEST,))  # constants
+    assert await index.token(DIGEST) is None
+    assert [other] == [row.digest for row in await index.tokens()]
+    (found,) = await index.problems()
+    assert ("a", f"its token {str(DIGEST)[:16]} has values that are not valid, so it permits nothing") == (
+        found.namespace,
+        found.detail,
+    )
+    await index.close()

@@ -11,9 +11,10 @@ from filestore.core.names import checked_namespace
 from filestore.errors import FilestoreError
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.index.chunks import select_namespaces
-from filestore.repository.index.protocol import IndexProblem
+from filestore.repository.index.protocol import TOKEN_ID_LENGTH, IndexProblem
 from filestore.repository.index.records import invalid_reason
 from filestore.repository.index.schema import has_version
+from filestore.repository.index.tokens import select_invalid_tokens
 from filestore.repository.index.usage import count_again, has_table, select_usages
 
 _LIMIT = 100
@@ -39,6 +40,10 @@ def find_problems(connection: sqlite3.Connection) -> list[IndexProblem]:
         problems += _foreign_rows(connection)
         problems += _invalid_records(connection)
         problems += _wrong_counts(connection)
+        problems += [
+            IndexProblem(namespace, f"its token {digest[:TOKEN_ID_LENGTH]} has values that are not valid, so it permits nothing")
+            for namespace, digest in select_invalid_tokens(connection, _LIMIT)
+        ]
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not problems:
             raise

@@ -131,7 +131,7 @@ class IndexProblem(NamedTuple):
     """None if it concerns more than one namespace."""
     detail: str
     is_record: bool = False
-    """Whether a record has values that are not valid. All other problems concern the file or the rows of chunks."""
+    """Whether a record has values that are not valid. All other problems concern the file, or the rows of chunks and tokens."""
 
 
 class Use(NamedTuple):

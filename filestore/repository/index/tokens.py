@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from filestore.core.digest import Digest
@@ -36,14 +37,24 @@ def select_tokens(connection: sqlite3.Connection) -> list[TokenRow]:
     return [token for row in rows if (token := _token(row)) is not None]
 
 
+def select_invalid_tokens(connection: sqlite3.Connection, limit: int) -> list[tuple[str, str]]:
+    """Return the namespaces and the digests, as text, of at most `limit` rows that are no valid tokens."""
+    rows = connection.execute(_select(connection))
+    found = ((str(row[1]), bytes(row[0]).hex()) for row in rows if _token(row) is None)
+    return list(islice(found, limit))
+
+
 def _select(connection: sqlite3.Connection) -> str:
     return _SELECT if has_version(connection, 5) else _SELECT_OLDER
 
 
 def _token(row: tuple[Any, ...]) -> TokenRow | None:
-    """Return a row as a token. Return None if its scope is not known here: it permits nothing."""
-    digest, namespace, label, created_at, scope, *others = row
-    return TokenRow(Digest(digest), namespace, label, created_at, _SCOPES[scope], *others) if scope in _SCOPES else None
+    """Return a row as a token. Return None if its values are not valid or not known here: it permits nothing."""
+    digest, namespace, label, created_at, scope, prefix, expires_at, used_at = row
+    times = [created_at, *(time for time in (expires_at, used_at) if time is not None)]
+    if scope not in _SCOPES or type(prefix) is not str or not all(type(time) is int for time in times):
+        return None
+    return TokenRow(Digest(digest), namespace, label, created_at, _SCOPES[scope], prefix, expires_at, used_at)
 
 
 _KEYS = b"signing keys 1\n"
