@@ -29,7 +29,7 @@ from typing import Any
 
 from filestore.core.digest import Digest, token_digest
 from filestore.core.signing import SigningKeys
-from filestore.errors import InvalidContent, InvalidSetting, MissingPackage, Unauthorized
+from filestore.errors import InvalidContent, InvalidSetting, MissingPackage, TokenExpired, Unauthorized
 from filestore.http.server.access import Access
 from filestore.http.server.jwt_grants import ClaimNames, Grants, Rules, parse_rules
 from filestore.http.server.jwt_keys import PublicKey, find_key, parse_keys
@@ -135,18 +135,19 @@ class JwtTokens:
                     task.cancel()
 
     async def access(self, token: str, digest: Digest, signing: SigningKeys) -> Access:
-        """Return what a token permits. Raises Unauthorized."""
+        """Return what a token permits. Raises Unauthorized, and TokenExpired for one that is right but for its time."""
         self._forget_what_changed()
         access = self._known.get(digest)
         try:
             if access is None:
                 access = await self._checked(token, signing)
-            if access.expires_at is None or self._now() >= access.expires_at:
-                self._known.pop(digest, None)
-                raise InvalidContent("it has expired")
         except InvalidContent as error:
             self._log_refusal(str(error))
             raise Unauthorized("the server") from None
+        if access.expires_at is None or self._now() >= access.expires_at:
+            self._known.pop(digest, None)
+            self._log_refusal("it has expired")
+            raise TokenExpired("the server")
         self._known[digest] = access
         self._known.move_to_end(digest)
         if len(self._known) > REMEMBERED_LIMIT:
