@@ -12,7 +12,7 @@ from filestore.core.signing import signed_path
 from filestore.errors import TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.auth import REMEMBER_SECONDS, Tokens
 from filestore.repository.given_tokens import given_tokens, note_given, remove_given
-from filestore.repository.index.protocol import Index
+from filestore.repository.index.protocol import Index, TokenRow
 from filestore.repository.index.sqlite import open_index
 from tests.support.clock import Clock
 
@@ -254,6 +254,44 @@ async def test_a_signed_url_permits_what_its_token_permits_now(index: Index, tok
     clock.now += 1
     with pytest.raises(UrlRefused, match="was removed, or has expired"):
         await tokens.signed("GET", "/a", **url)
+
+
+async def test_urls_of_a_removed_token_do_not_read_the_index_again_and_again(
+    index: Index, tokens: Tokens, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at all tokens in a second is enough. A token that is newer than the last look is found by one."""
+    looks = []
+    read = index.tokens
+
+    async def counted() -> list[TokenRow]:
+        looks.append(clock.now)
+        return await read()
+
+    monkeypatch.setattr(index, "tokens", counted)
+    keys = await tokens.keys()
+
+    def url(token: str) -> dict[str, str]:
+        issuer = keys.issuer(token_digest(token))
+        _, _, namespace, expires_at, signature, _ = signed_path(
+            keys, "GET", "/a", namespace="team", expires_at=1 << 40, issuer=issuer
+        ).split("/")
+        return {"namespace": namespace, "expires_at": expires_at, "signature": signature}
+
+    for after in range(3):
+        for _ in range(10):
+            with pytest.raises(UrlRefused):
+                await tokens.signed("GET", "/a", **url("removed"))
+        assert after + 1 == len(looks)
+        clock.now += REMEMBER_SECONDS
+    await tokens.signed("GET", "/a", **url("kept"))
+    assert 3 == len(looks)
+    async with index.transaction() as transaction:
+        await transaction.add_token(token_digest("new"), namespace="team", label="")
+    await tokens.signed("GET", "/a", **url("new"))
+    assert 4 == len(looks)
+    clock.now += REMEMBER_SECONDS
+    await tokens.refresh()
+    assert {} == tokens._refused
 
 
 async def test_a_namespace_is_revoked_when_its_last_token_expires(index: Index, tokens: Tokens, clock: Clock) -> None:

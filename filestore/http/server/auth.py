@@ -65,6 +65,8 @@ class Tokens:
         """The namespaces that have a token in the index, or one that any server of the folder was given."""
         self._used: set[Digest] = set()
         """The tokens that were accepted since the last call of `take_used`."""
+        self._refused: dict[str, float] = {}
+        """Until when the URLs of issuers without a valid token are refused without another look at the index."""
         self._keys: SigningKeys | None = None
         self._refreshing = asyncio.Lock()
 
@@ -107,9 +109,12 @@ class Tokens:
         if issuer == NO_ISSUER or (self._jwt is not None and self._jwt.is_valid(access, keys)):
             return access
         row = self._valid_row(issuer, namespace)
-        if row is None:
+        if row is None and self._clock() >= self._refused.get(issuer, 0.0):
+            # The token may be newer than the last look at the index.
             await self.refresh()
             row = self._valid_row(issuer, namespace)
+            if row is None:
+                self._refused[issuer] = self._clock() + REMEMBER_SECONDS
         if row is None:
             raise UrlRefused(REMOVED)
         return _access(row, issuer, is_signed=True)
@@ -136,6 +141,7 @@ class Tokens:
             }
             known |= {digest: row for digest, row in self._given.items() if digest not in removed}
             self._keys, self._removed = keys, removed
+            self._refused = {issuer: until for issuer, until in self._refused.items() if self._clock() < until}
             self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in known}
             self._rows = {self._issuers[digest]: row for digest, row in known.items()}
             self._seen.update(self._valid_namespaces(known.values()))
