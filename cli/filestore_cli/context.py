@@ -103,6 +103,13 @@ class CommandContext:
         return created
 
     @property
+    def is_local(self) -> bool:
+        """Whether the command works on a folder of this machine, and not through a server."""
+        from filestore.backends import repository_folder  # heavy
+
+        return repository_folder(self._url) is not None
+
+    @property
     def _url(self) -> str:
         return self.settings.url or str(self.settings.root.absolute())
 

@@ -9,6 +9,7 @@ import click
 
 from filestore.core.names import checked_namespace
 from filestore.repository.index.protocol import Policy
+from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.folders import maintained_folder, removed_from_index, with_index
 from filestore_cli.parameters import Age
@@ -66,8 +67,10 @@ def remove(context: CommandContext, name: str, *, yes: bool, force: bool) -> Non
             raise click.ClickException(f"nothing was removed; to remove {what}, give --yes")
         click.confirm(f"Remove {what}?", abort=True, err=True)
     removed = run_to_end(removed_from_index(context, folder, lambda index: _remove(index, name, force=force)))
+    counted = {"namespace": name, "records": removed.record_count, "tokens": removed.token_count}
+    audit(context.settings, "namespace-rm", {**counted})
     context.show(
-        {"namespace": name, "records": removed.record_count, "tokens": removed.token_count, "root": str(folder)},
+        {**counted, "root": str(folder)},
         f"removed {removed.record_count} record{_s(removed.record_count)} and {removed.token_count}"
         f" token{_s(removed.token_count)} of the namespace {name}",
     )

@@ -8,6 +8,7 @@ import click
 
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.core.quotas import EVERYBODY, KEPT, LEAST_RATE, LIMIT, NO_QUOTA, Quota
+from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.folders import maintained_folder, with_index
 from filestore_cli.settings import parse_size
@@ -114,6 +115,7 @@ def set_quota(
             context, folder, lambda index: _change(index, (namespace, which, everybody), lambda old: old._replace(**changes))
         )
     )
+    audit(context.settings, "quota-set", _result(row, {}))
     context.show({**_result(row, {}), "root": str(folder)}, _title(row), *_lines(row.quota, {}))
 
 
@@ -124,6 +126,7 @@ def remove_quota(context: CommandContext, namespace: str | None, which: str | No
     """Remove all limits of a namespace or of a token."""
     folder = maintained_folder(context, "quota rm")
     row = run_to_end(with_index(context, folder, lambda index: _change(index, (namespace, which, everybody), lambda _: NO_QUOTA)))
+    audit(context.settings, "quota-rm", _result(row, {}))
     context.show({**_result(row, {}), "root": str(folder)}, f"{_title(row)} has no quota of its own")
 
 

@@ -13,6 +13,7 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import FileInUse, FilestoreError, InvalidReference, LimitExceeded, NotFound, RecordChanged, ServerError
 from filestore.repository.protocol import FreedContent, Repository
+from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.hints import explained
 from filestore_cli.lookup import not_found
@@ -97,6 +98,10 @@ async def _rm(context: CommandContext, request: _Request, *, yes: bool, dry_run:
             _confirm(records)
         freed = await _freed(context, repository, records)
         removed = records if dry_run else await _remove(repository, plan, request)
+        if not dry_run and context.is_local:
+            for record in removed:
+                named = {"record": record.id, "name": record.name, "digest": str(record.digest), "size": record.size}
+                audit(context.settings, "remove", {"namespace": record.namespace, **named})
         _show(context, repository, plan, removed, freed, dry_run=dry_run)
     if plan.failed:
         for _, sentence in plan.failed[:-1]:

@@ -17,6 +17,7 @@ from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_n
 from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import InvalidName
+from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, creates, takes
 from filestore_cli.folders import create_folder, removed_from_index, with_index
 from filestore_cli.parameters import Age
@@ -80,6 +81,7 @@ def new_token(
     root = context.settings.root.absolute()
     created = create and run_to_end(create_folder(root))
     made = run_to_end(with_index(context, root, lambda index: add_token(index, properties)))
+    audit(context.settings, "token-new", _facts(token_digest(made), properties))
     _show_made(context, made, properties, root=root, more={"repository_created": created})
     if created:
         context.note_created(root)
@@ -112,6 +114,7 @@ def remove_token(context: CommandContext, which: str) -> None:
     """
     root = context.settings.root.absolute()
     row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which, root=root)))
+    audit(context.settings, "token-rm", _facts(row.digest, _properties_of(row)))
     context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
 
 
@@ -134,6 +137,7 @@ def rotate_token(context: CommandContext, which: str, expires: float | None, kee
         return await _rotate(index, old, expires_at=expires_at, kept_until=kept_until)
 
     made, properties, old = run_to_end(removed_from_index(context, root, rotated))
+    audit(context.settings, "token-rotate", {**_facts(token_digest(made), properties), "old_token": old.id})
     _show_made(context, made, properties, root=root, more={"old": _row_result(old)})
     _note_made(context, properties, root=root)
     end = "is not valid any more" if kept_until is None else f"is valid until {minute(old.expires_at or kept_until)}"
@@ -294,15 +298,26 @@ def _cells(row: TokenRow, now: int) -> tuple[str, ...]:
 def _row_result(row: TokenRow) -> dict[str, object]:
     return {
         "digest": str(row.digest),
-        **_properties_result(TokenProperties(row.namespace, row.label, row.scope, row.prefix, row.expires_at)),
+        **_properties_result(_properties_of(row)),
         "created_at": format_timestamp(row.created_at),
         "used_at": _timestamp(row.used_at),
     }
 
 
+def _properties_of(row: TokenRow) -> TokenProperties:
+    return TokenProperties(row.namespace, row.label, row.scope, row.prefix, row.expires_at)
+
+
 def _properties_result(properties: TokenProperties) -> dict[str, object]:
     expires_at = _timestamp(properties.expires_at)
     return {**properties._asdict(), "scope": str(properties.scope), "expires_at": expires_at}
+
+
+def _facts(digest: bytes, properties: TokenProperties) -> dict[str, object]:
+    """Return what the audit log says of a token."""
+    from filestore.repository.index.protocol import TOKEN_ID_LENGTH  # heavy
+
+    return {"token": digest.hex()[:TOKEN_ID_LENGTH], **_properties_result(properties)}
 
 
 def _timestamp(microseconds: int | None) -> str | None:

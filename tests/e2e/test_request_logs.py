@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,10 @@ def test_a_full_disk_fails_no_transfer(tmp_path: Path, logs: dict[str, Any]) -> 
             assert all("log is written again" in line for line in said)
             server.stop()
         for name in ("access.log", "audit.log"):
-            lines = [line for line in (tmp_path / "disk" / name).read_text().splitlines() if line.endswith("}")]
-            found = [json.loads(line)["request"] for line in lines if line.startswith("{")]
+            found = []
+            for line in (tmp_path / "disk" / name).read_text().splitlines():
+                with suppress(ValueError):  # the disk was full in the middle of it, and it comes again
+                    found.append(json.loads(line)["request"])
             assert all(found.count(answer.headers["X-Request-Id"]) == 1 for answer in asked), name
 
 
@@ -235,5 +238,4 @@ def test_an_access_log_on_standard_error(home: Home, tmp_path: Path) -> None:
         (tmp_path / "model.bin").write_bytes(b"content")
         home.result("push", tmp_path / "model.bin", environ=server.environ)
         assert server.process.stderr is not None
-        line = server.process.stderr.readline().split()
-        assert ["default", "127.0.0.1", "GET", f"{API}/repository", "200"] == line[4:9]
+        assert f" default 127.0.0.1 GET {API}/repository 200 0 " in server.process.stderr.readline()
