@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import socket
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +241,40 @@ def test_an_access_log_on_standard_error(home: Home, tmp_path: Path) -> None:
         home.result("push", tmp_path / "model.bin", environ=server.environ)
         assert server.process.stderr is not None
         assert f" default 127.0.0.1 GET {API}/repository 200 0 " in server.process.stderr.readline()
+
+
+@pytest.mark.slow
+def test_a_transfer_whose_token_is_removed_has_a_line(home: Home, tmp_path: Path) -> None:
+    """It is cut, and the error says why. The token of a signed URL has a line as well."""
+    audit = tmp_path / "audit.log"
+    with home.server("--audit-log", audit, root=tmp_path / "root") as server:
+        (tmp_path / "large.bin").write_bytes(octets(9, LARGE))
+        pushed = home.result("push", tmp_path / "large.bin", environ=server.environ)
+        made = home.result("token", "new", "--label", "one day", "--root", server.root)
+        asked = HTTPConnection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        asked.request("GET", f"/{pushed['path']}", headers={"Authorization": f"Bearer {made['token']}"})
+        answer = asked.getresponse()
+        home.result("token", "rm", made["digest"], "--root", server.root)
+        with pytest.raises((HTTPException, ConnectionError)):
+            answer.read()
+        asked.close()
+        request_id = answer.headers["X-Request-Id"]
+        eventually(lambda: any(line["request"] == request_id for line in lines_of(audit)))
+        line = about(lines_of(audit), request_id)
+    assert ("read", "cut", 200, "unauthorized") == tuple(line[key] for key in ("action", "result", "status", "error"))
+    assert (made["digest"][:16], "one day") == (line["token"], line["label"])
+
+
+@pytest.mark.slow
+def test_a_command_prints_the_id_of_a_request_that_the_server_failed(home: Home, tmp_path: Path) -> None:
+    """The log of the server has the cause under this id."""
+    (tmp_path / "model.bin").write_bytes(octets(1, 300_000))
+    environ = {"FILESTORE_RETRY_SECONDS": "0.1"}
+    with home.server(root=tmp_path / "root", complains=None) as server:
+        shutil.rmtree(server.root / "tmp")
+        (server.root / "tmp").write_bytes(b"")
+        said = home.failure("push", tmp_path / "model.bin", environ=server.environ | environ)
+        found = re.search(r"under the request ([0-9a-f]{16})", said)
+        assert found is not None, said
+        assert server.process.stderr is not None
+        assert any(f"failed, request {found[1]}: " in line for line in server.process.stderr)

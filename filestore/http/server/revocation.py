@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, suppress
 from aiohttp import web
 
 from filestore.core.scopes import Scope
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, Unauthorized
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens
 from filestore.http.server.errors import log_failure
+from filestore.http.server.request_record import note_error
 from filestore.system.threads import task_group
 
 logger = logging.getLogger("filestore.access")
@@ -97,6 +98,7 @@ class Revocation:
         refused = self._refused()
         for deadline in refused:
             request, _, _ = self._running.pop(deadline)
+            note_error(request, Unauthorized.slug)
             if request.transport is not None:
                 # The end is then a reset, which discards what waits to be sent: the client must not get it.
                 connection = request.transport.get_extra_info("socket")
