@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+from filestore.system.turns import namespace_of_work
+
 LARGE_SIZE = 4 << 20
 """A body of more bytes is a large one."""
 
@@ -59,16 +61,17 @@ class BufferPool:
 class Budget:
     """Limit the number of bytes that are in use at the same time (I6).
 
-    `take(n)` waits until `n` more bytes fit under the limit. Callers get their turn in the order of their calls. A
-    request that is larger than the whole limit waits until nothing else is in use, and nobody else gets any byte until
-    it has ended.
+    `take(n)` waits until `n` more bytes fit under the limit. The namespaces that wait get their turns one after the other,
+    and the calls of one namespace in their order. A request that is larger than the whole limit waits until nothing else is
+    in use, and nobody else gets any byte until it has ended.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.taken = 0
         """Bytes that are in use."""
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        """The calls that wait, by namespaces. The first namespace has the next turn."""
         self._large: Budget | None = None
         """What all large requests share."""
 
@@ -86,16 +89,15 @@ class Budget:
             self.taken += size
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size, waiter)
-        self._waiting.append(place)
+        place, namespace = (size, waiter), namespace_of_work()
+        self._waiting.setdefault(namespace, deque()).append(place)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._release(size)
             else:
-                with suppress(ValueError):  # `_wake` may have removed it in the same moment
-                    self._waiting.remove(place)
+                self._leave(namespace, place)
                 self._wake()
             raise
 
@@ -115,11 +117,25 @@ class Budget:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, waiter = self._waiting.popleft()
+        while self._waiting:
+            namespace, places = next(iter(self._waiting.items()))
+            size, waiter = places[0]
             if not waiter.done():
+                # A small request does not overtake a large one that has its turn.
+                if not self._fits(size):
+                    return
                 self.taken += size
                 waiter.set_result(None)
+                # Behind the others.
+                self._waiting[namespace] = self._waiting.pop(namespace)
+            self._leave(namespace, places[0])
+
+    def _leave(self, namespace: str, place: tuple[int, asyncio.Future[None]]) -> None:
+        places = self._waiting.get(namespace, deque())
+        with suppress(ValueError):  # `_wake` may have removed it in the same moment
+            places.remove(place)
+        if not places:
+            self._waiting.pop(namespace, None)
 
     def _fits(self, size: int) -> bool:
         return not self.taken or self.taken + size <= self._limit

@@ -125,12 +125,17 @@ async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     return await in_thread(thread_pool("cpu", os.cpu_count() or 1), function, *args, **kwargs)
 
 
+def disk_threads() -> Executor:
+    """Return the threads of `in_disk_thread`, for other libraries. The default threads of asyncio give nobody a turn."""
+    return thread_pool("disk", DISK_THREADS)
+
+
 async def in_disk_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function that waits for a disk, such as open, write or fsync, in one of 16 threads.
 
     If it is cancelled, it waits for the thread as `in_cpu_thread` does.
     """
-    return await in_thread(thread_pool("disk", DISK_THREADS), function, *args, **kwargs)
+    return await in_thread(disk_threads(), function, *args, **kwargs)
 
 
 async def in_thread(pool: Executor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,6 +18,7 @@ from filestore.system.threads import (
     task_group,
     tell_of_forks,
 )
+from filestore.system.turns import working_for
 
 
 async def settle() -> None:
@@ -29,10 +30,11 @@ async def settle() -> None:
 class Holder:
     """A task that holds a part of a budget until it may end."""
 
-    def __init__(self, budget: Budget, size: int) -> None:
+    def __init__(self, budget: Budget, size: int, *, namespace: str = "") -> None:
         self.holds = False
         self._release = asyncio.Event()
-        self.task = asyncio.create_task(self._hold(budget, size))
+        with working_for(namespace):
+            self.task = asyncio.create_task(self._hold(budget, size))
 
     async def _hold(self, budget: Budget, size: int) -> None:
         async with budget.take(size):
@@ -68,6 +70,24 @@ async def test_budget_is_first_come_first_served() -> None:
     assert [True, False] == [large.holds, small.holds]
     await large.let_go()
     await small.let_go()
+
+
+async def test_budget_gives_turns_to_namespaces() -> None:
+    """However many calls of a namespace wait, one of another namespace waits for at most one of them."""
+    budget = Budget(10)
+    many = [Holder(budget, 10, namespace="many") for _ in range(5)]
+    await settle()
+    few = Holder(budget, 10, namespace="few")
+    await many[0].let_go()
+    await settle()
+    assert [True, False] == [many[1].holds, few.holds]
+    await many[1].let_go()
+    await settle()
+    assert [False, True] == [many[2].holds, few.holds]
+    await few.let_go()
+    for each in many[2:]:
+        await each.let_go()
+    assert 0 == budget.taken
 
 
 async def test_budget_lets_what_is_larger_than_the_limit_through_alone() -> None:

@@ -37,7 +37,7 @@ from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
 from filestore.system.stalls import StallTimer
-from filestore.system.threads import in_disk_thread
+from filestore.system.threads import disk_threads, in_disk_thread
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ class RequestContext:
         await in_disk_thread(make_spool_folder, self.spool_folder)
         async with (
             self.store.space_for(0, place=self.spool_folder, for_reader=True) as space,
-            SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder) as file,
+            SpooledTemporaryFile(max_size=PIECE, dir=self.spool_folder, executor=disk_threads()) as file,
         ):
             yield Spool(file, space)
 
@@ -168,7 +168,9 @@ class RequestContext:
             space = await stack.enter_async_context(repository.space_for(size, place=self.spool_folder))
             claim = await stack.enter_async_context(self.upload_quota.form(repository.namespace, size))
             with spooling():
-                file = await stack.enter_async_context(TemporaryFile("w+b", buffering=0, dir=self.spool_folder))
+                file = await stack.enter_async_context(
+                    TemporaryFile("w+b", buffering=0, dir=self.spool_folder, executor=disk_threads())
+                )
 
             def written(size: int) -> None:
                 claim.written(size)
