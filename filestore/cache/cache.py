@@ -41,6 +41,7 @@ from filestore.repository.protocol import Identity, Repository, checked_reposito
 from filestore.system.blocks import AsyncBlock
 from filestore.system.files import home_path, in_blocks, storage_errors, write_durably
 from filestore.system.locks import Lock, locked
+from filestore.system.metrics import Event, count
 from filestore.system.owners import tighten, warn_of_others
 from filestore.system.small_files import read_json
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
@@ -294,6 +295,7 @@ class Cache:
             resolved = await self._resolve_url(asked, wanted.origin)
         else:
             resolved = await self._resolve_stored(asked, wanted.reference)
+        count(Event.CACHE_LOOKUPS, "files", "hit" if resolved.was_cached else "miss")
         return replace(resolved, seconds=time.monotonic() - started)
 
     async def _resolve_url(self, asked: _ResolveRequest, origin: FileURL) -> ResolveResult:

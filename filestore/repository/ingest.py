@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -21,7 +21,7 @@ from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.quota_check import check_frames
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.buffers import Budget
-from filestore.system.metrics import Stage, part, span
+from filestore.system.metrics import Event, Stage, count, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
@@ -207,11 +207,20 @@ class Ingest:
             await transaction.add_chunks(self._namespace, list(new.values()))
             await transaction.refresh(self._namespace, list(live))
         self._staged.difference_update(incoming.staging for incoming in new)
+        _count_stored(new.values())
 
 
 _decoder = per_thread(Decoder)
 _content_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
 _frame_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, FRAME_LIMIT)))
+
+
+def _count_stored(rows: Collection[ChunkRow]) -> None:
+    count(Event.CHUNKS_STORED, amount=len(rows))
+    count(Event.CHUNKS_STORED_SIZE, amount=sum(row.size for row in rows))
+    count(Event.FRAMES_STORED_SIZE, amount=sum(row.stored_size for row in rows))
+    # The frame of a chunk that cannot be compressed is a little larger than the chunk.
+    count(Event.ENCODING_SAVED_SIZE, amount=sum(max(0, row.size - row.stored_size) for row in rows))
 
 
 def _verify_all(verify_group: list[_IncomingFrame]) -> None:

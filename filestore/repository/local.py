@@ -62,6 +62,7 @@ from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
 from filestore.system.files import BLOCK_SIZE
+from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
 
 T = TypeVar("T")
@@ -171,7 +172,9 @@ class LocalRepository:
             part = asked[start : start + SLICE]
             rows = await self._index.refreshed_rows(self._namespace, part)
             lost = await self._lost_frames.forget_among(rows)
-            present = {row.digest for row in rows}.difference(lost)
+            present = {row.digest: row.size for row in rows if row.digest not in lost}
+            count(Event.CHUNKS_SHARED, amount=len(present))
+            count(Event.CHUNKS_SHARED_SIZE, amount=sum(present.values()))
             missing += [digest for digest in part if digest not in present]
         return missing
 
@@ -269,7 +272,10 @@ class LocalRepository:
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
-            return await self._add_record(transaction, parsed, name=name, kind=kind)
+            record = await self._add_record(transaction, parsed, name=name, kind=kind)
+        count(Event.FILES_STORED)
+        count(Event.FILES_STORED_SIZE, amount=record.size)
+        return record
 
     @asynccontextmanager
     async def _transaction_for(self, manifest: Manifest) -> AsyncIterator[Transaction]:
@@ -436,7 +442,9 @@ class LocalRepository:
             unless_newest=unless_newest,
         )
         with self._names_hidden():
-            return await with_reserve(self._store, removal)
+            record = await with_reserve(self._store, removal)
+        count(Event.FILES_REMOVED)
+        return record
 
     async def with_reserve(self, removal: Callable[[], Awaitable[T]]) -> T:
         """Return what `removal` returns. On a full disk, call it a second time with the space of the reserve."""

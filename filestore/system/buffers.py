@@ -75,6 +75,11 @@ class Budget:
         self._large: Budget | None = None
         """What all large requests share."""
 
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        return len(self._waiting) + (0 if self._large is None else self._large.waiting)
+
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
         """Hold `size` bytes of the budget during the block."""

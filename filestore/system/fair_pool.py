@@ -37,6 +37,12 @@ class FairPool(Executor):
         """The calls that wait, by namespaces. The first namespace comes next."""
         self._running: Counter[str] = Counter()
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn` in a thread, for the namespace for which this task works."""
         call = _Call(namespace_of_work(), Future(), partial(fn, *args, **kwargs))

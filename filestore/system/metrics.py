@@ -1,8 +1,8 @@
-"""Measure the time, the processor time and the bytes of each stage of transfers, for the whole process.
+"""Measure the time, the processor time and the bytes of each stage of transfers, and count events, for the whole process.
 
 Nothing is counted before `count_into` is called. Use `span` for work on 1 MiB or more. To count a span takes 3 us, ten
 times as much if threads wait for each other, and 0.2 us while nothing is counted. Use `part` for smaller pieces of
-work.
+work. `count` takes 0.5 us.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple, Self
+
+from filestore.system.numbers import KEYS_SIZE, Numbers
 
 
 class Stage(StrEnum):
@@ -45,6 +47,84 @@ class Stage(StrEnum):
     """Wait until written bytes and the names of their files are on the disk."""
     COMMIT = "commit"
     """Read and change the index, and rename files."""
+
+
+class Event(StrEnum):
+    """Something that a process counts. The comment of each names its labels, if it has any.
+
+    The values of a label come from a small set that this program knows. What a client sends never is one: each new value
+    takes memory for ever, here and in the programs that read the numbers.
+    """
+
+    # That of an enumeration is a function in Python, which takes as long as all the rest of a count.
+    __hash__ = str.__hash__
+
+    REQUESTS = "requests"
+    """Requests. Labels: route, method, class of the status."""
+    REQUEST_SECONDS = "request_seconds"
+    """Seconds of all requests. Label: route."""
+    REQUEST_TIMES = "request_times"
+    """Requests by how long they took. Labels: route, number of the bucket."""
+    BYTES_RECEIVED = "bytes_received"
+    """Bytes of the bodies of requests. Label: route."""
+    BYTES_SENT = "bytes_sent"
+    """Bytes of the bodies of answers. Label: route."""
+    ERRORS = "errors"
+    """Errors that were answered. Label: slug."""
+    CONNECTIONS_REFUSED = "connections_refused"
+    WRONG_CREDENTIALS = "wrong_credentials"
+    """Wrong tokens and signatures."""
+    GUESSES_REFUSED = "guesses_refused"
+    """Those of them that were refused without a look, because their address had sent too many."""
+    REQUESTS_CUT = "requests_cut"
+    """Requests whose token was removed while they were in progress."""
+    FILES_STORED = "files_stored"
+    FILES_STORED_SIZE = "files_stored_size"
+    FILES_REMOVED = "files_removed"
+    CHUNKS_STORED = "chunks_stored"
+    CHUNKS_STORED_SIZE = "chunks_stored_size"
+    """Bytes of content of the stored chunks."""
+    FRAMES_STORED_SIZE = "frames_stored_size"
+    """Bytes of the frames of the stored chunks."""
+    ENCODING_SAVED_SIZE = "encoding_saved_size"
+    """By how many bytes the frames of the stored chunks are smaller than their content."""
+    CHUNKS_SHARED = "chunks_shared"
+    """Chunks that a push asked about, and that were there."""
+    CHUNKS_SHARED_SIZE = "chunks_shared_size"
+    CACHE_LOOKUPS = "cache_lookups"
+    """Looks into a cache. Labels: cache, result."""
+    COLLECTIONS = "collections"
+    """Collections of one namespace. Label: result."""
+    COLLECTION_SECONDS = "collection_seconds"
+    COLLECTED_CHUNKS = "collected_chunks"
+    COLLECTED_SIZE = "collected_size"
+    SCRUBBED_CHUNKS = "scrubbed_chunks"
+    SCRUBBED_SIZE = "scrubbed_size"
+    SCRUB_DAMAGED = "scrub_damaged"
+    """Damaged chunks that a scrub has found."""
+    PROCESS_STARTS = "process_starts"
+
+
+class Gauge(StrEnum):
+    """Something that a process has now. A process that takes the place of another one begins with 0."""
+
+    __hash__ = str.__hash__
+
+    CONNECTIONS = "connections"
+    REQUESTS = "requests_now"
+    """Requests in progress."""
+    TRANSFERS = "transfers_now"
+    """Connections whose transfers are under way."""
+    BUDGET_TAKEN = "budget_taken"
+    """Bytes of memory that bodies take. Label: budget."""
+    MANIFESTS_SIZE = "manifests_size"
+    QUEUE = "queue"
+    """Tasks that wait. Label: what they wait for."""
+    MEMORY = "memory"
+    """Resident memory."""
+    OPEN_FILES = "open_files"
+    STARTED_AT = "started_at"
+    """When the process began, in seconds since 1970."""
 
 
 class StageTotals(NamedTuple):
@@ -100,19 +180,27 @@ def own_usage() -> Usage:
 
 
 _STAGES = tuple(Stage)
+_GAUGES = frozenset(Gauge)
 _PLACES = {stage: len(Usage._fields) + place * len(StageTotals._fields) for place, stage in enumerate(_STAGES)}
 _STARTS = len(Usage._fields) + len(_STAGES) * len(StageTotals._fields)
 _NUMBERS = _STARTS + len(StartTotals._fields)
 _TALLY_SIZE = _NUMBERS * 8
+_MEMORY_SIZE = _TALLY_SIZE + KEYS_SIZE
 
 
 class StageTimes:
-    """The totals of each stage in one process. All its threads may add to them. `SharedTimes` lets other processes read them."""
+    """The totals of each stage and the numbers of one process. All its threads may add to them.
+
+    `SharedTimes` lets other processes read them.
+    """
 
     def __init__(self, memory: memoryview | None = None) -> None:
         """Use `memory`, a part of a `SharedTimes`, or new memory. Spans are added to the numbers in `memory`."""
         # Doubles are exact for whole numbers up to 2 ** 53, and are read and written in one step.
-        self._numbers = (memoryview(bytearray(_TALLY_SIZE)) if memory is None else memory).cast("d")
+        memory = memoryview(bytearray(_MEMORY_SIZE)) if memory is None else memory
+        self._numbers = memory[:_TALLY_SIZE].cast("d")
+        self.numbers = Numbers(memory[_TALLY_SIZE:])
+        """The events and gauges of this process."""
         self._lock = threading.Lock()
         self._cpu_seconds_before = self._numbers[0]
 
@@ -162,21 +250,25 @@ class StageTimes:
 
 
 class SharedTimes:
-    """The stage times of several processes, which are forked after this object is made.
+    """The stage times and numbers of several processes, which are forked after this object is made.
 
     Each process writes to a place of its own, and can read all places.
     """
 
     def __init__(self, count: int) -> None:
-        memory = memoryview(mmap.mmap(-1, count * _TALLY_SIZE))
-        self._parts = [memory[place * _TALLY_SIZE : (place + 1) * _TALLY_SIZE] for place in range(count)]
+        memory = memoryview(mmap.mmap(-1, count * _MEMORY_SIZE))
+        self._parts = [memory[place * _MEMORY_SIZE : (place + 1) * _MEMORY_SIZE] for place in range(count)]
         self.own = StageTimes()
         """The stage times of this process."""
 
     def join(self, place: int) -> None:
         """Count the spans of this process at `place`. Another process may have used this place before."""
         self.own = StageTimes(self._parts[place])
+        for key in self.own.numbers.all():
+            if key[0] in _GAUGES:
+                self.own.numbers.set(key, 0.0)
         count_into(self.own)
+        count(Event.PROCESS_STARTS)
 
     def each_process(self) -> list[StageTimes]:
         """Return the stage times of all places. Only read them: each place belongs to another process."""
@@ -293,6 +385,18 @@ def count_start(start: StartTotals) -> None:
     """Count the start of a pipeline, if this process counts."""
     if _stage_times is not None:
         _stage_times.add_start(start)
+
+
+def count(event: Event, *labels: str, amount: float = 1.0) -> None:
+    """Count an event, if this process counts. `amount` is more than 0, or nothing is counted."""
+    if _stage_times is not None and amount > 0:
+        _stage_times.numbers.add((event, *labels), amount)
+
+
+def note(what: Gauge, *labels: str, value: float) -> None:
+    """Note a gauge of this process, if it counts."""
+    if _stage_times is not None:
+        _stage_times.numbers.set((what, *labels), value)
 
 
 # A forked child does not count for its parent, whose threads may hold the lock of the counter.

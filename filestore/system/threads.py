@@ -102,6 +102,11 @@ def thread_pool(name: str, count: int) -> FairPool:
     return pool
 
 
+def waiting_calls() -> dict[str, int]:
+    """Return how many calls wait for a thread of each pool of this process."""
+    return {name: pool.waiting for name, pool in list(_pools.items())}
+
+
 def run_in_parallel(function: Callable[[T], object], items: Sequence[T]) -> None:
     """Call `function` for each of `items` in `DISK_THREADS` threads, and wait until all calls have ended.
 

@@ -52,6 +52,11 @@ class Turns:
         """Whether nobody has it. Then nobody waits for it either."""
         return self._holder is None
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait."""
+        return sum(map(len, self._waiting.values()))
+
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
         """Take a turn for the block. Do one slice of work in it."""

@@ -19,7 +19,8 @@ from filestore.errors import ChunksMissing, DamagedRecord, InvalidInput, NotFoun
 from filestore.repository.index.protocol import Base, Index, Policy, Use
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
-from filestore.repository.maintenance.collect import TASK, Collection, CollectionReport, Freed
+from filestore.repository.maintenance.collect import Collection, CollectionReport, Freed
+from filestore.repository.maintenance.collection_plan import TASK
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore

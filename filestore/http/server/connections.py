@@ -31,6 +31,7 @@ from filestore.http.server.origin import TrustedProxies, client_group
 from filestore.http.server.rarely import Rarely
 from filestore.http.server.request_head import FIELD_LIMIT, FIELDS_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
 from filestore.http.server.request_record import RECORD, REQUEST_ID_HEADER, Observer, RequestRecord, new_id
+from filestore.system.metrics import Event, Gauge, count, note
 from filestore.system.stalls import StallTimer
 
 logger = logging.getLogger("filestore.access")
@@ -78,14 +79,16 @@ class Connections:
     def admit(self, address: str) -> Admission:
         """Count a new connection from `address`, or say that it is refused. Call `release` of the result when it ends."""
         if not self._may_connect(address):
-            if count := self._strangers.count():
+            count(Event.CONNECTIONS_REFUSED)
+            if strangers := self._strangers.count():
                 reason = "the setting tls_by_proxy does not name their address"
-                logger.info("%d connections were closed because %s; the last one is of %s", count, reason, address)
+                logger.info("%d connections were closed because %s; the last one is of %s", strangers, reason, address)
             return Admission("it is not of the proxy", may_answer=False, release=lambda: None)
         refusal = self.refusal(address)
         if refusal is None:
             self.add(address)
             return Admission(None, may_answer=True, release=partial(self.remove, address))
+        count(Event.CONNECTIONS_REFUSED)
         is_told = self.begin_refusal()
         return Admission(refusal, may_answer=is_told, release=self.end_refusal if is_told else lambda: None)
 
@@ -102,11 +105,13 @@ class Connections:
     def add(self, address: str) -> None:
         """Count a connection from `address`."""
         self._count += 1
+        note(Gauge.CONNECTIONS, value=self._count)
         self._counts[client_group(address)] += 1
 
     def remove(self, address: str) -> None:
         """Count a connection from `address` no longer."""
         self._count -= 1
+        note(Gauge.CONNECTIONS, value=self._count)
         network = client_group(address)
         self._counts[network] -= 1
         if not self._counts[network]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from filestore.errors import TooManyGuesses
+from filestore.system.metrics import Event, count
 
 logger = logging.getLogger("filestore.access")
 
@@ -48,6 +49,7 @@ class Guesses:
         if len(self._windows) > ADDRESSES_LIMIT:
             self._windows.popitem(last=False)
         window.count += 1
+        count(Event.WRONG_CREDENTIALS)
         if window.count <= self._limit:
             logger.info("%s sent a wrong token or signature: %s", address, what)
             return
@@ -56,4 +58,5 @@ class Guesses:
                 "%s has sent more than %d wrong tokens or signatures in a minute; further ones of this minute are not logged",
                 *(address, self._limit),
             )
+        count(Event.GUESSES_REFUSED)
         raise TooManyGuesses("the server", self._limit)

@@ -15,6 +15,7 @@ from filestore.core.manifest import HEADER_SIZE, Manifest
 from filestore.errors import Busy, InvalidManifest
 from filestore.repository.local import LocalRepository
 from filestore.repository.manifest_check import damaged_manifest
+from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 MANIFESTS_LIMIT = 80 << 20
@@ -79,6 +80,7 @@ class SharedManifests:
     async def _entry_of(self, repository: LocalRepository, digest: Digest) -> _Entry:
         """Return an entry of which the caller is a user."""
         key = (repository.namespace, digest)
+        count(Event.CACHE_LOOKUPS, "manifests", "hit" if key in self._entries else "miss")
         try:
             async with asyncio.timeout(self._wait_seconds):
                 while (entry := self._entries.get(key)) is None and (entry := await self._new_entry(repository, key)) is None:

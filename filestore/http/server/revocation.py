@@ -20,6 +20,7 @@ from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens
 from filestore.http.server.errors import log_failure
 from filestore.http.server.request_record import note_error
+from filestore.system.metrics import Event, count
 from filestore.system.threads import task_group
 
 logger = logging.getLogger("filestore.access")
@@ -106,4 +107,5 @@ class Revocation:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             deadline.reschedule(asyncio.get_running_loop().time())
         if refused:
+            count(Event.REQUESTS_CUT, amount=len(refused))
             logger.info("a token was removed, limited or has expired, and %d requests that it permitted were cut", len(refused))

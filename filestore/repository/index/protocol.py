@@ -288,6 +288,13 @@ class Index(Protocol):
     Rows and records of different namespaces are separate.
     """
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many tasks of this process wait for a turn to write, and for one to look at many rows."""
+
+    async def stored_size(self) -> int:
+        """Return how many bytes the files of the index have. Raises StorageError."""
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Begin a transaction, which excludes all other writers. At the end of the block it is committed durably.
 

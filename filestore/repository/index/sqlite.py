@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,6 +95,13 @@ class SqliteIndex:
         self._read_only = read_only
         self._writing = Turns()
         self._looking = Turns()
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        return {"index-writes": self._writing.waiting, "index-looks": self._looking.waiting}
+
+    async def stored_size(self) -> int:
+        return await in_disk_thread(_files_size, self._reader.path)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqliteTransaction]:
@@ -496,6 +503,15 @@ async def open_index_for_reading(
         await index.close()
         raise
     return index
+
+
+def _files_size(path: str) -> int:
+    size = 0
+    with storage_errors(path):
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                size += Path(f"{path}{suffix}").stat().st_size
+    return size
 
 
 def _check_links(path: Path) -> None:

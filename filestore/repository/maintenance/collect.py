@@ -32,15 +32,13 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidDigest, InvalidManifest, LimitExceeded, StorageError
 from filestore.repository.index.protocol import ChunkState, Index, Transaction
+from filestore.repository.maintenance.collection_plan import TASK
 from filestore.repository.maintenance.digest_filter import DigestFilter
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.policy import apply_policy, old_versions
 from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
-
-TASK = "collect"
-"""The name of the state and of the lock."""
 
 _ROWS_AT_ONCE = 2048
 _REMOVED_AT_ONCE = 256

@@ -9,14 +9,22 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from filestore.errors import FilestoreError
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread
 
+if TYPE_CHECKING:
+    from filestore.repository.maintenance.collect import CollectionReport
+
 logger = logging.getLogger("filestore.maintenance")
+
+TASK = "collect"
+"""The name of the state of a collection in the index, and of its lock."""
 
 _LONGEST_SECONDS = 6 * 3600.0
 _SHORTEST_SECONDS = 2.0
@@ -58,14 +66,14 @@ async def collect_for_ever(
     """Collect all namespaces again and again, until this is cancelled. Failures are written to the log."""
     step_seconds = min(_STEP_SECONDS, plan.interval_seconds)
     # In a thread, because it imports numpy, which takes 0.15 s.
-    collect = await in_cpu_thread(importlib.import_module, "filestore.repository.maintenance.collect")
+    await in_cpu_thread(importlib.import_module, "filestore.repository.maintenance.collect")
     failed_at: dict[str, int] = {}
     while True:
         await asyncio.sleep(step_seconds * random.uniform(0.5, 1))  # noqa: S311  # so that processes do not meet
         if not _is_permitted_now(plan):
             continue
         try:
-            async with index.try_lock(collect.TASK) as is_ours:
+            async with index.try_lock(TASK) as is_ours:
                 if is_ours:
                     await _collect_what_is_due(store, index, plan, now, failed_at)
         except Exception as error:  # noqa: BLE001  # the server goes on, and tries again
@@ -76,7 +84,7 @@ async def _collect_what_is_due(
     store: ChunkStore, index: Index, plan: CollectionPlan, now: Callable[[], int], failed_at: dict[str, int]
 ) -> None:
     """Collect where it is time. `failed_at` has the times of failures, which are not repeated at each look at the clock."""
-    from filestore.repository.maintenance.collect import TASK, Collection  # noqa: PLC0415  # heavy
+    from filestore.repository.maintenance.collect import Collection  # noqa: PLC0415  # heavy
 
     await store.remove_abandoned()
     for namespace in await index.namespaces():
@@ -96,14 +104,26 @@ async def _collect_what_is_due(
             stop=lambda: not _is_permitted_now(plan),
             now=now,
         )
+        started = time.monotonic()
         try:
             report = await with_reserve(store, collection.run)
         except FilestoreError as error:
             failed_at[namespace] = now()
+            _count(collection.report, "failed", time.monotonic() - started)
             logger.warning("nothing is removed from the namespace %s: %s", namespace, error)
             continue
+        _count(report, "complete" if report.is_complete else "stopped", time.monotonic() - started)
         if report.freed.count or report.old_versions:
             logger.info("collected in the namespace %s: %s", namespace, report.summary())
+
+
+def _count(report: CollectionReport, result: str, seconds: float) -> None:
+    """Count what a collection did."""
+    chunks = (report.removed_files, report.abandoned_pushes, report.frames_without_rows)
+    count(Event.COLLECTIONS, result)
+    count(Event.COLLECTION_SECONDS, amount=seconds)
+    count(Event.COLLECTED_CHUNKS, amount=sum(part.count for part in chunks))
+    count(Event.COLLECTED_SIZE, amount=report.freed.size)
 
 
 def _is_permitted_now(plan: CollectionPlan) -> bool:

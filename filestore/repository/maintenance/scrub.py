@@ -10,7 +10,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,6 +22,7 @@ from filestore.repository.maintenance.findings import AffectedFile, Finding
 from filestore.repository.maintenance.frames import FrameReader
 from filestore.repository.maintenance.passes import SPACE, Pass
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.system.metrics import Event, count
 
 logger = logging.getLogger("filestore.maintenance")
 
@@ -91,9 +93,10 @@ async def scrub_step(
     checking = NamespaceCheck(store, index, namespace)
     until = int(SPACE * Fraction(min(elapsed, 1.0)))
     findings: list[Finding] = []
-    async for finding in checking.read_pass(reader, state, task=SCRUB_TASK, until=until):
-        findings.append(finding)
-        del findings[LOGGED_LIMIT:]
+    with _counted(state):
+        async for finding in checking.read_pass(reader, state, task=SCRUB_TASK, until=until):
+            findings.append(finding)
+            del findings[LOGGED_LIMIT:]
     is_over = not state.left
     if not (findings or is_over):
         return
@@ -104,6 +107,19 @@ async def scrub_step(
     _log(namespace, findings, files)
     if is_over and state.read_count:
         logger.info("scrub of the namespace %s: %s", namespace, state.summary(days=days))
+
+
+@contextmanager
+def _counted(state: Pass) -> Iterator[None]:
+    """Count what a pass reads during the block."""
+    before = (state.read_count, state.read_size, state.damaged_count)
+    try:
+        yield
+    finally:
+        read_count, read_size, damaged_count = before
+        count(Event.SCRUBBED_CHUNKS, amount=state.read_count - read_count)
+        count(Event.SCRUBBED_SIZE, amount=state.read_size - read_size)
+        count(Event.SCRUB_DAMAGED, amount=state.damaged_count - damaged_count)
 
 
 def _log(namespace: str, findings: Sequence[Finding], files: Sequence[AffectedFile]) -> None:

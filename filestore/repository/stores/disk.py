@@ -32,7 +32,7 @@ from filestore.repository.stores.disk_listing import contents_of, digests_below,
 from filestore.repository.stores.disk_space import DiskSpace, SpaceClaim
 from filestore.repository.stores.frame_files import frame_size, open_frame, open_small_file, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
-from filestore.repository.stores.protocol import FrameState, Removed, Staging
+from filestore.repository.stores.protocol import DiskState, FrameState, Removed, Staging
 from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder, sweep
 from filestore.system.files import is_unreadable, make_folder, sync_path
@@ -85,6 +85,9 @@ class DiskStore:
         finally:
             for claim in claims:
                 claim.end()
+
+    async def disk(self) -> DiskState:
+        return await in_disk_thread(self._space.state)
 
     async def release_reserve(self) -> bool:
         return await in_disk_thread(self._release_reserve)

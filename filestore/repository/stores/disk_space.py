@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filestore.errors import MinFreeReached, StorageFull
 from filestore.repository.folder import RESERVE_NAME
+from filestore.repository.stores.protocol import DiskState
 from filestore.system.files import storage_errors, write_all
 
 MIN_FREE = 256 << 20
@@ -138,6 +139,13 @@ class DiskSpace:
             found = os.statvfs(place)
         limit = _limit(found) if self._min_free is None else self._min_free
         return found.f_bavail * found.f_frsize, limit // 2 if for_reader else limit
+
+    def state(self) -> DiskState:
+        """Return the state of the disk. Raises StorageError."""
+        with storage_errors(self._root):
+            found = os.statvfs(self._root)
+        limit = _limit(found) if self._min_free is None else self._min_free
+        return DiskState(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, limit)
 
     def release_reserve(self) -> bool:
         """Remove the reserve. Return whether this process removed it now. Raises OSError."""

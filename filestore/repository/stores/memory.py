@@ -86,6 +86,9 @@ class MemoryStore:
         """Promise everything: the memory of this process has no limit here."""
         yield NoSpaceClaim()
 
+    async def disk(self) -> None:
+        return None
+
     async def release_reserve(self) -> bool:
         return False
 

@@ -27,6 +27,15 @@ class FrameProblem(StrEnum):
     UNREADABLE = "unreadable"
 
 
+class DiskState(NamedTuple):
+    """The disk of a store, in bytes."""
+
+    size: int
+    free: int
+    min_free: int
+    """So many bytes stay free."""
+
+
 class FrameState(NamedTuple):
     """What a store has under the digest of a chunk."""
 
@@ -123,6 +132,9 @@ class ChunkStore(Protocol):
         Raises MinFreeReached if less than the limit would stay free. Raises StorageFull if the disk is so full that the
         reserve cannot be made, which is there for removals; StorageError.
         """
+
+    async def disk(self) -> DiskState | None:
+        """Return the state of the disk, or None if the store is in memory. Raises StorageError."""
 
     async def release_reserve(self) -> bool:
         """Give the space of the reserve to a removal that found the disk full. Return False if it does not exist."""
