@@ -15,6 +15,7 @@ for program in curl unzip 7z bsdtar nginx gcc caddy systemd-analyze shellcheck m
         break
     }
 done
+bash tests/prometheus.sh .prometheus
 bash tests/deploy_tools.sh &
 deploy_tools=$!
 # --group came with pip 25.1.

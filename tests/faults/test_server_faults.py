@@ -377,7 +377,7 @@ def test_a_stop_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_stopping_is_alive_and_not_ready(tmp_path: Path) -> None:
-    """It gets no more requests, and is not killed."""
+    """It gets no more requests, is not killed, and its metrics can still be read."""
     with running_server(tmp_path / "root", check=False, drain_seconds=600) as server:
         path = server.upload("large.bin", octets(11, LARGE)).json["path"]
         with begun(server.begin("GET", f"/{path}")):
@@ -387,6 +387,7 @@ def test_a_server_that_is_stopping_is_alive_and_not_ready(tmp_path: Path) -> Non
             answer = server.ask("GET", "/readyz", token=None)
             assert (503, "busy", "2") == (answer.status, answer.slug, answer.headers["Retry-After"])
             assert 200 == server.ask("GET", "/healthz", token=None).status
+            assert 200 == server.ask("GET", "/metrics").status
             server.process.send_signal(signal.SIGTERM)
             server.process.communicate(timeout=60)
 

@@ -26,6 +26,7 @@ from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
+from filestore.http.server.metrics import METRICS, Metrics, show_metrics
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.quotas import Quotas, throttle_of
@@ -46,7 +47,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
-from filestore.system.metrics import SharedTimes
+from filestore.system.metrics import Gauge, SharedTimes, note
 from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
 
@@ -96,6 +97,7 @@ ROUTES = (
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
+    Route("GET", "/metrics", show_metrics, Scope.ADMIN, continues=True, is_for_prefixes=False),
     Route("GET", "/v3/validate", files.validate_token, Scope.READ),
     Route("GET", "/v4/tokens/validate", files.validate_token, Scope.READ),
     Route("POST", "/v3/pipeline_files", forms.create_file, Scope.WRITE, is_transfer=True),
@@ -198,9 +200,18 @@ def make_app(
     app[ASSEMBLY] = assembly
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
+    app[METRICS] = metrics = Metrics(
+        store,
+        index,
+        shared_times=shared_times,
+        traffic=traffic,
+        upload_quota=quota,
+        limits=limits,
+        note_memory=authenticator.note_memory,
+    )
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
-        async with health.running(), upkeep(store), quotas.running():
+        async with health.running(), metrics.running(), upkeep(store), quotas.running():
             yield
 
     app.cleanup_ctx.extend([assembling, tending])
@@ -318,6 +329,13 @@ class RequestAuthenticator:
         """Keep a record of the request during the block, and give it to the observers at the end."""
         address, request_id = self._origin.client_address(request), self._origin.request_id(request)
         return recorded(request, address, self._observers, request_id=request_id)
+
+    def note_memory(self) -> None:
+        """Note how much memory bodies and manifests take, and how many requests wait for some."""
+        for name, budget in (("requests", self._budget), ("pushes", self._push_budget)):
+            note(Gauge.BUDGET_TAKEN, name, value=budget.taken)
+            note(Gauge.QUEUE, f"memory-{name}", value=budget.waiting)
+        note(Gauge.MANIFESTS_SIZE, value=self._manifests.size)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""

@@ -157,6 +157,16 @@ class Traffic:
         """Whether the server is stopping."""
         return self._draining_since is not None
 
+    @property
+    def requests(self) -> int:
+        """How many requests are in progress."""
+        return self._count
+
+    @property
+    def transfers(self) -> int:
+        """How many connections have a transfer under way."""
+        return len(self._under_way())
+
     def drain(self) -> None:
         """Refuse new transfers from now on."""
         self._draining_since = time.monotonic()

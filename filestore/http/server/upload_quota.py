@@ -97,6 +97,17 @@ class UploadQuota:
             what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
             raise UploadsTooLarge(what, used, limit, "uploads_size_limit")
 
+    def totals(self) -> tuple[int, int]:
+        """Return the number of unfinished uploads of all namespaces, and what they take. Raises StorageError."""
+        with _spooling(), self._entries() as entries:
+            found = [entry for entry in entries if _FORM_NAME.match(entry.name) or UPLOAD_ID.match(entry.name)]
+            size = 0
+            for entry in found:
+                with suppress(FileNotFoundError):  # it may end at the same time
+                    is_form = entry.name.startswith("form-")
+                    size += entry.stat(follow_symlinks=False).st_size if is_form else self._sizes_of(entry.name)[0]
+        return len(found), size
+
     @asynccontextmanager
     async def form(self, namespace: str, size: int) -> AsyncIterator[FormClaim]:
         """Count a form of a namespace during the block. `size` is its announced size, 0 if that is not known.

@@ -20,6 +20,7 @@ from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.jwt_tokens import JwtOptions, JwtTokens
+from filestore.http.server.metrics import count_request
 from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
@@ -218,7 +219,7 @@ async def _accepting(
 async def _observing(options: LogOptions) -> AsyncIterator[Sequence[Observer]]:
     """Yield what gets the records of all requests during the block."""
     with request_logs(options) as observers:
-        yield observers
+        yield (count_request, *observers)
 
 
 def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:
