@@ -85,6 +85,6 @@ def test_only_a_high_scope_removes_or_changes() -> None:
 def test_only_files_are_for_prefixes() -> None:
     """What a runtime does with pipelines and runs concerns all names."""
     refused = {shown(route) for route in served() if not route.is_for_prefixes}
-    assert {"GET /native/v1/status"} == refused & {shown(route) for route in ROUTES}
+    assert {"GET /native/v1/status", "GET /metrics"} == refused & {shown(route) for route in ROUTES}
     paths = {shown(route) for route in served()} - {shown(route) for route in ROUTES} - refused
     assert {"GET /storage/run_files/PATH"} == paths
