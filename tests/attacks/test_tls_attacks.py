@@ -16,12 +16,14 @@ import pytest
 from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.format.codec import Codec
 from filestore.http.wire import API
 from filestore.repository.index.protocol import Transaction
 from tests.support.authority import Authority, Pair
+from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.process_memory import memory, peak_growth
-from tests.support.server import FORM, TOKEN, RunningServer, eventually, form, reply, running_server
+from tests.support.server import FORM, TOKEN, RunningServer, batch, eventually, form, reply, running_server
 from tests.support.slow_clients import allow_many_files
 
 MIB = 1 << 20
@@ -117,7 +119,7 @@ def test_connections_above_the_limit_are_told_so_over_tls(authority: Authority, 
 def test_bytes_that_are_not_tls_end_the_connection(server: RunningServer, sent: bytes) -> None:
     """No more than an alert comes back, and the server answers the next client."""
     with plain(server) as connection:
-        with suppress(ConnectionError):
+        with suppress(OSError):
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
         assert 10 > len(rest(connection))
@@ -182,6 +184,31 @@ def test_a_body_that_is_cut_in_a_record_is_not_stored(server: RunningServer) -> 
     os.close(descriptor)
     assert b"cut.bin" not in server.ask("GET", f"{API}/files").body
     assert 201 == server.upload("whole.bin", content).status
+
+
+def test_a_record_that_was_changed_on_the_way_ends_the_connection(server: RunningServer) -> None:
+    """In a form, which aiohttp reads, and in a batch, which a thread reads. The log of the server stays empty."""
+    frame = encoded(octets(10, 400_000), codec=Codec.RAW)
+    for path, body in (("/v3/pipeline_files", form("changed.bin", octets(11, 400_000))), (f"{API}/chunks", batch([frame]))):
+        connection = server.begin("POST", path, f"Content-Type: {FORM['Content-Type']}", f"Content-Length: {len(body)}")
+        connection.sendall(body[:100_000])
+        with connection:
+            os.write(connection.fileno(), b"\x17\x03\x03\x00\x64" + b"x" * 100)
+            with pytest.raises(OSError, match=r"ALERT|reset"):
+                assert b"" == connection.recv(1)
+    assert b"changed.bin" not in server.ask("GET", f"{API}/files").body
+    assert [frame.digest] == server.missing([frame.digest])
+
+
+def test_a_body_in_records_of_one_byte_arrives(server: RunningServer) -> None:
+    """Each is received on its own. A thread leaves the connection after some thousands of them."""
+    frame = encoded(octets(9, 6000), codec=Codec.RAW)
+    body = batch([frame])
+    with server.begin("POST", f"{API}/chunks", f"Content-Length: {len(body)}") as connection:
+        for byte in body:
+            connection.sendall(bytes([byte]))
+        assert {"kept": 1} == reply(connection).json
+    assert [] == server.missing([frame.digest])
 
 
 @pytest.mark.slow

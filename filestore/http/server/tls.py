@@ -125,6 +125,13 @@ class ServerTls:
 
 def load(files: TlsFiles) -> Certificate:
     """Load the certificate and the key of a server, and check that they work. Raises InvalidSetting."""
+    try:
+        return _load(files)
+    except OSError as error:  # a file was replaced in between
+        raise InvalidSetting("tls_cert", f"{files.cert}: {error.strerror or error}") from None
+
+
+def _load(files: TlsFiles) -> Certificate:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -187,7 +194,10 @@ def _readers_warning(key: Path) -> list[str]:
 
 def _seconds(shown: Mapping[str, object], name: str) -> float | None:
     value = shown.get(name)
-    return float(ssl.cert_time_to_seconds(value)) if isinstance(value, str) else None
+    try:
+        return float(ssl.cert_time_to_seconds(value)) if isinstance(value, str) else None
+    except ValueError:  # not a date of today's certificates
+        return None
 
 
 def _is_self_signed(shown: Mapping[str, object]) -> bool:

@@ -274,6 +274,9 @@ class TlsTransport(asyncio.Transport):
 
     def _cut(self, error: OSError | None) -> None:
         """Close the connection without what waits."""
+        if isinstance(error, ssl.SSLError):
+            # What aiohttp and the handlers know as the end of a connection.
+            error = ConnectionResetError("TLS has failed")
         self._is_closing = True
         self._waiting = bytearray()
         self._update()

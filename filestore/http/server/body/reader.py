@@ -37,6 +37,9 @@ from filestore.system.threads import in_thread, per_thread, thread_pool
 SLICE_SIZE = 8 << 20
 """Bytes that a thread reads in one slice. Between two slices, the event loop continues with what was read."""
 
+RECEIVES_LIMIT = 2048
+"""How often a thread receives in one slice. A client of TLS may send records of one byte each, which would hold it for long."""
+
 PIECE_SIZE = 1 << 20
 """Bytes of a piece, unless the receiver wants one frame that is larger. A piece of this size fits in a processor's
 cache."""
@@ -87,6 +90,7 @@ class BodyReader:
         self._awaited = 1
         self._unseen = 0
         self._is_dry = False
+        self._receives_left = 0
         self._timer = StallTimer(context.stall_seconds)
 
     async def read_slice(self, take: Take, *, reach: Reach = _as_large_as_may_be) -> bool:
@@ -171,8 +175,9 @@ class BodyReader:
         poll.register(socket_of(connection), select.POLLIN)
         taken = 0
         self._is_dry = False
+        self._receives_left = RECEIVES_LIMIT
         with span(Stage.RECEIVE) as receiving:
-            while taken < SLICE_SIZE and self._left and not self._is_dry:
+            while taken < SLICE_SIZE and self._left and not self._is_dry and self._receives_left:
                 wanted = min(self._left, reach(PIECE_SIZE))
                 # Without a limit, the last piece ends at the end of a frame.
                 piece = _piece_memory()[: wanted if limit is None else min(wanted, limit - taken)]
@@ -188,7 +193,8 @@ class BodyReader:
     def _fill(self, piece: memoryview, connection: Connection, poll: select.poll) -> int:
         """Receive until `piece` is full or nothing more arrives. Return the number of bytes."""
         filled = 0
-        while filled < len(piece):
+        while filled < len(piece) and self._receives_left:
+            self._receives_left -= 1
             # The thread wakes up only for this many bytes. After the timeout it reads what there is.
             self._await_at_least(min(len(piece) - filled, PIECE))
             try:
