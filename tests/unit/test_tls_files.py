@@ -148,6 +148,18 @@ async def test_a_bad_pair_is_told_once_and_the_good_one_is_kept(authority: Autho
     assert 1 == caplog.text.count("is kept")
 
 
+async def test_a_certificate_that_disappears_is_kept(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """Some programs remove a file before they write the new one."""
+    pair = authority.pair("server")
+    tls = ServerTls(files(pair))
+    first = tls.context
+    pair.cert.unlink()
+    async with tls.watched():
+        pass
+    assert tls.context is first
+    assert f"the certificate in use is kept: tls_cert cannot be used: {pair.cert}: No such file or directory" in caplog.text
+
+
 def test_events_are_counted_between_two_lines() -> None:
     """The first one is told at once."""
     now = 0.0
