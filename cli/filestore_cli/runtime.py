@@ -65,6 +65,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
             "everyone who has the token of a runtime can run code on it, so it does not make one; "
             "give one by FILESTORE_TOKEN, such as the output of `openssl rand -hex 32`"
         )
+    check_listening(settings)
     from filestore.backends import open_backend  # heavy
     from filestore.cache import Cache  # heavy
     from filestore.http.server import serve as serve_forever  # heavy
@@ -85,7 +86,6 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
         nonlocal created
         created, _ = open_served(context, root, create=create, given=given)
 
-    check_listening(settings)
     warn_if_short(settings.token)
 
     def announce(url: str) -> None:

@@ -903,6 +903,7 @@ def test_an_address_that_others_reach_needs_tls_or_a_permission(home: Home, tmp_
     """The refusal comes before anything is made. With --insecure there is a warning. No machine has the address 192.0.2.1."""
     serve = ("serve", "--root", tmp_path / "root", "--create", "--port", "0", "--host", "192.0.2.1")
     told = home.failure(*serve)
+    assert told == home.failure("runtime", *serve, environ={"FILESTORE_TOKEN": "a-token-for-this-test"})
     done = home.run(*serve, "--insecure")
 
     assert told.startswith("192.0.2.1 can be reached from other machines, and traffic would not be encrypted")
