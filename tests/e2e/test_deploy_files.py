@@ -29,6 +29,10 @@ EVERYTHING = {
     "persistence__storageClass": "fast",
     "settings__FILESTORE_WORKERS": "2",
     "podLabels__team": "models",
+    "extraVolumes[0]__name": "audit",
+    "extraVolumes[0]__emptyDir__sizeLimit": "1Gi",
+    "extraVolumeMounts[0]__name": "audit",
+    "extraVolumeMounts[0]__mountPath": "/var/log/filestore",
 }
 
 

@@ -66,12 +66,13 @@ def test_a_container_takes_and_gives_files_and_stops_at_its_signal(
     assert 3_000_000 == home.result("push", source, environ=environ)["size"]
     home.result("fetch", "weights.bin", "-o", target, environ=environ)
     healthy = built.run(volume, check[1:], environ=port)
+    ready = built.run(volume, [*check[1:], "/readyz"], environ=port)
     status = dict(re.findall(r"^(\w+):\s+(.*)$", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE))
     code, _, errors = ended(server, built.config["StopSignal"])
     stopped = built.run(volume, check[1:], environ=port)
 
     assert source.read_bytes() == target.read_bytes()
-    assert (0, 1) == (healthy.returncode, stopped.returncode), healthy.stderr
+    assert [0, 0, 1] == [check.returncode for check in (healthy, ready, stopped)], healthy.stderr + ready.stderr
     assert ("10001\t10001\t10001\t10001", "0000000000000000", "1") == (status["Uid"], status["CapBnd"], status["NoNewPrivs"])
     assert 0 == code, errors
 
@@ -127,6 +128,7 @@ def test_the_image_has_nothing_that_only_its_build_needs(built: Image) -> None:
     leftovers = [
         *root.glob("var/lib/apt/lists/*"),
         *root.glob("var/cache/*"),
+        *root.glob("var/log/*.log"),
         *root.glob("root/.cache"),
         *root.glob("tmp/*"),
         *root.glob("source"),

@@ -78,6 +78,8 @@ def test_the_unit_from_its_set_up_to_its_stop(booted: Machine, tmp_path: Path) -
     booted.run("systemctl", "stop", "filestore")
     assert ["success", "0", "inactive"] == [state(booted, name) for name in ("Result", "ExecMainStatus", "ActiveState")]
     assert "stopping" in log(booted)
+    assert '"action": "commit"' in (booted.root / "var/log/private/filestore/audit.log").read_text()
+    assert '"route": "/native/v1/files"' in log(booted)
     owners = {path.stat().st_uid for path in (booted.root / "var/lib/private/filestore").rglob("*")}
     assert 1 == len(owners)
     assert 0 not in owners

@@ -79,7 +79,7 @@ def test_every_line_does_what_it_says(home: Home, tmp_path: Path) -> None:
                 assert "damaged   frame" in typist.type(line, status=1)
                 continue
             printed = typist.type(line)
-            if "token new" in line.text:
+            if "--label alice" in line.text:
                 typist.environ["LEAKED"] = printed.strip()
     listed = home.result("ls", environ={"FILESTORE_URL": str(tmp_path / "served")})["files"]
 
