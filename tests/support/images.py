@@ -104,7 +104,8 @@ def machine() -> Iterator[Machine]:
         for file in ("passwd", "group", "shadow", "gshadow"):
             path = root / "etc" / file
             path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "filestore" not in line))
-        (root / "var/lib/filestore").rmdir()
+        for folder in ("var/lib/filestore", "var/log/filestore"):
+            (root / folder).rmdir()
         booted = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net", "--cgroup"]
         process = subprocess.Popen([*booted, "bash", _AS_MACHINE, root], stdin=subprocess.DEVNULL)
         try:
