@@ -102,6 +102,8 @@ class Event(StrEnum):
     SCRUBBED_SIZE = "scrubbed_size"
     SCRUB_DAMAGED = "scrub_damaged"
     """Damaged chunks that a scrub has found."""
+    LOG_LINES_LEFT_OUT = "log_lines_left_out"
+    """Lines about requests that a log has no room for. Label: log."""
     PROCESS_STARTS = "process_starts"
 
 

@@ -118,8 +118,9 @@ def test_the_page_has_every_metric(server: RunningServer) -> None:
     assert shown == {name: (described[name][0], described[name][2]) for name in shown}
     # What has labels may have no sample yet.
     assert [] == [family.shown_name for family in FAMILIES if not family.labels and family.shown_name not in shown]
-    # No collection and no scrub has ended here.
-    idle = {family.shown_name for family in LOOKED_AT if family.labels} | {"filestore_collections_total"}
+    # No collection and no scrub has ended here, and no line of a log was left out.
+    idle = {family.shown_name for family in LOOKED_AT if family.labels}
+    idle |= {"filestore_collections_total", "filestore_log_lines_left_out_total"}
     assert set(described) - set(shown) <= idle
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from filestore.http.server.log_writer import LogWriter
 from filestore.http.server.request_record import RequestRecord
+from filestore.system.metrics import Event, StageTimes, count_into
 from tests.support.server import SECONDS
 
 WAITING = 10
@@ -55,11 +56,20 @@ class Disk:
         return sum(json.loads(line)["left_out"] for line in self.lines if line.startswith("{"))
 
 
+@pytest.fixture
+def counted() -> Iterator[StageTimes]:
+    """Yield what this process counts."""
+    stage_times = StageTimes()
+    count_into(stage_times)
+    yield stage_times
+    count_into(None)
+
+
 def writer(disk: Disk, *, waiting_limit: int = WAITING, close_seconds: float = SECONDS) -> LogWriter:
     """Return a writer whose lines are the ids of requests."""
     return LogWriter(
         disk,
-        name="the log",
+        name="access",
         line=lambda record: record.id,
         left_out_line=lambda count: json.dumps({"left_out": count}),
         waiting_limit=waiting_limit,
@@ -106,7 +116,7 @@ def test_a_disk_that_hangs_does_not_keep_a_process_from_its_end(caplog: pytest.L
     with writer(disk, close_seconds=0.01).running() as log:
         add(log, 0)
         assert disk.began.acquire(timeout=SECONDS)
-    assert "lines of the log were not written in time" in caplog.text
+    assert "lines of the access log were not written in time" in caplog.text
     disk.free.set()
 
 
@@ -120,8 +130,8 @@ def test_lines_wait_for_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
             assert disk.began.acquire(timeout=SECONDS)
         disk.is_full = False
     assert [0, 1] == disk.ids
-    assert 1 == caplog.text.count("the log cannot be written: No space left on device")
-    assert 1 == caplog.text.count("the log is written again")
+    assert 1 == caplog.text.count("the access log cannot be written: No space left on device")
+    assert 1 == caplog.text.count("the access log is written again")
 
 
 def test_lines_that_cannot_be_written_at_the_end_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -130,14 +140,15 @@ def test_lines_that_cannot_be_written_at_the_end_are_counted(caplog: pytest.LogC
     disk.is_full = True
     with writer(disk).running() as log:
         add(log, 0, 1)
-    assert "the log cannot be written, and about 2 lines are lost" in caplog.text
+    assert "the access log cannot be written, and about 2 lines are lost" in caplog.text
 
 
-def test_lines_that_others_leave_out_are_counted() -> None:
-    """They are told with the next line, or at the end."""
+def test_lines_that_others_leave_out_are_counted(counted: StageTimes) -> None:
+    """They are told with the next line, or at the end. The metrics have their number."""
     disk = Disk()
     with writer(disk).running() as log:
         log.leave_out()
         add(log, 0)
         log.leave_out()
     assert ([0], 2) == (disk.ids, disk.left_out)
+    assert 2.0 == counted.numbers.all()[Event.LOG_LINES_LEFT_OUT, "access"]

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from filestore.http.server.log import CLOSE_SECONDS, write
 from filestore.http.server.request_record import RequestRecord
+from filestore.system.metrics import Event, count
 
 logger = logging.getLogger("filestore.server")
 
@@ -65,7 +66,7 @@ class LogWriter:
         retry_seconds: float = RETRY_SECONDS,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
-        """`name` is what messages call the log. `left_out_line` returns the line that says how many are left out."""
+        """`name` is a word for the log. `left_out_line` returns the line that says how many are left out."""
         self.left_out = 0
         """How many lines are left out so far."""
         self._sink = sink
@@ -96,7 +97,7 @@ class LogWriter:
                 before = self._written
                 self._thread.join(self._close_seconds)
             if self._thread.is_alive():
-                logger.warning("the last %d lines of %s were not written in time", self._waiting.qsize() - 1, self._name)
+                logger.warning("the last %d lines of the %s log were not written in time", self._waiting.qsize() - 1, self._name)
 
     def add(self, record: RequestRecord) -> None:
         """Write a line about a request soon, or leave it out. Nothing may change the record from now on."""
@@ -108,16 +109,17 @@ class LogWriter:
     def leave_out(self) -> None:
         """Count a line that is left out."""
         self.left_out += 1
+        count(Event.LOG_LINES_LEFT_OUT, self._name)
 
     def _write_all(self) -> None:
         while (records := self._next_records()) or self.left_out > self._told:
-            count = self.left_out - self._told
+            left_out = self.left_out - self._told
             lines = [f"{self._line(record)}\n".encode() for record in records]
-            if count:
-                lines.append(f"{self._left_out_line(count)}\n".encode())
+            if left_out:
+                lines.append(f"{self._left_out_line(left_out)}\n".encode())
             if not self._write(lines):
                 break
-            self._told += count
+            self._told += left_out
         self._sink.close()
 
     def _next_records(self) -> list[RequestRecord]:
@@ -144,25 +146,25 @@ class LogWriter:
         while lines:
             is_last = self._ending.is_set()
             try:
-                count = self._sink.append(lines)
-                del lines[:count]
-                self._written += count
+                written = self._sink.append(lines)
+                del lines[:written]
+                self._written += written
             except OSError as error:
                 self._note_failure(error)
                 if is_last:
                     lost = len(lines) + self._waiting.qsize() - 1  # without the mark of the end
-                    logger.error("%s cannot be written, and about %d lines are lost", self._name, lost)  # noqa: TRY400  # expected
+                    logger.error("the %s log cannot be written, and about %d lines are lost", self._name, lost)  # noqa: TRY400  # expected
                     return False
                 self._ending.wait(self._retry_seconds)
         if self._is_failing:
             self._is_failing = False
-            logger.warning("%s is written again", self._name)
+            logger.warning("the %s log is written again", self._name)
         return True
 
     def _note_failure(self, error: OSError) -> None:
         if not self._is_failing:
             logger.warning(
-                "%s cannot be written: %s; up to %d lines wait, and further ones are left out",
+                "the %s log cannot be written: %s; up to %d lines wait, and further ones are left out",
                 *(self._name, error.strerror or error, self._waiting_limit),
             )
         self._is_failing = True

@@ -80,6 +80,13 @@ COUNTED = (
     Family("scrub_chunks", _C, "Chunks that scrubs have read.", (), Event.SCRUBBED_CHUNKS),
     Family("scrub_bytes", _C, "Bytes that scrubs have read.", (), Event.SCRUBBED_SIZE),
     Family("scrub_damaged_chunks", _C, "Damaged chunks that scrubs have found.", (), Event.SCRUB_DAMAGED),
+    Family(
+        "log_lines_left_out",
+        _C,
+        "Lines that the access log or the audit log left out, because they were too many, or could not be written.",
+        ("log",),
+        Event.LOG_LINES_LEFT_OUT,
+    ),
     Family("http_connections", _G, "Open connections.", (), Gauge.CONNECTIONS),
     Family("http_requests_in_progress", _G, "Requests that are answered now.", (), Gauge.REQUESTS),
     Family("transfers_in_progress", _G, "Connections whose transfers are under way.", (), Gauge.TRANSFERS),

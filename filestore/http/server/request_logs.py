@@ -100,11 +100,11 @@ def request_logs(options: LogOptions) -> Iterator[Sequence[Observer]]:
             line = json_line if options.access_log == JSON else plain_line
             sink: Sink = StandardError() if options.access_log_file is None else LogFile(options.access_log_file)
             left_out = json_left_out if options.access_log == JSON else plain_left_out
-            writer = LogWriter(sink, name="the access log", line=line, left_out_line=left_out)
+            writer = LogWriter(sink, name="access", line=line, left_out_line=left_out)
             observers.append(_limited(stack.enter_context(writer.running()), lambda _: True))
         if options.audit_log is not None:
             file = LogFile(options.audit_log, size_limit=options.audit_log_size)
-            writer = LogWriter(file, name="the audit log", line=audit_line, left_out_line=json_left_out)
+            writer = LogWriter(file, name="audit", line=audit_line, left_out_line=json_left_out)
             observers.append(_limited(stack.enter_context(writer.running()), is_audited))
         yield observers
 
