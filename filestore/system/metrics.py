@@ -125,6 +125,8 @@ class Gauge(StrEnum):
     MEMORY = "memory"
     """Resident memory."""
     OPEN_FILES = "open_files"
+    CERTIFICATE_EXPIRES_AT = "certificate_expires_at"
+    """When the certificate for new connections expires, in seconds since 1970."""
     STARTED_AT = "started_at"
     """When the process began, in seconds since 1970."""
 

@@ -116,4 +116,8 @@ async def test_many_namespaces_are_a_limited_number_of_series(tmp_path: Path) ->
         await index.close()
     for name in ("scrub_position_ratio", "damaged_chunks", "collection_last_end_timestamp_seconds"):
         assert NAMESPACES_LIMIT == text.decode().count(f"filestore_{name}{{")
+    for name in ("namespace_chunks", "namespace_stored_bytes"):
+        assert NAMESPACES_LIMIT + 1 == text.decode().count(f"filestore_{name}{{")
+    others = NAMESPACES - NAMESPACES_LIMIT
+    assert f'filestore_namespace_stored_bytes{{namespace="(others)"}} {2 * others:.1f}' in text.decode()
     assert f"filestore_namespaces {NAMESPACES:.1f}" in text.decode()

@@ -98,6 +98,8 @@ def test_the_metrics_say_what_was_done(server: RunningServer) -> None:
         assert 2 * 900_000 == value(values, "http_sent_bytes_total", route="/{path}")
         assert 900_000 <= value(values, "stage_bytes_total", stage="verify")
         assert (2, 2) == (value(values, "processes"), total(values, "process_starts_total"))
+        for name, expected in {"files": 1, "names": 1, "content_bytes": 900_000, "chunks": 3}.items():
+            assert expected == value(values, f"namespace_{name}", namespace="default")
         assert 1 == value(values, "uploads_open")
         assert 300_000 <= value(values, "uploads_open_bytes")
         assert value(values, "disk_min_free_bytes") < value(values, "disk_size_bytes")
@@ -118,9 +120,10 @@ def test_the_page_has_every_metric(server: RunningServer) -> None:
     assert shown == {name: (described[name][0], described[name][2]) for name in shown}
     # What has labels may have no sample yet.
     assert [] == [family.shown_name for family in FAMILIES if not family.labels and family.shown_name not in shown]
-    # No collection and no scrub has ended here, and no line of a log was left out.
+    # No collection and no scrub has ended here, no line of a log was left out, and the server has no certificate.
     idle = {family.shown_name for family in LOOKED_AT if family.labels}
     idle |= {"filestore_collections_total", "filestore_log_lines_left_out_total"}
+    idle |= {"filestore_tls_certificate_expiry_timestamp_seconds"}
     assert set(described) - set(shown) <= idle
 
 
@@ -287,6 +290,6 @@ def test_prometheus_reads_a_server(server: RunningServer, tmp_path: Path) -> Non
             (target,) = ask("targets?state=active")["activeTargets"]
             assert ("up", "") == (target["health"], target["lastError"])
             assert len(PROCESSES) > 0 == len(ask("alerts")["alerts"])
-            assert 10 == len(ask("rules")["groups"][0]["rules"])
+            assert 11 == len(ask("rules")["groups"][0]["rules"])
         finally:
             prometheus.terminate()

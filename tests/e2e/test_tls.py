@@ -213,6 +213,8 @@ def test_a_changed_certificate_is_read_by_itself(tmp_path: Path, pairs: tuple[Au
         following.key.replace(pair.key)
         assert key != pair.key.read_bytes()
         eventually(lambda: {authority.shown(server) for _ in range(CONNECTIONS)} == {pair.shown})
+        shown = [line for line in server.ask("GET", "/metrics").body.decode().split("\n") if line.startswith("filestore_tls")]
+        assert workers == len({line for line in shown if float(line.rsplit(" ", 1)[1]) > 1e9})
         status, log = server.stop()
     assert 0 == status
     assert 0 == log.count("is kept")

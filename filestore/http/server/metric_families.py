@@ -117,6 +117,13 @@ PROCESSES = (
     Family("process_resident_memory_bytes", _G, "Resident memory of a process.", ("process",), Gauge.MEMORY),
     Family("process_peak_memory_bytes", _G, "The largest resident memory of all processes at this place.", ("process",)),
     Family("process_open_fds", _G, "Open files and connections of a process.", ("process",), Gauge.OPEN_FILES),
+    Family(
+        "tls_certificate_expiry_timestamp_seconds",
+        _G,
+        "When the certificate that a process uses expires; absent without TLS.",
+        ("process",),
+        Gauge.CERTIFICATE_EXPIRES_AT,
+    ),
     Family("process_start_timestamp_seconds", _G, "When a process began.", ("process",), Gauge.STARTED_AT),
 )
 """One sample for each server process."""
@@ -129,6 +136,11 @@ LOOKED_AT = (
     Family("uploads_open", _G, "Unfinished uploads by form or in parts."),
     Family("uploads_open_bytes", _G, "Disk space that unfinished uploads take or have announced."),
     Family("namespaces", _G, "Namespaces of the repository."),
+    Family("namespace_files", _G, "Files, with all versions.", ("namespace",)),
+    Family("namespace_names", _G, "Different names of files.", ("namespace",)),
+    Family("namespace_content_bytes", _G, "Bytes of content of the files, each counted in full.", ("namespace",)),
+    Family("namespace_chunks", _G, "Chunks, each counted once.", ("namespace",)),
+    Family("namespace_stored_bytes", _G, "Bytes that the chunks take, encoded.", ("namespace",)),
     Family("collection_last_end_timestamp_seconds", _G, "When a collection was last complete.", ("namespace",)),
     Family("scrub_position_ratio", _G, "How much of the current pass a scrub has read, from 0 to 1.", ("namespace",)),
     Family("scrub_pass_begin_timestamp_seconds", _G, "When the current pass of a scrub began.", ("namespace",)),

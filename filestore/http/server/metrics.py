@@ -45,7 +45,17 @@ KEPT_SECONDS = 10.0
 LOOK_SECONDS = 2.0
 """How long an answer waits for a look at the disk and the index. After that it has what the last look saw."""
 NAMESPACES_LIMIT = 100
-"""The metrics with a label for the namespace have at most so many of them, the first ones in the order of names."""
+"""The metrics with a label for the namespace have at most so many of them."""
+OTHERS = "(others)"
+"""Stands for all namespaces whose usage is not shown alone. No namespace can have this name."""
+_USAGE = {
+    "namespace_files": "record_count",
+    "namespace_names": "name_count",
+    "namespace_content_bytes": "size",
+    "namespace_chunks": "chunk_count",
+    "namespace_stored_bytes": "stored_size",
+}
+"""The field of `NamespaceUsage` of each metric."""
 _DAY = 86400.0
 _SECOND = 1_000_000
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -190,7 +200,7 @@ class _Look:
 
     async def _look(self) -> None:
         try:
-            for look in (self._disk, self._index_and_scrubs, self._uploads):
+            for look in (self._disk, self._usage, self._index_and_scrubs, self._uploads):
                 try:
                     self._seen |= await look()
                 except FilestoreError as error:
@@ -208,6 +218,16 @@ class _Look:
     async def _uploads(self) -> Samples:
         uploads, size = await in_disk_thread(self._upload_quota.totals)
         return {"uploads_open": {(): uploads}, "uploads_open_bytes": {(): size}}
+
+    async def _usage(self) -> Samples:
+        """The largest namespaces are shown alone, and the sum of all others."""
+        usages = sorted(await self._index.usages(), key=lambda usage: usage.stored_size, reverse=True)
+        samples: Samples = {}
+        for name, field in _USAGE.items():
+            samples[name] = {(usage.namespace,): getattr(usage, field) for usage in usages[:NAMESPACES_LIMIT]}
+            if len(usages) > NAMESPACES_LIMIT:
+                samples[name][OTHERS,] = sum(getattr(usage, field) for usage in usages[NAMESPACES_LIMIT:])
+        return samples
 
     async def _index_and_scrubs(self) -> Samples:
         namespaces = await self._index.namespaces()
@@ -276,8 +296,8 @@ def _of_processes(each_process: list[StageTimes]) -> Samples:
         samples["process_cpu_seconds"][key] = usage.cpu_seconds
         samples["process_peak_memory_bytes"][key] = usage.peak_memory
         for family in PROCESSES:
-            if family.source is not None:
-                samples[family.name][key] = numbers.get((family.source,), 0.0)
+            if family.source is not None and (family.source,) in numbers:
+                samples[family.name][key] = numbers[family.source,]
     return samples
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from filestore.errors import InvalidSetting
 from filestore.system.certificates import check_readable, load_pair
+from filestore.system.metrics import Gauge, note
 from filestore.system.threads import in_disk_thread, task_group
 
 logger = logging.getLogger("filestore.server")
@@ -87,6 +88,7 @@ class ServerTls:
         """Load the files again whenever they change during the block. Only a process that `tells` writes it to the log."""
         self._is_asked = asyncio.Event()
         await in_disk_thread(partial(self._look, tells=tells, is_asked=False))
+        self._note_expiry()
         async with task_group() as group:
             watching = group.create_task(self._watch(tells=tells))
             try:
@@ -117,10 +119,15 @@ class ServerTls:
             self._failure = str(error)
             return
         self._failure = ""
+        self._note_expiry()
         if tells:
             until = "" if self.certificate.expires_at is None else f", which is valid until {_day(self.certificate.expires_at)}"
             _report.info("new connections get the certificate in %s%s", self._files.cert, until)
             self.log_warnings()
+
+    def _note_expiry(self) -> None:
+        if self.certificate.expires_at is not None:
+            note(Gauge.CERTIFICATE_EXPIRES_AT, value=self.certificate.expires_at)
 
 
 def load(files: TlsFiles) -> Certificate:
