@@ -119,7 +119,10 @@ def body_size(header: bytes) -> int:
 
 def decode(body: bytes) -> dict[str, Any]:
     """Return the content of a message. Raises ValueError for bytes that are not a message."""
-    message = json.loads(body)
+    try:
+        message = json.loads(body)
+    except RecursionError:
+        raise ValueError("a message is nested too deep") from None
     if not isinstance(message, dict):
         raise ValueError("a message is an object")  # noqa: TRY004  # the other side made the message
     return message
