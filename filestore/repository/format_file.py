@@ -7,6 +7,7 @@ import re
 import secrets
 
 from filestore.core.names import checked_namespace
+from filestore.core.records import parse_json
 from filestore.errors import (
     UnknownFormat,
 )
@@ -27,7 +28,7 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
     proposed = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
     try:
-        values = json.loads(kept)
+        values = parse_json(kept)
         version, chunking_version, repository_id = values["format"], values["cutting"], str(values["id"])
     except (ValueError, KeyError, TypeError):
         raise UnknownFormat(location, "that cannot be read", str(REPOSITORY_VERSION)) from None

@@ -28,6 +28,7 @@ from typing import Any
 
 from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
+from filestore.core.records import parse_json
 from filestore.core.references import Reference
 from filestore.errors import Busy, InvalidInput, NotABackup, NotARepository, StorageError
 from filestore.repository.folder import (
@@ -157,7 +158,7 @@ def read_facts(backup: Path) -> dict[str, Any]:
     with storage_errors(backup):
         text = (backup / FACTS_NAME).read_bytes()
     try:
-        facts = json.loads(text)
+        facts = parse_json(text)
         version = facts["version"]
         # A later version may have other facts.
         if version == BACKUP_VERSION and not (isinstance(facts["repository_id"], str) and type(facts["has_content"]) is bool):
@@ -271,7 +272,7 @@ def _check_mark(mark: Path, target: Path, repository_id: str) -> None:
 def target_id(target: Path) -> str:
     """Return the id of the repository whose backups are in `target`. Blocks. Raises NotABackup, OSError."""
     try:
-        return str(json.loads((target / MARK_NAME).read_bytes())["repository_id"])
+        return str(parse_json((target / MARK_NAME).read_bytes())["repository_id"])
     except (ValueError, KeyError, TypeError):
         raise NotABackup(str(target), f"its file {MARK_NAME} is damaged", "give another folder") from None
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filestore.core.records import parse_json
 from filestore.errors import Busy, NotABackup, NotARepository
 from filestore.repository.folder import (
     CONTENT_NAMES,
@@ -225,7 +226,7 @@ def _check_root(root: Path, repository_id: str) -> None:
     format_path = root / FORMAT_NAME
     if format_path.exists():
         try:
-            found = str(json.loads(format_path.read_bytes())["id"])
+            found = str(parse_json(format_path.read_bytes())["id"])
         except (ValueError, KeyError, TypeError):
             found = "that cannot be read"
         if found != repository_id:
@@ -304,7 +305,7 @@ def _in_use(root: Path, who: str) -> Busy:
 def _stamp(restoring: Path, repository_id: str) -> str:
     """Return the time of the first attempt, by which old files are named. Remember it in the file, durably."""
     try:
-        values = json.loads(restoring.read_bytes())
+        values = parse_json(restoring.read_bytes())
         if values["repository_id"] == repository_id:
             return str(values["stamp"])
     except (ValueError, KeyError, TypeError):

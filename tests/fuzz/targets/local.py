@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zstandard import ZstdCompressor, ZstdError
 
@@ -16,15 +16,18 @@ from filestore.cache.entry_store import _read_record, read_manifest
 from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, parse_json, record_from_json
 from filestore.download.download import validators_from
-from filestore.errors import InvalidInput, LimitExceeded
+from filestore.errors import InvalidInput, LimitExceeded, NotABackup, UnknownFormat
 from filestore.format.chunking import CHUNKING_VERSION
+from filestore.repository.format_file import REPOSITORY_VERSION, read_format
+from filestore.repository.maintenance import backup
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.runtime import printed, worker
 from filestore.runtime.printed import RunLog
 from filestore.runtime.routes import bodies
 from filestore.runtime.worker import MESSAGE_LIMIT
 from filestore.runtime.worker_protocol import HEADER_SIZE, body_size, decode, decode_value
 from filestore.transfer.sources import push_cache
-from tests.fuzz.target import PlantedFault, Target, scratch_folder, text_of
+from tests.fuzz.target import PlantedFault, Target, run, scratch_folder, text_of
 from tests.fuzz.targets.answers import _record
 
 
@@ -87,6 +90,52 @@ CACHE_FILE = Target(
     seeds=_cache_files,
     fault=PlantedFault(owner=entries, function="_size", old="not 0 <= value < 1 << 63", new="value < 0"),
     parses=("filestore.cache.entries", "filestore.cache.entry_store", "filestore.core.records"),
+)
+
+
+class _Store:
+    """As much of a store as the reader of a format file uses."""
+
+    def __init__(self, kept: bytes) -> None:
+        self._kept = kept
+
+    async def initialise(self, _: bytes) -> bytes:
+        return self._kept
+
+
+def _check_repository_file(data: bytes) -> None:
+    """A file that identifies a repository or a backup has values of the right types, or is refused."""
+    if not data:
+        return
+    content = data[1:]
+    match data[0] % 3:
+        case 0:
+            (scratch_folder() / backup.FACTS_NAME).write_bytes(content)
+            facts = backup.read_facts(scratch_folder())
+            assert isinstance(facts["repository_id"], str)
+            assert type(facts["has_content"]) is bool
+        case 1:
+            (scratch_folder() / backup.MARK_NAME).write_bytes(content)
+            backup.target_id(scratch_folder())
+        case _:
+            repository_id, _ = run(read_format(cast(ChunkStore, _Store(content)), location="a folder"))
+            assert len(repository_id) == 32
+
+
+def _repository_files() -> list[bytes]:
+    facts = {"version": backup.BACKUP_VERSION, "repository_id": "0" * 32, "has_content": True}
+    kept = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": "0" * 32}
+    return [bytes([number]) + json.dumps(values).encode() for number, values in enumerate((facts, facts, kept))]
+
+
+REPOSITORY_FILE = Target(
+    check=_check_repository_file,
+    errors=(NotABackup, UnknownFormat),
+    seeds=_repository_files,
+    fault=PlantedFault(
+        owner=backup, function="read_facts", old='and type(facts["has_content"]) is bool', new='and "has_content" in facts'
+    ),
+    parses=("filestore.repository.maintenance.backup", "filestore.repository.format_file"),
 )
 
 _MANIFEST = Manifest.build(iter(()), chunking_version=CHUNKING_VERSION)
