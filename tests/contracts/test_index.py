@@ -11,12 +11,23 @@ from collections.abc import Sequence
 import pytest
 
 from filestore.core.digest import Digest, chunk_digest, token_digest
+from filestore.core.quotas import EVERYBODY, Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy
-from filestore.repository.index.protocol import Base, ChunkRow, Index, ListingGrowth, NamespaceUsage, Policy, TokenRow, Use
+from filestore.repository.index.protocol import (
+    Base,
+    ChunkRow,
+    Index,
+    ListingGrowth,
+    NamespaceUsage,
+    Policy,
+    QuotaRow,
+    TokenRow,
+    Use,
+)
 from tests.contracts.conftest import Clock, OpenIndex
 from tests.support.cancels import cancelled_at_every_await
 
@@ -847,6 +858,26 @@ async def test_refreshed_rows_are_those_that_are_live(index: Index) -> None:
     asked = [row.digest for row in rows]
     assert sorted(rows[:2]) == sorted(await index.refreshed_rows("a", asked))
     assert [] == await index.refreshed_rows("b", asked)
+
+
+async def test_quotas_are_kept_for_namespaces_and_tokens(index: Index) -> None:
+    """The last one counts, one without limits is none, and that of a token ends with the token."""
+    token = token_digest("token")
+    async with index.transaction() as transaction:
+        await transaction.add_token(token, namespace=A, label="")
+        for number in (1, 2):
+            await transaction.set_quota(A, Quota(size=number, connections=3))
+        await transaction.set_quota(A, Quota(requests_per_second=5), token=token)
+        await transaction.set_quota(EVERYBODY, Quota(name_count=7))
+        await transaction.set_quota(B, Quota(uploads=1))
+    everybody, a = QuotaRow(EVERYBODY, None, Quota(name_count=7)), QuotaRow(A, None, Quota(size=2, connections=3))
+    of_token, b = QuotaRow(A, token, Quota(requests_per_second=5)), QuotaRow(B, None, Quota(uploads=1))
+    assert [everybody, a, of_token, b] == await index.quotas()
+    assert [A, B] == await index.namespaces()
+    async with index.transaction() as transaction:
+        await transaction.remove_token(token)
+        await transaction.set_quota(B, Quota())
+    assert [everybody, a] == await index.quotas()
 
 
 async def test_usage_counts_records_names_and_chunks(index: Index) -> None:

@@ -13,10 +13,11 @@ import pytest
 from filestore.backends import connect, open_backend
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import ChunksMissing, DamagedRecord, InvalidInput, NotFound
-from filestore.repository.index.protocol import Base, Index, Policy, Use
+from filestore.errors import ChunksMissing, DamagedRecord, InvalidInput, NotFound, QuotaExceeded
+from filestore.repository.index.protocol import Base, Index, NamespaceUsage, Policy, Use
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.collect import Collection, CollectionReport, Freed
@@ -201,6 +202,25 @@ async def test_condemned_chunks_that_are_pushed_again_stay(opened: Opened, monke
     assert 1 == report.freed.count
     assert digests_of(*chunks[:2]) == await opened.frames()
     await opened.check(chunks[:2], records[0])
+
+
+async def test_a_collection_lowers_what_counts_for_a_quota(opened: Opened) -> None:
+    """Removed content counts until its rows are gone: a removal alone makes no room for other content."""
+    first, second = contents(2)
+    stored = len(encoded(first).data), len(encoded(second).data)
+    manifest_size = len(manifest([first]).encoded)
+    record = await opened.push([first], "first")
+    opened.repository.quota = Quota(stored_size=sum(stored) + manifest_size - 1)
+    with pytest.raises(QuotaExceeded):
+        await opened.repository.put([encoded(second)])
+    await opened.repository.remove(record.id)
+    with pytest.raises(QuotaExceeded):
+        await opened.push([second], "second")
+    assert sum(stored) == (await opened.index.usage(NAMESPACE)).stored_size
+    await opened.collect()
+    assert NamespaceUsage(NAMESPACE) == await opened.index.usage(NAMESPACE)
+    await opened.push([second], "second")
+    assert NamespaceUsage(NAMESPACE, 1, 1, len(second), manifest_size, 1, stored[1]) == await opened.index.usage(NAMESPACE)
 
 
 async def test_the_next_collection_removes_what_one_has_condemned(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

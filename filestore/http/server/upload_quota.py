@@ -72,8 +72,8 @@ class UploadQuota:
         """The namespace of each upload by its id. It never changes."""
         self._contents: dict[str, _Content] = {}
 
-    def check_count(self, namespace: str, *, limit: int | None = None) -> None:
-        """Raise TooManyUploads if one more upload of a namespace would be too many. Raises StorageError.
+    def check_count(self, namespace: str, *, limit: int | None = None, more: int = 1) -> None:
+        """Raise TooManyUploads if `more` uploads of a namespace would be too many. Raises StorageError.
 
         `limit` is that of the namespace, if it has one.
         """
@@ -82,7 +82,7 @@ class UploadQuota:
         if limit is None:
             return
         with _spooling(), self._entries() as entries:
-            count = 1 + sum(self._namespace_of(entry.name) == namespace for entry in entries if UPLOAD_ID.match(entry.name))
+            count = more + sum(self._namespace_of(entry.name) == namespace for entry in entries if UPLOAD_ID.match(entry.name))
         if count > limit:
             what = f"the number of uploads in progress of the namespace {namespace}"
             raise TooManyUploads(what, count, limit, setting)

@@ -39,7 +39,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer
 from filestore.core.signing import sign
-from filestore.errors import Busy, PartRefused, UploadNotFound
+from filestore.errors import Busy, PartRefused, TooManyUploads, UploadNotFound
 from filestore.http.server.context import spooling
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState
@@ -252,6 +252,14 @@ def begin(
         folder.mkdir(mode=0o700)
         write_atomic(folder / DESCRIPTION_NAME, json.dumps(description).encode())
         sync_path(folder.parent)
+    if quota is not None and count_limit is not None:
+        try:
+            # Another process may have begun one at the same time.
+            quota.check_count(namespace, limit=count_limit, more=0)
+        except TooManyUploads:
+            with spooling():
+                _take_away(folder)
+            raise
     return Upload(folder, **description)
 
 
