@@ -167,6 +167,8 @@ async def _rotate(
     index: Index, old: TokenRow, *, expires_at: int | None, kept_until: int | None
 ) -> tuple[str, TokenProperties, TokenRow]:
     """Make a token like an old one, and end that. Return the new one, its properties, and the old one as it is then."""
+    from filestore.repository.given_tokens import remove_given  # heavy
+
     made = _random_token()
     async with index.transaction() as transaction:
         # Nobody changes it during the transaction.
@@ -180,6 +182,8 @@ async def _rotate(
         await transaction.add_token(token_digest(made), **properties._asdict())
         if kept_until is None:
             await transaction.remove_token(old.digest)
+            # A server may have been given the same token.
+            await remove_given(index, transaction, old.digest, namespace=old.namespace)
         else:
             old = old._replace(expires_at=min(kept_until, old.expires_at or kept_until))
             kept = properties._replace(expires_at=old.expires_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +76,65 @@ def test_a_token_that_cannot_be(home: Home, options: tuple[str, ...], reason: st
     done = home.run("token", "new", *options)
     assert (2, "") == (done.returncode, done.stdout)
     assert reason in " ".join(done.stderr.split())
+
+
+def test_what_commands_need(home: Home, tmp_path: Path) -> None:
+    """A reader fetches and measures, a writer pushes, and the default removes. The sentence of an error names the scope."""
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"content of a file")
+    with home.server(root=home.data) as server:
+        environs = {
+            scope: server.environ | {"FILESTORE_TOKEN": home.result("token", "new", "--scope", scope)["token"]}
+            for scope in ("read", "write", "delete")
+        }
+        told = "the server allows this only with a token of the scope 'write' or a higher one; this token has 'read'"
+        for command in (("push", source), ("push", source, "--dry-run")):
+            assert told in home.failure(*command, environ=environs["read"])
+        pushed = home.result("push", source, environ=environs["write"])
+        for question in (("ls",), ("info", "model.bin"), ("du",), ("fetch", "model.bin", "-o", tmp_path / "fetched")):
+            home.result(*question, environ=environs["read"])
+        assert source.read_bytes() == (tmp_path / "fetched").read_bytes()
+        assert "of the scope 'delete'" in home.failure("rm", pushed["id"], environ=environs["write"])
+        home.result("rm", pushed["id"], environ=environs["delete"])
+
+
+def test_a_prefix_at_the_command_line(home: Home, tmp_path: Path) -> None:
+    """A push under another name is refused in one sentence, and other names are not found."""
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"content of a file")
+    with home.server(root=home.data) as server:
+        home.result("push", source, environ=server.environ)
+        made = home.result("token", "new", "--prefix", "logs-")
+        environ = server.environ | {"FILESTORE_TOKEN": made["token"]}
+        told = "this token is only for names that begin with 'logs-', and not for the name 'model.bin'"
+        assert told in home.failure("push", source, environ=environ)
+        assert "model.bin" in home.failure("fetch", "model.bin", "-o", tmp_path / "fetched", environ=environ)
+        home.result("push", source, "--name", "logs-1", environ=environ)
+        assert ["logs-1"] == [file["name"] for file in home.result("ls", environ=environ)["files"]]
+
+
+def test_an_expired_token_at_the_command_line(home: Home, tmp_path: Path) -> None:
+    """The sentence says that it has expired. `ls` shows it, and a rotation renews it."""
+    with home.server("--guesses-limit", "1", root=home.data) as server:
+        made = home.result("token", "new", "--expires", "1s", "--label", "short")
+        environ = server.environ | {"FILESTORE_TOKEN": made["token"]}
+        eventually(lambda: home.run("ls", environ=environ).returncode != 0)
+        assert "refused the token, because it has expired" in home.failure("ls", environ=environ)
+        assert "expired 20" in home.run("token", "ls").stdout
+        renewed = home.result("token", "rotate", made["digest"], "--expires", "1d")
+        assert [] == home.result("ls", environ=environ | {"FILESTORE_TOKEN": renewed["token"]})["files"]
+
+
+def test_a_token_of_a_run_is_not_rotated(home: Home, tmp_path: Path) -> None:
+    """One that the folder has too is, and the server that was given it refuses it from then on."""
+    root = tmp_path / "root"
+    with home.server(root=root, environ={"FILESTORE_TOKEN": "a-token-of-one-run"}):
+        (given,) = home.result("token", "ls", "--root", root)["tokens"]
+        assert "admin" == given["scope"]
+        assert "was given to a server" in home.failure("token", "rotate", given["digest"], "--root", root)
+        kept = home.result("token", "new", "--root", root)["token"]
+    with home.server(root=root, environ={"FILESTORE_TOKEN": kept}) as server:
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": kept}
+        home.result("ls", environ=environ)
+        home.result("token", "rotate", kept, "--root", root)
+        eventually(lambda: home.run("ls", environ=environ).returncode != 0)

@@ -318,3 +318,17 @@ async def test_used_tokens_are_told_once_a_minute(index: Index, tokens: Tokens, 
     clock.now += 1
     await tokens.access("Bearer kept")
     assert [token_digest("kept")] == tokens.take_used()
+
+
+async def test_a_given_token_that_is_kept_has_the_limits_of_the_index(index: Index, clock: Clock) -> None:
+    """Somebody starts a server with the limited token of a client in the environment. A runtime does not ask the index."""
+    await change(index, scope=Scope.READ, namespace="kept")
+    given = {token_digest("kept"): "default"}
+    for knows_index, expected in ((True, ("kept", Scope.READ)), (False, ("default", Scope.ADMIN))):
+        tokens = Tokens(index, given, knows_index=knows_index, clock=clock)
+        await tokens.refresh()
+        access = await tokens.access("Bearer kept")
+        assert expected == (access.namespace, access.scope)
+        await tokens.refresh()
+        assert tokens.is_valid(access)
+        assert knows_index == bool(tokens.take_used())

@@ -31,9 +31,9 @@ class Tokens:
     """Find out what the token of a request, or a signed URL, permits: first by `given`, then by the index.
 
     `given` are the tokens of this run, with their namespaces. They have all scopes, and are valid until this process ends, or
-    until they are removed. With `knows_index`, the tokens of the index are valid too. Only accepted tokens of the index are
-    remembered. So invalid tokens cannot fill the memory, and a new token works at once. Tokens are compared as digests, so the
-    duration of a comparison says nothing about a token.
+    until they are removed. With `knows_index`, the tokens of the index are valid too, and one that was given as well permits
+    what the index says. Only accepted tokens of the index are remembered. So invalid tokens cannot fill the memory, and a new
+    token works at once. Tokens are compared as digests, so the duration of a comparison says nothing about a token.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class Tokens:
         self._clock = clock
         self._now = now
         self._removed: set[Digest] = set()
+        self._limits: dict[Digest, TokenRow] = {}
+        """The rows of given tokens that are in the index too."""
         self._known: dict[Digest, _KnownToken] = {}
         self._issuers: dict[Digest, str] = {}
         """The issuers of all known tokens."""
@@ -83,7 +85,7 @@ class Tokens:
         token = _token(authorization) or ""
         if self._jwt is not None and not is_given and has_form(token):
             return await self._jwt.access(token, digest, await self.keys())
-        row = self._given[digest] if is_given else await self._ask(digest)
+        row = self._limits.get(digest, self._given[digest]) if is_given else await self._ask(digest)
         if row is None:
             raise Unauthorized("the server")
         if row.has_expired(self._now()):
@@ -139,7 +141,8 @@ class Tokens:
             self._known = {
                 digest: _KnownToken(known[digest], entry.until) for digest, entry in self._known.items() if digest in known
             }
-            known |= {digest: row for digest, row in self._given.items() if digest not in removed}
+            self._limits = {digest: row for digest, row in known.items() if digest in self._given}
+            known |= {digest: self._limits.get(digest, row) for digest, row in self._given.items() if digest not in removed}
             self._keys, self._removed = keys, removed
             self._refused = {issuer: until for issuer, until in self._refused.items() if self._clock() < until}
             self._issuers = {digest: self._issuers.get(digest) or keys.issuer(digest) for digest in known}
@@ -160,7 +163,8 @@ class Tokens:
         """Return the tokens of the index that were accepted since the last call, unless their time of last use is recent."""
         used, self._used = self._used, set()
         horizon = self._now() - USED_MICROSECONDS
-        rows = (self._rows.get(self._issuers.get(digest, "")) for digest in used.difference(self._given))
+        used -= self._given.keys() - self._limits.keys()
+        rows = (self._rows.get(self._issuers.get(digest, "")) for digest in used)
         return [row.digest for row in rows if row is not None and (row.used_at is None or row.used_at < horizon)]
 
     def give_back(self, used: Iterable[Digest]) -> None:
