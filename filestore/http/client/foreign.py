@@ -17,6 +17,8 @@ from filestore.system.http_answers import Said
 SETTINGS_OF_A_PROXY = (
     "client_max_body_size 0; proxy_request_buffering off; proxy_buffering off; proxy_http_version 1.1;"  # nginx's words
 )
+ROOM_SECONDS = 15.0
+"""The longest wait for room on a server. Who has reached a quota wants to know it, and not to wait for others."""
 _LIMITED = "the server limits requests"
 _FULL = "the server has no room for it now"
 _NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"
@@ -61,7 +63,8 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
     if status == HTTPStatus.TOO_MANY_REQUESTS and error.retryable:
         # Others would be refused as well.
         error.pauses_all, error.wait_reason = True, _LIMITED
-    if status == HTTPStatus.INSUFFICIENT_STORAGE and said.retry_after_seconds is not None:
+    wait = said.retry_after_seconds
+    if status == HTTPStatus.INSUFFICIENT_STORAGE and wait is not None and wait <= ROOM_SECONDS:
         # Room may be made by then, for example by a collection. If not, somebody has to decide what is removed.
         error.retryable, error.is_retried_once, error.wait_reason = True, True, _FULL
     return error
