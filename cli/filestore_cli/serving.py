@@ -148,8 +148,10 @@ def folder_words(root: Path, *, created: bool) -> str:
 
 def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
     """Return the arguments of every server from the settings."""
-    from filestore.http.server.request_logs import LogOptions  # heavy
+    from filestore.http.server.request_logs import OFF, LogOptions  # heavy
 
+    if settings.access_log_file is not None and settings.access_log == OFF:
+        say("Warning: nothing is written to access_log_file, because access_log is off; set it to json or plain.")
     return {
         "logs": LogOptions(
             access_log=settings.access_log,

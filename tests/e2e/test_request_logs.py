@@ -244,8 +244,17 @@ def test_an_access_log_on_standard_error(home: Home, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_for_an_access_log_that_is_off_gives_a_warning(home: Home, tmp_path: Path) -> None:
+    """The person has forgotten a setting."""
+    with home.server("--access-log-file", tmp_path / "access.log", root=tmp_path / "root", complains=None) as server:
+        assert server.process.stderr is not None
+        assert "nothing is written to access_log_file, because access_log is off" in server.process.stderr.readline()
+    assert not (tmp_path / "access.log").exists()
+
+
+@pytest.mark.slow
 def test_a_transfer_whose_token_is_removed_has_a_line(home: Home, tmp_path: Path) -> None:
-    """It is cut, and the error says why. The token of a signed URL has a line as well."""
+    """It is cut, and the error says why."""
     audit = tmp_path / "audit.log"
     with home.server("--audit-log", audit, root=tmp_path / "root") as server:
         (tmp_path / "large.bin").write_bytes(octets(9, LARGE))
@@ -255,11 +264,11 @@ def test_a_transfer_whose_token_is_removed_has_a_line(home: Home, tmp_path: Path
         asked.request("GET", f"/{pushed['path']}", headers={"Authorization": f"Bearer {made['token']}"})
         answer = asked.getresponse()
         home.result("token", "rm", made["digest"], "--root", server.root)
+        request_id = answer.headers["X-Request-Id"]
+        eventually(lambda: any(line["request"] == request_id for line in lines_of(audit)))
         with pytest.raises((HTTPException, ConnectionError)):
             answer.read()
         asked.close()
-        request_id = answer.headers["X-Request-Id"]
-        eventually(lambda: any(line["request"] == request_id for line in lines_of(audit)))
         line = about(lines_of(audit), request_id)
     assert ("read", "cut", 200, "unauthorized") == tuple(line[key] for key in ("action", "result", "status", "error"))
     assert (made["digest"][:16], "one day") == (line["token"], line["label"])

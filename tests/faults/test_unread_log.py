@@ -85,10 +85,14 @@ def test_how_many_lines_were_left_out_is_told(full_pipe: tuple[int, int]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_server_whose_log_is_full_answers(full_pipe: tuple[int, int], tmp_path: Path, workers: str) -> None:
+@pytest.mark.parametrize("access_log", ["off", "plain"])
+async def test_a_server_whose_log_is_full_answers(
+    full_pipe: tuple[int, int], tmp_path: Path, workers: str, access_log: str
+) -> None:
     """Requests that log a line get their answers, and a signal ends the server."""
     root, token = tmp_path / "root", "t" * 40
     command = [sys.executable, "-m", "filestore", "serve", "--root", str(root), "--create", "--port", "0", "--workers", workers]
+    command += ["--access-log", access_log]
     environ = os.environ | {"FILESTORE_TOKEN": token, "HOME": str(tmp_path)}
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=full_pipe[1], text=True) as process:
         try:
