@@ -19,12 +19,13 @@ def transfers() -> SharedTransfers:
 def test_a_stop_counts_the_transfers_of_all_processes(transfers: SharedTransfers) -> None:
     """Each process writes its own number. One that begins again waits for none."""
     assert not transfers.is_stopping(1)
-    transfers.stopping(2)
+    transfers.stop(2)
     assert (False, True) == (transfers.is_stopping(0), transfers.is_stopping(1))
     transfers.join(0)
-    transfers.stopping(1)
-    assert 3 == transfers.waiting
-    transfers.ended(1)
+    transfers.stop(1)
+    assert (3, 3) == (transfers.first, transfers.waiting)
+    transfers.end(1)
+    assert 3 == transfers.first
     assert (2, 1) == (transfers.waiting, transfers.cut)
     transfers.join(0)
     assert (2, 0) == (transfers.waiting, transfers.cut)
@@ -34,14 +35,14 @@ def test_the_words_of_a_stop(transfers: SharedTransfers) -> None:
     """First what may finish, every ten seconds what is left, and at the end what was cut."""
     clock, said = Clock(), list[str]()
     words = StopWords(transfers, 30, said.append, clock=clock)
-    transfers.stopping(3)
+    transfers.stop(3)
     words.begin()
     words.go_on()
     clock.now += REPORT_SECONDS
-    transfers.stopping(1)
+    transfers.go_on(1)
     words.go_on()
     words.go_on()
-    transfers.ended(1)
+    transfers.end(1)
     words.end()
     assert [
         "stopping, 3 transfers may finish within 30 s; a second signal stops the server at once",
@@ -63,6 +64,6 @@ def test_the_words_of_a_stop_without_transfers(transfers: SharedTransfers) -> No
 def test_transfers_of_processes_that_are_killed_count_as_cut(transfers: SharedTransfers) -> None:
     """They cannot say it themselves."""
     said = list[str]()
-    transfers.ended(1)
+    transfers.end(1)
     StopWords(transfers, 30, said.append, clock=Clock()).end(killed=2)
     assert ["stopped, and cut 3 transfers"] == said

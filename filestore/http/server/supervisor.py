@@ -29,7 +29,7 @@ logger = logging.getLogger("filestore.server")
 
 RESTART_SECONDS = 1.0
 """Seconds between two starts of one worker, at least."""
-COUNT_SECONDS = 1.0
+COUNT_SECONDS = 5.0
 """How long the workers have to say what they wait for, after a stop signal."""
 LOOK_SECONDS = 0.02
 _NOTICED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
@@ -256,7 +256,7 @@ class Supervisor:
         words.end(killed=killed)
 
     def _wait_for_counts(self, stops: int) -> None:
-        """Wait until each worker has said how many transfers it waits for, at most a second."""
+        """Wait until each worker has said how many transfers it waits for, at most a few seconds."""
         until = time.monotonic() + COUNT_SECONDS
         stopping = self._service.shared_transfers.is_stopping
         while time.monotonic() < until and self._stops == stops:

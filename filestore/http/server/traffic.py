@@ -52,7 +52,7 @@ class SharedTransfers:
     Each connection of a push or a fetch counts as one transfer.
     """
 
-    _FIELDS = 3
+    _FIELDS = 4
 
     def __init__(self, count: int) -> None:
         self._numbers = memoryview(mmap.mmap(-1, count * self._FIELDS * 8)).cast("d")
@@ -62,36 +62,46 @@ class SharedTransfers:
     def join(self, place: int) -> None:
         """Write to `place` in this process. Another process may have used this place before."""
         self._own = place * self._FIELDS
-        self._write(0, 0, 0)
+        self._write(0, 0, 0, 0)
 
-    def stopping(self, waiting: int) -> None:
-        """Note that this process is stopping, and for how many transfers it waits."""
-        self._write(1, waiting, 0)
+    def stop(self, waiting: int) -> None:
+        """Note that this process begins to stop, and for how many transfers it waits."""
+        self._write(1, waiting, waiting, 0)
 
-    def ended(self, cut: int) -> None:
+    def go_on(self, waiting: int) -> None:
+        """Note for how many transfers this process still waits."""
+        self._numbers[self._own + 2] = waiting
+
+    def end(self, cut: int) -> None:
         """Note that this process waits no longer, and how many transfers it has cut."""
-        self._write(1, 0, cut)
+        self._numbers[self._own + 2], self._numbers[self._own + 3] = 0, cut
 
     def is_stopping(self, place: int) -> bool:
         """Return whether the process at `place` has begun to stop."""
         return bool(self._numbers[place * self._FIELDS])
 
     @property
+    def first(self) -> int:
+        """For how many transfers all processes waited when they began to stop."""
+        return self._sum(1)
+
+    @property
     def waiting(self) -> int:
         """For how many transfers all processes wait."""
-        return self._sum(1)
+        return self._sum(2)
 
     @property
     def cut(self) -> int:
         """How many transfers all processes have cut."""
-        return self._sum(2)
+        return self._sum(3)
 
     def _sum(self, field: int) -> int:
         return int(sum(self._numbers[place * self._FIELDS + field] for place in range(self._count)))
 
     def _write(self, *values: int) -> None:
-        for field, value in enumerate(values):
-            self._numbers[self._own + field] = value
+        # The first number says that the others are there.
+        for field in reversed(range(self._FIELDS)):
+            self._numbers[self._own + field] = values[field]
 
 
 class StopWords:
@@ -113,7 +123,7 @@ class StopWords:
 
     def begin(self) -> None:
         """Say how many transfers may finish."""
-        now, count = self._clock(), self._transfers.waiting
+        now, count = self._clock(), self._transfers.first
         self._ends_at, self.next_at = now + self._drain_seconds, now + REPORT_SECONDS
         if count:
             seconds = f"{self._drain_seconds:g}"
@@ -170,12 +180,12 @@ class Traffic:
     def drain(self) -> None:
         """Refuse new transfers from now on."""
         self._draining_since = time.monotonic()
-        self._shared.stopping(len(self._under_way()))
+        self._shared.stop(len(self._under_way()))
 
     def note_end(self) -> None:
         """Say in the log which transfers the server does not wait for any longer."""
         self._report("cutting")
-        self._shared.ended(sum(bool(transfer.running) for transfer in self._under_way().values()))
+        self._shared.end(sum(bool(transfer.running) for transfer in self._under_way().values()))
 
     async def idle(self) -> None:
         """Wait until no request is in progress."""
@@ -189,7 +199,7 @@ class Traffic:
         report_at = time.monotonic() + FIRST_REPORT_SECONDS
         while self._count or self._under_way():
             await asyncio.sleep(_LOOK_SECONDS)
-            self._shared.stopping(len(self._under_way()))
+            self._shared.go_on(len(self._under_way()))
             look()
             if time.monotonic() >= report_at:
                 report_at += REPORT_SECONDS
