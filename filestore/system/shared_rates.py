@@ -58,9 +58,8 @@ class SharedRates:
         self._numbers = memory.cast("q")
         self._hashes = memory.cast("Q")
         self._moments = memory.cast("d")
-        with tempfile.TemporaryFile() as file:
-            # It is open until the process ends.
-            self._descriptor = os.dup(file.fileno())
+        self._descriptor = _empty_file() if processes > 1 else -1
+        """It is open until the process ends."""
         self._place = 0
         self._known: dict[str, int] = {}
 
@@ -142,3 +141,11 @@ class SharedRates:
         finally:
             if is_held:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, slot)
+
+
+def _empty_file() -> int:
+    """Return the descriptor of a file without a name, in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("rates")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
