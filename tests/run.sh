@@ -8,10 +8,10 @@ bash tests/make_venv.sh .venv
 export PATH="$PATH:/usr/sbin"
 # Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, nginx is an origin of URLs,
 # and gcc compiles what makes sectors of a disk bad. The others check what docs/deploy has, by using it.
-for program in curl unzip 7z bsdtar nginx gcc caddy systemd-analyze shellcheck mmdebstrap buildah ip; do
+for program in curl unzip 7z bsdtar nginx gcc systemd-analyze shellcheck mmdebstrap buildah ip; do
     command -v "$program" >/dev/null || {
         bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx gcc libc6-dev \
-            caddy systemd shellcheck mmdebstrap buildah iproute2
+            systemd shellcheck mmdebstrap buildah iproute2
         break
     }
 done

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Home
-from tests.support.deploy import DEPLOY, debian_program
+from tests.support.commands import Home, scripts_of
+from tests.support.deploy import DEPLOY
 from tests.support.generator import octets
 from tests.support.nginx import free_port
 from tests.support.server import TOKEN, eventually, running_server
@@ -27,7 +27,7 @@ def running_caddy(folder: Path, site: str, backend: str) -> Iterator[Path]:
     (folder / "Caddyfile").write_text(OWN + (DEPLOY / "Caddyfile").read_text())
     places = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": os.environ["PATH"]}
     process = subprocess.Popen(
-        [debian_program("caddy"), "run", "--config", folder / "Caddyfile", "--adapter", "caddyfile"],
+        [scripts_of(".venv-deploy") / "caddy", "run", "--config", folder / "Caddyfile", "--adapter", "caddyfile"],
         env=places | {"FILESTORE_SITE": site, "FILESTORE_BACKEND": backend},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
