@@ -81,13 +81,12 @@ class Retries:
         self.progress_at = self.clock()
         self.has_succeeded = True
 
-    def note_asked_pause(self, error: FilestoreError, *, now: float) -> None:
-        """Note that the server asks to wait."""
-        until = now + (error.retry_after_seconds or 0.0)
-        if error.wait_reason and until > self._asked_until:
-            self._asked_until, self._asked_because = until, error.wait_reason
+    def note_pause(self, seconds: float, error: FilestoreError, *, now: float) -> None:
+        """Note that a request waits for some seconds after an error."""
+        if error.wait_reason and now + seconds > self._asked_until:
+            self._asked_until, self._asked_because = now + seconds, error.wait_reason
         if error.pauses_all:
-            self._all_until = max(self._all_until, until)
+            self._all_until = max(self._all_until, now + (error.retry_after_seconds or 0.0))
 
     @contextmanager
     def request(self) -> Iterator[RequestRetries]:
@@ -133,8 +132,9 @@ class RequestRetries:
         if not error.retryable or left <= 0 or asked > left:
             return None
         self._is_retried_once |= error.is_retried_once
-        self._retries.note_asked_pause(error, now=now)
         first = self._retries.first_pause_seconds
         self._pause = min(LONGEST_PAUSE_SECONDS, random.uniform(first, self._pause * _GROWTH))  # noqa: S311  # no secret
         # The last try comes at the end of the time, not after it.
-        return min(left, max(self._pause, asked + self._retries.spread(asked) if asked else 0.0))
+        pause = min(left, max(self._pause, asked + self._retries.spread(asked) if asked else 0.0))
+        self._retries.note_pause(pause, error, now=now)
+        return pause

@@ -15,9 +15,11 @@ import pytest
 from filestore.core.references import FileURL
 from filestore.download.download import DownloadLimits, download
 from filestore.errors import FilestoreError, ServerError, TooManyGuesses
+from filestore.http import wire
 from filestore.http.client.repository import RemoteRepository
 from filestore.system.http_answers import Said, said_by
 from filestore.system.retries import RETRY_SECONDS, Retries
+from tests.support.frames import encoded
 from tests.support.origins import Asked, running_origin
 
 LOOPBACK = DownloadLimits(private_allowed=True)
@@ -218,6 +220,39 @@ async def test_a_limit_without_a_time_gets_our_own_pauses(text: str) -> None:
     assert min(waits.waits) > 0
     assert RETRY_SECONDS <= waits.now < RETRY_SECONDS + 1
     assert len(waits.waits) + 1 == len(origin.asked) < 200
+
+
+LIMITED = problem(429, "of-a-newer-server", "Retry-After: 1")
+DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("gets", "asked"),
+    [
+        ([LIMITED, LIMITED, DONE], ["put", "put", "put"]),
+        ([b"", LIMITED, "missing", LIMITED, DONE], ["put", "missing", "missing", "put", "put"]),
+    ],
+    ids=["limited", "cut and limited"],
+)
+async def test_a_push_whose_requests_are_limited_moves_on(gets: list[bytes | str], asked: list[str]) -> None:
+    """A batch that was one request too many is sent again at once: a question before it would be the next one too many."""
+    waits = Waits()
+    frame = encoded(b"content")
+    body = bytes(frame.digest)
+    missing = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body)
+    answered = iter([OK, *(missing if each == "missing" else each for each in gets)])
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        raw = next(answered)
+        assert isinstance(raw, bytes)
+        writer.write(raw)
+
+    async with running_origin(answer) as origin, waiting(origin.url, waits) as repository:
+        await repository.status()  # so that the server is known
+        await repository.put([frame])
+
+    words = {f"{wire.API}/chunks": "put", f"{wire.API}/chunks/missing": "missing"}
+    assert asked == [words[each.path] for each in origin.asked[1:]]
 
 
 async def test_an_error_names_the_url_of_the_server() -> None:

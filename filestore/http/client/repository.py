@@ -25,6 +25,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import (
     ChunksMissing,
+    FilestoreError,
     InvalidManifest,
     InvalidSetting,
     InvalidUrl,
@@ -367,10 +368,11 @@ class RemoteRepository:
     async def _put_retried(self, batch: Sequence[Frame], moved: Moved | None) -> None:
         """Send a batch. After a failure, send only those of its frames that have not arrived."""
         waiting = list(batch)
-        tries = count(1)
+        may_have_arrived = False
 
         async def send() -> None:
-            if next(tries) > 1:
+            nonlocal may_have_arrived
+            if may_have_arrived:
                 missing = set(await self._ask_once("/chunks/missing", [frame.digest for frame in waiting]))
                 arrived = sum(len(frame.data) for frame in waiting if frame.digest not in missing)
                 waiting[:] = [frame for frame in waiting if frame.digest in missing]
@@ -379,8 +381,15 @@ class RemoteRepository:
                     if moved is not None:
                         # The failed attempt took back what it had counted.
                         moved(arrived)
+                may_have_arrived = False
             if waiting:
-                await self._put_batch(waiting, moved)
+                try:
+                    await self._put_batch(waiting, moved)
+                except FilestoreError as error:
+                    # A request that is one too many is not read. If each refusal cost a question, the questions could take all
+                    # that the limit permits, and no batch would arrive.
+                    may_have_arrived = not error.pauses_all
+                    raise
 
         await self._requests.retried(send)
 
