@@ -369,6 +369,7 @@ def test_files_that_are_not_rules(content: bytes) -> None:
         {"alg": 4},
         {"kty": "RSA"},
         {"kty": "none"},
+        {"kty": ["EC"]},
         {"crv": "secp256k1"},
         {"crv": ["P-256"]},
         {"x": "AA"},

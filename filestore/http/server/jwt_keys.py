@@ -64,8 +64,8 @@ def _public_key(found: Mapping[str, Any]) -> PublicKey | None:
     from jwt import PyJWTError  # noqa: PLC0415  # the same
     from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm  # noqa: PLC0415  # the same
 
-    kind, key_id, stated = found.get("kty"), found.get("kid", ""), found.get("alg")
-    parsers: dict[object, Any] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
+    kind, key_id, stated = str(found.get("kty")), found.get("kid", ""), found.get("alg")
+    parsers: dict[str, Any] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
     curve = found.get("crv")
     fitting = _RSA if kind == "RSA" else _CURVES.get(curve, ()) if isinstance(curve, str) else ()
     algorithms = tuple(each for each in fitting if stated in {None, each}) if isinstance(stated, str | None) else ()

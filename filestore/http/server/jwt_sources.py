@@ -81,6 +81,8 @@ class WatchedFile(Generic[T]):
             self._faults.note(error.strerror or str(error))
         except FilestoreError as error:
             self._faults.note(str(error))
+        except Exception as error:  # noqa: BLE001  # whatever is in a file, the server goes on
+            self._faults.note(f"{type(error).__name__}: {error}")
         else:
             self._faults.note("")
 
@@ -145,6 +147,8 @@ class FetchedKeys:
             return str(error) or type(error).__name__
         except FilestoreError as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001  # whatever is in an answer, the server goes on
+            return f"{type(error).__name__}: {error}"
         return ""
 
     async def _content(self) -> bytes:
