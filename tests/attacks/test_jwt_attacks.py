@@ -28,6 +28,7 @@ from tests.support.generator import octets
 from tests.support.jwts import AUDIENCE, ISSUER, Signer, jwks, part, save, signer
 from tests.support.origins import Answer, Asked, answers, head, running_origin, whole
 from tests.support.server import TOKEN, Reply, RunningServer, eventually, running_server
+from tests.support.tls import CERTIFICATE, server_tls
 from tests.support.uploads import PartsUpload, put
 
 PATH = f"{API}/repository"
@@ -351,10 +352,21 @@ async def test_many_tokens_name_unknown_keys() -> None:
             assert 3 == len(origin.asked)
 
 
-async def test_a_provider_without_tls_that_is_trusted() -> None:
-    """The certificate of a provider is checked: one that signs itself is refused."""
-    from tests.support.tls import server_tls
+@pytest.mark.slow
+async def test_the_certificate_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that signs itself is refused, and accepted by a server that is told to trust it."""
+    async with running_origin(answers(whole(jwks(RSA), "Connection: close")), tls=server_tls()) as origin:
+        url = origin.url.replace("127.0.0.1", "localhost")
+        for trusted in (False, True):
+            if trusted:
+                monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+            async with serving(tmp_path / f"root-{trusted}", url, check=trusted) as server:
+                answer = await asyncio.to_thread(server.ask, "GET", PATH, token=RSA.token())
+                assert (200 if trusted else 401) == answer.status
 
+
+async def test_a_provider_that_is_not_trusted() -> None:
+    """No request is sent to it."""
     async with running_origin(answers(whole(jwks(RSA), "Connection: close")), tls=server_tls()) as origin:
         tokens = tokens_of(origin.url.replace("127.0.0.1", "localhost"))
         async with tokens.running():
