@@ -585,6 +585,7 @@ class ScopeMissing(FilestoreError):
     slug = "scope-missing"
     facts = ("where", "needed", "scope")
     sentence = "{where} allows this only with a token of the scope {needed!r} or a higher one; this token has {scope!r}"
+    hint = "give-scope"
 
 
 class OutsidePrefix(FilestoreError):

@@ -25,6 +25,8 @@ HINTS = {
     "free-quota": "`filestore du` shows what takes space and the limits of its namespace, and `filestore rm` removes files",
     "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees "
     "their space at once",
+    "give-scope": "on the machine of the server, `filestore token new --scope {needed}` makes one, and --token-file or "
+    "FILESTORE_TOKEN gives it",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
     "the first start of `filestore serve` prints one, and `filestore token new` makes another",
     "list-files": "`filestore ls` shows what is",

@@ -87,7 +87,7 @@ def test_what_commands_need(home: Home, tmp_path: Path) -> None:
             scope: server.environ | {"FILESTORE_TOKEN": home.result("token", "new", "--scope", scope)["token"]}
             for scope in ("read", "write", "delete")
         }
-        told = "the server allows this only with a token of the scope 'write' or a higher one; this token has 'read'"
+        told = f"{server.url} allows this only with a token of the scope 'write' or a higher one; this token has 'read'"
         for command in (("push", source), ("push", source, "--dry-run")):
             assert told in home.failure(*command, environ=environs["read"])
         pushed = home.result("push", source, environ=environs["write"])
