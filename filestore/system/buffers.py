@@ -78,7 +78,7 @@ class Budget:
     @property
     def waiting(self) -> int:
         """How many callers wait."""
-        return len(self._waiting) + (0 if self._large is None else self._large.waiting)
+        return sum(map(len, self._waiting.values())) + (0 if self._large is None else self._large.waiting)
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
