@@ -56,9 +56,6 @@ class Event(StrEnum):
     takes memory for ever, here and in the programs that read the numbers.
     """
 
-    # That of an enumeration is a function in Python, which takes as long as all the rest of a count.
-    __hash__ = str.__hash__
-
     REQUESTS = "requests"
     """Requests. Labels: route, method, class of the status."""
     REQUEST_SECONDS = "request_seconds"
@@ -109,8 +106,6 @@ class Event(StrEnum):
 
 class Gauge(StrEnum):
     """Something that a process has now. A process that takes the place of another one begins with 0."""
-
-    __hash__ = str.__hash__
 
     CONNECTIONS = "connections"
     REQUESTS = "requests_now"

@@ -151,15 +151,22 @@ class Metrics:
         each_process = self._shared_times.each_process()
         plan = CollectionPlan(self._limits.gc_grace, self._limits.gc_rate)
         return {
-            **_counted(each_process),
-            **_staged(each_process),
-            **_started(each_process),
-            **_of_processes(each_process),
+            **samples_of(each_process),
             "processes": {(): len(each_process)},
             "collection_interval_seconds": {(): plan.interval_seconds if self._limits.gc_rate else 0},
             "scrub_interval_seconds": {(): self._limits.scrub_days * _DAY if self._limits.scrub_rate else 0},
             "numbers_left_out": {(): sum(process.numbers.left_out for process in each_process)},
         }
+
+
+def samples_of(each_process: list[StageTimes]) -> Samples:
+    """Return what processes have counted and noted."""
+    return {
+        **_counted(each_process),
+        **_staged(each_process),
+        **_started(each_process),
+        **_of_processes(each_process),
+    }
 
 
 METRICS = web.AppKey("metrics", Metrics)
