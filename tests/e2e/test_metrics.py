@@ -246,6 +246,7 @@ def test_the_alerts_use_metrics_that_exist() -> None:
     promtool("check", "rules", DOCS / "deploy" / "alerts.yaml")
 
 
+@pytest.mark.slow
 def test_the_alerts_pass_their_own_tests() -> None:
     """Promtool computes them over series that are made up."""
     promtool("test", "rules", DOCS / "deploy" / "alerts-test.yaml")
