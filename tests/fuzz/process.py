@@ -8,37 +8,48 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import FunctionType
 
 import atheris
 
-if TYPE_CHECKING:  # what is imported before the instrumentation has no coverage
-    from tests.fuzz.target import PlantedFault, Target
+from tests.fuzz.target import Target
 
 
 def main() -> None:
     """Fuzz one target until libFuzzer ends the process, at a fault or at its limit."""
     module, name, covered, *arguments = sys.argv[1:]
-    with atheris.instrument_imports(include=covered.split(","), enable_loader_override=False):
-        target: Target = getattr(import_module(f"tests.fuzz.targets.{module}"), name)
+    target: Target = getattr(import_module(f"tests.fuzz.targets.{module}"), name)
     with ExitStack() as stack:
         if "--planted" in arguments:
             arguments.remove("--planted")
             stack.enter_context(target.fault.planted())
-            _count_coverage(target.fault)
+        _count_coverage(covered.split(","))
         atheris.Setup([sys.argv[0], *arguments], target.run, enable_python_coverage=True)
         atheris.Fuzz()
 
 
-def _count_coverage(fault: PlantedFault) -> None:
-    """Count the coverage of the function that has the fault, which was just compiled."""
-    made = inspect.getattr_static(fault.owner, fault.function)
-    for inner in (getattr(made, "__func__", None), getattr(made, "fget", None), made):
-        if inspect.isfunction(inner):
-            atheris.instrument_func(inner)
-            return
+def _count_coverage(covered: Sequence[str]) -> None:
+    """Count the coverage of these modules and of those below them.
+
+    The import hook of atheris would instrument the whole library, and a process would take four seconds to start.
+    """
+    for name, module in list(sys.modules.items()):
+        if any(f"{name}.".startswith(f"{each}.") for each in covered):
+            for function in set(_functions(module, name)):
+                atheris.instrument_func(function)
+
+
+def _functions(owner: object, module: str) -> Iterator[FunctionType]:
+    """Yield the functions and methods that a module defines."""
+    for value in vars(owner).values():
+        if inspect.isclass(value) and value.__module__ == module:
+            yield from _functions(value, module)
+        for inner in (value, *(getattr(value, name, None) for name in ("__func__", "fget", "func", "__wrapped__"))):
+            if inspect.isfunction(inner) and inner.__module__ == module:
+                yield inner
 
 
 if __name__ == "__main__":

@@ -279,18 +279,26 @@ class _ListingFile(io.BytesIO):
 
 def _check_listing(data: bytes) -> None:
     """A line of a listing has one record, which is written as it was read."""
-    file = _ListingFile(data)
+    file, count = _ListingFile(data), 0
     while found := listing._next_records(file):
+        count += len(found)
+        assert count <= data.count(b"\n")
         for position, record in found:
             assert type(position) is int
+            assert type(record.size) is int
             assert (position, record) == tuple(listing._record(listing.line(position, record)))
 
 
 LISTING = Target(
     check=_check_listing,
     errors=(ValueError,),
-    seeds=lambda: [listing.line(9, _record()) + b"   \n" + listing.line(8, _record()), b" \n \n", b"{}\n"],
-    fault=PlantedFault(owner=listing, function="_record", old='type(values.get("position")) is int', new='"position" in values'),
+    seeds=lambda: [
+        listing.line(9, _record()) + b"   \n" + listing.line(8, _record()),
+        listing.line(8, _record()),
+        b" \n \n",
+        b"{}\n",
+    ],
+    fault=PlantedFault(owner=listing, function="record_from_json", old="if type(size) is not int or not all(", new="if not all("),
     parses=("filestore.repository.listing", "filestore.core"),
 )
 

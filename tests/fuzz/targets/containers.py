@@ -123,10 +123,11 @@ def _zips() -> list[bytes]:
     inner = _safetensors()[1]
     nested = archive(zipfile.ZIP_STORED, inner.replace(_FILLER, large)).replace(large, _FILLER)
     wide = struct.pack("<4s5H3I2H", b"PK\3\4", 45, 0, 0, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF, 1, 20) + b"w"
+    largest = wide + struct.pack("<HHQQ", 1, 16, POSITION_LIMIT - 99, POSITION_LIMIT - 99)
     wide += struct.pack("<HHQQ", 1, 16, SEGMENT_MIN, SEGMENT_MIN) + _FILLER
     unsized = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, 1, 0) + b"u" + _FILLER
     unsized += struct.pack("<4s3I", b"PK\7\10", 0, SEGMENT_MIN, SEGMENT_MIN) + b"PK\1\2" + bytes(20)
-    return [archive(zipfile.ZIP_DEFLATED, b"a" * 100, b""), pytorch, nested, wide, unsized]
+    return [archive(zipfile.ZIP_DEFLATED, b"a" * 100, b""), pytorch, nested, wide, largest, unsized]
 
 
 ZIP_SEGMENTS = Target(

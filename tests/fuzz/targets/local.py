@@ -18,7 +18,8 @@ from filestore.core.records import Kind, parse_json, record_from_json
 from filestore.download.download import validators_from
 from filestore.errors import InvalidInput, LimitExceeded, NotABackup, UnknownFormat
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.repository.format_file import REPOSITORY_VERSION, read_format
+from filestore.repository import format_file
+from filestore.repository.format_file import REPOSITORY_ID_PATTERN, REPOSITORY_VERSION
 from filestore.repository.maintenance import backup
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.runtime import printed, worker
@@ -118,8 +119,8 @@ def _check_repository_file(data: bytes) -> None:
             (scratch_folder() / backup.MARK_NAME).write_bytes(content)
             backup.target_id(scratch_folder())
         case _:
-            repository_id, _ = run(read_format(cast(ChunkStore, _Store(content)), location="a folder"))
-            assert len(repository_id) == 32
+            repository_id, _ = run(format_file.read_format(cast(ChunkStore, _Store(content)), location="a folder"))
+            assert REPOSITORY_ID_PATTERN.fullmatch(repository_id)
 
 
 def _repository_files() -> list[bytes]:
@@ -133,7 +134,10 @@ REPOSITORY_FILE = Target(
     errors=(NotABackup, UnknownFormat),
     seeds=_repository_files,
     fault=PlantedFault(
-        owner=backup, function="read_facts", old='and type(facts["has_content"]) is bool', new='and "has_content" in facts'
+        owner=format_file,
+        function="read_format",
+        old="if not REPOSITORY_ID_PATTERN.match(repository_id):",
+        new="if not repository_id:",
     ),
     parses=("filestore.repository.maintenance.backup", "filestore.repository.format_file"),
 )
