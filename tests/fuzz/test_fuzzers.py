@@ -16,8 +16,9 @@ PLANTED = {
     "frame": 4000,
     "batch": 4000,
     "safetensors": 4000,
-    "zip-directory": 20_000,
-    "document": 4000,
+    "zip-archive": 4000,
+    "zip-entry": 10_000,
+    "channel": 4000,
     "signed-path": 4000,
     "worker-message": 4000,
 }
