@@ -15,7 +15,8 @@ from filestore.repository.index import records, schema
 from tests.simulation.planted.patching import rewritten_text
 
 _UPDATE = (
-    " ON CONFLICT (namespace, name, kind, digest) DO UPDATE SET updated_at = excluded.updated_at, position = excluded.position"
+    " ON CONFLICT (namespace, name, kind, digest) DO UPDATE SET updated_at = excluded.updated_at, position = excluded.position,"
+    " manifest_size = excluded.manifest_size"
 )
 
 

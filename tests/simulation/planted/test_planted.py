@@ -24,7 +24,7 @@ FOUND = {
     "row_before_frame": ("frame-missing", (19, 29, 49)),
     "seed_trusted": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
     "staging_published_by_size": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
-    "tombstone_ignored": ("ChunksMissing|read back with other bytes", (38, 88, 98)),
+    "tombstone_ignored": ("ChunksMissing|read back with other bytes", (58, 68, 108)),
 }
 """What the check says that finds each fault, as a regular expression, and the seeds that are tried until one finds it.
 
