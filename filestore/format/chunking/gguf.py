@@ -132,6 +132,13 @@ class _Table:
             count -= passed
             yield from self.skip(size)
 
+    def skip_whole_arrays(self, limit: int, *, depth: int) -> Parsing[int]:
+        """Skip up to `limit` arrays that have arrived completely, and return how many. The first one may be incomplete."""
+        yield from self._feed.at_least(_ARRAY.size)
+        size, passed = _whole_arrays(self._feed.here(), limit=limit, depth=depth)
+        yield from self.skip(size)
+        return passed
+
     def _check(self, size: int) -> None:
         if self._feed.position + size > self._limit:
             raise NotThisFormat("its header is beyond the limit")
@@ -179,6 +186,47 @@ def _skip_value(table: _Table, kind: int) -> Parsing[None]:
         raise NotThisFormat("a value's type is unknown")
 
 
+def _whole_arrays(view: memoryview, *, limit: int, depth: int) -> tuple[int, int]:
+    """Return the total size and the number of the arrays at the start of `view` that end in it."""
+    size = passed = 0
+    while passed < limit and (end := _array_end(view, size, depth=depth)):
+        size, passed = end, passed + 1
+    return size, passed
+
+
+def _array_end(view: memoryview, start: int, *, depth: int) -> int:
+    """Return where the array at `start` ends. Return 0 if it ends after the view or is malformed."""
+    if depth > ARRAY_DEPTH_LIMIT or start + _ARRAY.size > len(view):
+        return 0
+    kind, count = _ARRAY.unpack_from(view, start)
+    end = start + _ARRAY.size
+    if kind in _VALUE_SIZES:
+        end += count * _VALUE_SIZES[kind]
+    elif kind == _STRING:
+        size, passed = _strings(view[end:], limit=count)
+        end = end + size if passed == count else len(view) + 1
+    elif kind == _ARRAY_TYPE:
+        while count and end:
+            end = _array_end(view, end, depth=depth + 1)
+            count -= 1
+    else:
+        return 0
+    return end if end <= len(view) else 0
+
+
+def _skip_arrays(table: _Table, count: int, *, depth: int) -> Parsing[None]:
+    """Skip `count` arrays in an array.
+
+    A header can have five million empty ones. Those that have arrived are skipped without a generator for each.
+    """
+    while count:
+        passed = 0 if depth > ARRAY_DEPTH_LIMIT else (yield from table.skip_whole_arrays(count, depth=depth))
+        if not passed:
+            yield from _skip_array(table, depth=depth)
+            passed = 1
+        count -= passed
+
+
 def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
     if depth > ARRAY_DEPTH_LIMIT:
         raise NotThisFormat("its arrays are nested too deep")
@@ -186,8 +234,7 @@ def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
     if kind == _STRING:
         yield from table.skip_strings(count)
     elif kind == _ARRAY_TYPE:
-        for _ in range(count):
-            yield from _skip_array(table, depth=depth + 1)
+        yield from _skip_arrays(table, count, depth=depth + 1)
     elif kind in _VALUE_SIZES:
         yield from table.skip(count * _VALUE_SIZES[kind])
     else:

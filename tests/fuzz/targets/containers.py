@@ -88,12 +88,14 @@ def _gguf() -> list[bytes]:
     alignment = _text("general.alignment") + struct.pack("<II", 4, 32)
     array = _text("tokenizer.tokens") + struct.pack("<IIQ", 9, 8, 3) + _text("a") + _text("bc") + _text("")
     nested = _text("nested") + struct.pack("<IIQIQ", 9, 9, 1, 4, 2) + bytes(8)
+    strings = struct.pack("<IQ", 8, 2) + _text("a") + _text("")
+    deep = _text("deep") + struct.pack("<IIQ", 9, 9, 3) + strings + struct.pack("<IQ", 9, 1) + strings + struct.pack("<IQ", 0, 0)
     name = _text("general.name") + struct.pack("<I", 8) + _text("a model")
     tensor = _text("blk.0.weight") + struct.pack("<IQIQ", 1, SEGMENT_MIN, 24, 0)
     small = _text("norm") + struct.pack("<IQQIQ", 2, 32, 2, 2, SEGMENT_MIN)
     head = struct.pack("<4sIQQ", b"GGUF", 3, 2, 4) + alignment + array + nested + name + tensor + small
     padded = head + bytes(-len(head) % 32)
-    return [padded + _FILLER + bytes(36), struct.pack("<4sIQQ", b"GGUF", 2, 0, 1) + name, head]
+    return [padded + _FILLER + bytes(36), struct.pack("<4sIQQ", b"GGUF", 2, 0, 2) + deep + name, head]
 
 
 GGUF = Target(
