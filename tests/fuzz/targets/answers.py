@@ -356,7 +356,7 @@ async def _begun(data: bytes) -> None:
         if status == 302:
             target = FileURL(downloader._next("https://origin.example/b", headers.get("Location", "")))
             assert target.url.startswith("https:")
-            assert "@" not in target.url.partition("?")[0].split("/")[2]
+            assert "@" not in target.url.partition("#")[0].partition("?")[0].split("/")[2]
             return
         part = await downloader._begin(cast(aiohttp.ClientResponse, response))
         if part is not None:

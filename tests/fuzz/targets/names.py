@@ -99,7 +99,7 @@ def _check_url(data: bytes) -> None:
     url = FileURL(text_of(data))
     assert checked_name(url.name) == url.name
     assert url.redacted_url.partition("?")[2] in {"", "..."}
-    assert "@" not in url.url.partition("?")[0].split("/")[2]
+    assert "@" not in url.url.partition("#")[0].partition("?")[0].split("/")[2]
     assert len(repr(url)) < 4 * len(data) + 100
 
 
