@@ -64,7 +64,7 @@ def _runtime_routes() -> Iterator[Route]:
 
 def test_the_document_has_each_route_of_a_server() -> None:
     """A route is described, and what is described is a route."""
-    assert _served(iter(ROUTES)) | {("GET", "/healthz")} == _operations(of_runtime=False)
+    assert _served(iter(ROUTES)) | {("GET", "/healthz"), ("GET", "/readyz")} == _operations(of_runtime=False)
 
 
 def test_the_document_has_each_route_of_a_runtime() -> None:

@@ -156,6 +156,9 @@ class _FormContext:
     async def moving(self, _: float) -> AsyncIterator[None]:
         yield
 
+    async def passed(self, size: int) -> None:
+        """Nothing limits how fast the body comes."""
+
     def check_upload_size(self, size: int) -> None:
         if size > _UPLOAD_LIMIT:
             raise LimitExceeded("the file's size in bytes", size, _UPLOAD_LIMIT)
