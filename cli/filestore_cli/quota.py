@@ -36,7 +36,6 @@ _WORDS = {
     "bytes_per_second": "bandwidth",
 }
 """The option for each limit. The lists name it so too."""
-_DIGITS = 16
 _EVERYBODY = "every other namespace"
 
 
@@ -192,17 +191,19 @@ async def _whose(index: Index, namespace: str | None, which: str | None, is_ever
 
 
 def _title(row: QuotaRow) -> str:
-    return f"token {str(row.token)[:_DIGITS]} of {row.namespace}" if row.token else row.namespace or _EVERYBODY
+    from filestore.repository.index.protocol import TOKEN_ID_LENGTH  # heavy
+
+    return f"token {str(row.token)[:TOKEN_ID_LENGTH]} of {row.namespace}" if row.token else row.namespace or _EVERYBODY
 
 
 def _lines(quota: Quota, used: dict[str, int]) -> list[str]:
     return quota_lines(quota, used, indent="  ") or ["  no limits"]
 
 
-def _used(usage: NamespaceUsage | None) -> dict[str, int]:
-    if usage is None:
-        return {}
-    return {"stored_size": usage.stored_size + usage.manifests_size, "size": usage.size, "name_count": usage.name_count}
+def _used(usage: NamespaceUsage) -> dict[str, int]:
+    from filestore.repository.quota_check import stored_of  # heavy
+
+    return {"stored_size": stored_of(usage), "size": usage.size, "name_count": usage.name_count}
 
 
 def _result(row: QuotaRow, used: dict[str, int]) -> dict[str, object]:

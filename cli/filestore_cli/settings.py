@@ -597,8 +597,8 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = field(
         default=(),
         metadata=_setting(
-            "The addresses of the proxies of a server, whose headers X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host "
-            "and Forwarded count",
+            "The addresses of the proxies of a server, whose headers X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, "
+            "Forwarded and X-Request-Id count",
             unit="addresses or networks, with commas between them",
             parse=_proxy_networks,
             default="none: these headers do not count",

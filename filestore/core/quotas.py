@@ -16,7 +16,7 @@ class Quota(NamedTuple):
     size: int | None = None
     """Bytes of content of all records, each version with its whole size."""
     stored_size: int | None = None
-    """Bytes of stored frames. Content that several records share counts once."""
+    """Bytes of stored frames and manifests. Content that several records share counts once."""
     name_count: int | None = None
     """Different names of records."""
     uploads: int | None = None
