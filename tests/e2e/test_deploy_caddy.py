@@ -49,7 +49,7 @@ def running_caddy(folder: Path, site: str, backend: str) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_caddy_takes_pushes_over_tls_and_says_who_asks(tmp_path: Path, home: Home) -> None:
-    """A file of many batches goes through, and a link in an answer begins with the URL of the proxy."""
+    """A file of many batches goes through. A link in an answer begins with the URL of the proxy, and no client chooses its id."""
     port = free_port()
     source, target = tmp_path / "weights.bin", tmp_path / "back.bin"
     source.write_bytes(octets(12, 12_000_000))
@@ -62,7 +62,10 @@ def test_caddy_takes_pushes_over_tls_and_says_who_asks(tmp_path: Path, home: Hom
         home.result("fetch", "weights.bin", "-o", target, environ=environ)
         form = ["--form", f"pfile=@{target}", f"https://localhost:{port}/v4/files"]
         sent = subprocess.run(
-            ["curl", "--silent", "--fail", "--cacert", authority, "--header", f"Authorization: Bearer {TOKEN}", *form],
+            [
+                *("curl", "--silent", "--fail", "--include", "--cacert", authority),
+                *("--header", f"Authorization: Bearer {TOKEN}", "--header", "X-Request-Id: of-the-client", *form),
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -70,3 +73,4 @@ def test_caddy_takes_pushes_over_tls_and_says_who_asks(tmp_path: Path, home: Hom
 
     assert source.read_bytes() == target.read_bytes()
     assert f'"url": "https://localhost:{port}/' in sent.stdout
+    assert "of-the-client" not in sent.stdout
