@@ -219,6 +219,18 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failure from failure.__cause__
 
 
+@asynccontextmanager
+async def work_beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do `work` during the block, and cancel it at the end. An error of it ends the block, and is raised."""
+    async with task_group() as group:
+        tasks = [group.create_task(each) for each in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
 class SingleFlight:
     """Lets several calls with the same key share one execution. The result is not kept after its end."""
 

@@ -34,7 +34,8 @@ from filestore.http.server.access import Access
 from filestore.http.server.jwt_grants import ClaimNames, Grants, Rules, parse_rules
 from filestore.http.server.jwt_keys import PublicKey, find_key, parse_keys
 from filestore.http.server.jwt_sources import FetchedKeys, WatchedFile, read_limited
-from filestore.system.threads import task_group
+from filestore.http.server.rarely import Rarely
+from filestore.system.threads import work_beside
 
 logger = logging.getLogger("filestore.access")
 
@@ -46,8 +47,6 @@ LEEWAY_SECONDS = 60
 """How far the clock of the signer may be ahead of ours. A token that has expired is refused at once."""
 CHECK_SECONDS = 0.5
 """The time between two looks at the files of keys and rules."""
-LOGGED_SECONDS = 60.0
-"""A reason to refuse tokens is written to the log once in this time."""
 LABEL_LIMIT = 100
 NAMESPACES_LIMIT = 1024
 """For how many namespaces the valid issuers are remembered."""
@@ -118,21 +117,16 @@ class JwtTokens:
         """The issuers of each namespace that are valid now."""
         self._known_by: tuple[object, object] = (None, None)
         """The keys and the grants by which both were found."""
-        self._logged: dict[str, float] = {}
+        self._refusals: dict[str, Rarely] = {}
+        """Why tokens were refused. The reasons are few, because none repeats what a client sent."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep keys and rules up to date during the block."""
         await self._look()
-        async with task_group() as group:
-            tasks = [group.create_task(self._keep_looking())]
-            if isinstance(self._keys, FetchedKeys):
-                tasks.append(group.create_task(self._keys.run()))
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
+        fetching = [self._keys.run()] if isinstance(self._keys, FetchedKeys) else []
+        async with work_beside(self._keep_looking(), *fetching):
+            yield
 
     async def access(self, token: str, digest: Digest, signing: SigningKeys) -> Access:
         """Return what a token permits. Raises Unauthorized, and TokenExpired for one that is right but for its time."""
@@ -252,9 +246,8 @@ class JwtTokens:
                 raise InvalidContent("it is not valid yet")
 
     def _log_refusal(self, reason: str) -> None:
-        now = self._now()
-        if now >= self._logged.get(reason, 0.0):
-            self._logged[reason] = now + LOGGED_SECONDS
+        refusals = self._refusals.setdefault(reason, Rarely(clock=self._now))
+        if refusals.count():
             logger.info("a JSON Web Token was refused: %s; for a minute, this is not logged again", reason)
 
     async def _keep_looking(self) -> None:

@@ -36,7 +36,7 @@ from filestore.repository.maintenance.passes import SPACE, Pass
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import Event, Gauge, SharedTimes, StageTimes, added, added_starts, count, note
 from filestore.system.numbers import Key
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group, waiting_calls
+from filestore.system.threads import in_cpu_thread, in_disk_thread, waiting_calls, work_beside
 
 NOTE_SECONDS = 5.0
 """The time between two looks of a process at its own gauges."""
@@ -115,12 +115,10 @@ class Metrics:
     async def running(self) -> AsyncIterator[None]:
         """Note the gauges of this process during the block."""
         note(Gauge.STARTED_AT, value=time.time())
-        async with task_group() as group:
-            noting = group.create_task(self._note_for_ever())
+        async with work_beside(self._note_for_ever()):
             try:
                 yield
             finally:
-                noting.cancel()
                 self._look.cancel()
 
     async def text(self, accept: str) -> tuple[bytes, str]:

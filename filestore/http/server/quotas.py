@@ -21,7 +21,7 @@ from filestore.http.server.errors import log_failure
 from filestore.http.server.throttle import ByteRate, Throttle
 from filestore.repository.index.protocol import TOKEN_ID_LENGTH, Index
 from filestore.system.shared_rates import RateKind, SharedRates
-from filestore.system.threads import task_group
+from filestore.system.threads import work_beside
 
 CHECK_SECONDS = 0.5
 """The time between two looks at the quotas of the index."""
@@ -56,12 +56,8 @@ class Quotas:
     async def running(self) -> AsyncIterator[None]:
         """Look at the quotas now, and again and again during the block. Raises what `refresh` raises, at the start."""
         await self.refresh()
-        async with task_group() as group:
-            looking = group.create_task(self._look())
-            try:
-                yield
-            finally:
-                looking.cancel()
+        async with work_beside(self._look()):
+            yield
 
     async def refresh(self) -> None:
         """Read the quotas. Raises StorageError, IndexDamaged."""

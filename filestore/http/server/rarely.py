@@ -1,4 +1,4 @@
-"""Write what many connections do to the log, in one line a minute."""
+"""Write what happens very often to the log, in one line a minute."""
 
 from __future__ import annotations
 

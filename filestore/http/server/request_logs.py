@@ -25,7 +25,6 @@ from filestore.http.server.request_record import Observer, RequestRecord
 from filestore.http.wire import API
 
 OFF, JSON, PLAIN = "off", "json", "plain"
-ACCESS_LOGS = (OFF, JSON, PLAIN)
 
 STRANGERS_BURST = 1000
 STRANGERS_RATE = 10.0

@@ -21,7 +21,7 @@ from filestore.http.server.auth import Tokens
 from filestore.http.server.errors import log_failure
 from filestore.http.server.request_record import note_error
 from filestore.system.metrics import Event, count
-from filestore.system.threads import task_group
+from filestore.system.threads import work_beside
 
 logger = logging.getLogger("filestore.access")
 
@@ -44,13 +44,9 @@ class Revocation:
     async def running(self) -> AsyncIterator[None]:
         """Look at the tokens during the block. Raises what `Tokens.refresh` raises, at the start."""
         await self._tokens.refresh()
-        # An error in the group ends the server: without these looks, a removed token would permit requests for ever.
-        async with task_group() as group:
-            looking = group.create_task(self._look())
-            try:
-                yield
-            finally:
-                looking.cancel()
+        # An error of it ends the server: without these looks, a removed token would permit requests for ever.
+        async with work_beside(self._look()):
+            yield
 
     @asynccontextmanager
     async def cut_if_removed(self, request: web.Request) -> AsyncIterator[None]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from filestore.errors import InvalidSetting
 from filestore.system.certificates import check_readable, load_pair
 from filestore.system.metrics import Gauge, note
-from filestore.system.threads import in_disk_thread, task_group
+from filestore.system.threads import in_disk_thread, work_beside
 
 logger = logging.getLogger("filestore.server")
 _report = logging.getLogger("filestore.maintenance")
@@ -89,12 +89,8 @@ class ServerTls:
         self._is_asked = asyncio.Event()
         await in_disk_thread(partial(self._look, tells=tells, is_asked=False))
         self._note_expiry()
-        async with task_group() as group:
-            watching = group.create_task(self._watch(tells=tells))
-            try:
-                yield
-            finally:
-                watching.cancel()
+        async with work_beside(self._watch(tells=tells)):
+            yield
 
     async def _watch(self, *, tells: bool) -> None:
         while True:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from filestore.errors import FilestoreError
 from filestore.http.server.errors import log_failure
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.threads import task_group
+from filestore.system.threads import work_beside
 
 UPKEEP_SECONDS = 600.0
 
@@ -18,12 +18,8 @@ UPKEEP_SECONDS = 600.0
 @asynccontextmanager
 async def upkeep(store: ChunkStore) -> AsyncIterator[None]:
     """Look after `store` during the block: now, and every ten minutes."""
-    async with task_group() as group:
-        tending = group.create_task(_tend(store))
-        try:
-            yield
-        finally:
-            tending.cancel()
+    async with work_beside(_tend(store)):
+        yield
 
 
 async def _tend(store: ChunkStore) -> None:
