@@ -28,7 +28,7 @@ from filestore_cli.text import for_display, minute
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.repository.given_tokens import GivenToken
-    from filestore.repository.index.protocol import Index, TokenRow
+    from filestore.repository.index.protocol import Index, TokenRow, Transaction
 
 TOKEN_START = "hf_"  # noqa: S105  # the same for all
 """Clients of the Hugging Face Hub accept only tokens that begin so, and go on with at least 34 letters and digits."""
@@ -124,7 +124,9 @@ def remove_token(context: CommandContext, which: str) -> None:
 @click.option("--keep", type=Age(), default=0.0, help="How long the old token stays valid, such as 1h. Without it, it ends now.")
 @takes("root")
 def rotate_token(context: CommandContext, which: str, expires: float | None, keep: float) -> None:
-    """Make a token with the namespace, scope, prefix and label of an old one, print it once, and end the old one.
+    """Make a token like an old one, print it once, and end the old one.
+
+    The new one has the namespace, scope, prefix, label and quota of the old one.
 
     Give the old token itself, its digest, or the first 8 or more digits of the digest. A token that has expired can be
     rotated too.
@@ -140,8 +142,7 @@ def rotate_token(context: CommandContext, which: str, expires: float | None, kee
     audit(context.settings, "token-rotate", {**_facts(token_digest(made), properties), "old_token": old.id})
     _show_made(context, made, properties, root=root, more={"old": _row_result(old)})
     _note_made(context, properties, root=root)
-    end = "is not valid any more" if kept_until is None else f"is valid until {minute(old.expires_at or kept_until)}"
-    context.note(f"The old token {old.id} {end}.")
+    context.note(f"The old token {old.id} {_end_words(old, is_kept=kept_until is not None)}.")
 
 
 class TokenProperties(NamedTuple):
@@ -180,6 +181,7 @@ async def _rotate(
             expires_at = _now() + old.expires_at - old.created_at
         properties = TokenProperties(old.namespace, old.label, old.scope, old.prefix, expires_at)
         await transaction.add_token(token_digest(made), **properties._asdict())
+        await _copy_quota(index, transaction, old, token_digest(made))
         if kept_until is None:
             await transaction.remove_token(old.digest)
             # A server may have been given the same token.
@@ -189,6 +191,13 @@ async def _rotate(
             kept = properties._replace(expires_at=old.expires_at)
             await transaction.add_token(old.digest, **kept._asdict())
     return made, properties, old
+
+
+async def _copy_quota(index: Index, transaction: Transaction, old: TokenRow, new: Digest) -> None:
+    """Give a new token the limits of an old one, so that nobody gets rid of limits by a rotation."""
+    for row in await index.quotas():
+        if row.token == old.digest:
+            await transaction.set_quota(row.namespace, row.quota, token=new)
 
 
 def _random_token() -> str:
@@ -230,12 +239,20 @@ def _show_made(
 
 
 def _note_made(context: CommandContext, properties: TokenProperties, *, root: Path) -> None:
-    names = f"the names with {for_display(properties.prefix)!r} in " if properties.prefix else ""
+    names = f"names that begin with {for_display(properties.prefix)!r} in " if properties.prefix else ""
     until = "" if properties.expires_at is None else f" until {minute(properties.expires_at)}"
     context.note(
         f"The token gives {properties.scope} access to {names}the namespace {properties.namespace} of {for_display(root)}"
         f"{until}. It is not shown again, because only its digest is stored."
     )
+
+
+def _end_words(old: TokenRow, *, is_kept: bool) -> str:
+    if not is_kept:
+        return "is not valid any more"
+    assert old.expires_at is not None  # noqa: S101  # a rotation that keeps a token sets it
+    # --keep never makes a token last longer than it did.
+    return f"{'expired on' if old.has_expired(_now()) else 'is valid until'} {minute(old.expires_at)}"
 
 
 async def _tokens(index: Index) -> list[TokenRow]:
@@ -268,7 +285,8 @@ async def _find(index: Index, which: str, *, command: str, root: Path) -> TokenR
         # The argument may be the token itself, so it is not repeated.
         raise click.ClickException(
             f"{len(found)} tokens match in {for_display(root)}; `filestore token ls` lists the tokens, "
-            f"`filestore token {command}` needs exactly one, and --root names another folder"
+            f"`filestore token {command}` needs exactly one, by itself or by 8 or more digits of its digest, and --root names "
+            "another folder"
         )
     if command == "rotate" and found[0].label == _GIVEN:
         raise click.ClickException("this token was given to a server by its user; start the server with another one")

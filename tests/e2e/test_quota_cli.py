@@ -58,6 +58,20 @@ def test_quotas_are_set_listed_and_removed(home: Home) -> None:
     assert [None] == [each["namespace"] for each in home.result("quota", "ls")["quotas"]]
 
 
+@pytest.mark.parametrize("keep", [(), ("--keep", "1h")])
+def test_a_rotated_token_keeps_its_quota(home: Home, keep: tuple[str, ...]) -> None:
+    """A rotation lifts no limit. The quota of the old token ends with that token."""
+    home.create_repository()
+    old = home.result("token", "new", "--namespace", "team")["digest"]
+    home.result("quota", "set", "--token", old[:8], "--requests", "3/s", "--connections", "2")
+    new = home.result("token", "rotate", old, *keep)["digest"]
+    rows = [row for row in home.result("quota", "ls")["quotas"] if row["token"] is not None]
+    assert {row["token"] for row in rows} == ({new, old} if keep else {new})
+    assert [("team", 3, 2)] * len(rows) == [
+        (row["namespace"], row["limits"]["requests_per_second"], row["limits"]["connections"]) for row in rows
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

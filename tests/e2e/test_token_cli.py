@@ -58,6 +58,16 @@ def test_a_token_is_rotated(home: Home) -> None:
     told = home.run("token", "rotate", ended["token"], "--keep", "1h")
     assert f"The old token {ended['digest'][:16]} is valid until 20" in told.stderr
     assert "0 tokens match" in home.failure("token", "rotate", kept["token"])
+    assert "8 or more digits of its digest" in home.failure("token", "rotate", ended["digest"][:7])
+
+
+def test_what_is_said_of_a_token(home: Home) -> None:
+    """The words for a prefix say what it means, and a token that has expired is not called valid."""
+    done = home.run("token", "new", "--prefix", "logs-", "--expires", "1s", "--create")
+    assert "delete access to names that begin with 'logs-' in the namespace default" in done.stderr
+    eventually(lambda: "expired 20" in home.run("token", "ls").stdout)
+    rotated = home.run("token", "rotate", done.stdout.strip(), "--keep", "1h")
+    assert re.search(r"The old token [0-9a-f]{16} expired on 20", rotated.stderr)
 
 
 @pytest.mark.parametrize(
