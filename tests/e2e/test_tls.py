@@ -279,10 +279,11 @@ def test_only_the_proxy_can_connect_to_a_server_that_leaves_tls_to_it(home: Home
         port = urlsplit(server.url).port
         asked = ["curl", "-sS", "-H", "X-Forwarded-Proto: https", "-H", f"Authorization: Bearer {token['FILESTORE_TOKEN']}"]
         form_ = ["-F", f"pfile=@{__file__}", f"http://127.0.0.1:{port}/v4/files"]
-        for address, status in (("127.0.0.2", 0), ("127.0.0.4", 0), ("127.0.0.3", 56)):
+        # curl cannot send, or cannot receive: it depends on when the connection is closed.
+        for address, statuses in (("127.0.0.2", {0}), ("127.0.0.4", {0}), ("127.0.0.3", {55, 56})):
             done = subprocess.run([*asked, "--interface", address, *form_], capture_output=True, text=True, check=False)
-            assert status == done.returncode, done.stderr
-            assert done.stdout == "" if status else json.loads(done.stdout)["url"].startswith("https://127.0.0.1:")
+            assert done.returncode in statuses, done.stderr
+            assert done.stdout == "" if done.returncode else json.loads(done.stdout)["url"].startswith("https://127.0.0.1:")
 
 
 @pytest.mark.slow
