@@ -23,6 +23,12 @@ _REFUSED_CLIENT_CERTIFICATE = {
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
 }
 
+# Numbers of OpenSSL, of which Python has no names.
+_OTHER_NAME = {62, 64}
+"""The certificate is for other names, or for other addresses."""
+_OTHER_TIME = {9, 10}
+"""The certificate is not valid yet, or not any more."""
+
 
 def failure_reason(error: BaseException) -> str:
     """Return in plain words why a connection failed.
@@ -32,7 +38,7 @@ def failure_reason(error: BaseException) -> str:
     # An error of aiohttp contains the error that caused it.
     error = getattr(error, "certificate_error", None) or getattr(error, "_os_error", None) or error
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused, {error.verify_message}; SSL_CERT_FILE names the file of an authority that you trust"
+        return f"its certificate is refused, {error.verify_message.rstrip('.')}; {_advice_about(error.verify_code)}"
     if isinstance(error, ssl.SSLError):
         return _tls_reason(error.reason or "", is_cut=isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError))
     # aiohttp repeats only the text of an error on an open connection.
@@ -50,6 +56,14 @@ def is_host_unknown(error: BaseException) -> bool:
     """Return whether a connection failed because its host has no address."""
     # An error of aiohttp contains the error that caused it.
     return isinstance(getattr(error, "_os_error", None) or error, socket.gaierror | UnicodeError)
+
+
+def _advice_about(verify_code: int) -> str:
+    if verify_code in _OTHER_NAME:
+        return "give a URL with a name that is in the certificate"
+    if verify_code in _OTHER_TIME:
+        return "whoever runs the server must replace it, unless the clock of this machine is wrong"
+    return "SSL_CERT_FILE names the file of an authority that you trust"
 
 
 def _tls_reason(reason: str, *, is_cut: bool) -> str:

@@ -81,8 +81,9 @@ class Connections:
         if not self._may_connect(address):
             count(Event.CONNECTIONS_REFUSED)
             if strangers := self._strangers.count():
-                reason = "the setting tls_by_proxy does not name their address"
-                logger.info("%d connections were closed because %s; the last one is of %s", strangers, reason, address)
+                what = "1 connection was" if strangers == 1 else f"{strangers} connections were"
+                reason = "the setting tls_by_proxy names other addresses"
+                logger.info("%s closed because %s; the last one is of %s", what, reason, address)
             return Admission("it is not of the proxy", may_answer=False, release=lambda: None)
         refusal = self.refusal(address)
         if refusal is None:
