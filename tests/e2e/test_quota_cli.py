@@ -22,6 +22,8 @@ def test_quota_of_a_running_server(home: Home) -> None:
         said = home.failure("push", home.folder / "two", environ=server.environ)
         assert "the bytes of all files of the namespace default would be 100000, and its quota is 60000" in said
         assert "`filestore du`" in said
+        # Nothing failed in the server, and its log has nothing of it.
+        assert "log" not in said
         for environ in ({}, server.environ):
             quota = home.result("du", environ=environ)["quota"]
             assert (60_000, 10, 50_000, 1) == (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from filestore.errors import FilestoreError, ForeignAnswer, ServerError
+from filestore.errors import Busy, FilestoreError, ForeignAnswer, QuotaExceeded, ServerError
 from filestore.http import wire
 from filestore.system.http_answers import Said
 
@@ -58,7 +58,8 @@ def error_of(url: str, status: int, document: object, said: Said, *, sent_size: 
         return ServerError(url, status, _WRONG_PATH if urlsplit(url).path.strip("/") else EARLIER_SERVER)
     error = wire.decode_problem(url, status, document) if is_ours else foreign_answer(url, status, said, sent_size=sent_size)
     error.retry_after_seconds = said.retry_after_seconds
-    if is_ours and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if is_ours and status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, QuotaExceeded | Busy):
+        # A server writes nothing about these two to its log.
         error.request_id = said.request_id
     if status == HTTPStatus.TOO_MANY_REQUESTS and error.retryable:
         # Others would be refused as well.
