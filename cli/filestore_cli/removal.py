@@ -98,6 +98,9 @@ async def _rm(context: CommandContext, request: _Request, *, yes: bool, dry_run:
             _confirm(records)
         freed = await _freed(context, repository, records)
         removed = records if dry_run else await _remove(repository, plan, request)
+        if len(removed) < len(records):
+            # What was counted includes files that stay.
+            freed = None if removed else FreedContent(0, 0)
         if not dry_run and context.is_local:
             for record in removed:
                 named = {"record": record.id, "name": record.name, "digest": str(record.digest), "size": record.size}

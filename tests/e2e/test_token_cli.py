@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def test_what_commands_need(home: Home, tmp_path: Path) -> None:
             home.result(*question, environ=environs["read"])
         assert source.read_bytes() == (tmp_path / "fetched").read_bytes()
         assert "of the scope 'delete'" in home.failure("rm", pushed["id"], environ=environs["write"])
+        refused = json.loads(home.run("rm", pushed["id"], "--json", environ=environs["write"]).stdout)
+        assert ([], 0) == (refused["removed"], refused["freed_size"])
         home.result("rm", pushed["id"], environ=environs["delete"])
 
 
