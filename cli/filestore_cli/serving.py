@@ -313,7 +313,7 @@ def _token_words(given: str | None, made: str | None, root: Path) -> str:
         return f"{made}  (shown only this once, because only its digest is stored)"
     if given is not None:
         return "the one that you gave, which is not shown; the tokens of the folder work as well"
-    return f"printed at the first start; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
+    return f"printed when it was made; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
 
 
 def _token_line(given: str | None, made: str | None, root: Path) -> str:
@@ -322,7 +322,7 @@ def _token_line(given: str | None, made: str | None, root: Path) -> str:
     if given is not None:
         return "# export FILESTORE_TOKEN=...  (the token that this server was given)"
     another = f"`filestore token new --root {shlex.quote(for_display(root))}` makes another one"
-    return f"# export FILESTORE_TOKEN=...  (the token that the first start printed; {another})"
+    return f"# export FILESTORE_TOKEN=...  (a token of the folder, printed when it was made; {another})"
 
 
 def reachable(url: str) -> str:

@@ -723,7 +723,7 @@ def test_later_starts(home: Home, tmp_path: Path) -> None:
     with home.server(root=tmp_path / "root") as second:
         assert token not in second.said
         another = f"`filestore token new --root {tmp_path / 'root'}` makes another one"
-        line = f"  # export FILESTORE_TOKEN=...  (the token that the first start printed; {another})"
+        line = f"  # export FILESTORE_TOKEN=...  (a token of the folder, printed when it was made; {another})"
         assert line in second.said.splitlines()
         assert home.result("ls", environ={"FILESTORE_URL": second.url, "FILESTORE_TOKEN": token})["files"] == []
 
