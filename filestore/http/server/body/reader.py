@@ -104,8 +104,8 @@ class BodyReader:
         with arriving():
             if self._connection is None and not self._ahead:
                 self._ahead = memoryview(self._read_ahead())
-            if self._ahead:
                 await self._context.passed(len(self._ahead))
+            if self._ahead:
                 self._ahead = await in_thread(_slice_threads(), _hand_over, self._ahead, take, reach)
             else:
                 await self._read_slice(take, reach)
