@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from filestore.http.server.metric_families import BUCKETS, FAMILIES, Kind
@@ -50,6 +51,14 @@ def test_a_client_can_ask_for_open_metrics() -> None:
     text, kind = render({"files_stored": {(): 1.0}}, OPEN_METRICS)
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert text.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("version", ["abc", "1=2", "", "1.0.0.x"])
+def test_a_version_that_is_no_number_is_no_error(version: str) -> None:
+    """The client then gets a format of the library's choice."""
+    for kind in ("text/plain", "application/openmetrics-text"):
+        text, _ = render({"files_stored": {(): 1.0}}, f"{kind}; version={version}")
+        assert b"filestore_files_stored_total 1.0" in text
 
 
 def test_a_request_is_counted_by_route_method_and_class() -> None:

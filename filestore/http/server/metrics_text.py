@@ -19,7 +19,10 @@ _Samples = Mapping[str, Mapping[tuple[str, ...], float]]
 
 def render(samples: _Samples, accept: str) -> tuple[bytes, str]:
     """Return the text of the metrics, and its type. A client that accepts OpenMetrics gets that."""
-    encode, kind = choose_encoder(accept)
+    try:
+        encode, kind = choose_encoder(accept)
+    except (TypeError, ValueError):  # it asks for a version that is no number
+        encode, kind = choose_encoder("")
     registry = CollectorRegistry()
     registry.register(_Collector(samples))
     return encode(registry), kind
