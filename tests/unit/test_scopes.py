@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from unittest.mock import Mock
 
 import pytest
 
 from filestore.core.scopes import Scope
-from filestore.errors import InvalidInput, OutsidePrefix, ScopeMissing
+from filestore.errors import Forbidden, InvalidInput, OutsidePrefix, ScopeMissing
 from filestore.http.server.access import Access
 from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.context import RequestContext
+from filestore.repository.local import LocalRepository
+from filestore.runtime.routes import Routes
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes
@@ -88,3 +93,13 @@ def test_only_files_are_for_prefixes() -> None:
     assert {"GET /native/v1/status", "GET /metrics"} == refused & {shown(route) for route in ROUTES}
     paths = {shown(route) for route in served()} - {shown(route) for route in ROUTES} - refused
     assert {"GET /storage/run_files/PATH"} == paths
+
+
+async def test_a_token_of_another_namespace_neither_runs_nor_sees_anything_of_a_runtime() -> None:
+    """A JSON Web Token may have any namespace. With such a one, only the files of that namespace are read."""
+    routes = Routes(Mock(namespace="default")).all
+    files = [route for route in routes if route.public_namespace is not None]
+    assert {"GET"} == {route.method for route in files}
+    for route in set(routes) - set(files):
+        with pytest.raises(Forbidden, match="only with a token of the namespace 'default'"):
+            await route.answer(cast("RequestContext", None), cast("LocalRepository", SimpleNamespace(namespace="team")))

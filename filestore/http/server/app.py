@@ -51,7 +51,7 @@ from filestore.system.metrics import Gauge, SharedTimes, note
 from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
 
-_Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
+Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
 
 PATH_LIMIT = 200
 """Characters of a path that are written to the log."""
@@ -62,7 +62,7 @@ class Route(NamedTuple):
 
     method: str
     path: str
-    answer: _Answer
+    answer: Answer
     scope: Scope
     """The scope that the token of a request needs."""
     is_transfer: bool = False
