@@ -88,6 +88,7 @@ class LocalRepository:
         namespace: str = DEFAULT_NAMESPACE,
         budget: Budget | None = None,
         signed_seconds: float = SIGNED_SECONDS,
+        signed_until: int | None = None,
         issuer: str = NO_ISSUER,
         prefix: str = "",
         read_only: bool = False,
@@ -95,9 +96,9 @@ class LocalRepository:
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
-        `signed_seconds` is how long a signed path is valid, unless the token that `issuer` stands for is removed. With
-        `read_only`, verbs that write raise ReadOnly. Verbs that store something beyond `quota` raise QuotaExceeded. Raises
-        InvalidName.
+        `signed_seconds` is how long a signed path is valid, unless the token that `issuer` stands for is removed. It ends no
+        later than `signed_until`, in seconds since 1970. With `read_only`, verbs that write raise ReadOnly. Verbs that store
+        something beyond `quota` raise QuotaExceeded. Raises InvalidName.
 
         With a `prefix`, all verbs treat records whose names do not begin with it as absent, and store no others: they raise
         OutsidePrefix. Content that is asked for by the digest of a chunk or a manifest is that of the whole namespace.
@@ -110,6 +111,7 @@ class LocalRepository:
         self._namespace = checked_namespace(namespace)
         self._budget = Budget(IN_FLIGHT_LIMIT) if budget is None else budget
         self._signed_seconds = signed_seconds
+        self._signed_until = signed_until
         self._issuer = issuer
         self.prefix = prefix
         self._read_only = read_only
@@ -411,7 +413,10 @@ class LocalRepository:
     async def sign(self, file_id: str) -> str:
         record = await self.record(Reference(id=file_id))
         path = f"/{run_path(record.id, shortened(record.name))}"
+        # Now, and not when the request began: what it waited for may have taken long.
         expires_at = int(time.time() + self._signed_seconds)
+        if self._signed_until is not None:
+            expires_at = min(expires_at, self._signed_until)
         keys = await self._index.signing_keys()
         signed = signed_path(keys, "GET", path, namespace=self._namespace, expires_at=expires_at, issuer=self._issuer)
         return signed.removeprefix("/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -393,16 +392,14 @@ class RequestAuthenticator:
             raise
 
     def _repository(self, access: Access) -> LocalRepository:
-        signed_seconds: float = self._limits.signed_seconds
-        if access.expires_at is not None:
-            signed_seconds = min(signed_seconds, access.expires_at - time.time())
         return LocalRepository(
             self._store,
             self._index,
             location="the server",
             namespace=access.namespace,
             budget=self._budget,
-            signed_seconds=signed_seconds,
+            signed_seconds=self._limits.signed_seconds,
+            signed_until=access.expires_at,
             issuer=access.issuer,
             prefix=access.prefix,
             quota=self._quotas.of_namespace(access.namespace),
