@@ -56,13 +56,14 @@ async def note_given(index: Index, given: Mapping[Digest, str]) -> list[Digest]:
     return removed
 
 
-async def remove_given(index: Index, transaction: Transaction, digest: Digest, *, namespace: str) -> None:
-    """Remove a token that servers may have been given. Each of them notices it within about a second.
+async def remove_given(index: Index, transaction: Transaction, *digests: Digest, namespace: str) -> None:
+    """Remove tokens that servers may have been given. Each of them notices it within about a second.
 
-    `transaction` is one of `index`.
+    `transaction` is one of `index`. Call this once in it.
     """
     known = {token.digest: token for token in await given_tokens(index)}
-    known[digest] = GivenToken(digest, namespace, time.time_ns() // 1000, is_removed=True)
+    now = time.time_ns() // 1000
+    known |= {digest: GivenToken(digest, namespace, now, is_removed=True) for digest in digests}
     await _write(transaction, known)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from filestore.core.quotas import NO_QUOTA
 from filestore.errors import FileInUse
+from filestore.repository.given_tokens import given_tokens, remove_given
 from filestore.repository.index.protocol import Index, Policy
 
 _AT_ONCE = 500
@@ -28,8 +29,11 @@ async def remove_namespace(index: Index, namespace: str, *, force: bool = False)
         for use in [] if force else await index.uses(namespace):
             raise FileInUse(use.file_id, use.pipeline_name)
         tokens = [row.digest for row in await index.tokens() if row.namespace == namespace]
+        given = {token.digest for token in await given_tokens(index) if not token.is_removed}
         for token in tokens:
             await transaction.remove_token(token)
+        # Without the rows that limit them, they would permit everything.
+        await remove_given(index, transaction, *given.intersection(tokens), namespace=namespace)
         await transaction.set_policy(namespace, Policy())
         await transaction.set_quota(namespace, NO_QUOTA)
     count = 0
