@@ -229,9 +229,11 @@ def _check_prefix(prefix: str) -> None:
 def _show_made(
     context: CommandContext, made: str, properties: TokenProperties, *, root: Path, more: Mapping[str, object]
 ) -> None:
+    digest = token_digest(made)
     described = {
         "token": made,
-        "digest": str(token_digest(made)),
+        "id": _id_of(digest),
+        "digest": str(digest),
         **_properties_result(properties),
         "root": str(root),
     }
@@ -319,6 +321,7 @@ def _cells(row: TokenRow, now: int) -> tuple[str, ...]:
 
 def _row_result(row: TokenRow) -> dict[str, object]:
     return {
+        "id": row.id,
         "digest": str(row.digest),
         **_properties_result(_properties_of(row)),
         "created_at": format_timestamp(row.created_at),
@@ -337,9 +340,14 @@ def _properties_result(properties: TokenProperties) -> dict[str, object]:
 
 def _facts(digest: bytes, properties: TokenProperties) -> dict[str, object]:
     """Return what the audit log says of a token."""
+    return {"token": _id_of(digest), **_properties_result(properties)}
+
+
+def _id_of(digest: bytes) -> str:
+    """Return the name that logs give a token."""
     from filestore.repository.index.protocol import TOKEN_ID_LENGTH  # heavy
 
-    return {"token": digest.hex()[:TOKEN_ID_LENGTH], **_properties_result(properties)}
+    return digest.hex()[:TOKEN_ID_LENGTH]
 
 
 def _timestamp(microseconds: int | None) -> str | None:

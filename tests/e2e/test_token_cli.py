@@ -35,6 +35,8 @@ def test_tokens_with_scopes(home: Home) -> None:
             [token["digest"] for token in tokens.values()],
         )
         nightly = tokens["nightly"]
+        # Logs name tokens by this.
+        assert [made["digest"][:16]] * 2 == [made["id"], nightly["id"]]
         assert ("logs-", made["expires_at"], None) == (nightly["prefix"], nightly["expires_at"], nightly["used_at"])
         shown = home.run("token", "ls").stdout.splitlines()
         assert ["id", "created", "expires", "last", "used", "scope", "namespace", "prefix", "label"] == shown[0].split()
