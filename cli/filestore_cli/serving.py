@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shlex
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -88,7 +88,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
-            f"  export FILESTORE_URL={settings.public_url or reachable(url)}",
+            f"  export FILESTORE_URL={settings.public_url or reachable(url, certificate_names(settings))}",
             f"  {_token_line(settings.token, made, root)}",
             *authority_lines(settings),
             "  filestore push model.safetensors",
@@ -225,6 +225,16 @@ def authority_lines(settings: Settings) -> list[str]:
     return [f"  export SSL_CERT_FILE={shlex.quote(str(files.cert))}  # a copy of it on each client: it signs itself"]
 
 
+def certificate_names(settings: Settings) -> tuple[str, ...]:
+    """Return the host names that the certificate of the server is for. There are none if it speaks plain HTTP."""
+    files = tls_files(settings)
+    if files is None:
+        return ()
+    from filestore.http.server.tls import load  # heavy
+
+    return load(files).names
+
+
 def check_listening(settings: Settings) -> None:
     """Refuse to speak plain HTTP with other machines, unless the user permits it. Then only warn.
 
@@ -325,12 +335,16 @@ def _token_line(given: str | None, made: str | None, root: Path) -> str:
     return f"# export FILESTORE_TOKEN=...  (a token of the folder, printed when it was made; {another})"
 
 
-def reachable(url: str) -> str:
+def reachable(url: str, names: Sequence[str] = ()) -> str:
     """Return a URL that another machine can use.
 
-    An address that means all interfaces is replaced, since it is not a destination.
+    An address that means all interfaces is replaced, since it is not a destination. Of the `names` of a certificate one
+    is taken if the name of this machine is not among them: clients accept no other one.
     """
     parts = urlsplit(url)
     if parts.hostname not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
         return url
-    return urlunsplit(parts._replace(netloc=f"{socket.gethostname()}:{parts.port}"))
+    host = socket.gethostname()
+    if host not in names and f"*.{host.partition('.')[2]}" not in names:
+        host = next((name for name in names if "*" not in name and ":" not in name), host)
+    return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}"))

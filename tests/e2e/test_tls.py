@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -288,6 +289,17 @@ def test_only_the_proxy_can_connect_to_a_server_that_leaves_tls_to_it(home: Home
         assert server.process.stderr is not None
         told = "INFO 1 connection was closed because the setting tls_by_proxy names other addresses; the last one is of 127.0.0.3"
         assert told in server.process.stderr.readline()
+
+
+@pytest.mark.slow
+def test_the_url_to_type_has_a_name_of_the_certificate(home: Home, tmp_path: Path) -> None:
+    """A client would refuse the certificate under another name of this machine."""
+    listening = ("--host", "0.0.0.0", "--tls-cert", CERTIFICATE)
+    with home.server(*listening, root=tmp_path / "root", complains=None) as server:
+        found = re.search(r"^  export FILESTORE_URL=(https://localhost:\d+)$", server.said, re.MULTILINE)
+        assert found is not None
+        environ = {**server.environ, "FILESTORE_URL": found[1], "SSL_CERT_FILE": str(CERTIFICATE)}
+        assert [] == home.result("ls", environ=environ)["files"]
 
 
 @pytest.mark.slow

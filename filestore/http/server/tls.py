@@ -54,6 +54,8 @@ class Certificate(NamedTuple):
     expires_at: float | None
     """When it expires, in seconds since 1970, or None if it is not known."""
     is_self_signed: bool
+    names: tuple[str, ...]
+    """The host names and addresses that it is for, as far as they are known. One may begin with `*.`"""
     warnings: tuple[str, ...]
     """What an operator should know of it."""
 
@@ -149,7 +151,7 @@ def _load(files: TlsFiles) -> Certificate:
         except (ssl.SSLError, ValueError):
             raise InvalidSetting("tls_client_ca", f"{files.client_ca} has no certificate in PEM") from None
         context.verify_mode = ssl.CERT_REQUIRED
-    return Certificate(context, _seconds(shown, "notAfter"), _is_self_signed(shown), tuple(warnings))
+    return Certificate(context, _seconds(shown, "notAfter"), _is_self_signed(shown), _names(shown), tuple(warnings))
 
 
 def _shown(context: ssl.SSLContext, cert: Path) -> tuple[Mapping[str, object], str]:
@@ -205,6 +207,11 @@ def _seconds(shown: Mapping[str, object], name: str) -> float | None:
 
 def _is_self_signed(shown: Mapping[str, object]) -> bool:
     return bool(shown) and shown.get("issuer") == shown.get("subject")
+
+
+def _names(shown: Mapping[str, object]) -> tuple[str, ...]:
+    pairs = shown.get("subjectAltName")
+    return tuple(name for kind, name in pairs if kind in {"DNS", "IP Address"}) if isinstance(pairs, tuple) else ()
 
 
 def _day(seconds: float) -> str:
