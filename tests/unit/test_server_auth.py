@@ -320,6 +320,16 @@ async def test_used_tokens_are_told_once_a_minute(index: Index, tokens: Tokens, 
     assert [token_digest("kept")] == tokens.take_used()
 
 
+async def test_a_use_in_the_future_is_told_again(index: Index, tokens: Tokens, clock: Clock) -> None:
+    """A clock that was wrong and is set back must not keep a time of last use that is years ahead."""
+    await tokens.access("Bearer kept")
+    await index.note_token_uses(tokens.take_used())
+    await tokens.refresh()
+    clock.now -= 400 * 86400
+    await tokens.access("Bearer kept")
+    assert [token_digest("kept")] == tokens.take_used()
+
+
 async def test_a_given_token_that_is_kept_has_the_limits_of_the_index(index: Index, clock: Clock) -> None:
     """Somebody starts a server with the limited token of a client in the environment. A runtime does not ask the index."""
     await change(index, scope=Scope.READ, namespace="kept")

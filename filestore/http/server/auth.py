@@ -162,10 +162,15 @@ class Tokens:
     def take_used(self) -> list[Digest]:
         """Return the tokens of the index that were accepted since the last call, unless their time of last use is recent."""
         used, self._used = self._used, set()
-        horizon = self._now() - USED_MICROSECONDS
+        now = self._now()
         used -= self._given.keys() - self._limits.keys()
         rows = (self._rows.get(self._issuers.get(digest, "")) for digest in used)
-        return [row.digest for row in rows if row is not None and (row.used_at is None or row.used_at < horizon)]
+        # A time in the future is of a clock that was wrong.
+        return [
+            row.digest
+            for row in rows
+            if row is not None and (row.used_at is None or not now - USED_MICROSECONDS <= row.used_at <= now)
+        ]
 
     def give_back(self, used: Iterable[Digest]) -> None:
         """Let the next call of `take_used` return these tokens again."""
