@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from pathlib import Path
 
 from filestore.errors import InvalidSetting
@@ -29,8 +30,10 @@ def load_pair(context: ssl.SSLContext, cert: Path, key: Path | None, *, name: st
 
 
 def check_readable(setting: str, path: Path) -> None:
-    """Raise InvalidSetting if a file cannot be read."""
+    """Raise InvalidSetting if a file cannot be read. To read a pipe would wait for somebody who writes."""
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise InvalidSetting(setting, f"{path} is not a file")
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:

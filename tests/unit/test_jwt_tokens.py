@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -259,6 +260,10 @@ async def test_a_file_that_is_broken_changes_nothing(tmp_path: Path, caplog: pyt
         path.unlink()
         await tokens._look()
         assert "team" == (await given(tokens, signer().token())).namespace
+        os.mkfifo(path)
+        await tokens._look()
+        assert "team" == (await given(tokens, signer().token())).namespace
+        path.unlink()
         save(path, jwks(signer()))
         await tokens._look()
     assert ["cannot be used" in caplog.messages[0], "can be used again" in caplog.messages[1]] == [True, True]

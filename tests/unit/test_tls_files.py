@@ -73,6 +73,13 @@ def with_no_authority(_: Authority, pair: Pair) -> TlsFiles:
     return TlsFiles(cert=pair.cert, key=pair.key, client_ca=pair.key)
 
 
+def with_a_pipe(_: Authority, pair: Pair) -> TlsFiles:
+    """Nobody writes to it, so to read it would never end."""
+    pair.cert.unlink()
+    os.mkfifo(pair.cert)
+    return files(pair)
+
+
 @pytest.mark.parametrize(
     ("damage", "source", "reason"),
     [
@@ -83,6 +90,7 @@ def with_no_authority(_: Authority, pair: Pair) -> TlsFiles:
         (with_half_a_certificate, "tls_cert", "is damaged"),
         (with_the_key_in_the_wrong_place, "tls_key", "has no private key in PEM"),
         (with_no_authority, "tls_client_ca", "has no certificate in PEM"),
+        (with_a_pipe, "tls_cert", "is not a file"),
     ],
 )
 def test_what_is_wrong_is_said(authority: Authority, damage: Damage, source: str, reason: str) -> None:

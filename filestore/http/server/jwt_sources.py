@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +38,9 @@ FETCH_SECONDS = 10.0
 
 def read_limited(path: Path) -> bytes:
     """Return the content of a file. Blocks. Raises OSError, InvalidContent."""
-    # A link is followed: Kubernetes replaces a mounted file by changing one.
+    # To read a pipe would wait for somebody who writes. A link is followed: Kubernetes replaces a mounted file by changing one.
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise InvalidContent("it is not a file")
     with path.open("rb") as opened:
         content = opened.read(SIZE_LIMIT + 1)
     if len(content) > SIZE_LIMIT:
