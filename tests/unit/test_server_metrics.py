@@ -54,7 +54,7 @@ def test_a_client_can_ask_for_open_metrics() -> None:
 
 
 @pytest.mark.parametrize("version", ["abc", "1=2", "", "1.0.0.x"])
-def test_a_version_that_is_no_number_is_no_error(version: str) -> None:
+def test_a_version_that_is_not_a_number_is_not_an_error(version: str) -> None:
     """The client then gets a format of the library's choice."""
     for kind in ("text/plain", "application/openmetrics-text"):
         text, _ = render({"files_stored": {(): 1.0}}, f"{kind}; version={version}")

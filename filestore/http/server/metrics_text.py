@@ -21,7 +21,7 @@ def render(samples: _Samples, accept: str) -> tuple[bytes, str]:
     """Return the text of the metrics, and its type. A client that accepts OpenMetrics gets that."""
     try:
         encode, kind = choose_encoder(accept)
-    except (TypeError, ValueError):  # it asks for a version that is no number
+    except (TypeError, ValueError):  # the version that it asks for is not a number
         encode, kind = choose_encoder("")
     registry = CollectorRegistry()
     registry.register(_Collector(samples))
