@@ -57,7 +57,7 @@ from filestore.repository.protocol import (
     closed_error,
     reference_of,
 )
-from filestore.repository.quota_check import added_record, check_announced, check_not_full, stored_of
+from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full, stored_of
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
@@ -273,6 +273,7 @@ class LocalRepository:
             raise InvalidManifest(
                 f"its cutting version is {parsed.chunking_version}, but this repository's is {identity.chunking_version}"
             )
+        await check_commit(self._index, self._namespace, self.quota, parsed, name=name)
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
             record = await self._add_record(transaction, parsed, name=name, kind=kind)
         count(Event.FILES_STORED)

@@ -7,10 +7,13 @@ limit, nothing is asked. What removes something never comes here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NoReturn
 
 from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
 from filestore.core.quotas import Quota
 from filestore.core.records import Record
+from filestore.core.references import Reference
 from filestore.errors import QuotaExceeded
 from filestore.repository.index.protocol import ChunkRow, Index, NamespaceUsage, Transaction
 
@@ -46,6 +49,25 @@ async def check_not_full(index: Index, namespace: str, quota: Quota) -> None:
         _check_size(namespace, usage.size + 1, quota.size)
 
 
+async def check_commit(index: Index, namespace: str, quota: Quota, manifest: Manifest, *, name: str) -> None:
+    """Raise QuotaExceeded if a file cannot be added, before its manifest is written: what is refused would stay on the disk.
+
+    A manifest of a record counts already, and may have to be written again.
+    """
+    if quota.size is None and quota.stored_size is None and quota.name_count is None:
+        return
+    if await index.record(namespace, Reference(digest=manifest.digest)) is not None:
+        return
+    usage = await index.usage(namespace)
+    if quota.stored_size is not None:
+        _check_stored(namespace, stored_of(usage) + len(manifest.encoded), quota.stored_size)
+    if quota.size is not None and manifest.size:
+        _check_size(namespace, usage.size + manifest.size, quota.size)
+    names = quota.name_count
+    if names is not None and usage.name_count >= names and await index.record(namespace, Reference(name=name)) is None:
+        _refuse_name(namespace, usage.name_count + 1, names)
+
+
 async def added_record(transaction: Transaction, namespace: str, quota: Quota, add: Callable[[], Awaitable[Record]]) -> Record:
     """Return the record that `add` adds in a transaction. Raises QuotaExceeded, which must roll it back.
 
@@ -61,7 +83,7 @@ async def added_record(transaction: Transaction, namespace: str, quota: Quota, a
     if quota.size is not None and after.size > before.size:
         _check_size(namespace, after.size, quota.size)
     if quota.name_count is not None and after.name_count > max(before.name_count, quota.name_count):
-        raise QuotaExceeded(f"the number of names of the namespace {namespace}", after.name_count, quota.name_count)
+        _refuse_name(namespace, after.name_count, quota.name_count)
     return record
 
 
@@ -78,3 +100,7 @@ def _check_stored(namespace: str, used: int, limit: int) -> None:
 def _check_size(namespace: str, used: int, limit: int) -> None:
     if used > limit:
         raise QuotaExceeded(f"the bytes of all files of the namespace {namespace}", used, limit)
+
+
+def _refuse_name(namespace: str, used: int, limit: int) -> NoReturn:
+    raise QuotaExceeded(f"the number of names of the namespace {namespace}", used, limit)

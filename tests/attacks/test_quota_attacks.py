@@ -211,3 +211,17 @@ def test_bodies_beyond_the_bandwidth_wait_and_arrive(tmp_path: Path) -> None:
         assert (200, content) == (found.status, found.body)
         answer = server.ask("POST", f"{wire.API}/chunks/get", b"".join(frame.digest for frame in put))
         assert batch(put) == answer.body
+
+
+@pytest.mark.parametrize("quota", [Quota(name_count=1), Quota(size=SIZE), Quota(stored_size=SIZE + 100)])
+def test_files_that_are_refused_leave_no_manifests(tmp_path: Path, quota: Quota) -> None:
+    """A manifest may be as large as a request, and one that no record has does not count. Many of them would fill the disk."""
+    [content] = contents(1, size=SIZE)
+    set_quota(tmp_path / "root", quota)
+    with running_server(tmp_path / "root") as server:
+        server.put(frames(1, size=SIZE))
+        assert 201 == server.commit(manifest([content]).encoded, name="kept").status
+        for count in range(2, 6):
+            assert 507 == server.commit(manifest([content] * count).encoded, name="other").status
+        assert 201 == server.commit(manifest([content]).encoded, name="kept").status
+    assert 1 == sum(path.is_file() for path in (tmp_path / "root" / "manifests").rglob("*"))
