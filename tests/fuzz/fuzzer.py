@@ -86,6 +86,8 @@ def fuzz(
     limits += [f"-max_total_time={seconds}"] if seconds is not None else []
     module, constant = target.check.__module__.rpartition(".")[2], name.upper().replace("-", "_")
     command = [
+        # A shell between: Linux counts the peak memory of this process as that of its child, but not of a child of that.
+        *("sh", "-c", '"$@"; exit "$?"', "sh"),
         used,
         "-m",
         "tests.fuzz.process",

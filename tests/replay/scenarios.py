@@ -168,7 +168,8 @@ async def _repair(folder: Path) -> None:
 
 
 _DOWNGRADE = """
-    DROP TRIGGER records_have_position;
+    DROP TABLE access_tokens; DROP TABLE usage; DROP TABLE quotas;
+    ALTER TABLE records DROP COLUMN manifest_size;
     DROP INDEX records_by_position; DROP INDEX records_by_time; DROP INDEX records_by_name; DROP INDEX records_by_digest;
     ALTER TABLE records DROP COLUMN position;
     ALTER TABLE chunks DROP COLUMN frame_digest;
@@ -184,6 +185,9 @@ _DOWNGRADE = """
 async def _make_older(folder: Path) -> None:
     await _make_several(folder)
     with closing(sqlite3.connect(folder / DISK / "index.sqlite")) as connection, connection:
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
         connection.executescript(_DOWNGRADE)
     (folder / DISK / "last-commit").unlink()
 
