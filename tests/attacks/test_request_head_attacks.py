@@ -15,7 +15,7 @@ from filestore.http import wire
 from filestore.http.server.request_head import FIELD_LIMIT, HEAD_LIMIT, HEADS_LIMIT
 from filestore.http.wire import API
 from tests.support.generator import octets
-from tests.support.server import Reply, RunningServer, eventually, form, reply, running_server
+from tests.support.server import SECONDS, Reply, RunningServer, eventually, form, reply, running_server
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: server\r\n"
 REQUEST = GET + b"\r\n"
@@ -319,6 +319,15 @@ def test_connections_above_a_limit_are_refused(tmp_path: Path, name: str) -> Non
         eventually(lambda: is_served(server))
 
 
+def was_told(connection: socket.socket) -> bool:
+    """Return whether a refused connection got an answer before its end."""
+    connection.settimeout(SECONDS)
+    try:
+        return bool(connection.recv(1))
+    except ConnectionError:
+        return False
+
+
 def test_many_refused_connections_are_closed_at_once(tmp_path: Path) -> None:
     """Only some of them are told why. So refused ones take few descriptors."""
     with running_server(tmp_path / "root", connections_limit=1) as server, ExitStack() as held:
@@ -329,8 +338,9 @@ def test_many_refused_connections_are_closed_at_once(tmp_path: Path) -> None:
         refused = [held.enter_context(server.connection()) for _ in range(600)]
         first.sendall(REQUEST)
         assert 200 == reply(first).status
-        assert len(list(Path(f"/proc/{server.pid}/fd").iterdir())) - before <= 300
-        assert len(refused) == 600
+        # The event loop accepts hundreds before it closes the first of them.
+        eventually(lambda: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) - before <= 300)
+        assert sum(was_told(connection) for connection in refused) < 600
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
