@@ -7,7 +7,6 @@ limit, nothing is asked. What removes something never comes here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
@@ -17,6 +16,10 @@ from filestore.core.references import Reference
 from filestore.errors import QuotaExceeded
 from filestore.repository.index.protocol import ChunkRow, Index, NamespaceUsage, Transaction
 
+_STORED = "the stored bytes"
+_SIZE = "the bytes of all files"
+_NAMES = "the number of names"
+
 
 async def check_frames(transaction: Transaction, namespace: str, quota: Quota, rows: Sequence[ChunkRow]) -> None:
     """Raise QuotaExceeded if the namespace would store too much with these rows, which are not live."""
@@ -25,7 +28,7 @@ async def check_frames(transaction: Transaction, namespace: str, quota: Quota, r
     # Condemned rows are replaced, and count already.
     counted = await transaction.stored_size(namespace, [row.digest for row in rows])
     used = stored_of(await transaction.usage(namespace)) - counted + sum(row.stored_size for row in rows)
-    _check_stored(namespace, used, quota.stored_size)
+    _check(_STORED, namespace, used, quota.stored_size)
 
 
 async def check_announced(index: Index, namespace: str, quota: Quota, sizes: Mapping[Digest, int]) -> None:
@@ -35,7 +38,7 @@ async def check_announced(index: Index, namespace: str, quota: Quota, sizes: Map
     used = stored_of(await index.usage(namespace))
     if used + sum(sizes.values()) > quota.stored_size:
         used += sum(sizes[digest] for digest in await index.unknown(namespace, list(sizes)))
-        _check_stored(namespace, used, quota.stored_size)
+        _check(_STORED, namespace, used, quota.stored_size)
 
 
 async def check_not_full(index: Index, namespace: str, quota: Quota) -> None:
@@ -44,9 +47,9 @@ async def check_not_full(index: Index, namespace: str, quota: Quota) -> None:
         return
     usage = await index.usage(namespace)
     if quota.stored_size is not None:
-        _check_stored(namespace, stored_of(usage) + 1, quota.stored_size)
+        _check(_STORED, namespace, stored_of(usage) + 1, quota.stored_size)
     if quota.size is not None:
-        _check_size(namespace, usage.size + 1, quota.size)
+        _check(_SIZE, namespace, usage.size + 1, quota.size)
 
 
 async def check_commit(index: Index, namespace: str, quota: Quota, manifest: Manifest, *, name: str) -> None:
@@ -54,18 +57,18 @@ async def check_commit(index: Index, namespace: str, quota: Quota, manifest: Man
 
     A manifest of a record counts already, and may have to be written again.
     """
-    if quota.size is None and quota.stored_size is None and quota.name_count is None:
+    if not _limits_records(quota):
         return
     if await index.record(namespace, Reference(digest=manifest.digest)) is not None:
         return
     usage = await index.usage(namespace)
     if quota.stored_size is not None:
-        _check_stored(namespace, stored_of(usage) + len(manifest.encoded), quota.stored_size)
+        _check(_STORED, namespace, stored_of(usage) + len(manifest.encoded), quota.stored_size)
     if quota.size is not None and manifest.size:
-        _check_size(namespace, usage.size + manifest.size, quota.size)
+        _check(_SIZE, namespace, usage.size + manifest.size, quota.size)
     names = quota.name_count
     if names is not None and usage.name_count >= names and await index.record(namespace, Reference(name=name)) is None:
-        _refuse_name(namespace, usage.name_count + 1, names)
+        _check(_NAMES, namespace, usage.name_count + 1, names)
 
 
 async def added_record(transaction: Transaction, namespace: str, quota: Quota, add: Callable[[], Awaitable[Record]]) -> Record:
@@ -73,17 +76,17 @@ async def added_record(transaction: Transaction, namespace: str, quota: Quota, a
 
     A record that is stored again adds nothing, and neither does the name of one that has other versions.
     """
-    if quota.size is None and quota.stored_size is None and quota.name_count is None:
+    if not _limits_records(quota):
         return await add()
     before = await transaction.usage(namespace)
     record = await add()
     after = await transaction.usage(namespace)
     if quota.stored_size is not None and after.manifests_size > before.manifests_size:
-        _check_stored(namespace, stored_of(after), quota.stored_size)
+        _check(_STORED, namespace, stored_of(after), quota.stored_size)
     if quota.size is not None and after.size > before.size:
-        _check_size(namespace, after.size, quota.size)
-    if quota.name_count is not None and after.name_count > max(before.name_count, quota.name_count):
-        _refuse_name(namespace, after.name_count, quota.name_count)
+        _check(_SIZE, namespace, after.size, quota.size)
+    if quota.name_count is not None and after.name_count > before.name_count:
+        _check(_NAMES, namespace, after.name_count, quota.name_count)
     return record
 
 
@@ -92,15 +95,10 @@ def stored_of(usage: NamespaceUsage) -> int:
     return usage.stored_size + usage.manifests_size
 
 
-def _check_stored(namespace: str, used: int, limit: int) -> None:
+def _limits_records(quota: Quota) -> bool:
+    return any(limit is not None for limit in (quota.size, quota.stored_size, quota.name_count))
+
+
+def _check(what: str, namespace: str, used: int, limit: int) -> None:
     if used > limit:
-        raise QuotaExceeded(f"the stored bytes of the namespace {namespace}", used, limit)
-
-
-def _check_size(namespace: str, used: int, limit: int) -> None:
-    if used > limit:
-        raise QuotaExceeded(f"the bytes of all files of the namespace {namespace}", used, limit)
-
-
-def _refuse_name(namespace: str, used: int, limit: int) -> NoReturn:
-    raise QuotaExceeded(f"the number of names of the namespace {namespace}", used, limit)
+        raise QuotaExceeded(f"{what} of the namespace {namespace}", used, limit)
