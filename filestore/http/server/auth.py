@@ -80,16 +80,16 @@ class Tokens:
 
     async def access(self, authorization: str | None) -> Access:
         """Return what the token in an Authorization header permits. Raises Unauthorized, TokenExpired."""
-        digest = _digest(authorization)
+        token = _required_token(authorization)
+        digest = token_digest(token)
         is_given = digest in self._given and digest not in self._removed
-        token = _token(authorization) or ""
         if self._jwt is not None and not is_given and has_form(token):
             return await self._jwt.access(token, digest, await self.keys())
         row = self._limits.get(digest, self._given[digest]) if is_given else await self._ask(digest)
         if row is None:
             raise Unauthorized("the server")
         if row.has_expired(self._now()):
-            # Whoever gets here has the right token.
+            # The client has the right token, so it may know why it is refused.
             raise TokenExpired("the server")
         issuer = self._issuers.get(digest) or (await self.keys()).issuer(digest)
         # `is_valid` must know a token that is newer than the last `refresh`.
@@ -206,11 +206,11 @@ def gives_token(authorization: str | None) -> bool:
     return _token(authorization) is not None
 
 
-def _digest(authorization: str | None) -> Digest:
+def _required_token(authorization: str | None) -> str:
     token = _token(authorization)
     if token is None:
         raise Unauthorized("the server")
-    return token_digest(token)
+    return token
 
 
 def _token(authorization: str | None) -> str | None:
