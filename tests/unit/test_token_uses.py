@@ -10,7 +10,8 @@ import pytest
 
 from filestore.core.digest import token_digest
 from filestore.errors import Busy, ReadOnly
-from filestore.http.server.token_uses import noting_token_uses
+from filestore.http.server.token_uses import note_uses_for_ever
+from filestore.system.threads import work_beside
 
 USED = [token_digest("used")]
 
@@ -29,7 +30,7 @@ async def noted(outcomes: list[BaseException | None], *, uses: int) -> tuple[Moc
 
     index = Mock(note_token_uses=AsyncMock(side_effect=note))
     tokens = Mock(take_used=Mock(side_effect=[USED] * uses + [[]] * 100_000))
-    async with noting_token_uses(index, tokens, note_seconds=0, retry_seconds=0), asyncio.timeout(60):
+    async with work_beside(note_uses_for_ever(index, tokens, note_seconds=0, retry_seconds=0)), asyncio.timeout(60):
         await done.wait()
     return index, tokens
 

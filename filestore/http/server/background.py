@@ -1,4 +1,4 @@
-"""The work that a server process does between requests: a scrub of what is stored, and a collection."""
+"""The work that a server process does between requests, such as a scrub of what is stored, and a collection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ logger = logging.getLogger("filestore.maintenance")
 
 
 @asynccontextmanager
-async def background_work(store: ChunkStore, index: Index, limits: ServerLimits) -> AsyncIterator[None]:
-    """Do the background work of a server process during the block. A failure of it never ends the server."""
-    work: list[Coroutine[None, None, None]] = []
+async def background_work(
+    store: ChunkStore, index: Index, limits: ServerLimits, *others: Coroutine[None, None, None]
+) -> AsyncIterator[None]:
+    """Do the background work of a server process, and `others`, during the block. A failure of it never ends the server."""
+    work = list(others)
     if limits.scrub_rate:
         work.append(scrub_for_ever(store, index, ScrubPlan(rate=limits.scrub_rate, days=limits.scrub_days)))
     if limits.gc_rate:

@@ -88,6 +88,26 @@ def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) 
     logger.log(level, "%s: %s", what, " ".join(str(error).split()), exc_info=error if is_ours else None)
 
 
+class FailureLog:
+    """Log the first failure of work that is repeated, and no further one until the work has succeeded again."""
+
+    def __init__(self, what: str, *, level: int = logging.ERROR) -> None:
+        """`what` says what cannot be done."""
+        self._what = what
+        self._level = level
+        self._is_failing = False
+
+    def failed(self, error: BaseException) -> None:
+        """Note that the work has failed."""
+        if not self._is_failing:
+            log_failure(self._what, error, level=self._level)
+        self._is_failing = True
+
+    def succeeded(self) -> None:
+        """Note that the work has succeeded."""
+        self._is_failing = False
+
+
 def concerns_us(record: logging.LogRecord) -> bool:
     """Return whether a message of aiohttp belongs in the log. A request that is not HTTP gets a 400 and no log entry."""
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)

@@ -17,7 +17,7 @@ from aiohttp import web
 from filestore.core.quotas import EVERYBODY, KEPT, NO_QUOTA, Quota
 from filestore.errors import FilestoreError, RateLimited
 from filestore.http.server.access import Access
-from filestore.http.server.errors import log_failure
+from filestore.http.server.errors import FailureLog
 from filestore.http.server.throttle import ByteRate, Throttle
 from filestore.repository.index.protocol import TOKEN_ID_LENGTH, Index
 from filestore.system.shared_rates import RateKind, SharedRates
@@ -63,7 +63,7 @@ class Quotas:
         """Read the quotas. Raises StorageError, IndexDamaged."""
         rows = await self._index.quotas()
         self._namespaces = {row.namespace: row.quota for row in rows if row.token is None}
-        self._has_rates = any(_limits_deeds(row.quota) for row in rows)
+        self._has_rates = any(_limits_traffic(row.quota) for row in rows)
         self._tokens = {str(row.token)[:TOKEN_ID_LENGTH]: row.quota for row in rows if row.token is not None}
 
     def of_namespace(self, namespace: str) -> Quota:
@@ -118,7 +118,7 @@ class Quotas:
         if not self._has_rates:
             return found
         quota = self.of_namespace(access.namespace)
-        if _limits_deeds(quota):
+        if _limits_traffic(quota):
             slot = self._rates.slot(f"namespace {access.namespace}")
             found.append(Limited(f"namespace {access.namespace}", slot, quota))
         token = self._tokens.get(access.token_id)
@@ -127,20 +127,19 @@ class Quotas:
         return found
 
     async def _look(self) -> None:
-        is_failing = False
+        failures = FailureLog("new quotas cannot be noticed now")
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self.refresh()
-                is_failing = False
             except FilestoreError as error:
                 # The quotas stay as they are.
-                if not is_failing:
-                    log_failure("new quotas cannot be noticed now", error)
-                is_failing = True
+                failures.failed(error)
+            else:
+                failures.succeeded()
 
 
-def _limits_deeds(quota: Quota) -> bool:
+def _limits_traffic(quota: Quota) -> bool:
     return any(getattr(quota, limit) is not None for limit in Quota._fields if limit not in KEPT)
 
 

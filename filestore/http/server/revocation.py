@@ -18,7 +18,7 @@ from filestore.core.scopes import Scope
 from filestore.errors import FilestoreError, Unauthorized
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens
-from filestore.http.server.errors import log_failure
+from filestore.http.server.errors import FailureLog
 from filestore.http.server.request_record import note_error
 from filestore.system.metrics import Event, count
 from filestore.system.threads import work_beside
@@ -72,7 +72,7 @@ class Revocation:
         self._running[request[_DEADLINE]] = (request, access, needed)
 
     async def _look(self) -> None:
-        is_failing = False
+        failures = FailureLog("changes of tokens cannot be noticed now")
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
@@ -80,11 +80,10 @@ class Revocation:
                 if self._refused():
                     # A token that was added during the look above is seen by the next one.
                     await self._tokens.refresh()
-                is_failing = False
             except FilestoreError as error:
-                if not is_failing:
-                    log_failure("changes of tokens cannot be noticed now", error)
-                is_failing = True
+                failures.failed(error)
+            else:
+                failures.succeeded()
             self._cut()
 
     def _refused(self) -> list[asyncio.Timeout]:

@@ -25,7 +25,7 @@ from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.tls import ServerTls
-from filestore.http.server.token_uses import noting_token_uses
+from filestore.http.server.token_uses import note_uses_for_ever
 from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
@@ -126,10 +126,9 @@ async def _serve_until(
         tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens, jwt=jwt)
         revocation = Revocation(tokens)
         async with (
-            background_work(store, index, service.limits),
+            background_work(store, index, service.limits, note_uses_for_ever(index, tokens)),
             nullcontext() if jwt is None else jwt.running(),
             revocation.running(),
-            noting_token_uses(index, tokens),
             service.extension(store, index) as more_routes,
             _observing(service.logs) as observers,
         ):
