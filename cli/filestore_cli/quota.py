@@ -14,6 +14,7 @@ from filestore_cli.folders import maintained_folder, with_index
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display, in_units
+from filestore_cli.tokens import all_tokens
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -178,16 +179,12 @@ async def _whose(index: Index, namespace: str | None, which: str | None, is_ever
         return EVERYBODY, None
     if which is None:
         return checked_namespace(DEFAULT_NAMESPACE if namespace is None else namespace), None
-    from filestore.repository.given_tokens import given_tokens  # heavy
-
-    tokens = {row.digest: row.namespace for row in await given_tokens(index) if not row.is_removed}
-    tokens |= {row.digest: row.namespace for row in await index.tokens()}
-    found = [digest for digest in tokens if len(which) >= 8 and str(digest).startswith(which)]
+    found = [row for row in await all_tokens(index) if len(which) >= 8 and str(row.digest).startswith(which)]
     if len(found) != 1:
         raise click.ClickException(
             f"{len(found)} tokens match; `filestore token ls` lists them, and 8 or more digits of the digest of one are needed"
         )
-    return tokens[found[0]], found[0]
+    return found[0].namespace, found[0].digest
 
 
 def _title(row: QuotaRow) -> str:

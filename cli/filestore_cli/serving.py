@@ -88,9 +88,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
-            f"  export FILESTORE_URL={settings.public_url or reachable(url, certificate_names(settings))}",
-            f"  {_token_line(settings.token, made, root)}",
-            *authority_lines(settings),
+            *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, root)),
             "  filestore push model.safetensors",
             "",
             f"listening on {url}",
@@ -213,26 +211,19 @@ def tls_files(settings: Settings) -> TlsFiles | None:
     return TlsFiles(cert=cert, key=key, client_ca=authority)
 
 
-def authority_lines(settings: Settings) -> list[str]:
-    """Return what a user of the server types so that clients trust a certificate that signs itself."""
+def client_lines(settings: Settings, url: str, *, variable: str, access_line: str) -> list[str]:
+    """Return what a client of a server types first: its URL, its token, and whom to trust if the certificate signs itself."""
+    names: tuple[str, ...] = ()
+    trust = []
     files = tls_files(settings)
-    if files is None:
-        return []
-    from filestore.http.server.tls import load  # heavy
+    if files is not None:
+        from filestore.http.server.tls import load  # heavy
 
-    if not load(files).is_self_signed:
-        return []
-    return [f"  export SSL_CERT_FILE={shlex.quote(str(files.cert))}  # a copy of it on each client: it signs itself"]
-
-
-def certificate_names(settings: Settings) -> tuple[str, ...]:
-    """Return the host names that the certificate of the server is for. There are none if it speaks plain HTTP."""
-    files = tls_files(settings)
-    if files is None:
-        return ()
-    from filestore.http.server.tls import load  # heavy
-
-    return load(files).names
+        certificate = load(files)
+        names = certificate.names
+        if certificate.is_self_signed:
+            trust = [f"  export SSL_CERT_FILE={shlex.quote(str(files.cert))}  # a copy of it on each client: it signs itself"]
+    return [f"  export {variable}={settings.public_url or reachable(url, names)}", f"  {access_line}", *trust]
 
 
 def check_listening(settings: Settings) -> None:

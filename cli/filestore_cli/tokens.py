@@ -96,7 +96,7 @@ def list_tokens(context: CommandContext) -> None:
     A token that has expired is listed until it is removed. The tokens that servers were given for their runs come last.
     """
     root = context.settings.root.absolute()
-    rows = run_to_end(with_index(context, root, _tokens, read_only=True))
+    rows = run_to_end(with_index(context, root, all_tokens, read_only=True))
     context.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
         *_lines(rows),
@@ -257,7 +257,8 @@ def _end_words(old: TokenRow, *, is_kept: bool) -> str:
     return f"{'expired on' if old.has_expired(_now()) else 'is valid until'} {minute(old.expires_at)}"
 
 
-async def _tokens(index: Index) -> list[TokenRow]:
+async def all_tokens(index: Index) -> list[TokenRow]:
+    """Return the tokens of the folder, and after them those that servers were given for their runs."""
     from filestore.repository.given_tokens import given_tokens  # heavy
 
     kept = await index.tokens()
@@ -281,7 +282,7 @@ async def _find(index: Index, which: str, *, command: str, root: Path) -> TokenR
     """Return the token that a user names. Raises ClickException."""
     digest = token_digest(parse_setting("token", which, source="what was given"))
     is_beginning = _BEGINNING.match(which) is not None
-    rows = await _tokens(index)
+    rows = await all_tokens(index)
     found = [row for row in rows if row.digest == digest or (is_beginning and str(row.digest).startswith(which))]
     if len(found) != 1:
         # The argument may be the token itself, so it is not repeated.
