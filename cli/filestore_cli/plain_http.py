@@ -1,7 +1,7 @@
 """Find out whether bytes would leave this machine without encryption, and refuse it unless the user permits it.
 
-A command refuses, and does not only warn: when a person reads a warning, the token is sent, and whoever reads it on the
-way can use it. The usual mistake is http:// in the place of https://, for a server that redirects from one to the other.
+A warning would come too late: when a person reads it, the token is sent already, and others in the network can use it. The
+usual mistake is http:// in the place of https://, for a server that redirects from one to the other.
 """
 
 from __future__ import annotations

@@ -305,7 +305,7 @@ async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
 async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
-    # Whoever starts a server may do everything with it.
+    # The person who starts a server may do everything with it.
     return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "made by the first start of serve", Scope.ADMIN))
 
 

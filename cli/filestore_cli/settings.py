@@ -124,7 +124,7 @@ def _jwks(value: object) -> Path | str:
     parts = urlsplit(_text(value))
     if parts.scheme not in {"http", "https"} or parts.hostname is None or parts.username is not None or parts.fragment:
         raise ValueError("the path of a file, or a URL such as https://login.example.org/keys is expected")
-    # Whoever can change the answer can sign each token.
+    # A person who can change the answer can sign any token.
     if parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
         raise ValueError("a URL of https is expected: only the keys of this machine may come without encryption")
     return value

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def is_refused(home: Home, path: Path, environ: Mapping[str, str]) -> bool:
-    """Return whether a push is refused. One that came before the limit was noticed is removed, or it would not be refused again."""
+    """Return whether a push is refused. A file that was stored is removed: a push of it could not be refused later."""
     done = home.run("push", path, "--json", environ=environ)
     if done.returncode == 0:
         home.result("rm", json.loads(done.stdout)["id"], environ=environ)

@@ -18,7 +18,7 @@ SETTINGS_OF_A_PROXY = (
     "client_max_body_size 0; proxy_request_buffering off; proxy_buffering off; proxy_http_version 1.1;"  # nginx's words
 )
 ROOM_SECONDS = 15.0
-"""The longest wait for room on a server. Who has reached a quota wants to know it, and not to wait for others."""
+"""The longest wait for room on a server. A user who has reached a quota should learn it soon."""
 _LIMITED = "the server limits requests"
 _FULL = "the server has no room for it now"
 _NOT_PASSED_ON = "it does not pass this path on to filestore; check the URL, its port and the path in it"

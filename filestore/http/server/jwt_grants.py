@@ -62,7 +62,7 @@ class ClaimNames:
         if not _is_namespace(namespace):
             raise InvalidContent("its claim of a namespace is missing or not valid")
         if not scopes:
-            raise InvalidContent("its claim of scopes has none of filestore")
+            raise InvalidContent("its claim of scopes names no scope of filestore")
         if not _is_prefix(prefix):
             raise InvalidContent("its claim of a prefix is missing or not valid")
         return Grant(str(namespace), max(scopes), str(prefix), "claims")

@@ -1,4 +1,4 @@
-"""The public keys of whoever signs JSON Web Tokens: a JWKS, which is read from a file or fetched from a URL.
+"""The public keys of the provider that signs JSON Web Tokens: a JWKS, which is read from a file or fetched from a URL.
 
 A key is used only to check signatures, and only with the algorithms of its kind. So a token cannot choose how it is checked.
 Source: RFC 7517 (JWK, JWKS); RFC 8725, section 3.1 (a key and its algorithms).

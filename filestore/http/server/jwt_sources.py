@@ -155,8 +155,8 @@ class FetchedKeys:
         return ""
 
     async def _content(self) -> bytes:
-        # Not followed: a redirect may lead to whatever the one who answers chooses. Not decompressed: a small answer may
-        # become a large one.
+        # A redirect is not followed, because it may lead to any other server. An answer is not decompressed, because a small
+        # one may become large.
         options = aiohttp.ClientTimeout(total=self._fetch_seconds)
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         async with (

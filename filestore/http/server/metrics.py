@@ -1,7 +1,7 @@
 """Count the requests of a server process, and answer `/metrics` for all processes of the server.
 
-What is counted is in memory that all processes share (`filestore.system.metrics`), so whichever process is asked
-answers for all of them, and a process that takes the place of a dead one goes on with its numbers. Each process notes
+What is counted is in memory that all processes share (`filestore.system.metrics`), so each process can
+answer for all of them, and a process that takes the place of a dead one goes on with its numbers. Each process notes
 its gauges every few seconds. The process that is asked looks at the disk and the index, at most every few seconds too.
 """
 

@@ -1,7 +1,7 @@
 """What each namespace keeps, counted in an index in SQLite.
 
 Triggers count each row when it is inserted, changed or deleted, in the transaction that does it. So the counts are exact, and
-whoever writes the rows need not know of them. A row of a chunk counts until it is deleted, also while it is condemned.
+the code that writes the rows does not know about them. A row of a chunk counts until it is deleted, also while it is condemned.
 """
 
 from __future__ import annotations
