@@ -20,7 +20,7 @@ FOUND = {
     "lease_without_process": ("counts as in use", (3, 13, 23)),
     "lost_last_seen": ("in its grace period", (7, 17, 27)),
     "rename_without_sync": ("NotFound|found damage|read back with other bytes", (19, 29, 39)),
-    "retry_that_doubles": ("a second push of|made two records|and its versions are", (4, 14, 24)),
+    "retry_that_doubles": ("a second push of|made two records|and its versions are", (24, 34, 4)),
     "row_before_frame": ("frame-missing", (19, 29, 49)),
     "seed_trusted": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
     "staging_published_by_size": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
