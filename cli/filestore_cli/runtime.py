@@ -8,8 +8,8 @@ import click
 
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.system.machine import core_count, memory_size
 from filestore_cli.context import CommandContext, creates, takes
-from filestore_cli.machine import core_count, memory_size
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 from filestore.errors import (
     FilestoreError,
     InvalidInput,
@@ -93,7 +94,7 @@ def write_all(descriptor: int, content: Buffer) -> None:
     """Write all of `content` to an open file at its current position. Blocks. Raises OSError."""
     view = memoryview(content)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[unlocked(os.write, descriptor, view) :]
 
 
 def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
@@ -104,7 +105,7 @@ def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
     done = 0
     while done < len(memory):
         # The first call reads everything, except at the end of the file, after a signal, or for more than 2 GiB.
-        size = os.preadv(descriptor, [memory[done:] if done else memory], offset + done)
+        size = unlocked(os.preadv, descriptor, [memory[done:] if done else memory], offset + done)
         if not size:
             break
         done += size
@@ -127,7 +128,7 @@ def write_at(descriptor: int, content: Buffer, offset: int) -> int:
     written = 0
     while written < len(content):
         # The first call writes everything, except on a full disk, after a signal, or for more than 2 GiB.
-        written += os.pwrite(descriptor, content[written:] if written else content, offset + written)
+        written += unlocked(os.pwrite, descriptor, content[written:] if written else content, offset + written)
     return written
 
 
@@ -139,7 +140,7 @@ def sync_descriptor(descriptor: int) -> None:
     if sys.platform == "darwin":
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync of macOS leaves the bytes in the memory of the drive
     else:
-        os.fsync(descriptor)
+        unlocked(os.fsync, descriptor)
 
 
 def sync_path(path: Path) -> None:

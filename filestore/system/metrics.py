@@ -13,11 +13,12 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from filestore.core.unlocked import measure_unlocked
 from filestore.system.numbers import KEYS_SIZE, Numbers
 
 
@@ -169,13 +170,17 @@ class Usage(NamedTuple):
     """User and system time."""
     peak_memory: int = 0
     """The largest resident memory so far, in bytes."""
+    lock_seconds: float = 0.0
+    """The part of `cpu_seconds` that was not spent in calls of `unlocked`. The process held the interpreter lock for at most this
+    time. Before `count_into` was called, all time counts."""
 
 
 def own_usage() -> Usage:
     """Return the usage of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     unit = 1 if sys.platform == "darwin" else 1024
-    return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
+    cpu_seconds = used.ru_utime + used.ru_stime
+    return Usage(cpu_seconds, used.ru_maxrss * unit, max(0.0, cpu_seconds - _unlocked_seconds()))
 
 
 _STAGES = tuple(Stage)
@@ -201,7 +206,7 @@ class StageTimes:
         self.numbers = Numbers(memory[_TALLY_SIZE:])
         """The events and gauges of this process."""
         self._lock = threading.Lock()
-        self._cpu_seconds_before = self._numbers[0]
+        self._cpu_seconds_before, self._lock_seconds_before = self._numbers[0], self._numbers[2]
 
     def add(self, stage: Stage, size: int, seconds: float, cpu_seconds: float, *, times: int = 1) -> None:
         """Add one or several spans of a stage."""
@@ -223,6 +228,7 @@ class StageTimes:
         used = own_usage()
         self._numbers[0] = self._cpu_seconds_before + used.cpu_seconds
         self._numbers[1] = max(self._numbers[1], used.peak_memory)
+        self._numbers[2] = self._lock_seconds_before + used.lock_seconds
 
     def usage(self) -> Usage:
         """Return the usage that was saved last.
@@ -230,7 +236,7 @@ class StageTimes:
         Several processes may have used this memory one after the other. Their processor times are added. The peak
         memory is the largest of all.
         """
-        return Usage(self._numbers[0], int(self._numbers[1]))
+        return Usage(self._numbers[0], int(self._numbers[1]), self._numbers[2])
 
     def passed(self) -> dict[Stage, StageTotals]:
         """Return the totals of each stage that has at least one span."""
@@ -369,7 +375,21 @@ class _Thread(threading.local):
     passage: _Span | None = None
     """The innermost open span of this thread."""
 
+    unlocked: _Unlocked | None = None
+    """None until the first call that is measured."""
 
+
+class _Unlocked:
+    """The processor time of one thread in calls of `unlocked`, in nanoseconds."""
+
+    __slots__ = ("nanoseconds",)
+
+    def __init__(self) -> None:
+        self.nanoseconds = 0
+
+
+_each_unlocked: list[_Unlocked] = []
+"""That of each thread, also of those that have ended."""
 _thread = _Thread()
 _stage_times: StageTimes | None = None
 
@@ -378,6 +398,23 @@ def count_into(stage_times: StageTimes | None) -> None:
     """Count into `stage_times` from now on, in all threads of this process. None stops counting."""
     global _stage_times  # noqa: PLW0603  # what a process does is the process's
     _stage_times = stage_times
+    measure_unlocked(None if stage_times is None else _measure_unlocked)
+
+
+def _measure_unlocked(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    began = time.thread_time_ns()
+    try:
+        return function(*args)
+    finally:
+        own = _thread.unlocked
+        if own is None:
+            own = _thread.unlocked = _Unlocked()
+            _each_unlocked.append(own)
+        own.nanoseconds += time.thread_time_ns() - began
+
+
+def _unlocked_seconds() -> float:
+    return sum(each.nanoseconds for each in list(_each_unlocked)) / 1e9
 
 
 def count_start(start: StartTotals) -> None:
@@ -398,8 +435,14 @@ def note(what: Gauge, *labels: str, value: float) -> None:
         _stage_times.numbers.set((what, *labels), value)
 
 
-# A forked child does not count for its parent, whose threads may hold the lock of the counter.
-os.register_at_fork(after_in_child=lambda: count_into(None))
+def _begin_child() -> None:
+    # A forked child does not count for its parent, whose threads may hold the lock of the counter.
+    count_into(None)
+    for each in _each_unlocked:
+        each.nanoseconds = 0
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 def span(which: Stage, size: int = 0) -> _Span | _NoSpan:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from filestore.system.fair_pool import FairPool
+from filestore.system.machine import core_count
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,7 +128,7 @@ async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     If it is cancelled, it waits until the thread has ended the call. So a buffer is never reused while a thread uses
     it.
     """
-    return await in_thread(thread_pool("cpu", os.cpu_count() or 1), function, *args, **kwargs)
+    return await in_thread(thread_pool("cpu", core_count()), function, *args, **kwargs)
 
 
 def disk_threads() -> Executor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filestore_cli.machine import _memory_limits, core_count, memory_size
+from filestore.system.machine import _core_quotas, _memory_limits, core_count, memory_size
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:
@@ -37,3 +37,21 @@ def test_without_groups_the_machine_is_the_limit(tmp_path: Path) -> None:
     assert [] == _memory_limits(tmp_path, tmp_path / "none")
     assert memory_size() > 64 << 20
     assert core_count() >= 1
+
+
+def test_a_quota_of_cores_is_found_in_all_groups(tmp_path: Path) -> None:
+    """Half a core, and one and a half, in both versions of control groups."""
+    contents = {
+        "cpu.max": "max 100000\n",
+        "a/cpu.max": "150000 100000\n",
+        "a/b/cpu.max": "50000 100000\n",
+        "cpu/x/cpu.cfs_quota_us": "-1\n",
+        "cpu/x/cpu.cfs_period_us": "100000\n",
+        "cpu/cpu.cfs_quota_us": "250000\n",
+        "cpu/cpu.cfs_period_us": "100000\n",
+    }
+    cgroups = files(tmp_path / "cgroup", contents)
+
+    assert [0.5, 1.5] == _core_quotas(cgroups, files(tmp_path, {"two": "0::/a/b\n"}) / "two")
+    assert [2.5] == _core_quotas(cgroups, files(tmp_path, {"one": "4:cpu,cpuacct:/x\n"}) / "one")
+    assert [] == _core_quotas(cgroups, tmp_path / "none")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.digest import chunk_digest
 from filestore.repository.protocol import Repository
 from filestore.system.metrics import (
     SharedTimes,
@@ -174,3 +175,23 @@ def test_starts_are_added_up_over_all_processes() -> None:
     assert StartTotals(times=2, bytes_received=2**41, bytes_cached=10, load_seconds=0.5) == total
     assert [int, int, int] == [type(number) for number in total[:3]]
     assert [{}, {}] == [stage_times.passed() for stage_times in shared.each_process()]
+
+
+def test_the_time_without_the_interpreter_lock_is_not_counted_for_it() -> None:
+    """Hashing gives up the lock and a loop of Python does not. Threads that have ended count too."""
+    content = memoryview(bytes(64 << 20))
+    count_into(StageTimes())
+    try:
+        before = own_usage()
+        hashing = threading.Thread(target=chunk_digest, args=(content,))
+        hashing.start()
+        hashing.join()
+        middle = own_usage()
+        sum(range(300_000))
+        after = own_usage()
+    finally:
+        count_into(None)
+
+    hashed, looped = middle.cpu_seconds - before.cpu_seconds, after.cpu_seconds - middle.cpu_seconds
+    assert middle.lock_seconds - before.lock_seconds < hashed / 2
+    assert after.lock_seconds - middle.lock_seconds == pytest.approx(looped)

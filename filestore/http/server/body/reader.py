@@ -7,7 +7,6 @@ piece. A connection on which nothing arrives holds neither a thread nor this mem
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +29,7 @@ from filestore.http.server.body.connection import (
 from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.throttle import Throttle
 from filestore.system.buffers import allocate_pages
+from filestore.system.machine import core_count
 from filestore.system.metrics import Stage, span
 from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_thread, per_thread, thread_pool
@@ -62,7 +62,7 @@ def _as_large_as_may_be(limit: int) -> int:
 
 def _slice_threads() -> Executor:
     # These are not the threads of `in_disk_thread`: each thread here keeps the memory of a piece.
-    return thread_pool("body", max(4, os.cpu_count() or 1))
+    return thread_pool("body", max(4, core_count()))
 
 
 _piece_memory = per_thread(lambda: allocate_pages(FRAME_LIMIT))

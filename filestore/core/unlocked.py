@@ -1,0 +1,35 @@
+"""Calls that do not hold the interpreter lock, and a way to measure them.
+
+One thread of a process runs Python at a time. A call that hashes, compresses or moves bytes gives up the lock meanwhile, so that
+such calls run side by side on several cores. What a process spends outside such calls limits how much it can do in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+Measure = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+"""A function that makes a call with the given arguments, measures it, and returns its result."""
+
+_measure: Measure | None = None
+
+
+def unlocked(function: Callable[..., T], *args: Any) -> T:
+    """Return `function(*args)`, a call that gives up the interpreter lock for nearly all of its time.
+
+    It is measured where someone measures (`filestore.system.metrics`). That costs 1 us; otherwise this costs 0.1 us. Use it for
+    calls on 64 KiB and more, and for those that wait.
+    """
+    if _measure is None:
+        return function(*args)
+    result: T = _measure(function, args)
+    return result
+
+
+def measure_unlocked(measure: Measure | None) -> None:
+    """Make all later calls of `unlocked` by `measure`. None ends that."""
+    global _measure  # noqa: PLW0603  # what a process measures is the process's
+    _measure = measure
