@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from filestore.http.client.transport import ClientCertificate
     from filestore.system.proxies import Proxy
 
-CONNECTIONS = 4
 STALL_SECONDS = 30.0
 
 _BEGUN_NAMES = frozenset({TMP_NAME, RESERVE_NAME, INDEX_NAME, LAST_COMMIT_NAME, *LOG_NAMES, *TURN_NAMES})
@@ -63,7 +62,7 @@ def connect(
     url: str | Path,
     *,
     token: str | None = None,
-    connections: int = CONNECTIONS,
+    connections: int | None = None,
     stall_seconds: float = STALL_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
     create: bool = False,
@@ -81,7 +80,7 @@ def connect(
     url: `http://` or `https://` and the address of a server; `file:///srv/models`, or the path of a folder, in which a `~/` at
         the beginning is the home folder.
     token: what lets this program in at a server; `filestore token new` makes one.
-    connections: how many connections a push or a fetch uses at the same time.
+    connections: the most connections that a push or a fetch uses at the same time. By default they follow the cores.
     stall_seconds: how long a connection may make almost no progress before it is closed. The request is then sent again.
     retry_seconds: how long a server that has answered before is tried again after its last progress. Then the transfer fails.
     create: make a new or an empty folder a repository. Without it, such a folder is an error.
@@ -126,7 +125,7 @@ async def _connected(
     url: str | Path,
     *,
     token: str | None,
-    connections: int,
+    connections: int | None,
     stall_seconds: float,
     retry_seconds: float,
     create: bool,
@@ -152,11 +151,24 @@ async def _connected(
         )
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
-        repository = LocalRepository(store, index, location=str(folder), read_only=read_only)
+        again = FolderOpening(folder, read_only=read_only, min_free=min_free)
+        repository = LocalRepository(store, index, location=str(folder), read_only=read_only, opening=again)
     try:
         yield repository
     finally:
         await repository.close()
+
+
+class FolderOpening(NamedTuple):
+    """How another process opens a repository in a folder: an `Opening`."""
+
+    folder: Path
+    read_only: bool
+    min_free: int | None
+
+    def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:  # noqa: ARG002  # it has no connections
+        """Open it as `connect` does."""
+        return connect(self.folder.absolute(), read_only=self.read_only, min_free=self.min_free)
 
 
 def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCertificate | None:

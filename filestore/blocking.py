@@ -37,7 +37,7 @@ from weakref import finalize
 
 import filestore.cache
 from filestore import backends, errors
-from filestore.backends import CONNECTIONS, STALL_SECONDS
+from filestore.backends import STALL_SECONDS
 from filestore.cache import CachedPath, ResolveResult
 from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
@@ -103,7 +103,7 @@ def connect(
     url: str | Path,
     *,
     token: str | None = None,
-    connections: int = CONNECTIONS,
+    connections: int | None = None,
     stall_seconds: float = STALL_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
     create: bool = False,

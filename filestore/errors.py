@@ -74,6 +74,7 @@ FilestoreError
     │   └── ProxyUnreachable
     ├── Stalled
     ├── Interrupted
+    ├── WorkerEnded            of several processes that share a transfer
     └── ServerError
         └── ForeignAnswer     not from a filestore server
 
@@ -844,6 +845,14 @@ class Interrupted(TransferError):
 
     slug = "interrupted"
     sentence = "{url} cut the connection: {reason}; try again"
+
+
+class WorkerEnded(TransferError):
+    """A worker process of a transfer ended before its work was done."""
+
+    slug = "worker-ended"
+    sentence = "a worker process of the transfer with {url} ended: {reason}; try again, what has arrived is not moved again"
+    retryable = False
 
 
 class ServerError(TransferError):

@@ -165,7 +165,7 @@ def cache_verify(context: CommandContext, folder: Path | None) -> None:
 async def _warm(context: CommandContext, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:
     from filestore.cache import Cache  # heavy
     from filestore.core.references import Directory, File
-    from filestore_cli.process import keep_heap  # heavy
+    from filestore.system.own_process import keep_heap  # heavy
 
     keep_heap()
     settings = context.settings

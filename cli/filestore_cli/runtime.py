@@ -54,7 +54,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     A pipeline is a program of the person who uploads it. It runs with your rights: it can read and write everything
     that you can. So this command starts only with a token that you give it, and accepts no other.
     """
-    from filestore_cli.process import keep_heap  # heavy
+    from filestore.system.own_process import keep_heap  # heavy
 
     # Not `tune_process`: the processes of pipelines inherit the environment, and may need the threads of numpy.
     keep_heap()

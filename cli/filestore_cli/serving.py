@@ -60,7 +60,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
     The first start makes the local folder and a token, and prints the token. With --token, that token is accepted until
     the server stops, and none is made. A folder that you name by --root becomes a repository only with --create.
     """
-    from filestore_cli.process import tune_process  # heavy
+    from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
     from filestore.backends import open_backend  # heavy

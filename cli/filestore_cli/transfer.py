@@ -324,7 +324,7 @@ async def _push(
     context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
 ) -> tuple[PushResult, str, str, bool]:
     """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
-    from filestore_cli.process import tune_process  # heavy
+    from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
     from filestore.transfer.push import push as push_path  # heavy
@@ -364,7 +364,7 @@ async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selec
 
 
 async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
-    from filestore_cli.process import tune_process  # heavy
+    from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
     reference = Reference.parse(wanted.reference)

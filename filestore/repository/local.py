@@ -50,6 +50,7 @@ from filestore.repository.protocol import (
     FreedContent,
     Identity,
     Moved,
+    Opening,
     QuotaUse,
     Usage,
     VersionPage,
@@ -93,6 +94,7 @@ class LocalRepository:
         prefix: str = "",
         read_only: bool = False,
         quota: Quota = NO_QUOTA,
+        opening: Opening | None = None,
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
@@ -102,6 +104,8 @@ class LocalRepository:
 
         With a `prefix`, all verbs treat records whose names do not begin with it as absent, and store no others: they raise
         OutsidePrefix. Content that is asked for by the digest of a chunk or a manifest is that of the whole namespace.
+
+        `opening` is how another process opens the same repository.
         """
         self.location = location
         self.fingerprint = blake3(f"{location}\0{namespace}".encode(errors="surrogateescape")).hexdigest()
@@ -116,11 +120,15 @@ class LocalRepository:
         self.prefix = prefix
         self._read_only = read_only
         self.quota = quota
+        self._opening = opening
         self._identity: Identity | None = None
         self._is_closed = False
 
     def __reduce__(self) -> Never:
         raise TypeError(f"{self.location}: an open repository cannot be sent to another process; open it there by connect()")
+
+    def opening(self) -> Opening | None:
+        return self._opening
 
     @property
     def _store(self) -> ChunkStore:

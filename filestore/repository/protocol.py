@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from filestore.core.digest import Digest
@@ -28,6 +29,13 @@ Moved = Callable[[int], None]
 
 Wanted: TypeAlias = str | Reference | Record | File | Directory
 """The ways to name a stored file: a text that `Reference.parse` accepts, or an object of one of these classes."""
+
+
+class Opening(Protocol):
+    """How another process of this machine opens the same repository. It can be pickled, and may contain a token."""
+
+    def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:
+        """Open it for a block. `share` is the number of processes that share the connections of one transfer."""
 
 
 class Identity(NamedTuple):
@@ -203,6 +211,9 @@ class Repository(Protocol):
 
         A server asks for it when a namespace or a token has reached a limit. The verb then continues.
         """
+
+    def opening(self) -> Opening | None:
+        """Return how another process of this machine opens this repository. None where none can, as of one in memory."""
 
     async def identity(self) -> Identity:
         """Return the identity. It is requested once and then kept. Raises UnknownFormat if its version is unknown."""

@@ -417,6 +417,18 @@ def _unlocked_seconds() -> float:
     return sum(each.nanoseconds for each in list(_each_unlocked)) / 1e9
 
 
+def is_counting() -> bool:
+    """Return whether this process counts."""
+    return _stage_times is not None
+
+
+def add_stages(stages: dict[Stage, StageTotals]) -> None:
+    """Add what another process has counted for this one, if this one counts."""
+    if _stage_times is not None:
+        for stage, totals in stages.items():
+            _stage_times.add(stage, totals.size, totals.seconds, totals.cpu_seconds, times=totals.times)
+
+
 def count_start(start: StartTotals) -> None:
     """Count the start of a pipeline, if this process counts."""
     if _stage_times is not None:

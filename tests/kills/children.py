@@ -39,7 +39,7 @@ _MODULES = (
     "filestore.repository.maintenance.collect",
     "filestore_cli.caching",
     "filestore_cli.gc",
-    "filestore_cli.process",
+    "filestore.system.own_process",
     "filestore_cli.start",
     "filestore_cli.transfer",
     "numpy",

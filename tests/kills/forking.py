@@ -33,7 +33,7 @@ _MODULES = (
     "filestore_cli.caching",
     "filestore_cli.check",
     "filestore_cli.gc",
-    "filestore_cli.process",
+    "filestore.system.own_process",
     "filestore_cli.records",
     "filestore_cli.removal",
     "filestore_cli.repairing",

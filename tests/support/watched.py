@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
-from filestore.repository.protocol import FreedContent, Identity, Moved, Repository, Usage, VersionPage, Wanted
+from filestore.repository.protocol import FreedContent, Identity, Moved, Opening, Repository, Usage, VersionPage, Wanted
 
 
 async def _nothing(_: str) -> None:
@@ -39,6 +39,9 @@ class WatchedRepository:
     @property
     def asked_pause(self) -> tuple[float, str] | None:
         return self.inner.asked_pause
+
+    def opening(self) -> Opening | None:
+        return None  # another process would not call this object
 
     async def identity(self) -> Identity:
         await self._note("identity")

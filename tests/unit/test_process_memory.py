@@ -10,7 +10,7 @@ import pytest
 
 _PROBE = """
 import ctypes
-from filestore_cli.process import keep_heap
+from filestore.system.own_process import keep_heap
 
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
@@ -46,8 +46,7 @@ def test_large_blocks_stay_in_the_heap() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_numpy_starts_no_threads() -> None:
     """A process of ours has one thread when numpy is loaded."""
-    probe = (
-        "from filestore_cli import process; process.tune_process();import numpy, os; print(len(os.listdir('/proc/self/task')))"
-    )
+    tuned = "from filestore.system import own_process; own_process.tune_process();"
+    probe = f"{tuned}import numpy, os; print(len(os.listdir('/proc/self/task')))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert "1\n" == done.stdout

@@ -148,7 +148,7 @@ async def _fetch(job: Job, begin: Begin) -> Job:
 
 async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitable[_WorkerResult]]) -> Job:
     from filestore.backends import connect  # heavy
-    from filestore_cli.process import tune_process  # heavy
+    from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
     import numpy as np  # noqa: F401  # the first chunk would load it, which is not a part of a transfer

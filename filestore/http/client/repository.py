@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from blake3 import blake3
@@ -63,11 +64,13 @@ from filestore.repository.protocol import (
     closed_error,
     reference_of,
 )
+from filestore.system.machine import core_count
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS
 from filestore.system.threads import in_cpu_thread, tell_of_forks
 
+_CONNECTIONS_MIN, _CONNECTIONS_MAX = 4, 8
 BATCH_SECONDS = 5.0
 FIRST_BATCH = 4 << 20
 """Bytes of the first batch, which is sent before a rate has been measured."""
@@ -76,6 +79,22 @@ _LEAST_BATCH = 8 << 20
 LISTING_LIMIT = 1 << 30
 """Bytes of the largest listing that is accepted: about two million records. It takes as much of the disk for a time."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+class RemoteOpening(NamedTuple):
+    """How another process opens the same repository: an `Opening`. Never show its `repr`, which has the token."""
+
+    make: partial[RemoteRepository]
+
+    @asynccontextmanager
+    async def open(self, *, share: int) -> AsyncIterator[RemoteRepository]:
+        """Make a client with its part of the connections. It has at least one."""
+        limit = self.make.keywords["connections"]
+        repository = self.make(connections=None if limit is None else max(1, limit // share))
+        try:
+            yield repository
+        finally:
+            await repository.close()
 
 
 class RemoteRepository:
@@ -90,14 +109,17 @@ class RemoteRepository:
         url: str,
         *,
         token: str | None,
-        connections: int = 4,
+        connections: int | None = None,
         stall_seconds: float = 30,
         retry_seconds: float = RETRY_SECONDS,
         proxy: Proxy | None = None,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
     ) -> None:
-        """Make a client without asking the server anything yet. Raises InvalidUrl, InvalidSetting."""
+        """Make a client without asking the server anything yet.
+
+        `connections` is the most batches at a time; None follows the cores. Raises InvalidUrl, InvalidSetting.
+        """
         try:
             parts = urlsplit(url)
             _ = parts.port, URL(url)
@@ -123,6 +145,8 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
         )
+        if connections is None:
+            connections = max(_CONNECTIONS_MIN, min(core_count(), _CONNECTIONS_MAX))
         self._requests = Requests(
             self.location,
             token=token,
@@ -143,6 +167,9 @@ class RemoteRepository:
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
         """Give processes started by spawn or forkserver a client of the same server, with its own connections."""
         return self._make, ()
+
+    def opening(self) -> RemoteOpening:
+        return RemoteOpening(self._make)
 
     def after_fork(self) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""

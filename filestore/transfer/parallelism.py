@@ -1,0 +1,110 @@
+"""Decide how much of a transfer runs at the same time, by cores and by memory.
+
+Figures and reasons: `docs/design.md`, "Windows, batches and memory".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from filestore.system.machine import core_count
+
+MIB = 1 << 20
+LARGE_SIZE = 256 * MIB
+"""Content of at least this size is a large transfer, for which worker processes start. They take 0.2 s until they are ready."""
+LEAST_MEMORY = 300 * MIB
+"""The default budget of a transfer on two cores."""
+MEMORY_PER_CORE = 48 * MIB
+"""What each further core adds to it."""
+CORES_PER_PROCESS = 4
+"""How many cores one process of Python keeps busy."""
+
+_PROCESS_MEMORY = 50 * MIB
+"""What a process takes before it moves anything."""
+_WINDOW_MEMORY = 33 * MIB
+"""A window, its frames, and its small objects."""
+_BATCH_MEMORY = 13 * MIB
+"""The frames of a batch, and memory to decode a chunk."""
+_LEAST_WINDOWS, _MOST_WINDOWS = 3, CORES_PER_PROCESS + 2
+"""In one process. One window is read, the repository is asked about the second one, and the third one is encoded."""
+_LEAST_BATCHES, _MOST_BATCHES = 4, 2 * CORES_PER_PROCESS
+"""In one process."""
+
+
+class Parallelism(NamedTuple):
+    """How much of one transfer runs at the same time."""
+
+    processes: int
+    """Worker processes. 0 means that the process of the caller does everything."""
+    slots: int
+    """Windows, or batches, in flight in each process."""
+    cutters: int = 1
+    """Threads that read and cut a file whose structure is known."""
+
+
+def default_memory() -> int:
+    """Return the budget in bytes of one transfer, for all its processes together."""
+    return LEAST_MEMORY + MEMORY_PER_CORE * max(0, core_count() - 2)
+
+
+def push_parallelism(
+    size: int, *, processes: int | None = None, memory: int | None = None, large_size: int = LARGE_SIZE
+) -> Parallelism:
+    """Return what a push of `size` bytes may do at the same time.
+
+    `processes` is the number of worker processes of a large push, None for as many as the cores need. `memory` is the budget in
+    bytes, None for `default_memory()`. A budget that is too small for the least that works is exceeded.
+    """
+    return _parallelism(
+        size,
+        processes=processes,
+        memory=memory,
+        large_size=large_size,
+        slot_memory=_WINDOW_MEMORY,
+        least=_LEAST_WINDOWS,
+        most=_MOST_WINDOWS,
+        is_cut=True,
+    )
+
+
+def fetch_parallelism(
+    size: int, *, processes: int | None = None, memory: int | None = None, large_size: int = LARGE_SIZE
+) -> Parallelism:
+    """Return what a fetch of `size` bytes may do at the same time. The arguments are those of `push_parallelism`."""
+    return _parallelism(
+        size,
+        processes=processes,
+        memory=memory,
+        large_size=large_size,
+        slot_memory=_BATCH_MEMORY,
+        least=_LEAST_BATCHES,
+        most=_MOST_BATCHES,
+        is_cut=False,
+    )
+
+
+def _parallelism(
+    size: int,
+    *,
+    processes: int | None,
+    memory: int | None,
+    large_size: int,
+    slot_memory: int,
+    least: int,
+    most: int,
+    is_cut: bool,
+) -> Parallelism:
+    cores = core_count()
+    budget = (default_memory() if memory is None else memory) - _PROCESS_MEMORY
+    wanted = cores // CORES_PER_PROCESS if processes is None else processes
+    cutters = max(1, cores // CORES_PER_PROCESS)
+    # The memory of the process of the caller while it works alone, which it does until the others are ready.
+    own = max(least, cutters if is_cut else 0) * slot_memory
+    # By default, one worker process does no more than the process of the caller alone.
+    fewest = 2 if processes is None else 1
+    for count in range(wanted if size >= large_size else 0, fewest - 1, -1):
+        slots = (budget - own - count * _PROCESS_MEMORY) // (count * slot_memory)
+        if slots >= 1:
+            return Parallelism(count, min(slots, most), cutters)
+    by_cores = min(most, max(least, cores + 1))
+    return Parallelism(0, max(1, min(by_cores, budget // slot_memory)))

@@ -1,0 +1,160 @@
+"""Send messages and open files between two processes of one transfer.
+
+A message is a pickle. Both ends are processes of this program, which trust each other: nobody else has the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle  # between processes of one transfer
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+_HEAD = struct.Struct("<IB")
+"""Bytes of the message, and how many open files come with it."""
+_RECEIVE_SIZE = 64 << 10
+_FILES_LIMIT = 250
+"""The most open files that one message may have; Linux takes 253."""
+
+Received = Callable[[Any, list[int]], None]
+"""A function that is called with a message and the descriptors that came with it, which it must close."""
+
+
+class _Waiting(NamedTuple):
+    content: memoryview
+    descriptors: Sequence[int]
+
+
+class Link:
+    """One end of a connection between two processes. For one event loop, whose thread alone uses it."""
+
+    def __init__(self, connected: socket.socket, *, received: Received, lost: Callable[[], None]) -> None:
+        """Take over `connected`, one end of a `socketpair`. Call it in the event loop.
+
+        `lost` is called once, when the other process has closed its end or has ended, or when a message cannot be read.
+        """
+        connected.setblocking(False)  # noqa: FBT003
+        self._socket = connected
+        self._received = received
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._content = bytearray()
+        self._files: deque[int] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._is_sent = asyncio.Event()
+        self._is_sent.set()
+        self.is_open = True
+        self._loop.add_reader(connected, self._read)
+
+    def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
+        """Send a message. The other process gets duplicates of `descriptors`. To a closed end nothing is sent.
+
+        The files are duplicated at once, so the caller may close them.
+        """
+        if not self.is_open:
+            return
+        content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        if len(descriptors) > _FILES_LIMIT:
+            raise ValueError(f"a message has {len(descriptors)} open files")
+        data = memoryview(_HEAD.pack(len(content), len(descriptors)) + content)
+        if self._waiting:
+            # They are sent later, when the caller may have closed them.
+            self._waiting.append(_Waiting(data, [os.dup(each) for each in descriptors]))
+            return
+        sent = self._send_some(data, descriptors)
+        if sent < len(data) and self.is_open:
+            self._waiting.append(_Waiting(data[sent:], [] if sent else [os.dup(each) for each in descriptors]))
+            self._is_sent.clear()
+            self._loop.add_writer(self._socket, self._write)
+
+    async def sent(self) -> None:
+        """Wait until the other process has taken all messages, or the link is lost."""
+        await self._is_sent.wait()
+
+    def close(self) -> None:
+        """Close this end. The other process then loses the link. `lost` is not called for this end."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for waiting in self._waiting:
+            close_all(waiting.descriptors)
+        close_all(self._files)
+        self._waiting.clear()
+        self._files.clear()
+        self._is_sent.set()
+
+    def forget(self) -> None:
+        """Close the socket of this end in a forked child, and leave the rest to the parent. Without an event loop."""
+        self.is_open = False
+        # The descriptor alone: the event loop of the parent may share its list of files with the child.
+        with suppress(OSError):
+            os.close(self._socket.detach())
+
+    def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        """Return how many bytes the other process can take now. The open files go with the first of them."""
+        try:
+            return socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._lose()
+            return len(data)
+
+    def _write(self) -> None:
+        while self._waiting:
+            data, descriptors = self._waiting.popleft()
+            sent = self._send_some(data, descriptors)
+            if not self.is_open:
+                close_all(descriptors)
+                return
+            if not sent:
+                self._waiting.appendleft(_Waiting(data, descriptors))
+                return
+            close_all(descriptors)
+            if sent < len(data):
+                self._waiting.appendleft(_Waiting(data[sent:], ()))
+                return
+        self._loop.remove_writer(self._socket)
+        self._is_sent.set()
+
+    def _read(self) -> None:
+        try:
+            content, files, _, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, _FILES_LIMIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            content, files = b"", []
+        for each in files:
+            os.set_inheritable(each, False)  # noqa: FBT003
+        self._files += files
+        if not content:
+            self._lose()
+            return
+        self._content += content
+        while self.is_open and len(self._content) >= _HEAD.size:
+            size, file_count = _HEAD.unpack_from(self._content)
+            end = _HEAD.size + size
+            if len(self._content) < end:
+                return
+            message = pickle.loads(memoryview(self._content)[_HEAD.size : end])  # noqa: S301  # as above
+            del self._content[:end]
+            self._received(message, [self._files.popleft() for _ in range(file_count)])
+
+    def _lose(self) -> None:
+        if self.is_open:
+            self.close()
+            self._lost()
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close these descriptors."""
+    for each in descriptors:
+        os.close(each)

@@ -1,0 +1,203 @@
+"""A worker process of a transfer. `pool` starts it.
+
+The first process imports what all need while it has no thread, and forks the others. Each has one socket, and ends when that is
+closed, since the process that transfers has then ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from filestore.repository.protocol import Opening, Repository
+from filestore.system.metrics import Stage, StageTimes, StageTotals, Usage, count_into, own_usage
+from filestore.system.own_process import keep_heap
+from filestore.transfer.workers.job import Job
+from filestore.transfer.workers.link import Link, close_all
+
+T = TypeVar("T")
+
+_TELL_SECONDS = 0.1
+"""How often moved bytes are told."""
+
+
+class Setup(NamedTuple):
+    """The first message to a worker process."""
+
+    opening: Opening
+    share: int
+    """How many processes share the connections of the transfer."""
+    is_counting: bool
+    """Whether stages are measured."""
+
+
+class Ended(NamedTuple):
+    """The last message of a worker process."""
+
+    usage: Usage
+    stages: dict[Stage, StageTotals]
+
+
+def main(descriptors: Sequence[int], modules: Sequence[str]) -> None:
+    """Run a worker process for each socket in `descriptors`. It imports `modules` first. Call it in a process without threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that transfers, which ends this one
+    keep_heap()
+    for name in modules:
+        importlib.import_module(name)
+    own, *others = descriptors
+    children = []
+    for place, descriptor in enumerate(others):
+        try:
+            child = os.fork()
+        except OSError:
+            # Too many processes, or too little memory: the transfer uses fewer. It sees that these sockets are closed.
+            break
+        if not child:
+            close_all([own, *others[:place], *others[place + 1 :]])
+            _work(descriptor)
+        children.append(child)
+    close_all(others)
+    _work(own, children)
+
+
+def _work(descriptor: int, children: Sequence[int] = ()) -> NoReturn:
+    """Do the jobs of one worker process, and end it."""
+    status = 1
+    with suppress(BaseException):
+        asyncio.run(_serve(socket.socket(fileno=descriptor)))
+        status = 0
+    # They end by themselves: at the same time, for the same reason.
+    for child in children:
+        with suppress(OSError):
+            os.waitpid(child, 0)
+    os._exit(status)
+
+
+async def _serve(connected: socket.socket) -> None:
+    await _Process(connected).run()
+
+
+class _Process:
+    """The state of a worker process."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._setup: asyncio.Future[Setup] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._questions: dict[int, asyncio.Future[Any]] = {}
+        self._kept: dict[str, Any] = {}
+        self._repository: Repository
+        self.link = Link(connected, received=self._receive, lost=_leave)
+
+    async def run(self) -> None:
+        """Do jobs until the other side says that this was all."""
+        setup = await self._setup
+        stage_times = StageTimes()
+        if setup.is_counting:
+            count_into(stage_times)
+        async with setup.opening.open(share=setup.share) as self._repository:
+            # No job comes before this.
+            self.link.send(("ready", os.getpid()))
+            await self._end.wait()
+        self.link.send(("ended", Ended(own_usage(), stage_times.passed())))
+        await self.link.sent()
+        self.link.close()
+
+    def _receive(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        kind, *rest = message
+        if kind == "setup":
+            self._setup.set_result(rest[0])
+        elif kind == "job":
+            number, job = rest
+            self._tasks[number] = asyncio.create_task(self._do(number, job, descriptors))
+        elif kind == "answer":
+            number, answer = rest
+            question = self._questions.pop(number, None)
+            if question is not None and not question.done():
+                question.set_result(answer)
+        elif kind == "cancel" and rest[0] in self._tasks:
+            self._tasks[rest[0]].cancel()
+        elif kind == "end":
+            self._end.set()
+
+    async def _do(self, number: int, job: Job[Any], descriptors: list[int]) -> None:
+        worker = _Worker(self.link, number, self._repository, self._questions, self._kept)
+        try:
+            result = await job.run(worker, descriptors)
+        except asyncio.CancelledError:
+            answer: tuple[Any, ...] = ("cancelled", number)
+        except Exception as error:  # noqa: BLE001  # it is raised where the job comes from
+            answer = ("failed", number, error)
+        else:
+            answer = ("done", number, result)
+        close_all(descriptors)
+        worker.tell_moved()
+        try:
+            self.link.send(answer)
+        except Exception as error:  # noqa: BLE001  # an error that cannot be pickled
+            self.link.send(("failed", number, RuntimeError(f"{answer[-1]!r} cannot be sent: {error}")))
+        del self._tasks[number]
+
+
+class _Worker:
+    """What a job has: a `Worker`."""
+
+    def __init__(
+        self,
+        link: Link,
+        number: int,
+        repository: Repository,
+        questions: dict[int, asyncio.Future[Any]],
+        kept: dict[str, Any],
+    ) -> None:
+        self.repository = repository
+        self._link = link
+        self._number = number
+        self._questions = questions
+        self._kept = kept
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._moved = 0
+        self._is_told_soon = False
+
+    async def ask(self, question: object) -> Any:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._questions[self._number] = future
+        self._link.send(("ask", self._number, question))
+        try:
+            return await future
+        finally:
+            self._questions.pop(self._number, None)
+
+    def moved(self, size: int) -> None:
+        with self._lock:
+            self._moved += size
+            if self._is_told_soon:
+                return
+            self._is_told_soon = True
+        self._loop.call_soon_threadsafe(self._loop.call_later, _TELL_SECONDS, self.tell_moved)
+
+    def kept(self, key: str, make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept
+
+    def tell_moved(self) -> None:
+        """Tell what has moved since the last time."""
+        with self._lock:
+            moved, self._moved, self._is_told_soon = self._moved, 0, False
+        if moved:
+            self._link.send(("moved", self._number, moved))
+
+
+def _leave() -> None:
+    """End the process at once, in the middle of its work: the process that transfers has ended."""
+    os._exit(1)

@@ -1,0 +1,301 @@
+"""Start worker processes, give them jobs, and end them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess  # the same interpreter, with our own code
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filestore.errors import WorkerEnded
+from filestore.repository.protocol import Moved, Opening, Repository
+from filestore.system.metrics import Usage, add_stages, is_counting
+from filestore.system.threads import in_disk_thread, shield_until_done, tell_of_forks
+from filestore.transfer.workers.job import Job
+from filestore.transfer.workers.link import Link
+from filestore.transfer.workers.main import Ended, Setup
+
+logger = logging.getLogger("filestore.transfer")
+T = TypeVar("T")
+
+_START = (
+    "import sys, json; setup = json.loads(sys.stdin.readline()); sys.path[:] = setup['path']; "
+    "from filestore.transfer.workers.main import main; main(setup['descriptors'], setup['modules'])"
+)
+_MODULES = ("numpy", "pyfastcdc", "zstandard")
+"""What every worker process needs, besides what its jobs need."""
+_END_SECONDS = 10.0
+"""How long worker processes may take to end. They have nothing to do then."""
+
+_usage: list[Usage] = []
+
+
+def usage() -> list[Usage]:
+    """Return what each worker process of this process has used, as far as they have ended."""
+    return list(_usage)
+
+
+@asynccontextmanager
+async def worker_pool(
+    repository: Repository, *, count: int, slots: int, modules: Sequence[str] = ()
+) -> AsyncIterator[WorkerPool]:
+    """Start `count` worker processes for a transfer with `repository`, and end them after the block.
+
+    Each does at most `slots` jobs at a time. `modules` are the names of modules that the jobs need, imported once for
+    all processes. The block begins while they start.
+
+    The pool stays without processes if `count` is 0, if another process cannot open this repository, or if the system permits no
+    further process.
+    """
+    pool = WorkerPool(repository.location, slots=slots)
+    opening = repository.opening() if count else None
+    interpreter = _interpreter()
+    try:
+        if opening is not None and interpreter is not None:
+            await pool.start(interpreter, opening, count=count, modules=[*_MODULES, type(opening).__module__, *modules])
+        yield pool
+    finally:
+        await shield_until_done(pool.end())
+
+
+def _interpreter() -> str | None:
+    """Return the path of Python, or None where this is another program that contains it."""
+    path = sys.executable or ""
+    return path if Path(path).name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False) else None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A job that a worker process does."""
+
+    future: asyncio.Future[Any]
+    moved: Moved
+    answer: Callable[[Any], Any] | None
+
+
+class _Member:
+    """A worker process, seen from the process that transfers."""
+
+    def __init__(self, pool: WorkerPool, connected: socket.socket) -> None:
+        self.pid: int | None = None
+        """None until it is ready."""
+        self.calls: dict[int, _Call] = {}
+        self.gone = asyncio.Event()
+        self._pool = pool
+        self.link = Link(connected, received=self._receive, lost=self._lose)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.pid is not None and self.link.is_open
+
+    def _receive(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        for each in descriptors:
+            os.close(each)
+        kind, *rest = message
+        if kind == "ready":
+            (self.pid,) = rest
+            self._pool.wake()
+            return
+        if kind == "ended":
+            self._pool.note_ended(rest[0])
+            return
+        number, *values = rest
+        call = self.calls.get(number)
+        if call is None or call.future.done():
+            return
+        if kind == "moved":
+            call.moved(values[0])
+        elif kind == "ask":
+            self._answer(number, call, values[0])
+        elif kind == "done":
+            call.future.set_result(values[0])
+        elif kind == "failed":
+            call.future.set_exception(values[0])
+        elif kind == "cancelled":
+            call.future.cancel()
+
+    def _answer(self, number: int, call: _Call, question: object) -> None:
+        try:
+            answer = None if call.answer is None else call.answer(question)
+        except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
+            self.link.send(("cancel", number))
+            call.future.set_exception(error)
+        else:
+            self.link.send(("answer", number, answer))
+
+    def _lose(self) -> None:
+        self.gone.set()
+        self._pool.wake()
+        for call in self.calls.values():
+            if not call.future.done():
+                call.future.set_exception(self._pool.ended_error())
+
+
+class WorkerPool:
+    """The worker processes of one transfer. `worker_pool` makes it. For one event loop."""
+
+    def __init__(self, location: str, *, slots: int) -> None:
+        """`location` is the name of the repository in errors."""
+        self._location = location
+        self._slots = slots
+        self._members: list[_Member] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._number = 0
+        self._waiting: list[asyncio.Future[None]] = []
+        tell_of_forks(self)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker process takes jobs. It is false while they start, and where none could be started."""
+        return any(member.is_ready for member in self._members)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The worker processes that are ready."""
+        return [member.pid for member in self._members if member.is_ready and member.pid is not None]
+
+    async def run(
+        self,
+        job: Job[T],
+        *,
+        descriptors: Sequence[int] = (),
+        moved: Moved = lambda _: None,
+        answer: Callable[[Any], Any] | None = None,
+    ) -> T:
+        """Do a job in the worker process that has least to do, and return its result. It waits for a free slot.
+
+        The process gets duplicates of `descriptors`. `moved` and `answer` are called in the event loop.
+
+        A cancelled call returns when the job has ended.
+
+        Raises what the job and `answer` raise, and WorkerEnded if the process ends.
+        """
+        member = await self._free_member()
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        member.calls[number] = _Call(future, moved, answer)
+        try:
+            member.link.send(("job", number, job), descriptors)
+            if not member.link.is_open:
+                raise self.ended_error()
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                member.link.send(("cancel", number))
+                await shield_until_done(_ended(future))
+                raise
+        finally:
+            del member.calls[number]
+            self.wake()
+
+    async def start(self, interpreter: str, opening: Opening, *, count: int, modules: Sequence[str]) -> None:
+        """Start the processes, and do not wait until they are ready."""
+        pairs = [socket.socketpair() for _ in range(count)]
+        theirs = [theirs for _, theirs in pairs]
+        try:
+            self._process = await in_disk_thread(_start, interpreter, [end.fileno() for end in theirs], modules)
+        except OSError as error:
+            logger.info("no worker processes: %s", error)
+            for ours, _ in pairs:
+                ours.close()
+            return
+        finally:
+            for end in theirs:
+                end.close()
+        for ours, _ in pairs:
+            member = _Member(self, ours)
+            self._members.append(member)
+            member.link.send(("setup", Setup(opening, count, is_counting())))
+
+    async def end(self) -> None:
+        """End the processes, which must have no jobs."""
+        for member in self._members:
+            member.link.send(("end",))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                for member in self._members:
+                    if member.link.is_open:
+                        await member.gone.wait()
+        for member in self._members:
+            if member.link.is_open and member.pid is not None:
+                # Its end of the socket is open, so it is still this process.
+                with suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGKILL)
+            member.link.close()
+        if self._process is not None:
+            await in_disk_thread(_reap, self._process)
+
+    def wake(self) -> None:
+        """Let those who wait for a slot look again."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+    def note_ended(self, ended: Ended) -> None:
+        """Keep what a process has used."""
+        _usage.append(ended.usage)
+        add_stages(ended.stages)
+
+    def ended_error(self) -> WorkerEnded:
+        """Return the error to raise when a process has ended."""
+        return WorkerEnded(self._location, "a signal ended it, or memory ran out")
+
+    def after_fork(self) -> None:
+        """Close the sockets in a forked child, so that the processes end when the parent does."""
+        for member in self._members:
+            member.link.forget()
+
+    async def _free_member(self) -> _Member:
+        while True:
+            ready = [member for member in self._members if member.is_ready]
+            if not ready:
+                raise self.ended_error()
+            best = min(ready, key=lambda member: len(member.calls))
+            if len(best.calls) < self._slots:
+                return best
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+
+
+def _start(interpreter: str, descriptors: list[int], modules: Sequence[str]) -> subprocess.Popen[bytes]:
+    path = [each or str(Path.cwd()) for each in sys.path]
+    setup = json.dumps({"path": path, "descriptors": descriptors, "modules": list(modules)})
+    hears, says = map(os.fdopen, os.pipe(), ("rb", "wb"))
+    with hears, suppress(BrokenPipeError), says:  # it may end at once, which its sockets tell
+        process = subprocess.Popen(  # noqa: S603  # our own code
+            [interpreter, "-I", "-c", _START],
+            stdin=hears,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            # numpy would start threads for linear algebra, which is not used.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        says.write(setup.encode())
+    return process
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+async def _ended(future: asyncio.Future[Any]) -> None:
+    await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()  # read, so that the loop does not report it as lost

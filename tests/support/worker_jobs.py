@@ -1,0 +1,62 @@
+"""Jobs for worker processes of a transfer, which import this module."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from filestore.errors import StorageFull
+from filestore.repository.protocol import Identity
+from filestore.transfer.workers import Worker
+
+
+class Identify(NamedTuple):
+    """Return the identity of the repository, and the id of the process."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> tuple[Identity, int]:  # noqa: ARG002
+        return await worker.repository.identity(), os.getpid()
+
+
+class Read(NamedTuple):
+    """Read from each of the given files, after the caller has said how much."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> list[bytes]:
+        size = await worker.ask(len(descriptors))
+        pieces = [os.pread(each, size, 0) for each in descriptors]
+        worker.moved(2 * size)
+        await asyncio.to_thread(worker.moved, -size)
+        return pieces
+
+
+class Fail(NamedTuple):
+    """Fail with an error of this library, or with one that cannot be pickled."""
+
+    is_ours: bool
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> None:  # noqa: ARG002
+        if self.is_ours:
+            raise StorageFull("/disk", "no space", hint="free-repository")
+        raise ValueError(lambda: None)
+
+
+class Wait(NamedTuple):
+    """Wait until it is cancelled, and say so in a file. `ask` tells the caller that it has begun."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> None:
+        try:
+            await worker.ask(os.getpid())
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            os.write(descriptors[0], b"cancelled")
+            raise
+
+
+class Count(NamedTuple):
+    """Return how often this process has done this job."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> int:  # noqa: ARG002
+        done: list[None] = worker.kept("done", list)
+        done.append(None)
+        return len(done)

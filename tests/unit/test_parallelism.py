@@ -1,0 +1,76 @@
+"""How much of a transfer runs at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from filestore.transfer import parallelism
+from filestore.transfer.parallelism import (
+    LARGE_SIZE,
+    LEAST_MEMORY,
+    MEMORY_PER_CORE,
+    MIB,
+    Parallelism,
+    default_memory,
+    fetch_parallelism,
+    push_parallelism,
+)
+
+_LARGE = 8 << 30
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that makes the number of cores another one."""
+    return lambda count: monkeypatch.setattr(parallelism, "core_count", lambda: count)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_cores_work_as_before(cores: Callable[[int], None], count: int) -> None:
+    """Three windows or four batches in one process, whatever the size."""
+    cores(count)
+    assert push_parallelism(_LARGE) == Parallelism(0, 3)
+    assert fetch_parallelism(_LARGE) == Parallelism(0, 4)
+
+
+def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], None]) -> None:
+    """One process for four cores. A small transfer starts none."""
+    found = {}
+    for count in (4, 8, 16, 64):
+        cores(count)
+        found[count] = push_parallelism(_LARGE), fetch_parallelism(_LARGE), default_memory() // MIB
+    assert found == {
+        4: (Parallelism(0, 5), Parallelism(0, 5), 396),
+        8: (Parallelism(2, 5, 2), Parallelism(2, 8, 2), 588),
+        16: (Parallelism(4, 4, 4), Parallelism(4, 8, 4), 972),
+        64: (Parallelism(16, 3, 16), Parallelism(16, 8, 16), 3276),
+    }
+    assert push_parallelism(LARGE_SIZE - 1).processes == 0
+    assert push_parallelism(LARGE_SIZE).processes == 16
+
+
+def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
+    """By the number of processes, and by memory, which is shared by all of them."""
+    cores(16)
+    assert push_parallelism(_LARGE, processes=0) == Parallelism(0, 6)
+    assert push_parallelism(_LARGE, processes=3) == Parallelism(3, 6, 4)
+    assert push_parallelism(_LARGE, memory=300 * MIB).processes == 0
+    assert push_parallelism(_LARGE, memory=120 * MIB) == Parallelism(0, 2)
+    assert push_parallelism(_LARGE, memory=1) == Parallelism(0, 1)
+    assert fetch_parallelism(_LARGE, memory=300 * MIB) == Parallelism(3, 1, 4)
+
+
+@given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))
+def test_the_budget_holds(count: int, memory: int, processes: int | None) -> None:
+    """50 MiB for a process and 33 MiB for a window are together at most the budget."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallelism, "core_count", lambda: count)
+        found = push_parallelism(_LARGE, memory=memory, processes=processes)
+        own = max(3, found.cutters) if found.processes else found.slots
+        windows = found.processes * found.slots + own
+        assert (50 * (1 + found.processes) + 33 * windows) * MIB <= memory
+        assert default_memory() == LEAST_MEMORY + MEMORY_PER_CORE * max(0, count - 2)

@@ -1,0 +1,195 @@
+"""Worker processes of a transfer. The processes are real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.errors import StorageFull, WorkerEnded
+from filestore.transfer.workers import WorkerPool, usage, worker_pool
+from tests.support.runtimes import is_running
+from tests.support.server import eventually
+from tests.support.worker_jobs import Count, Fail, Identify, Read, Wait
+
+_MODULES = ("tests.support.worker_jobs",)
+
+
+@asynccontextmanager
+async def pool_of(folder: Path, *, count: int = 2, slots: int = 2) -> AsyncIterator[WorkerPool]:
+    """Give a pool whose processes are all ready."""
+    async with (
+        connect(folder, create=True) as repository,
+        worker_pool(repository, count=count, slots=slots, modules=_MODULES) as pool,
+    ):
+        while len(pool.process_ids) < count:
+            await asyncio.sleep(0.01)
+        yield pool
+
+
+async def test_each_process_opens_the_repository(tmp_path: Path) -> None:
+    """Both processes do jobs, and say the same of the repository. They end with the pool, and tell what they used."""
+    known = len(usage())
+    async with connect(tmp_path, create=True) as repository:
+        wanted = await repository.identity()
+    async with pool_of(tmp_path) as pool:
+        answers = await asyncio.gather(*(pool.run(Identify()) for _ in range(4)))
+        process_ids = set(pool.process_ids)
+
+    assert {(wanted, each) for each in process_ids} == set(answers)
+    assert os.getpid() not in process_ids
+    assert not any(map(is_running, process_ids))
+    assert all(0 < each.lock_seconds <= each.cpu_seconds and each.peak_memory > 1 << 20 for each in usage()[known:])
+    assert len(usage()) == known + 2
+
+
+async def test_a_job_gets_open_files_and_asks(tmp_path: Path) -> None:
+    """Each job gets the files that were given to it. What moved is told, in all, before the result."""
+    moved: list[int] = []
+    for number in range(40):
+        (tmp_path / str(number)).write_bytes(b"%03d" % number)
+    async with pool_of(tmp_path / "repository") as pool:
+        descriptors = [os.open(tmp_path / str(number), os.O_RDONLY) for number in range(40)]
+        waiting = asyncio.gather(
+            *(
+                pool.run(Read(), descriptors=descriptors[start : start + 10], moved=moved.append, answer=lambda count: count // 4)
+                for start in range(0, 40, 10)
+            )
+        )
+        found = await waiting
+        for each in descriptors:
+            os.close(each)
+
+    assert [(b"%03d" % number)[:2] for number in range(40)] == [piece for pieces in found for piece in pieces]
+    assert sum(moved) == 4 * 2
+
+
+async def test_an_error_of_a_job_is_raised_as_it_is(tmp_path: Path) -> None:
+    """With its facts and its hint. One that cannot be sent is described. Later jobs are done."""
+    async with pool_of(tmp_path, count=1) as pool:
+        with pytest.raises(StorageFull, match="/disk is full: no space") as full:
+            await pool.run(Fail(is_ours=True))
+        with pytest.raises(RuntimeError, match="ValueError"):
+            await pool.run(Fail(is_ours=False))
+        assert await pool.run(Count()) == 1
+        assert await pool.run(Count()) == 2
+
+    assert full.value.hint == "free-repository"
+
+
+async def test_an_error_of_the_answer_is_raised_and_cancels_the_job(tmp_path: Path) -> None:
+    """The caller of `run` gets it, and the process goes on."""
+
+    def answer(_: object) -> None:
+        raise LookupError("no answer")
+
+    async with pool_of(tmp_path, count=1) as pool:
+        with pytest.raises(LookupError, match="no answer"):
+            await pool.run(Read(), answer=answer)
+        assert await pool.run(Count()) == 1
+
+
+async def test_a_process_that_is_killed_fails_its_jobs_only(tmp_path: Path) -> None:
+    """WorkerEnded is one sentence. The other process goes on, and nothing is left."""
+    async with pool_of(tmp_path) as pool:
+        asked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(pool.run(Wait(), answer=asked.set_result))
+        killed = await asked
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(WorkerEnded, match="a worker process of the transfer with"):
+            await waiting
+        others = pool.process_ids
+        assert [await pool.run(Count()) for _ in range(3)] == [1, 2, 3]
+
+    assert len(others) == 1
+    assert not any(map(is_running, [killed, *others]))
+
+
+async def test_without_a_process_a_job_fails(tmp_path: Path) -> None:
+    """All are killed: `is_ready` says so, and a job that comes then does not wait."""
+    async with pool_of(tmp_path) as pool:
+        for each in pool.process_ids:
+            os.kill(each, signal.SIGKILL)
+        while pool.is_ready:
+            await asyncio.sleep(0.01)
+        with pytest.raises(WorkerEnded):
+            await pool.run(Count())
+
+
+async def test_a_cancelled_call_returns_when_its_job_has_ended(tmp_path: Path) -> None:
+    """The job is cancelled in its process before the caller goes on."""
+    marker = os.open(tmp_path / "marker", os.O_RDWR | os.O_CREAT)
+    async with pool_of(tmp_path / "repository") as pool:
+        asked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(pool.run(Wait(), descriptors=[marker], answer=asked.set_result))
+        await asked
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert os.pread(marker, 100, 0) == b"cancelled"
+    os.close(marker)
+
+
+async def test_more_jobs_than_slots_wait(tmp_path: Path) -> None:
+    """Two processes with two slots do four jobs at a time."""
+    began: list[int] = []
+    marker = os.open(tmp_path / "marker", os.O_RDWR | os.O_CREAT)
+    async with pool_of(tmp_path / "repository") as pool:
+        waiting = [asyncio.create_task(pool.run(Wait(), descriptors=[marker], answer=began.append)) for _ in range(5)]
+        while len(began) < 4:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert sorted(began) == sorted(pool.process_ids * 2)
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+    os.close(marker)
+
+
+async def test_a_pool_that_cannot_start_stays_without_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a program that contains Python, and where the interpreter is gone."""
+    async with connect(tmp_path, create=True) as repository:
+        for executable in ("/usr/bin/uwsgi", str(tmp_path / "python3-gone"), ""):
+            monkeypatch.setattr(sys, "executable", executable)
+            async with worker_pool(repository, count=2, slots=1) as pool:
+                assert not pool.is_ready
+        async with worker_pool(repository, count=0, slots=1) as pool:
+            assert not pool.is_ready
+
+
+def test_the_processes_end_with_the_process_that_transfers(tmp_path: Path) -> None:
+    """It is killed while it has a forked child, which lives longer."""
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if not parent:
+        os.close(reading)
+        asyncio.run(_start_and_wait(tmp_path, writing))
+        os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        process_ids = [int(text) for text in said.readline().split()]
+    sleeper = process_ids.pop()
+    try:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert len(process_ids) == 2
+        eventually(lambda: not any(map(is_running, process_ids)))
+        assert is_running(sleeper)
+    finally:
+        os.kill(sleeper, signal.SIGKILL)
+
+
+async def _start_and_wait(folder: Path, writing: int) -> None:
+    async with pool_of(folder) as pool:
+        child = os.fork()
+        if not child:
+            signal.pause()
+        os.write(writing, f"{' '.join(map(str, [*pool.process_ids, child]))}\n".encode())
+        await asyncio.sleep(600)
