@@ -32,7 +32,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.local import LocalRepository
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, TransferLimits
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.blocks import AsyncBlock
@@ -63,6 +63,8 @@ def connect(
     *,
     token: str | None = None,
     connections: int | None = None,
+    processes: int | None = None,
+    transfer_memory: int | None = None,
     stall_seconds: float = STALL_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
     create: bool = False,
@@ -81,6 +83,10 @@ def connect(
         the beginning is the home folder.
     token: what lets this program in at a server; `filestore token new` makes one.
     connections: the most connections that a push or a fetch uses at the same time. By default they follow the cores.
+    processes: how many worker processes a push or fetch of 256 MiB and more starts; 0 means none. By default it is one for four
+        cores, and none with fewer than eight cores.
+    transfer_memory: the most bytes of memory of one push or fetch, with all its processes. By default it is 300 MiB, and 48 MiB
+        more for each core after the second.
     stall_seconds: how long a connection may make almost no progress before it is closed. The request is then sent again.
     retry_seconds: how long a server that has answered before is tried again after its last progress. Then the transfer fails.
     create: make a new or an empty folder a repository. Without it, such a folder is an error.
@@ -94,7 +100,7 @@ def connect(
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
-    `create`, `read_only` and `min_free` are for folders; the other arguments are for servers.
+    `create`, `read_only` and `min_free` are for folders, `processes` and `transfer_memory` for both; the others are for servers.
 
     Cost: a folder is opened, which takes some file operations. A server is not asked before the first verb. Any number of
     transfers may use one repository at the same time, in one event loop.
@@ -109,6 +115,7 @@ def connect(
         url,
         token=token,
         connections=connections,
+        limits=TransferLimits(processes, transfer_memory),
         stall_seconds=stall_seconds,
         retry_seconds=retry_seconds,
         create=create,
@@ -126,6 +133,7 @@ async def _connected(
     *,
     token: str | None,
     connections: int | None,
+    limits: TransferLimits,
     stall_seconds: float,
     retry_seconds: float,
     create: bool,
@@ -144,6 +152,7 @@ async def _connected(
             url,
             token=token,
             connections=connections,
+            transfer_limits=limits,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
             proxy=_proxy(url, proxy),
@@ -152,7 +161,9 @@ async def _connected(
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
         again = FolderOpening(folder, read_only=read_only, min_free=min_free)
-        repository = LocalRepository(store, index, location=str(folder), read_only=read_only, opening=again)
+        repository = LocalRepository(
+            store, index, location=str(folder), read_only=read_only, opening=again, transfer_limits=limits
+        )
     try:
         yield repository
     finally:

@@ -70,6 +70,8 @@ class CommandContext:
             self._url,
             token=settings.token,
             connections=settings.connections,
+            processes=settings.processes,
+            transfer_memory=settings.transfer_memory,
             stall_seconds=settings.stall_seconds,
             retry_seconds=settings.retry_seconds,
             read_only=read_only,

@@ -369,10 +369,31 @@ class Settings:
             parse=_choice(*CODEC_CHOICES),
         ),
     )
-    connections: int = field(
-        default=4,
+    connections: int | None = field(
+        default=None,
         metadata=_setting(
-            "Connections to a server that a push or a fetch uses at the same time", unit="count", parse=_whole(1, 64)
+            "The most connections to a server that a push or a fetch uses at the same time",
+            unit="count",
+            parse=_whole(1, 1024),
+            default="by cores: 4 to 8 for each of its processes",
+        ),
+    )
+    processes: int | None = field(
+        default=None,
+        metadata=_setting(
+            "How many worker processes a push or a fetch of 256 MiB and more starts; 0: none",
+            unit="count",
+            parse=_whole(0, 256),
+            default="by cores: one for four cores, and none with fewer than eight",
+        ),
+    )
+    transfer_memory: int | None = field(
+        default=None,
+        metadata=_setting(
+            "The most bytes of memory of one push or fetch, with all its processes",
+            unit=_SIZE_UNIT,
+            parse=_size(100 << 20),
+            default="300MiB, and 48MiB more for each core after the second",
         ),
     )
     stall_seconds: float = field(

@@ -45,6 +45,7 @@ from filestore.repository.maintenance.selection import VersionRule
 from filestore.repository.maintenance.versions import list_versions
 from filestore.repository.manifest_check import SLICE, check_count, open_manifest, read_manifest
 from filestore.repository.protocol import (
+    BY_CORES,
     GRACE_SECONDS,
     SIGNED_SECONDS,
     FreedContent,
@@ -52,6 +53,7 @@ from filestore.repository.protocol import (
     Moved,
     Opening,
     QuotaUse,
+    TransferLimits,
     Usage,
     VersionPage,
     Wanted,
@@ -95,6 +97,7 @@ class LocalRepository:
         read_only: bool = False,
         quota: Quota = NO_QUOTA,
         opening: Opening | None = None,
+        transfer_limits: TransferLimits = BY_CORES,
     ) -> None:
         """`budget` limits the bytes in flight (I6). The caller must not hold any of it while it waits for a verb.
 
@@ -121,6 +124,7 @@ class LocalRepository:
         self._read_only = read_only
         self.quota = quota
         self._opening = opening
+        self.transfer_limits = transfer_limits
         self._identity: Identity | None = None
         self._is_closed = False
 

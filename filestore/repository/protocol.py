@@ -38,6 +38,19 @@ class Opening(Protocol):
         """Open it for a block. `share` is the number of processes that share the connections of one transfer."""
 
 
+class TransferLimits(NamedTuple):
+    """How much one push or fetch may use. None follows the cores: see `filestore.transfer.parallelism`."""
+
+    processes: int | None = None
+    """Worker processes of a large transfer; 0 means none."""
+    memory: int | None = None
+    """Bytes of memory of all processes of the transfer together."""
+
+
+BY_CORES = TransferLimits()
+"""No limits of the user: a transfer follows the cores."""
+
+
 class Identity(NamedTuple):
     """What identifies a repository. Caches and push caches use `id` and `namespace` in their keys."""
 
@@ -211,6 +224,10 @@ class Repository(Protocol):
 
         A server asks for it when a namespace or a token has reached a limit. The verb then continues.
         """
+
+    @property
+    def transfer_limits(self) -> TransferLimits:
+        """How much one push or fetch may use."""
 
     def opening(self) -> Opening | None:
         """Return how another process of this machine opens this repository. None where none can, as of one in memory."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from filestore.repository.protocol import BY_CORES, TransferLimits
 from filestore.system.machine import core_count
 
 MIB = 1 << 20
@@ -47,19 +48,14 @@ def default_memory() -> int:
     return LEAST_MEMORY + MEMORY_PER_CORE * max(0, core_count() - 2)
 
 
-def push_parallelism(
-    size: int, *, processes: int | None = None, memory: int | None = None, large_size: int = LARGE_SIZE
-) -> Parallelism:
+def push_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE) -> Parallelism:
     """Return what a push of `size` bytes may do at the same time.
 
-    `processes` is the number of worker processes of a large push, None for as many as the cores need. `memory` is the budget in
-    bytes, None for `default_memory()`. A budget that is too small for the least that works is exceeded.
+    A budget of memory that is too small for the least that works is exceeded. Content of `large_size` bytes is a large transfer.
     """
     return _parallelism(
-        size,
-        processes=processes,
-        memory=memory,
-        large_size=large_size,
+        limits,
+        is_large=size >= large_size,
         slot_memory=_WINDOW_MEMORY,
         least=_LEAST_WINDOWS,
         most=_MOST_WINDOWS,
@@ -67,15 +63,11 @@ def push_parallelism(
     )
 
 
-def fetch_parallelism(
-    size: int, *, processes: int | None = None, memory: int | None = None, large_size: int = LARGE_SIZE
-) -> Parallelism:
+def fetch_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE) -> Parallelism:
     """Return what a fetch of `size` bytes may do at the same time. The arguments are those of `push_parallelism`."""
     return _parallelism(
-        size,
-        processes=processes,
-        memory=memory,
-        large_size=large_size,
+        limits,
+        is_large=size >= large_size,
         slot_memory=_BATCH_MEMORY,
         least=_LEAST_BATCHES,
         most=_MOST_BATCHES,
@@ -84,25 +76,23 @@ def fetch_parallelism(
 
 
 def _parallelism(
-    size: int,
+    limits: TransferLimits,
     *,
-    processes: int | None,
-    memory: int | None,
-    large_size: int,
+    is_large: bool,
     slot_memory: int,
     least: int,
     most: int,
     is_cut: bool,
 ) -> Parallelism:
     cores = core_count()
-    budget = (default_memory() if memory is None else memory) - _PROCESS_MEMORY
-    wanted = cores // CORES_PER_PROCESS if processes is None else processes
+    budget = (default_memory() if limits.memory is None else limits.memory) - _PROCESS_MEMORY
+    wanted = cores // CORES_PER_PROCESS if limits.processes is None else limits.processes
     cutters = max(1, cores // CORES_PER_PROCESS)
     # The memory of the process of the caller while it works alone, which it does until the others are ready.
     own = max(least, cutters if is_cut else 0) * slot_memory
     # By default, one worker process does no more than the process of the caller alone.
-    fewest = 2 if processes is None else 1
-    for count in range(wanted if size >= large_size else 0, fewest - 1, -1):
+    fewest = 2 if limits.processes is None else 1
+    for count in range(wanted if is_large else 0, fewest - 1, -1):
         slots = (budget - own - count * _PROCESS_MEMORY) // (count * slot_memory)
         if slots >= 1:
             return Parallelism(count, min(slots, most), cutters)

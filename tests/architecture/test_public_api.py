@@ -37,6 +37,7 @@ RAISES_NOTHING = {
     "Record.run_path",
     "Record.as_json",
     "Repository.opening",
+    "Repository.transfer_limits",
     "StreamingFile.size",
     "StreamingFile.whole",
     "StreamingFile.ready",

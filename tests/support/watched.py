@@ -7,7 +7,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
-from filestore.repository.protocol import FreedContent, Identity, Moved, Opening, Repository, Usage, VersionPage, Wanted
+from filestore.repository.protocol import (
+    FreedContent,
+    Identity,
+    Moved,
+    Opening,
+    Repository,
+    TransferLimits,
+    Usage,
+    VersionPage,
+    Wanted,
+)
 
 
 async def _nothing(_: str) -> None:
@@ -39,6 +49,10 @@ class WatchedRepository:
     @property
     def asked_pause(self) -> tuple[float, str] | None:
         return self.inner.asked_pause
+
+    @property
+    def transfer_limits(self) -> TransferLimits:
+        return self.inner.transfer_limits
 
     def opening(self) -> Opening | None:
         return None  # another process would not call this object

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from filestore.repository.protocol import TransferLimits
 from filestore.transfer import parallelism
 from filestore.transfer.parallelism import (
     LARGE_SIZE,
@@ -56,12 +57,12 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
 def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     """By the number of processes, and by memory, which is shared by all of them."""
     cores(16)
-    assert push_parallelism(_LARGE, processes=0) == Parallelism(0, 6)
-    assert push_parallelism(_LARGE, processes=3) == Parallelism(3, 6, 4)
-    assert push_parallelism(_LARGE, memory=300 * MIB).processes == 0
-    assert push_parallelism(_LARGE, memory=120 * MIB) == Parallelism(0, 2)
-    assert push_parallelism(_LARGE, memory=1) == Parallelism(0, 1)
-    assert fetch_parallelism(_LARGE, memory=300 * MIB) == Parallelism(3, 1, 4)
+    assert push_parallelism(_LARGE, TransferLimits(processes=0)) == Parallelism(0, 6)
+    assert push_parallelism(_LARGE, TransferLimits(processes=3)) == Parallelism(3, 6, 4)
+    assert push_parallelism(_LARGE, TransferLimits(memory=300 * MIB)).processes == 0
+    assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
+    assert push_parallelism(_LARGE, TransferLimits(memory=1)) == Parallelism(0, 1)
+    assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1, 4)
 
 
 @given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))
@@ -69,7 +70,7 @@ def test_the_budget_holds(count: int, memory: int, processes: int | None) -> Non
     """50 MiB for a process and 33 MiB for a window are together at most the budget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
-        found = push_parallelism(_LARGE, memory=memory, processes=processes)
+        found = push_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
         own = max(3, found.cutters) if found.processes else found.slots
         windows = found.processes * found.slots + own
         assert (50 * (1 + found.processes) + 33 * windows) * MIB <= memory

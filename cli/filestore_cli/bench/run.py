@@ -33,7 +33,7 @@ Stages = Mapping[Stage, StageTotals]
 class Link(TypedDict):
     """How clients communicate with a server."""
 
-    connections: int
+    connections: int | None
     stall_seconds: float
     retry_seconds: float
     tls_client_cert: str | None

@@ -55,9 +55,11 @@ from filestore.http.client.requests import Requests
 from filestore.http.client.transport import ClientCertificate, Request
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
+    BY_CORES,
     FreedContent,
     Identity,
     Moved,
+    TransferLimits,
     Usage,
     VersionPage,
     Wanted,
@@ -110,6 +112,7 @@ class RemoteRepository:
         *,
         token: str | None,
         connections: int | None = None,
+        transfer_limits: TransferLimits = BY_CORES,
         stall_seconds: float = 30,
         retry_seconds: float = RETRY_SECONDS,
         proxy: Proxy | None = None,
@@ -139,6 +142,7 @@ class RemoteRepository:
             self.location,
             token=token,
             connections=connections,
+            transfer_limits=transfer_limits,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
             proxy=proxy,
@@ -158,6 +162,7 @@ class RemoteRepository:
             certificate=certificate,
         )
         self._connections = connections
+        self.transfer_limits = transfer_limits
         self._concurrency = Concurrency(connections)
         self._identity: Identity | None = None
         self._rate: float | None = None
