@@ -32,6 +32,10 @@ _LEAST_BATCHES, _MOST_BATCHES = 4, 2 * CORES_PER_PROCESS
 """In one process."""
 
 
+IN_A_SERVER = TransferLimits(processes=0, memory=_PROCESS_MEMORY + _LEAST_WINDOWS * _WINDOW_MEMORY)
+"""The limits of a push that a server makes of an upload. Many clients share its cores and its memory (I6)."""
+
+
 class Parallelism(NamedTuple):
     """How much of one transfer runs at the same time."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from filestore.repository.protocol import TransferLimits
 from filestore.transfer import parallelism
 from filestore.transfer.parallelism import (
+    IN_A_SERVER,
     LARGE_SIZE,
     LEAST_MEMORY,
     MEMORY_PER_CORE,
@@ -63,6 +64,13 @@ def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
     assert push_parallelism(_LARGE, TransferLimits(memory=1)) == Parallelism(0, 1)
     assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1, 4)
+
+
+def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], None]) -> None:
+    """As before, on any number of cores, because many clients share it."""
+    for count in (1, 2, 64):
+        cores(count)
+        assert push_parallelism(_LARGE, IN_A_SERVER) == Parallelism(0, 3)
 
 
 @given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))

@@ -49,6 +49,7 @@ from filestore.system.buffers import Budget
 from filestore.system.metrics import Gauge, SharedTimes, note
 from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
+from filestore.transfer.parallelism import IN_A_SERVER
 
 Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
 
@@ -403,6 +404,7 @@ class RequestAuthenticator:
             issuer=access.issuer,
             prefix=access.prefix,
             quota=self._quotas.of_namespace(access.namespace),
+            transfer_limits=IN_A_SERVER,
         )
 
 
