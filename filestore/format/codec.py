@@ -18,8 +18,8 @@ Source: RFC 8878, Zstandard Compression, section 3.1.1 (frames and blocks).
 
 from __future__ import annotations
 
-import math
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filestore.core.digest import Buffer, Digest, chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.unlocked import unlocked
 from filestore.errors import InvalidFrame
+from filestore.format.entropy import huffman_shares, sample
 
 if TYPE_CHECKING:  # importing numpy takes 0.15 s, and a program that only names a codec must not pay for it
     from zstandard import ZstdCompressor, ZstdDecompressor
@@ -45,14 +47,18 @@ _WORTHWHILE_PLANES = 0.01
 _SMALLEST = 64
 """A chunk with fewer bytes stays raw, because no codec saves more than its own headers take."""
 
-_SLICE_COUNT = 8
-_FREQUENCY_SLICE_SIZE = 1024
 _REPETITION_SLICE_SIZE = 2048
-"""A sample of 8 KiB shows a plane's entropy to 1 %. To show that text repeats itself, a sample needs 16 KiB."""
+"""To show that text repeats itself, a sample needs 16 KiB."""
+_PLANNED_AT_ONCE = 64
+"""Chunks that are planned in one pass. Their samples take 2 MiB of memory."""
+_LARGE = 64 << 10
+"""From so many bytes on, a copy gives up the interpreter's lock. The switch costs as much as the copy of some KiB."""
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
+_BLOCK_HEADER = struct.Struct("<I")
 _BLOCK_HEADER_SIZE = 3
-_RLE_BLOCK = 1
+_IS_LAST, _BLOCK_KIND, _RLE_BLOCK = 0b001, 0b110, 0b010
+_RLE_BLOCK_SIZE = _BLOCK_HEADER_SIZE + 1
 _BLOCK_RATIO = 256
 """A zstd frame may have one block for this many bytes of content. Encoders make blocks of some KiB and more."""
 
@@ -73,6 +79,9 @@ class Codec(IntEnum):
 
 
 _PLANE_COUNTS = {Codec.PLANES2_ZSTD: 2, Codec.PLANES4_ZSTD: 4}
+_WORDS = {2: "<u2", 4: "<u4"}
+_LENGTHS = {2: struct.Struct("<2I"), 4: struct.Struct("<4I")}
+"""The layouts of a word and of the lengths of its planes, by the number of planes."""
 
 
 def frame_limit(size: int) -> int:
@@ -116,6 +125,23 @@ class _Plan(NamedTuple):
     """For each plane, or for a whole zstd chunk: True if it is Huffman coded. A plane with False stays raw."""
 
 
+class _Choice(NamedTuple):
+    """A codec that a chunk may get."""
+
+    codec: Codec
+    part: slice
+    """The shares of `huffman_shares` that belong to it."""
+    worthwhile: float
+    """By how much of the chunk it must be better than the choice before it."""
+
+
+_CHOICES = (
+    _Choice(Codec.ZSTD, slice(0, 1), _WORTHWHILE),
+    _Choice(Codec.PLANES2_ZSTD, slice(1, 3), _WORTHWHILE_PLANES),
+    _Choice(Codec.PLANES4_ZSTD, slice(3, 7), _WORTHWHILE_PLANES),
+)
+_CODED_LIMIT = 1 - _WORTHWHILE
+"""The largest share for which a plane is coded."""
 _AS_IT_IS = _Plan(Codec.RAW)
 _ORDINARY = _Plan(Codec.ZSTD, (False,))
 
@@ -129,6 +155,7 @@ class Encoder:
 
     def __init__(self, *, codec: Codec | None = None) -> None:
         self._codec = codec
+        self._choices = [choice for choice in _CHOICES if codec in (None, choice.codec)]
         self._plane = memoryview(bytearray(CHUNK_LIMIT // 2))
 
     @cached_property
@@ -157,7 +184,52 @@ class Encoder:
         `content` has 1 byte to 4 MiB. `out` must have at least `frame_limit(len(content))` bytes and must not overlap
         with `content`.
         """
-        plan = self._plan(content)
+        return self.encode_all([content], out)[0]
+
+    def encode_all(self, contents: Sequence[memoryview], out: memoryview) -> list[int]:
+        """Write the frames of `contents`, one after the other, at the start of `out`, and return the length of each.
+
+        It ends before the first chunk whose frame might not fit into the rest of `out`. It costs less than `encode` for
+        each chunk: all are planned in one pass.
+        """
+        lengths: list[int] = []
+        start = 0
+        for first in range(0, len(contents), _PLANNED_AT_ONCE):
+            group = contents[first : first + _PLANNED_AT_ONCE]
+            for content, plan in zip(group, self._plans(group), strict=True):
+                if frame_limit(len(content)) > len(out) - start:
+                    return lengths
+                lengths.append(self._write(content, out[start:], plan))
+                start += lengths[-1]
+        return lengths
+
+    def _plans(self, contents: Sequence[memoryview]) -> list[_Plan]:
+        """Choose the codec for each chunk. This costs a tenth of the time of encoding bf16."""
+        if self._codec is Codec.RAW:
+            return [_AS_IT_IS] * len(contents)
+        large = [content for content in contents if len(content) >= _SMALLEST]
+        shares = iter(huffman_shares(large) if large else ())
+        return [self._plan(content, next(shares)) if len(content) >= _SMALLEST else _AS_IT_IS for content in contents]
+
+    def _plan(self, content: memoryview, shares: list[float]) -> _Plan:
+        """Choose the codec that saves most by a sample, or the faster one if they are about equal.
+
+        `shares` has what Huffman coding would leave of the whole, of each of 2 planes, and of each of 4 planes.
+        """
+        best, share = _AS_IT_IS, 1.0
+        for codec, part, worthwhile in self._choices:
+            planes = shares[part]
+            left = sum([plane if plane <= _CODED_LIMIT else 1 for plane in planes]) / len(planes)
+            if left <= share - worthwhile and left <= _CODED_LIMIT:
+                best, share = _Plan(codec, tuple([plane <= _CODED_LIMIT for plane in planes])), left
+        if self._codec is not Codec.PLANES2_ZSTD and self._codec is not Codec.PLANES4_ZSTD:
+            piece = sample(content, _REPETITION_SLICE_SIZE)
+            if len(unlocked(self._ordinary.compress, piece)) <= (share - _WORTHWHILE) * len(piece):
+                return _ORDINARY
+        return best
+
+    def _write(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+        """Write one frame at the start of `out`, and return its length."""
         length = 0
         if plan.codec is Codec.ZSTD:
             length = self._write_zstd(content, out, plan)
@@ -165,43 +237,17 @@ class Encoder:
             length = self._write_planes(content, out, plan)
         return length or _write_raw(content, out)
 
-    def _plan(self, content: memoryview) -> _Plan:
-        """Choose the codec that saves most by a sample, or the faster one if they are about equal.
-
-        This costs a tenth of the time of encoding bf16.
-        """
-        if self._codec is Codec.RAW or len(content) < _SMALLEST:
-            return _AS_IT_IS
-        whole, *planes = _huffman_shares(_sample(content, _FREQUENCY_SLICE_SIZE))
-        best, share = _AS_IT_IS, 1.0
-        for codec, shares, worthwhile in (
-            (Codec.ZSTD, [whole], _WORTHWHILE),
-            (Codec.PLANES2_ZSTD, planes[:2], _WORTHWHILE_PLANES),
-            (Codec.PLANES4_ZSTD, planes[2:], _WORTHWHILE_PLANES),
-        ):
-            if self._codec not in (None, codec):
-                continue
-            is_huffman = tuple(plane <= 1 - _WORTHWHILE for plane in shares)
-            left = sum(plane if coded else 1 for plane, coded in zip(shares, is_huffman, strict=True)) / len(shares)
-            if left <= min(share - worthwhile, 1 - _WORTHWHILE):
-                best, share = _Plan(codec, is_huffman), left
-        if self._codec in (None, Codec.ZSTD):
-            sample = _sample(content, _REPETITION_SLICE_SIZE)
-            if len(self._ordinary.compress(sample)) <= (share - _WORTHWHILE) * len(sample):
-                return _ORDINARY
-        return best
-
     def _write_zstd(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
         """Return the length of the frame that was written, or 0 if encoding does not save enough."""
         compressor = self._huffman if plan.is_huffman[0] else self._ordinary
         # compress() and a copy: stream_reader().readinto(out) would save the copy, but it holds the interpreter's lock
         # while it compresses the last block, which costs two threads a fifth of their speed.
-        payload = compressor.compress(content)
+        payload = unlocked(compressor.compress, content)
         length = HEADER_SIZE + len(payload)
         if length > _worthwhile_limit(len(content)):
             return 0
         _HEADER.pack_into(out, 0, plan.codec, _RESERVED, len(content))
-        out[HEADER_SIZE:length] = payload
+        _copy(payload, out[HEADER_SIZE:length])
         return length
 
     def _write_planes(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
@@ -209,7 +255,7 @@ class Encoder:
         count = len(plan.is_huffman)
         size, left_over = divmod(len(content), count)
         limit = _worthwhile_limit(len(content)) - left_over
-        layout = struct.Struct(f"<{count}I")
+        layout = _LENGTHS[count]
         end = HEADER_SIZE + layout.size
         lengths = []
         for place, is_huffman in enumerate(plan.is_huffman):
@@ -218,7 +264,7 @@ class Encoder:
             if end > limit:
                 return 0
             if coded:
-                out[start:end] = coded
+                _copy(coded, out[start:end])
             else:
                 _take_plane(content, place, count, out[start:end])
             lengths.append(end - start)
@@ -231,7 +277,7 @@ class Encoder:
         """Return one plane with Huffman coding. Return None if this does not save enough: it then stays raw."""
         plane = self._plane[: len(content) // count]
         _take_plane(content, place, count, plane)
-        coded = self._huffman.compress(plane)
+        coded = unlocked(self._huffman.compress, plane)
         return coded if len(coded) <= _worthwhile_limit(len(plane)) else None
 
 
@@ -280,14 +326,14 @@ class Decoder:
 
     def _unpack(self, payload: memoryview, content: memoryview, digest: Digest) -> None:
         """Fill `content` from exactly one zstd frame. Raises InvalidFrame."""
-        from zstandard import ZstdError  # noqa: PLC0415  # on first use
+        import zstandard  # noqa: PLC0415  # on first use
 
         try:
             _check_zstd(payload, len(content), digest)
             # The content size was checked, and the blocks end where the payload ends. So zstd decodes in one step and
             # in place, and never makes a window buffer for decoding piece by piece.
-            size = self._zstd.stream_reader(payload).readinto(content)
-        except ZstdError as error:
+            size = unlocked(self._zstd.stream_reader(payload).readinto, content)
+        except zstandard.ZstdError as error:
             raise InvalidFrame(str(digest), str(error)) from None
         if size != len(content):
             raise InvalidFrame(str(digest), f"its header states {len(content)} bytes, but it unpacks to {size}")
@@ -296,21 +342,23 @@ class Decoder:
         """Fill `content` from `count` planes. Raises InvalidFrame."""
         import numpy as np  # noqa: PLC0415  # on first use
 
-        lengths = struct.Struct(f"<{count}I")
+        lengths = _LENGTHS[count]
         size, left_over = divmod(len(content), count)
         if len(payload) < lengths.size + left_over:
             raise InvalidFrame(str(digest), "it is shorter than the lengths of its planes")
         ends = list(accumulate(lengths.unpack_from(payload), initial=lengths.size))
         if ends[-1] + left_over != len(payload):
             raise InvalidFrame(str(digest), f"its parts add up to {ends[-1] + left_over} bytes, but it holds {len(payload)}")
-        words = np.frombuffer(content, f"<u{count}", size)
+        words = np.frombuffer(content, _WORDS[count], size)
+        # The step is an array, because with a number old versions of numpy would shift the 8 bits of a plane.
+        shifted, step = None, np.array([8], words.dtype)
         for place in reversed(range(count)):
             plane = np.frombuffer(self._stored_plane(payload[ends[place] : ends[place + 1]], size, digest), "u1")
-            if place == count - 1:
-                np.copyto(words, plane)
-            else:
-                np.left_shift(words, 8, out=words)
-                np.bitwise_or(words, plane, out=words)
+            if shifted is not None:
+                unlocked(np.bitwise_or, words, plane, words)
+            if place:
+                shifted = plane if shifted is None else words
+                unlocked(np.left_shift, shifted, step, words)
         content[size * count :] = payload[ends[-1] :]
 
     def _stored_plane(self, stored: memoryview, size: int, digest: Digest) -> memoryview:
@@ -350,55 +398,19 @@ def _worthwhile_limit(size: int) -> int:
 def _write_raw(content: memoryview, out: memoryview) -> int:
     length = frame_limit(len(content))
     _HEADER.pack_into(out, 0, Codec.RAW, _RESERVED, len(content))
-    out[HEADER_SIZE:length] = content
+    _copy(content, out[HEADER_SIZE:length])
     return length
 
 
-def _sample(content: memoryview, slice_size: int) -> bytes:
-    """Return slices of `content` from its start to its end.
-
-    Each slice starts at a multiple of 4, and their total length is a multiple of 4.
-    """
-    if len(content) <= _SLICE_COUNT * slice_size:
-        return bytes(content[: len(content) // 4 * 4])
-    step = (len(content) - slice_size) // (_SLICE_COUNT - 1) // 4 * 4
-    return b"".join(content[start : start + slice_size] for start in range(0, step * _SLICE_COUNT, step))
-
-
-def _huffman_shares(sample: bytes) -> list[float]:
-    """Return the shares that Huffman coding would leave: of the whole, of each of 2 planes, of each of 4 planes.
-
-    These are seven numbers from 0 to 1. All planes are measured, because cuts fall on odd offsets, so the exponents may
-    be in any plane.
-    """
+def _copy(content: Buffer, out: memoryview) -> None:
+    """Copy `content` to `out`, which has the same length."""
+    if len(content) < _LARGE:
+        out[:] = content
+        return
     import numpy as np  # noqa: PLC0415  # on first use
 
-    columns = np.frombuffer(sample, "u1").reshape(-1, 4)
-    counts = np.empty((7, 256))
-    for place in range(4):
-        counts[3 + place] = np.bincount(columns[:, place], minlength=256)
-    counts[1:3] = counts[3:5] + counts[5:]
-    counts[0] = counts[1] + counts[2]
-    kinds = np.count_nonzero(counts, axis=1)
-    logs = (counts * np.log2(np.maximum(counts, 1))).sum(axis=1)
-    rows = zip(counts.sum(axis=1).tolist(), counts.max(axis=1).tolist(), kinds.tolist(), logs.tolist(), strict=True)
-    return [_huffman_share(*row) for row in rows]
-
-
-def _huffman_share(total: float, most: float, kinds: int, logs: float) -> float:
-    """Return the share that Huffman coding leaves of `total` bytes with `kinds` different values.
-
-    `most` is the count of the most frequent value. `logs` is the sum of count x log2(count) over the values.
-
-    Source: G. A. Miller, Note on the bias of information estimates, 1955: a sample shows too little entropy.
-    """
-    if kinds == 1:
-        return 0.0
-    bits = math.log2(total) - logs / total + (kinds - 1) / (2 * total * math.log(2))
-    frequency = most / total
-    if frequency > 0.5:  # a code has at least one bit, even if this byte's entropy is less
-        bits += 1 + frequency * math.log2(frequency) + (1 - frequency) * math.log2(1 - frequency)
-    return min(bits / 8, 1.0)
+    # The assignment of a slice would hold the interpreter's lock.
+    unlocked(np.copyto, np.frombuffer(out, "u1"), np.frombuffer(content, "u1"))
 
 
 def _take_plane(content: memoryview, place: int, count: int, plane: memoryview) -> None:
@@ -409,8 +421,8 @@ def _take_plane(content: memoryview, place: int, count: int, plane: memoryview) 
     # the plane. This works at any alignment and is seven times faster than a strided copy. The last word may end after
     # the content, so the last byte is copied alone.
     last = len(plane) - 1
-    words = np.frombuffer(content, f"<u{count}", last, place)
-    np.copyto(np.frombuffer(plane, "u1", last), words, casting="unsafe")
+    words = np.frombuffer(content, _WORDS[count], last, place)
+    unlocked(np.copyto, np.frombuffer(plane, "u1", last), words, "unsafe")
     plane[last] = content[last * count + place]
 
 
@@ -419,18 +431,18 @@ def _check_zstd(payload: memoryview, size: int, digest: Digest) -> None:
 
     The content of its blocks is not checked. Raises InvalidFrame or ZstdError.
     """
-    from zstandard import frame_header_size, get_frame_parameters  # noqa: PLC0415  # on first use
+    import zstandard  # noqa: PLC0415  # on first use
 
     if payload[: len(_MAGIC)] != _MAGIC:
         raise InvalidFrame(str(digest), "a zstd frame is missing in it")
-    parameters = get_frame_parameters(payload)
+    parameters = zstandard.get_frame_parameters(payload)
     if parameters.content_size != size:
         raise InvalidFrame(str(digest), f"its zstd frame does not state a content size of {size} bytes")
     if parameters.window_size > CHUNK_LIMIT:
         raise InvalidFrame(str(digest), f"its zstd window has {parameters.window_size} bytes; allowed are {CHUNK_LIMIT}")
     if parameters.dict_id or parameters.has_checksum:
         raise InvalidFrame(str(digest), "its zstd frame has a dictionary or a checksum")
-    end = _zstd_end(payload, frame_header_size(payload), block_limit=size // _BLOCK_RATIO + 2)
+    end = _zstd_end(payload, zstandard.frame_header_size(payload), block_limit=size // _BLOCK_RATIO + 2)
     if end != len(payload):
         raise InvalidFrame(str(digest), "the blocks of its zstd frame do not end at its own end")
 
@@ -440,12 +452,15 @@ def _zstd_end(payload: memoryview, start: int, *, block_limit: int) -> int:
 
     Returns -1 if none of the first `block_limit` blocks is the last one.
     """
+    last_start = len(payload) - _BLOCK_HEADER_SIZE
     for _ in range(block_limit):
-        header = int.from_bytes(payload[start : start + _BLOCK_HEADER_SIZE], "little")
-        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
-        start += _BLOCK_HEADER_SIZE + (1 if kind == _RLE_BLOCK else size)
-        if is_last or start >= len(payload):
-            return start if is_last else -1
+        if start > last_start:
+            break
+        # Three bytes, and the one before them, which belongs to the header of the frame or to another block.
+        header = _BLOCK_HEADER.unpack_from(payload, start - 1)[0] >> 8
+        start += _RLE_BLOCK_SIZE if header & _BLOCK_KIND == _RLE_BLOCK else _BLOCK_HEADER_SIZE + (header >> 3)
+        if header & _IS_LAST:
+            return start
     return -1
 
 

@@ -33,7 +33,7 @@ from filestore.errors import (
     SourceChanged,
 )
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.codec import Codec, Encoder, Frame, frame_limit
+from filestore.format.codec import Codec, Encoder, Frame
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
@@ -539,15 +539,14 @@ class _Sender:
 
     def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:
         """Encode chunks, and remove them from `waiting`, until the next one might not fit into `out`."""
-        encoder = self._encoder()
         frames = []
         start = 0
-        while waiting and start + frame_limit(len(waiting[0][1])) <= len(out):
-            digest, piece = waiting.popleft()
-            with span(Stage.ENCODE, len(piece)):
-                end = start + encoder.encode(piece, out[start:])
-            frames.append(Frame(digest, out[start:end]))
-            start = end
+        with span(Stage.ENCODE) as encoding:
+            for length in self._encoder().encode_all([piece for _, piece in waiting], out):
+                digest, piece = waiting.popleft()
+                encoding.add(len(piece))
+                frames.append(Frame(digest, out[start : start + length]))
+                start += length
         return frames
 
     def _count_moved(self, size: int) -> None:

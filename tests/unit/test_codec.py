@@ -213,3 +213,28 @@ def test_importing_the_codec_imports_nothing_heavy() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_encoder_ends_before_the_chunk_that_might_not_fit() -> None:
+    """The frames before it are written. Nothing is written after the memory."""
+    limit = frame_limit(MIB)
+    out = memoryview(bytearray(2 * limit - 1))
+    chunks = [memoryview(RANDOM), memoryview(RANDOM)]
+
+    assert [limit] == Encoder().encode_all(chunks, out)
+    assert [] == Encoder().encode_all(chunks, out[: limit - 1])
+    # The first frame is shorter than its chunk, so that the second one fits.
+    assert Codec.ZSTD is codec_of(bytes(out[: Encoder().encode_all([memoryview(TEXT[:MIB]), *chunks[:1]], out)[0]]))
+    assert 2 == len(Encoder().encode_all([memoryview(TEXT[:MIB]), *chunks[:1]], out[: 2 * limit - MIB // 2]))
+
+
+def test_many_chunks_are_encoded_in_several_passes() -> None:
+    """More chunks than are planned at once."""
+    chunks = [memoryview(BF16)[start * 1000 : start * 1000 + 997] for start in range(200)]
+    out = memoryview(bytearray(200 * frame_limit(997)))
+
+    lengths = Encoder().encode_all(chunks, out)
+
+    expected = [encoded(bytes(chunk)) for chunk in chunks]
+    assert list(map(len, expected)) == lengths
+    assert b"".join(expected) == out[: sum(lengths)]

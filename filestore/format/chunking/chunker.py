@@ -10,12 +10,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.unlocked import unlocked
 from filestore.errors import MissingCompiledPart, UnknownFormat
 from filestore.format.chunking.containers import segmenter
 from filestore.format.chunking.segments import POSITION_LIMIT, Segmenter
 
 if TYPE_CHECKING:
-    from pyfastcdc import FastCDC
+    from pyfastcdc import Chunk, FastCDC
 
 CHUNKING_VERSION = 1
 
@@ -105,7 +106,8 @@ class Chunker:
 
         If the segment is not whole, a chunk that ends at its end is left out, because more bytes may move that end.
         """
-        sizes = [chunk.length for chunk in self._scanner.cut_buf(segment)]
+        chunks: list[Chunk] = unlocked(list, self._scanner.cut_buf(segment))
+        sizes = [chunk.length for chunk in chunks]
         if not whole and sizes[-1] < CHUNK_LIMIT:
             sizes.pop()
         return sizes

@@ -1,0 +1,77 @@
+"""The shares by which a codec is chosen, whatever the chunks are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from filestore.core.digest import chunk_digest
+from filestore.format.codec import Codec, Encoder, frame_limit
+from filestore.format.entropy import FREQUENCY_SLICE_SIZE, huffman_shares, sample
+
+few = st.builds(
+    lambda values, count: bytes(values) * count, st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 3000)
+)
+noise = st.builds(
+    lambda seed, count: b"".join(chunk_digest(seed + place.to_bytes(4, "little")) for place in range(count)),
+    st.binary(max_size=8),
+    st.integers(1, 400),
+)
+words = st.builds(lambda content: b"".join(bytes([byte, byte & 3]) for byte in content), noise)
+contents = st.one_of(st.binary(min_size=4, max_size=300), few, noise, words).filter(lambda content: len(content) >= 4)
+
+
+def share(plane: bytes) -> float:
+    """The share that Huffman coding leaves of `plane`, by the formula, for one plane."""
+    counts = Counter(plane).values()
+    total = len(plane)
+    if len(counts) == 1:
+        return 0.0
+    bits = math.log2(total) - sum(count * math.log2(count) for count in counts) / total
+    bits += (len(counts) - 1) / (2 * total * math.log(2))
+    frequency = max(counts) / total
+    if frequency > 0.5:
+        bits += 1 + frequency * math.log2(frequency) + (1 - frequency) * math.log2(1 - frequency)
+    return min(bits / 8, 1.0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(contents, min_size=1, max_size=6))
+def test_shares_are_those_of_the_formula(chunks: list[bytes]) -> None:
+    """They are measured for all chunks in one pass, and padded to the longest sample."""
+    expected = []
+    for chunk in chunks:
+        taken = sample(memoryview(chunk), FREQUENCY_SLICE_SIZE)
+        expected.append([share(taken[place::count]) for count in (1, 2, 4) for place in range(count)])
+
+    for wanted, found in zip(expected, huffman_shares([memoryview(chunk) for chunk in chunks]), strict=True):
+        assert all(math.isclose(one, other, abs_tol=1e-12) for one, other in zip(wanted, found, strict=True))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(contents, min_size=1, max_size=6))
+def test_shares_do_not_depend_on_the_other_chunks(chunks: list[bytes]) -> None:
+    """Bit by bit, so that a chunk has the same frame in each window."""
+    views = [memoryview(chunk) for chunk in chunks]
+
+    assert [huffman_shares([view])[0] for view in views] == huffman_shares(views)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.one_of(contents, st.binary(min_size=1, max_size=70)), min_size=1, max_size=8), st.sampled_from((None, *Codec)))
+def test_frames_of_several_chunks_are_those_of_each(chunks: list[bytes], codec: Codec | None) -> None:
+    """`encode_all` writes the frames of `encode`, one after the other."""
+    encoder = Encoder(codec=codec)
+    expected = []
+    for chunk in chunks:
+        out = memoryview(bytearray(frame_limit(len(chunk))))
+        expected.append(bytes(out[: encoder.encode(memoryview(chunk), out)]))
+    out = memoryview(bytearray(sum(frame_limit(len(chunk)) for chunk in chunks)))
+
+    lengths = encoder.encode_all([memoryview(chunk) for chunk in chunks], out)
+
+    assert list(map(len, expected)) == lengths
+    assert b"".join(expected) == out[: sum(lengths)]
