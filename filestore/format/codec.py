@@ -19,10 +19,9 @@ Source: RFC 8878, Zstandard Compression, section 3.1.1 (frames and blocks).
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from filestore.core.digest import Buffer, Digest, chunk_digest
@@ -30,8 +29,11 @@ from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.unlocked import unlocked
 from filestore.errors import InvalidFrame
 from filestore.format.entropy import huffman_shares, sample
+from filestore.format.planes import copy, merge_planes, numpy_for, take_plane
 
-if TYPE_CHECKING:  # importing numpy takes 0.15 s, and a program that only names a codec must not pay for it
+if TYPE_CHECKING:  # the import takes 0.02 s, and a program that only names a codec must not pay for it
+    from types import ModuleType
+
     from zstandard import ZstdCompressor, ZstdDecompressor
 
 
@@ -51,13 +53,11 @@ _REPETITION_SLICE_SIZE = 2048
 """To show that text repeats itself, a sample needs 16 KiB."""
 _PLANNED_AT_ONCE = 64
 """Chunks that are planned in one pass. Their samples take 2 MiB of memory."""
-_LARGE = 64 << 10
-"""From so many bytes on, a copy gives up the interpreter's lock. The switch costs as much as the copy of some KiB."""
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK_HEADER = struct.Struct("<I")
 _BLOCK_HEADER_SIZE = 3
-_IS_LAST, _BLOCK_KIND, _RLE_BLOCK = 0b001, 0b110, 0b010
+_IS_LAST, _BLOCK_KIND, _RLE_BLOCK, _BLOCK_SIZE_SHIFT = 1 << 8, 3 << 9, 1 << 9, 11
 _RLE_BLOCK_SIZE = _BLOCK_HEADER_SIZE + 1
 _BLOCK_RATIO = 256
 """A zstd frame may have one block for this many bytes of content. Encoders make blocks of some KiB and more."""
@@ -78,10 +78,10 @@ class Codec(IntEnum):
     PLANES4_ZSTD = 3
 
 
+_CODECS = {int(codec): codec for codec in Codec}
 _PLANE_COUNTS = {Codec.PLANES2_ZSTD: 2, Codec.PLANES4_ZSTD: 4}
-_WORDS = {2: "<u2", 4: "<u4"}
 _LENGTHS = {2: struct.Struct("<2I"), 4: struct.Struct("<4I")}
-"""The layouts of a word and of the lengths of its planes, by the number of planes."""
+"""The layout of the lengths of the planes, by their number."""
 
 
 def frame_limit(size: int) -> int:
@@ -95,15 +95,12 @@ FRAME_LIMIT = frame_limit(CHUNK_LIMIT)
 
 def decoded_size(header: Buffer, *, digest: Digest) -> int:
     """Return the decoded size in the header of a frame, its first 8 bytes. Raises InvalidFrame if it is not valid."""
-    return _parse_header(header, digest).size
+    _, size = _parse_header(header, digest)
+    return size
 
 
-class _Header(NamedTuple):
-    codec: Codec
-    size: int
-
-
-def _parse_header(data: Buffer, digest: Digest) -> _Header:
+def _parse_header(data: Buffer, digest: Digest) -> tuple[Codec, int]:
+    """Return the codec and the decoded size of a frame. Raises InvalidFrame."""
     if len(data) < HEADER_SIZE:
         raise InvalidFrame(str(digest), "it is shorter than its header")
     codec, reserved, size = _HEADER.unpack_from(data)
@@ -111,10 +108,9 @@ def _parse_header(data: Buffer, digest: Digest) -> _Header:
         raise InvalidFrame(str(digest), "its reserved bytes are not zero")
     if not 0 < size <= CHUNK_LIMIT:
         raise InvalidFrame(str(digest), f"it states a decoded size of {size} bytes; allowed are 1 to {CHUNK_LIMIT}")
-    try:
-        return _Header(Codec(codec), size)
-    except ValueError:
-        raise InvalidFrame(str(digest), f"this program does not know its codec, {codec}") from None
+    if codec not in _CODECS:
+        raise InvalidFrame(str(digest), f"this program does not know its codec, {codec}")
+    return _CODECS[codec], size
 
 
 class _Plan(NamedTuple):
@@ -196,19 +192,20 @@ class Encoder:
         start = 0
         for first in range(0, len(contents), _PLANNED_AT_ONCE):
             group = contents[first : first + _PLANNED_AT_ONCE]
-            for content, plan in zip(group, self._plans(group), strict=True):
+            np = numpy_for(sum(map(len, group)))
+            for content, plan in zip(group, self._plans(group, np), strict=True):
                 if frame_limit(len(content)) > len(out) - start:
                     return lengths
-                lengths.append(self._write(content, out[start:], plan))
+                lengths.append(self._write(content, out[start:], plan, np))
                 start += lengths[-1]
         return lengths
 
-    def _plans(self, contents: Sequence[memoryview]) -> list[_Plan]:
+    def _plans(self, contents: Sequence[memoryview], np: ModuleType | None) -> list[_Plan]:
         """Choose the codec for each chunk. This costs a tenth of the time of encoding bf16."""
         if self._codec is Codec.RAW:
             return [_AS_IT_IS] * len(contents)
         large = [content for content in contents if len(content) >= _SMALLEST]
-        shares = iter(huffman_shares(large) if large else ())
+        shares = iter(huffman_shares(large, np) if large else ())
         return [self._plan(content, next(shares)) if len(content) >= _SMALLEST else _AS_IT_IS for content in contents]
 
     def _plan(self, content: memoryview, shares: list[float]) -> _Plan:
@@ -228,16 +225,16 @@ class Encoder:
                 return _ORDINARY
         return best
 
-    def _write(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+    def _write(self, content: memoryview, out: memoryview, plan: _Plan, np: ModuleType | None) -> int:
         """Write one frame at the start of `out`, and return its length."""
         length = 0
         if plan.codec is Codec.ZSTD:
-            length = self._write_zstd(content, out, plan)
+            length = self._write_zstd(content, out, plan, np)
         elif plan.codec is not Codec.RAW:
-            length = self._write_planes(content, out, plan)
-        return length or _write_raw(content, out)
+            length = self._write_planes(content, out, plan, np)
+        return length or _write_raw(content, out, np)
 
-    def _write_zstd(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+    def _write_zstd(self, content: memoryview, out: memoryview, plan: _Plan, np: ModuleType | None) -> int:
         """Return the length of the frame that was written, or 0 if encoding does not save enough."""
         compressor = self._huffman if plan.is_huffman[0] else self._ordinary
         # compress() and a copy: stream_reader().readinto(out) would save the copy, but it holds the interpreter's lock
@@ -247,10 +244,10 @@ class Encoder:
         if length > _worthwhile_limit(len(content)):
             return 0
         _HEADER.pack_into(out, 0, plan.codec, _RESERVED, len(content))
-        _copy(payload, out[HEADER_SIZE:length])
+        copy(payload, out[HEADER_SIZE:length], np)
         return length
 
-    def _write_planes(self, content: memoryview, out: memoryview, plan: _Plan) -> int:
+    def _write_planes(self, content: memoryview, out: memoryview, plan: _Plan, np: ModuleType | None) -> int:
         """Return the length of the frame that was written, or 0 if encoding does not save enough."""
         count = len(plan.is_huffman)
         size, left_over = divmod(len(content), count)
@@ -259,24 +256,25 @@ class Encoder:
         end = HEADER_SIZE + layout.size
         lengths = []
         for place, is_huffman in enumerate(plan.is_huffman):
-            coded = self._coded_plane(content, place, count) if is_huffman else None
+            coded = self._coded_plane(content, place, count, np) if is_huffman else None
             start, end = end, end + (len(coded) if coded else size)
             if end > limit:
                 return 0
             if coded:
-                _copy(coded, out[start:end])
+                copy(coded, out[start:end], np)
             else:
-                _take_plane(content, place, count, out[start:end])
+                take_plane(content, place, count, out[start:end], np)
             lengths.append(end - start)
         _HEADER.pack_into(out, 0, plan.codec, _RESERVED, len(content))
         layout.pack_into(out, HEADER_SIZE, *lengths)
-        out[end : end + left_over] = content[size * count :]
+        if left_over:
+            out[end : end + left_over] = content[size * count :]
         return end + left_over
 
-    def _coded_plane(self, content: memoryview, place: int, count: int) -> bytes | None:
+    def _coded_plane(self, content: memoryview, place: int, count: int, np: ModuleType | None) -> bytes | None:
         """Return one plane with Huffman coding. Return None if this does not save enough: it then stays raw."""
         plane = self._plane[: len(content) // count]
-        _take_plane(content, place, count, plane)
+        take_plane(content, place, count, plane, np)
         coded = unlocked(self._huffman.compress, plane)
         return coded if len(coded) <= _worthwhile_limit(len(plane)) else None
 
@@ -340,26 +338,24 @@ class Decoder:
 
     def _merge(self, payload: memoryview, content: memoryview, count: int, digest: Digest) -> None:
         """Fill `content` from `count` planes. Raises InvalidFrame."""
-        import numpy as np  # noqa: PLC0415  # on first use
-
-        lengths = _LENGTHS[count]
+        layout = _LENGTHS[count]
         size, left_over = divmod(len(content), count)
-        if len(payload) < lengths.size + left_over:
+        if len(payload) < layout.size + left_over:
             raise InvalidFrame(str(digest), "it is shorter than the lengths of its planes")
-        ends = list(accumulate(lengths.unpack_from(payload), initial=lengths.size))
-        if ends[-1] + left_over != len(payload):
-            raise InvalidFrame(str(digest), f"its parts add up to {ends[-1] + left_over} bytes, but it holds {len(payload)}")
-        words = np.frombuffer(content, _WORDS[count], size)
-        # The step is an array, because with a number old versions of numpy would shift the 8 bits of a plane.
-        shifted, step = None, np.array([8], words.dtype)
-        for place in reversed(range(count)):
-            plane = np.frombuffer(self._stored_plane(payload[ends[place] : ends[place + 1]], size, digest), "u1")
-            if shifted is not None:
-                unlocked(np.bitwise_or, words, plane, words)
-            if place:
-                shifted = plane if shifted is None else words
-                unlocked(np.left_shift, shifted, step, words)
-        content[size * count :] = payload[ends[-1] :]
+        lengths = layout.unpack_from(payload)
+        end = layout.size + sum(lengths)
+        if end + left_over != len(payload):
+            raise InvalidFrame(str(digest), f"its parts add up to {end + left_over} bytes, but it holds {len(payload)}")
+        if left_over:
+            content[size * count :] = payload[end:]
+        merge_planes(self._planes(payload[:end], lengths, size, digest), content[: size * count], count, numpy_for(len(content)))
+
+    def _planes(self, payload: memoryview, lengths: Sequence[int], size: int, digest: Digest) -> Iterator[memoryview]:
+        """Yield the planes at the end of `payload`, the last one first. Each is valid until the next. Raises InvalidFrame."""
+        end = len(payload)
+        for length in reversed(lengths):
+            yield self._stored_plane(payload[end - length : end], size, digest)
+            end -= length
 
     def _stored_plane(self, stored: memoryview, size: int, digest: Digest) -> memoryview:
         """Return the `size` bytes of a plane, which are valid until the next call. Raises InvalidFrame."""
@@ -395,35 +391,11 @@ def _worthwhile_limit(size: int) -> int:
     return int(size * (1 - _WORTHWHILE))
 
 
-def _write_raw(content: memoryview, out: memoryview) -> int:
+def _write_raw(content: memoryview, out: memoryview, np: ModuleType | None) -> int:
     length = frame_limit(len(content))
     _HEADER.pack_into(out, 0, Codec.RAW, _RESERVED, len(content))
-    _copy(content, out[HEADER_SIZE:length])
+    copy(content, out[HEADER_SIZE:length], np)
     return length
-
-
-def _copy(content: Buffer, out: memoryview) -> None:
-    """Copy `content` to `out`, which has the same length."""
-    if len(content) < _LARGE:
-        out[:] = content
-        return
-    import numpy as np  # noqa: PLC0415  # on first use
-
-    # The assignment of a slice would hold the interpreter's lock.
-    unlocked(np.copyto, np.frombuffer(out, "u1"), np.frombuffer(content, "u1"))
-
-
-def _take_plane(content: memoryview, place: int, count: int, plane: memoryview) -> None:
-    """Fill `plane` with the bytes of `content` at `place`, `place` + `count`, ..."""
-    import numpy as np  # noqa: PLC0415  # on first use
-
-    # The lowest byte of a little-endian word is its first. So narrowing the words that start at the plane's bytes gives
-    # the plane. This works at any alignment and is seven times faster than a strided copy. The last word may end after
-    # the content, so the last byte is copied alone.
-    last = len(plane) - 1
-    words = np.frombuffer(content, _WORDS[count], last, place)
-    unlocked(np.copyto, np.frombuffer(plane, "u1", last), words, "unsafe")
-    plane[last] = content[last * count + place]
 
 
 def _check_zstd(payload: memoryview, size: int, digest: Digest) -> None:
@@ -452,15 +424,16 @@ def _zstd_end(payload: memoryview, start: int, *, block_limit: int) -> int:
 
     Returns -1 if none of the first `block_limit` blocks is the last one.
     """
-    last_start = len(payload) - _BLOCK_HEADER_SIZE
+    # The three bytes of a header are read with the byte before it, which belongs to the header of the frame or to another
+    # block. A frame of 1 MiB has 16 blocks and more, so this loop does as little as possible.
+    unpack, place, last_place = _BLOCK_HEADER.unpack_from, start - 1, len(payload) - _BLOCK_HEADER.size
     for _ in range(block_limit):
-        if start > last_start:
+        if place > last_place:
             break
-        # Three bytes, and the one before them, which belongs to the header of the frame or to another block.
-        header = _BLOCK_HEADER.unpack_from(payload, start - 1)[0] >> 8
-        start += _RLE_BLOCK_SIZE if header & _BLOCK_KIND == _RLE_BLOCK else _BLOCK_HEADER_SIZE + (header >> 3)
+        (header,) = unpack(payload, place)
+        place += _RLE_BLOCK_SIZE if header & _BLOCK_KIND == _RLE_BLOCK else _BLOCK_HEADER_SIZE + (header >> _BLOCK_SIZE_SHIFT)
         if header & _IS_LAST:
-            return start
+            return place + 1
     return -1
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filestore.core.digest import chunk_digest
 from filestore.format.codec import Codec, Encoder, frame_limit
 from filestore.format.entropy import FREQUENCY_SLICE_SIZE, huffman_shares, sample
+from filestore.format.planes import merge_planes, take_plane
 
 few = st.builds(
     lambda values, count: bytes(values) * count, st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 3000)
@@ -41,14 +44,15 @@ def share(plane: bytes) -> float:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(contents, min_size=1, max_size=6))
 def test_shares_are_those_of_the_formula(chunks: list[bytes]) -> None:
-    """They are measured for all chunks in one pass, and padded to the longest sample."""
+    """With numpy, they are measured for all chunks in one pass. Without it, one by one."""
     expected = []
     for chunk in chunks:
         taken = sample(memoryview(chunk), FREQUENCY_SLICE_SIZE)
         expected.append([share(taken[place::count]) for count in (1, 2, 4) for place in range(count)])
 
-    for wanted, found in zip(expected, huffman_shares([memoryview(chunk) for chunk in chunks]), strict=True):
-        assert all(math.isclose(one, other, abs_tol=1e-12) for one, other in zip(wanted, found, strict=True))
+    for numpy in (np, None):
+        for wanted, found in zip(expected, huffman_shares([memoryview(chunk) for chunk in chunks], numpy), strict=True):
+            assert wanted == pytest.approx(found, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=100)
@@ -57,7 +61,7 @@ def test_shares_do_not_depend_on_the_other_chunks(chunks: list[bytes]) -> None:
     """Bit by bit, so that a chunk has the same frame in each window."""
     views = [memoryview(chunk) for chunk in chunks]
 
-    assert [huffman_shares([view])[0] for view in views] == huffman_shares(views)
+    assert [huffman_shares([view], np)[0] for view in views] == huffman_shares(views, np)
 
 
 @settings(deadline=None, max_examples=100)
@@ -75,3 +79,19 @@ def test_frames_of_several_chunks_are_those_of_each(chunks: list[bytes], codec: 
 
     assert list(map(len, expected)) == lengths
     assert b"".join(expected) == out[: sum(lengths)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.one_of(contents, words), st.sampled_from((2, 4)))
+def test_planes_are_the_same_without_numpy(content: bytes, count: int) -> None:
+    """A process that has not loaded numpy yet takes the same planes, and merges them to the same content."""
+    size = len(content) // count
+    for numpy in (np, None):
+        planes = [memoryview(bytearray(size)) for _ in range(count)]
+        for place, plane in enumerate(planes):
+            take_plane(memoryview(content), place, count, plane, numpy)
+        merged = memoryview(bytearray(size * count))
+        merge_planes(iter(planes[::-1]), merged, count, numpy)
+
+        assert [content[place : size * count : count] for place in range(count)] == planes
+        assert content[: size * count] == merged

@@ -238,3 +238,29 @@ def test_many_chunks_are_encoded_in_several_passes() -> None:
     expected = [encoded(bytes(chunk)) for chunk in chunks]
     assert list(map(len, expected)) == lengths
     assert b"".join(expected) == out[: sum(lengths)]
+
+
+FIRST_WORK = """
+import random, sys
+from filestore.core.digest import chunk_digest
+from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit
+
+words = bytearray(random.Random(1).randbytes(1 << 20))
+words[1::2] = bytes(0x3C + byte % 3 for byte in words[1::2])
+content = memoryview(words)
+out = memoryview(bytearray(frame_limit(len(content))))
+loaded = []
+for _ in range(5):
+    frame = Frame(chunk_digest(content), out[: Encoder().encode(content, out)])
+    assert frame.data[0] == Codec.PLANES2_ZSTD
+    assert Decoder().decode(frame, memoryview(bytearray(len(content)))) == content
+    loaded.append("numpy" in sys.modules)
+print(loaded)
+"""
+
+
+def test_a_process_does_its_first_work_without_numpy() -> None:
+    """8 MiB of encoding and decoding take less time than the import."""
+    done = subprocess.run([sys.executable, "-c", FIRST_WORK], check=True, capture_output=True, text=True)
+
+    assert "[False, False, False, False, True]\n" == done.stdout
