@@ -66,8 +66,6 @@ async def main():
         "missing": lambda: repository.missing([]),
         "listing": lambda: anext(repository.iter_records()),
     }[sys.argv[2]]
-    if sys.argv[1].startswith("https"):
-        import filestore.http.client.aiohttp_transport
     before = peak()
     try:
         await ask()

@@ -8,6 +8,7 @@ import re
 import signal
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -69,6 +70,22 @@ def test_a_file_and_a_directory_are_pushed_and_fetched(server: RunningServer, au
     home.result("fetch", "model.zip", "-o", home.folder / "back", environ=environ(server, authority))
     assert CONTENT == (home.folder / "back.bin").read_bytes()
     assert standing(tree) == standing(home.folder / "back")
+
+
+def test_a_push_loads_no_http_library(server: RunningServer, authority: Authority, home: Home) -> None:
+    """A client speaks HTTPS on connections of its own: aiohttp would take longer to load than the push does."""
+    (home.folder / "small.bin").write_bytes(b"content")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("filestore"), "push", home.folder / "small.bin", "--quiet"],
+        # Python then writes the name of each module that it loads.
+        env={**os.environ, "HOME": str(home.folder), "PYTHONPROFILEIMPORTTIME": "1", **environ(server, authority)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "filestore" in loaded
+    assert set() == loaded & {"aiohttp", "certifi", "rich"}
 
 
 @pytest.mark.parametrize("size", [1, 1000, 16 << 10, (16 << 10) + 1, (256 << 10) + 1, 3 << 20])

@@ -23,7 +23,7 @@ from tests.support.tls import CERTIFICATE, behind_tls, client_of
 
 @pytest.fixture(params=["http", "https"])
 def scheme(request: pytest.FixtureRequest) -> str:
-    """Return how a client reaches a server: on sockets of our own, or by aiohttp and TLS."""
+    """Return how a client reaches a server: without TLS, or with it."""
     assert isinstance(request.param, str)
     return request.param
 

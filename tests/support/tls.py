@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from filestore.backends import connect
-from filestore.http.client.aiohttp_transport import AiohttpTransport
+from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.repository import RemoteRepository
 from tests.support.listening import listening
 
@@ -30,12 +30,10 @@ def client_tls() -> ssl.SSLContext:
 
 
 def trusting(repository: RemoteRepository) -> RemoteRepository:
-    """Have a client, which has asked nothing yet, trust this server.
-
-    In a process of its own, SSL_CERT_FILE does so; here aiohttp was imported before the test.
-    """
-    assert isinstance(repository._requests.transport, AiohttpTransport)
-    repository._requests.transport._tls = client_tls()
+    """Have a client, which has asked nothing yet, trust this server. In a process of its own, SSL_CERT_FILE does so."""
+    transport = repository._requests.transport
+    assert isinstance(transport, ChannelTransport)
+    transport._channels._peer = transport._channels._peer._replace(tls=client_tls)
     return repository
 
 

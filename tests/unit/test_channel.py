@@ -9,7 +9,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +19,7 @@ from filestore.http.client import byte_counter
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Head, Peer, parse_head
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.tls import client_tls, server_tls
 
 SECONDS = 30
 """How long a test waits before it fails."""
@@ -63,8 +64,9 @@ class Line(NamedTuple):
 
 
 @contextmanager
-def connected(*, stall_seconds: float = SECONDS) -> Iterator[Line]:
-    """A line on loopback."""
+def accepted(*, stall_seconds: float = SECONDS, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line]:
+    """A line on loopback, before TLS."""
+    peer = Peer("the server", "/native", ["Host: x"], "localhost", client_tls if tls else None, tunnel)
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -73,13 +75,28 @@ def connected(*, stall_seconds: float = SECONDS) -> Iterator[Line]:
     ):
         client.settimeout(0)
         server.settimeout(SECONDS)
-        yield Line(Channel(client, Peer("the server", "/native", ["Host: x"]), stall_seconds=stall_seconds), server, threads)
+        channel = Channel(client, peer, stall_seconds=stall_seconds)
+        with closing(channel):
+            yield Line(channel, server, threads)
 
 
-@pytest.fixture
-def line() -> Iterator[Line]:
+@contextmanager
+def connected(*, stall_seconds: float = SECONDS, tls: bool = False) -> Iterator[Line]:
+    """A line on loopback."""
+    with accepted(stall_seconds=stall_seconds, tls=tls) as line:
+        if not tls:
+            yield line
+            return
+        opened = line.threads.submit(line.channel.open)
+        with server_tls().wrap_socket(line.server, server_side=True) as server:
+            opened.result(SECONDS)
+            yield line._replace(server=server)
+
+
+@pytest.fixture(params=["http", "https"])
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
     """A line whose peer never stalls for long."""
-    with connected() as line:
+    with connected(tls=request.param == "https") as line:
         yield line
 
 
@@ -317,10 +334,11 @@ def test_a_server_that_hangs_up_while_we_send(line: Line) -> None:
 # Stalls and aborts.
 
 
+@pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("frame_size", [0, LARGE])
-def test_a_peer_that_moves_no_byte(frame_size: int) -> None:
+def test_a_peer_that_moves_no_byte(frame_size: int, *, tls: bool) -> None:
     """The peer neither reads the request nor answers."""
-    with connected(stall_seconds=0.05) as line, pytest.raises(Stalled):
+    with connected(stall_seconds=0.5, tls=tls) as line, pytest.raises(Stalled):
         line.channel.ask("/route", b"", [bytes(frame_size)])
 
 
@@ -346,7 +364,7 @@ def test_a_line_that_is_not_silent_is_not_reused(line: Line, after: bytes | None
         line.server.close()
     else:
         line.server.sendall(after)
-    assert select.select([line.channel._socket], [], [], SECONDS)[0]
+    assert select.select([line.channel._connection.socket], [], [], SECONDS)[0]
     assert not line.channel.is_reusable
 
 

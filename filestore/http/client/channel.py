@@ -1,4 +1,4 @@
-"""HTTP/1.1 on sockets of our own: blocking threads with an async interface.
+"""HTTP/1.1 on connections of our own, with and without TLS: blocking threads with an async interface.
 
 Bytes move between the caller's memory and the kernel without a copy, and a whole request needs one switch to a thread. A command
 starts in half the time that it takes with an HTTP library loaded. Only the part of HTTP/1.1 that our server uses is
@@ -12,12 +12,12 @@ import asyncio
 import re
 import select
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
-from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -25,9 +25,11 @@ from aiohappyeyeballs import start_connection
 from yarl import URL
 
 from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
 from filestore.http import wire
 from filestore.http.client.answers import LATE_SIZE, no_connection
+from filestore.http.client.connection import Connection, PlainConnection, TlsConnection, client_tls
 from filestore.http.client.foreign import foreign_answer
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
@@ -46,7 +48,6 @@ INTERIM_LIMIT = 32
 """The most interim answers before the final one. Each may take as long as an answer."""
 _HEAD_PIECE = 4096
 _BODY_PIECE = 64 << 10
-_VIEWS_AT_ONCE = 64
 # RFC 8305, section 8.
 _NEXT_ADDRESS_SECONDS = 0.25
 
@@ -112,6 +113,12 @@ class Peer(NamedTuple):
     """What each request line has before the path of the route: a path, or a whole URL if a proxy is used."""
     fields: Sequence[str]
     """Header lines that every request has."""
+    host: str = ""
+    """The name that must be in the certificate of the server."""
+    tls: Callable[[], ssl.SSLContext] | None = None
+    """Returns what TLS needs. It may take long the first time. None means plain HTTP."""
+    tunnel: bytes | None = None
+    """The request to a proxy that passes TLS on. None without such a proxy."""
 
 
 class Channel:
@@ -122,9 +129,12 @@ class Channel:
 
     def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float) -> None:
         """Take over `connected`, a socket in non-blocking mode."""
-        self._socket = connected
+        self._connection: Connection = PlainConnection(connected)
         self._peer = peer
         self._stall_seconds = stall_seconds
+        self._is_aborted = False
+        self._is_open = peer.tls is None
+        """Whether requests can be sent: TLS has begun, where it is used."""
         self._poll = select.poll()
         self._poll.register(connected)
         self._timer = StallTimer(stall_seconds)
@@ -141,16 +151,60 @@ class Channel:
 
         The last one must be over, and the server must neither have closed the connection nor have sent more bytes.
         """
-        return self._keeps_open and not self.left and not self._ahead and not self._ready(select.POLLIN, seconds=0)
+        if not (self._is_open and self._keeps_open) or self.left or self._ahead:
+            return False
+        return not (self._ready(select.POLLIN, seconds=0) and self._connection.has_arrived())
 
     def close(self) -> None:
         """Close the connection. No thread may be in the middle of a request."""
-        self._socket.close()
+        self._connection.close()
 
     def abort(self) -> None:
         """Stop the request that runs in another thread. Interrupted is raised in that thread."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._is_aborted = True
+        self._connection.end()
+
+    def open(self) -> None:
+        """Begin TLS, where it is used and has not begun; before that, ask the proxy for a tunnel.
+
+        Raises Unreachable, ForeignAnswer, Interrupted, Stalled.
+        """
+        if self._is_open or self._peer.tls is None:
+            return
+        if self._peer.tunnel is not None:
+            self._open_tunnel(self._peer.tunnel)
+        # What the handshake moves does not count as progress: all of it must come within the time.
+        self._timer = StallTimer(self._stall_seconds)
+        plain = self._connection.socket
+        try:
+            connection = TlsConnection(plain, self._peer.tls(), self._peer.host)
+            self._connection = connection
+            if self._is_aborted:  # meanwhile, when there was nothing to end
+                connection.end()
+            while True:
+                try:
+                    connection.shake_hands()
+                    break
+                except BlockingIOError:
+                    self._wait(connection.awaited)
+        except OSError as error:
+            if self._is_aborted:
+                raise Interrupted(self._peer.location, "the connection was closed") from None
+            raise no_connection(self._peer.location, error) from None
+        except ValueError:  # a certificate cannot have this name
+            raise no_connection(self._peer.location, UnicodeError()) from None
+        self._is_open = True
+
+    def _open_tunnel(self, tunnel: bytes) -> None:
+        """Ask the proxy to pass on all bytes to the server and back (RFC 9110, section 9.3.6)."""
+        self._timer = StallTimer(self._stall_seconds, connection=self._connection.socket)
+        self._send([tunnel], lambda _: None)
+        head = self._receive_head()
+        if not HTTPStatus.OK <= head.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise foreign_answer(self._peer.location, head.status, head.said)
+        if self._ahead:
+            # The server speaks only after the client does.
+            raise Interrupted(self._peer.location, "its answer is not HTTP")
 
     def ask(
         self,
@@ -182,11 +236,11 @@ class Channel:
             # RFC 9110, section 8.6: some proxies refuse a POST that does not say so.
             lines.append("Content-Length: 0")
         request = "\r\n".join([*lines, "", ""]).encode("ascii")
-        self._timer = StallTimer(self._stall_seconds, connection=self._socket)
+        self._timer = StallTimer(self._stall_seconds, connection=self._connection.socket)
         with span(Stage.SEND, sum(len(frame) for frame in frames)):
             is_sent = self._send([request + (header or b"")], lambda _: None) and self._send(frames, moved)
         # What was sent may be in the kernel for minutes if the link is slow, so its progress counts in this wait too.
-        self._timer = StallTimer(self._stall_seconds, connection=self._socket, least_rate=LEAST_ANSWER_RATE)
+        self._timer = StallTimer(self._stall_seconds, connection=self._connection.socket, least_rate=LEAST_ANSWER_RATE)
         with span(Stage.WAIT):
             head = self._receive_head()
         if head.status < HTTPStatus.MULTIPLE_CHOICES:
@@ -236,12 +290,12 @@ class Channel:
 
     def _send(self, buffers: Sequence[Buffer], moved: Moved) -> bool:
         """Send `buffers`. Return False if an answer arrived, or the connection ended, before everything was sent."""
-        views = deque(memoryview(buffer) for buffer in buffers)
+        views = deque(memoryview(buffer) for buffer in buffers if len(buffer))
         while views:
             try:
-                sent = self._socket.sendmsg(islice(views, _VIEWS_AT_ONCE))
+                sent = self._connection.send(views)
             except BlockingIOError:
-                if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+                if self._wait(select.POLLIN | self._connection.awaited) & ~select.POLLOUT and self._connection.has_arrived():
                     return False
                 continue
             except OSError:
@@ -253,6 +307,9 @@ class Channel:
                 sent -= len(views.popleft())
             if sent:
                 views[0] = views[0][sent:]
+            # A kernel that takes all at once never makes this wait.
+            if views and self._ready(select.POLLIN, seconds=0) and self._connection.has_arrived():
+                return False
         return True
 
     def _receive_head(self) -> Head:
@@ -277,15 +334,15 @@ class Channel:
             if head.status >= HTTPStatus.OK:
                 self._ahead = memoryview(bytes(received[start:]))
                 return head
-            self._timer = StallTimer(self._stall_seconds, connection=self._socket, least_rate=LEAST_ANSWER_RATE)
+            self._timer = StallTimer(self._stall_seconds, connection=self._connection.socket, least_rate=LEAST_ANSWER_RATE)
         raise Interrupted(self._peer.location, f"it sent more than {INTERIM_LIMIT} interim answers")
 
     def _receive(self, memory: memoryview) -> int:
         while True:
             try:
-                size = self._socket.recv_into(memory)
+                size = self._connection.receive_into(memory)
             except BlockingIOError:
-                self._wait(select.POLLIN)
+                self._wait(self._connection.awaited)
                 continue
             except OSError as error:
                 raise Interrupted(self._peer.location, failure_reason(error)) from None
@@ -304,8 +361,8 @@ class Channel:
         raise Stalled(self._peer.location, self._stall_seconds)
 
     def _ready(self, events: int, *, seconds: float) -> int:
-        self._poll.modify(self._socket, events)
-        return next((ready for _, ready in self._poll.poll(seconds * 1000)), 0)
+        self._poll.modify(self._connection.socket, events)
+        return next((ready for _, ready in unlocked(self._poll.poll, seconds * 1000)), 0)
 
 
 class Channels:
@@ -314,16 +371,39 @@ class Channels:
     Up to `count` requests run at a time, and as many short ones in addition, so that these never wait for batches.
     """
 
-    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
-        """`location` is an `http://` URL, `token` printable ASCII. A proxy is sent whole URLs (RFC 9112, section 3.2.2)."""
+    def __init__(
+        self,
+        location: str,
+        *,
+        token: str | None,
+        count: int,
+        stall_seconds: float,
+        proxy: Proxy | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`location` is an `http://` or `https://` URL, `token` printable ASCII.
+
+        Without TLS, a proxy is sent whole URLs (RFC 9112, section 3.2.2). With TLS, it is asked for a tunnel, and sees neither
+        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None.
+        """
         url = URL(location)
+        is_secure = url.scheme == "https"
         fields = [f"Host: {url.host_port_subcomponent}", "User-Agent: filestore"]
         fields += [f"Authorization: Bearer {token}"] if token is not None else []
         path = url.raw_path.rstrip("/") + wire.API
-        if proxy is not None:
+        to_proxy = (
+            [f"Proxy-Authorization: {proxy.authorization}"] if proxy is not None and proxy.authorization is not None else []
+        )
+        tunnel = None
+        if proxy is not None and is_secure:
+            host = url.host_subcomponent
+            asked = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}", "User-Agent: filestore", *to_proxy]
+            tunnel = "\r\n".join([*asked, "", ""]).encode("ascii")
+        elif proxy is not None:
             path = f"http://{url.host_port_subcomponent}{path}"
-            fields += [f"Proxy-Authorization: {proxy.authorization}"] if proxy.authorization is not None else []
-        self._peer = Peer(location, path, fields)
+            fields += to_proxy
+        make_tls = (lambda: tls or client_tls()) if is_secure else None
+        self._peer = Peer(location, path, fields, url.raw_host or "", make_tls, tunnel)
         self._proxy = proxy
         self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds
@@ -343,7 +423,7 @@ class Channels:
             channel = self._take_idle() or await self._connect()
             self._busy.add(channel)
             try:
-                return await in_stoppable_thread(self._threads, channel.abort, request, channel)
+                return await in_stoppable_thread(self._threads, channel.abort, _through, channel, request)
             finally:
                 self._busy.remove(channel)
                 if channel.is_reusable:
@@ -391,3 +471,8 @@ class Channels:
         if self._proxy is not None:
             return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, failure_reason(error))
         return no_connection(self._peer.location, error)
+
+
+def _through(channel: Channel, request: Callable[[Channel], T]) -> T:
+    channel.open()
+    return request(channel)

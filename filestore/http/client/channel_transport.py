@@ -1,7 +1,8 @@
-"""Plain HTTP on sockets of our own: one hop to a thread for a whole exchange, and no copy of a frame."""
+"""HTTP and HTTPS on connections of our own: one hop to a thread for a whole exchange, and no copy of a frame."""
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -14,15 +15,25 @@ from filestore.system.proxies import Proxy
 
 
 class ChannelTransport:
-    """A `Transport` for `http://` URLs.
+    """A `Transport` for `http://` and `https://` URLs.
 
     The length of a successful answer must be announced by one Content-Length; ServerError is raised for any other.
     """
 
-    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        *,
+        token: str | None,
+        count: int,
+        stall_seconds: float,
+        proxy: Proxy | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls` is what `client_tls` returns. If it is None, that of every client is used."""
         self._location = location
         self._has_token = token is not None
-        self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy)
+        self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy, tls=tls)
         self.has_answered = False
 
     async def exchange(self, request: Request, body: AnswerBody) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from filestore.errors import FilestoreError, ForeignAnswer, InvalidBatch, InvalidFrame, InvalidManifest
 from filestore.http.client.answers import DOCUMENT_LIMIT, SmallAnswer
 from filestore.http.client.channel_transport import ChannelTransport
+from filestore.http.client.connection import client_tls
 from filestore.http.client.documents import parse_document, parse_late_document
 from filestore.http.client.transport import ClientCertificate, Request, Transport
 from filestore.repository.protocol import closed_error
@@ -63,15 +63,13 @@ class Requests:
         self.transport = self._open_transport()
 
     def _open_transport(self) -> Transport:
-        count, stall_seconds = self._connections, self._stall_seconds
-        if urlsplit(self.location).scheme == "http":
-            return ChannelTransport(self.location, token=self._token, count=count, stall_seconds=stall_seconds, proxy=self._proxy)
-        # Only here: aiohttp takes 0.15 s and more to import, and plain HTTP does not need it.
-        from filestore.http.client.aiohttp_transport import AiohttpTransport, client_tls  # noqa: PLC0415
-
-        tls = None if self._certificate is None else client_tls(self._certificate)
-        return AiohttpTransport(
-            self.location, token=self._token, count=count, stall_seconds=stall_seconds, proxy=self._proxy, tls=tls
+        return ChannelTransport(
+            self.location,
+            token=self._token,
+            count=self._connections,
+            stall_seconds=self._stall_seconds,
+            proxy=self._proxy,
+            tls=None if self._certificate is None else client_tls(self._certificate),
         )
 
     @property

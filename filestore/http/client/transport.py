@@ -1,7 +1,7 @@
 """The contract between the verbs of a remote repository and its connections.
 
-A verb makes a `Request` and an `AnswerBody`; a `Transport` sends the one and fills the other. A verb never asks which transport
-it has: `channel_transport` is for plain HTTP and uses sockets of our own, `aiohttp_transport` is for HTTPS and uses aiohttp.
+A verb makes a `Request` and an `AnswerBody`; a `Transport` sends the one and fills the other. A verb never asks whether it has
+HTTP or HTTPS: `channel_transport` is for both.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Transport(Protocol):
     - A connection is kept and used again, unless the server has closed it.
     - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
     - An answer that has begun must come with `LEAST_RATE`, its head too. Only the first 64 KiB of a late document may be slower.
-    - A head has at most 64 KiB. Over plain HTTP, at most 32 interim answers come before it; over HTTPS, those of one time limit.
+    - A head has at most 64 KiB. At most 32 interim answers come before it.
+    - A handshake of TLS must end within the time limit, however slowly its bytes come.
     - A server may answer with an error before it has the whole request: that error is raised. After an early success, Interrupted
       is raised.
     - A cancelled or failed exchange closes its connection. From then on, the transport uses neither the memory of its request nor
