@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -532,3 +532,29 @@ def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
     with running_server(tmp_path / "root", workers=3 - workers, port=server.port) as again:
         assert server.url == again.url
         assert 200 == again.ask("GET", "/healthz").status
+
+
+@pytest.mark.slow
+def test_the_connections_of_a_client_spread_over_the_workers(tmp_path: Path) -> None:
+    """With 16 connections and 4 workers, the busiest has at most 6, and the least busy at least 2."""
+    with running_server(tmp_path / "root", check=False, workers=4) as server, ExitStack() as stack:
+        for _ in range(16):
+            assert 200 == reply(stack.enter_context(server.begin("GET", "/healthz"))).status
+        counts = [connections_of(pid, server.port) for pid in workers_of(server.pid)]
+        assert 16 == sum(counts)
+        assert max(counts) <= 6
+        assert min(counts) >= 2
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_and_a_dead_one_refuse_no_connection(tmp_path: Path) -> None:
+    """The others accept what these would have accepted, and a connection that comes meanwhile is answered."""
+    with running_server(tmp_path / "root", check=False, workers=3) as server, ExitStack() as stack:
+        stopped, dead, _ = workers_of(server.pid)
+        os.kill(stopped, signal.SIGSTOP)
+        stack.callback(os.kill, stopped, signal.SIGCONT)
+        for number in range(12):
+            if number == 6:
+                os.kill(dead, signal.SIGKILL)
+            assert 200 == reply(stack.enter_context(server.begin("GET", "/healthz"))).status
+        os.kill(stopped, signal.SIGCONT)

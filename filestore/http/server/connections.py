@@ -23,6 +23,7 @@ from aiohttp.streams import StreamReader
 
 from filestore.errors import Busy
 from filestore.http.limits import ServerLimits
+from filestore.http.server.acceptor import Acceptor, Load, SharedLoads
 from filestore.http.server.admission import Admission
 from filestore.http.server.descriptors import connections_limit
 from filestore.http.server.errors import closing_problem, closing_refusal
@@ -57,10 +58,12 @@ class Connections:
         descriptors_limit: int,
         is_proxy: Callable[[str], bool] = lambda _: False,
         observers: Sequence[Observer] = (),
+        load: Load | None = None,
     ) -> None:
         """`is_proxy` returns whether an address is that of a proxy, whose connections are those of many clients.
 
-        `observers` get the records of the requests that are refused before their heads are read.
+        `load` counts those with work, if other processes accept connections too. `observers` get the records of the requests
+        that are refused before their heads are read.
         """
         only = TrustedProxies(limits.tls_by_proxy)
         self._may_connect: Callable[[str], bool] = only.contains if limits.tls_by_proxy else lambda _: True
@@ -68,6 +71,7 @@ class Connections:
         self.head_seconds = limits.head_seconds
         self.stall_seconds = limits.stall_seconds
         self.heads = UnfinishedHeads()
+        self.load = load
         self._limits = limits
         self._descriptors_limit = descriptors_limit
         self._is_proxy = is_proxy
@@ -88,7 +92,10 @@ class Connections:
         refusal = self.refusal(address)
         if refusal is None:
             self.add(address)
-            return Admission(None, may_answer=True, release=partial(self.remove, address))
+            admission = Admission(None, may_answer=True, release=lambda: self._end(address, admission))
+            if self.load is not None:
+                self.load.rest(admission)
+            return admission
         count(Event.CONNECTIONS_REFUSED)
         is_told = self.begin_refusal()
         return Admission(refusal, may_answer=is_told, release=self.end_refusal if is_told else lambda: None)
@@ -117,6 +124,11 @@ class Connections:
         self._counts[network] -= 1
         if not self._counts[network]:
             del self._counts[network]
+
+    def _end(self, address: str, admission: Admission) -> None:
+        self.remove(address)
+        if self.load is not None:
+            self.load.forget(admission)
 
     def begin_refusal(self) -> bool:
         """Count a refused connection, which is told why. Return False if too many others are told at the moment."""
@@ -152,13 +164,20 @@ class ConnectionSite(web.SockSite):
         backlog: int,
         tls: Callable[[], ssl.SSLContext] | None = None,
         observers: Sequence[Observer] = (),
+        loads: SharedLoads | None = None,
     ) -> None:
-        """`tls` returns what a new connection needs to speak TLS. None means plain HTTP."""
+        """`tls` returns what a new connection needs to speak TLS. None means plain HTTP.
+
+        `loads` are those of all processes that accept the connections of `listener`. None means that this is the only one.
+        """
         super().__init__(runner, listener, backlog=backlog)
         self._limits = limits
         self._tls = tls
         self._observers = observers
         self._handshakes: Handshakes | None = None
+        self._loads = loads if loads is not None and loads.count > 1 else None
+        self._load: Load | None = None
+        self._acceptor: Acceptor | None = None
 
     async def start(self) -> None:
         """Begin to accept connections."""
@@ -166,8 +185,13 @@ class ConnectionSite(web.SockSite):
         server = self._runner.server
         assert server is not None  # noqa: S101  # the runner is set up
         is_proxy = TrustedProxies(self._limits.proxies).contains
+        self._load = None if self._loads is None else Load(self._loads)
         connections = Connections(
-            self._limits, descriptors_limit=connections_limit(), is_proxy=is_proxy, observers=self._observers
+            self._limits,
+            descriptors_limit=connections_limit(),
+            is_proxy=is_proxy,
+            observers=self._observers,
+            load=self._load,
         )
         begin: Callable[[], asyncio.Protocol] = partial(RequestConnection, server, connections)
         if self._tls is not None:
@@ -176,11 +200,21 @@ class ConnectionSite(web.SockSite):
                 self._tls, connections.admit, made, seconds=self._limits.head_seconds, note_refused=connections.note_refused
             )
             begin = self._handshakes.begin
-        self._server = await asyncio.get_running_loop().create_server(begin, sock=self._sock, backlog=self._backlog)
+        if self._loads is not None and self._load is not None:
+            self._acceptor = Acceptor(self._sock, begin, self._loads, self._load)
+        else:
+            self._server = await asyncio.get_running_loop().create_server(begin, sock=self._sock, backlog=self._backlog)
+
+    def drain(self) -> None:
+        """Leave new connections to other processes, as long as these do not stop too."""
+        if self._load is not None:
+            self._load.end()
 
     async def stop(self) -> None:
         """Accept no more connections."""
         await super().stop()
+        if self._acceptor is not None:
+            self._acceptor.close()
         if self._handshakes is not None:
             self._handshakes.close()
 
@@ -274,6 +308,7 @@ class RequestConnection(web.RequestHandler):
         finished, is_reset = await super().finish_response(request, resp, start_time)
         is_reset = not await self._sent(request) or is_reset
         self._is_serving = False
+        self._note_work(is_begun=False)
         if finished.keep_alive and not is_reset:
             self._advance()
         return finished, is_reset
@@ -286,6 +321,11 @@ class RequestConnection(web.RequestHandler):
         if RECORD not in request:
             response.headers[REQUEST_ID_HEADER] = self._connections.note_refused(self._address, status)
         return response
+
+    def _note_work(self, *, is_begun: bool) -> None:
+        load = self._connections.load
+        if load is not None and not self._is_over:
+            (load.work if is_begun else load.rest)(self._admission)
 
     # Requests and their bodies.
 
@@ -333,6 +373,7 @@ class RequestConnection(web.RequestHandler):
             return
         message, payload = self._messages[-1]
         self._is_serving = True
+        self._note_work(is_begun=True)
         if not isinstance(message, RawRequestMessage):
             # The parser has refused the head. aiohttp answers that, and closes the connection.
             self._end()

@@ -14,35 +14,18 @@ _Address = tuple[Any, ...]
 
 
 @contextmanager
-def hold_port(host: str, port: int) -> Iterator[socket.socket]:
-    """Reserve a port for the workers of this server: yield a bound socket that does not listen.
-
-    Raises AddressInUse, AddressError.
-    """
+def listening(host: str, port: int, *, backlog: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens on a port. Raises AddressInUse, AddressError."""
     family, address = resolve_address(host, port)
-    # First bind without sharing. A shared bind also succeeds where another server of ours listens on the port.
-    with bind(family, address, is_shared=False) as probe:
-        address = probe.getsockname()
-    with bind(family, address, is_shared=True) as holder:
-        yield holder
-
-
-@contextmanager
-def bind(family: int, address: _Address, *, is_shared: bool) -> Iterator[socket.socket]:
-    """Yield a socket that is bound to `address`. Raises AddressInUse, AddressError.
-
-    Several sockets can be bound to one port if `is_shared` is true for all of them (SO_REUSEPORT).
-    """
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
         # Old connections of an earlier server must not block the port.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            bound.bind(address)
+            listener.bind(address)
+            listener.listen(backlog)
         except OSError as error:
             raise address_error(address, error) from error
-        yield bound
+        yield listener
 
 
 def resolve_address(host: str, port: int) -> tuple[int, _Address]:

@@ -1,7 +1,8 @@
 """Run a server in one process, or in several on one port. A parent process restarts a worker that dies.
 
-The parent never runs an event loop or a thread, so it can fork at any time. It binds the port and does not listen on
-it. So the port stays reserved while workers start and end. Each worker listens on its own socket (SO_REUSEPORT).
+The parent never runs an event loop or a thread, so it can fork at any time. It makes the listening socket, and accepts
+nothing. So while workers start and end, the port stays reserved, and new connections wait in the queue of this socket. All
+workers accept from it (`acceptor`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from aiohttp import BadContentDispositionHeader, BadContentDispositionParam
 
 from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
+from filestore.http.server.acceptor import SharedLoads
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.jwt_tokens import JwtOptions, check_options
-from filestore.http.server.listener import address_error, bind, hold_port, resolve_address, server_url
+from filestore.http.server.listener import listening, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.request_logs import NO_LOGS, LogOptions
 from filestore.http.server.supervisor import Supervisor
@@ -92,6 +94,7 @@ def serve(
         shared_transfers=SharedTransfers(workers),
         logs=logs,
         rates=SharedRates(workers),
+        loads=SharedLoads(workers),
     )
     scheme = "http" if tls is None else "https"
     logs.check()
@@ -108,20 +111,14 @@ def serve(
     logging.basicConfig(level=logging.WARNING, handlers=[DirectHandler()])
     if service.tls is not None:
         service.tls.log_warnings()
-    if workers > 1:
-        with hold_port(host, port) as holder:
-            prepare()
-            Supervisor(service, holder, count=workers).run(
-                lambda: announce(server_url(host, holder, scheme=scheme)), announce_stop
-            )
-        return
-    service.shared_times.join(0)
-    with bind(*resolve_address(host, port), is_shared=False) as listener:
-        try:
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise address_error(listener.getsockname(), error) from error
+    with listening(host, port, backlog=BACKLOG) as listener:
         prepare()
+        if workers > 1:
+            Supervisor(service, listener, count=workers).run(
+                lambda: announce(server_url(host, listener, scheme=scheme)), announce_stop
+            )
+            return
+        service.shared_times.join(0)
         with log_by_thread():
             asyncio.run(
                 run_worker(

@@ -20,7 +20,6 @@ from typing import NoReturn
 from filestore.errors import FilestoreError
 from filestore.http import wire
 from filestore.http.server.errors import log_failure
-from filestore.http.server.listener import bind
 from filestore.http.server.log import log_by_thread
 from filestore.http.server.traffic import StopWords
 from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
@@ -66,9 +65,10 @@ class _Worker:
 class Supervisor:
     """Start workers, restart those that die, and stop them all."""
 
-    def __init__(self, service: Service, holder: socket.socket, *, count: int) -> None:
+    def __init__(self, service: Service, listener: socket.socket, *, count: int) -> None:
+        """All workers accept the connections of `listener`. It is closed when they are told to stop."""
         self._service = service
-        self._holder = holder
+        self._listener = listener
         self._workers = [_Worker(place) for place in range(count)]
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
@@ -138,18 +138,17 @@ class Supervisor:
             self._service.shared_times.join(worker.place)
             self._service.shared_transfers.join(worker.place)
             self._service.rates.join(worker.place)
-            with bind(self._holder.family, self._holder.getsockname(), is_shared=True) as listener:
-                self._holder.close()
-                with log_by_thread():
-                    asyncio.run(
-                        run_worker(
-                            self._service,
-                            listener,
-                            ready=ready,
-                            lifeline=self._lifeline[0],
-                            is_first=worker.place == 0,
-                        )
+            self._service.loads.join(worker.place)
+            with log_by_thread():
+                asyncio.run(
+                    run_worker(
+                        self._service,
+                        self._listener,
+                        ready=ready,
+                        lifeline=self._lifeline[0],
+                        is_first=worker.place == 0,
                     )
+                )
             status = 0
         except FilestoreError as error:
             if is_ready:
@@ -232,6 +231,7 @@ class Supervisor:
             pid = worker.pid
             if pid and os.waitpid(pid, os.WNOHANG)[0]:
                 worker.pid = 0
+                self._service.loads.leave(worker.place)
                 while worker.report >= 0:
                     self._hear(worker)
                 ended.append((pid, worker))
@@ -242,6 +242,8 @@ class Supervisor:
         stops, killed = self._stops, 0
         transfers = self._service.shared_transfers
         words = StopWords(transfers, self._service.limits.drain_seconds, say)
+        # The workers have it open as long as they answer. After that, a connection is refused and does not wait.
+        self._listener.close()
         self._signal_all(signal.SIGTERM)
         self._wait_for_counts(stops)
         words.begin()

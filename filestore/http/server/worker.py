@@ -14,6 +14,7 @@ from aiohttp import web
 
 from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
+from filestore.http.server.acceptor import SharedLoads
 from filestore.http.server.app import Route, make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
@@ -57,6 +58,7 @@ class Service:
     tls: ServerTls | None = None
     """The certificate, if the server speaks TLS."""
     shared_transfers: SharedTransfers = field(default_factory=lambda: SharedTransfers(1))
+    loads: SharedLoads = field(default_factory=lambda: SharedLoads(1))
     logs: LogOptions = field(default_factory=LogOptions)
     jwt: JwtOptions | None = None
 
@@ -150,6 +152,7 @@ async def _serve_until(
                 ready()
                 await stopping.wait()
                 traffic.drain()
+                site.drain()
                 words.begin()
                 await _first(traffic.drained(words.go_on), at_once.wait(), within=service.limits.drain_seconds)
                 traffic.note_end()
@@ -196,7 +199,7 @@ def stop_signals() -> Sequence[signal.Signals]:
 @asynccontextmanager
 async def _accepting(
     app: web.Application, listener: socket.socket, service: Service, observers: Sequence[Observer]
-) -> AsyncIterator[web.BaseSite]:
+) -> AsyncIterator[ConnectionSite]:
     """Answer the connections of `listener` until the site is stopped.
 
     The end of the block cancels requests in progress.
@@ -207,7 +210,9 @@ async def _accepting(
         asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         tls = service.tls
         context = None if tls is None else lambda: tls.context
-        site = ConnectionSite(runner, listener, limits=service.limits, backlog=BACKLOG, tls=context, observers=observers)
+        site = ConnectionSite(
+            runner, listener, limits=service.limits, backlog=BACKLOG, tls=context, observers=observers, loads=service.loads
+        )
         await site.start()
         yield site
     finally:
