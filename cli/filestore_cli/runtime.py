@@ -108,6 +108,8 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     limits = ProcessLimits(seconds=settings.run_seconds, memory=settings.run_memory_limit)
     serve_forever(
         lambda: open_backend(root, min_free=settings.min_free),
+        # The runs and the processes of pipelines belong to one process.
+        workers=1,
         tokens=given,
         # The tokens of the folder were made to read and store files, and not to run code.
         knows_tokens=False,

@@ -194,6 +194,20 @@ def _whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return parse
 
 
+def _whole_or_auto(minimum: int, maximum: int) -> Callable[[object], int | None]:
+    parse_number = _whole(minimum, maximum)
+
+    def parse(value: object) -> int | None:
+        if value is None or value == "auto":
+            return None
+        try:
+            return parse_number(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse
+
+
 def _seconds(maximum: int) -> Callable[[object], float]:
     def parse(value: object) -> float:
         try:
@@ -427,12 +441,13 @@ class Settings:
             "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, 65535)
         ),
     )
-    workers: int = field(
-        default=1,
+    workers: int | None = field(
+        default=None,
         metadata=_setting(
-            "Number of server processes on that port; give one for each processor core that is free",
-            unit="count",
-            parse=_whole(1, 256),
+            "Number of server processes on that port; auto is one for every four cores, and one on fewer than eight",
+            unit="count, or auto",
+            parse=_whole_or_auto(1, 256),
+            default="auto",
         ),
     )
     memory_limit: int = field(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from filestore.repository.protocol import GRACE_SECONDS, SIGNED_SECONDS
+from filestore.system.machine import core_count, memory_size
+
+CORES_OF_PROCESS = 4
+"""So many cores are kept busy by the threads of one server process before its interpreter lock limits it."""
+MEMORY_OF_PROCESS = 512 << 20
+"""Bytes of memory to plan for a server process."""
+_LEAST_MEMORY = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,25 @@ class ServerLimits:
     def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks of the proxies whose headers count: `trusted_proxies`, or else `tls_by_proxy`."""
         return self.trusted_proxies or self.tls_by_proxy
+
+    def chosen_workers(self) -> int:
+        """Return how many processes a server has on this machine if nobody says it.
+
+        One for every four cores, and one on fewer than eight. There are fewer where the memory of the machine, or `memory_limit`,
+        does not suffice for them.
+        """
+        by_memory = min(memory_size() // MEMORY_OF_PROCESS, self.memory_limit // _LEAST_MEMORY)
+        return max(1, min(core_count() // CORES_OF_PROCESS, by_memory))
+
+    def shared_by(self, count: int) -> ServerLimits:
+        """Return the limits of each of `count` processes that have these limits together."""
+        return replace(
+            self,
+            memory_limit=self.memory_limit // count,
+            connections_limit=-(-self.connections_limit // count),
+            address_connections_limit=-(-self.address_connections_limit // count),
+            guesses_limit=-(-self.guesses_limit // count),
+        )
 
 
 DEFAULT_SERVER_LIMITS = ServerLimits()

@@ -119,7 +119,7 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
         sizes=(asked.size or (2 << 30,)) if path is None else (_size_of(path),),
         clients=asked.clients,
         server=None if asked.server is None else Server(asked.server, settings.token),
-        workers=settings.workers,
+        workers=settings.workers or settings.server_limits.chosen_workers(),
         folder=_folder(asked.folder),
         codec=settings.codec,
         link={

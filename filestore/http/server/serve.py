@@ -44,7 +44,7 @@ def serve(
     announce: Callable[[str], None],
     announce_stop: Callable[[str], None] | None = None,
     prepare: Callable[[], None] = lambda: None,
-    workers: int = 1,
+    workers: int | None = None,
     tokens: Mapping[Digest, str] | None = None,
     spool_folder: Path | None = None,
     limits: ServerLimits = DEFAULT_SERVER_LIMITS,
@@ -67,9 +67,10 @@ def serve(
     the index (`filestore.repository.given_tokens`). The tokens of the index are valid too, unless `knows_tokens` is
     false. So are JSON Web Tokens, with `jwt`.
 
-    `limits` hold for each worker. After a stop signal, transfers under way may continue for `limits.drain_seconds`;
-    what is new is refused. A second signal ends them at once. Uploads wait in `spool_folder`, which is the system's
-    temporary folder by default.
+    `workers` is the number of processes, and `limits` hold for each of them. With None, the cores and the memory of this
+    machine decide how many there are, and `limits` hold for all of them together. After a stop signal, transfers under way
+    may continue for `limits.drain_seconds`; what is new is refused. A second signal ends them at once. Uploads wait in
+    `spool_folder`, which is the system's temporary folder by default.
 
     `logs` says which logs of requests are written. A log that cannot be written is an error at the start only.
 
@@ -81,6 +82,9 @@ def serve(
     """
     if jwt is not None:
         check_options(jwt)
+    if workers is None:
+        workers = limits.chosen_workers()
+        limits = limits.shared_by(workers)
     service = Service(
         open_backend=open_backend,
         tokens=tokens or {},
