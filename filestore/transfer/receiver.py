@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from filestore.core.digest import Digest, chunk_digest
-from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
 from filestore.core.progress import Progress, Report, without_repeats
-from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidBatch, InvalidFrame, SourceError
-from filestore.format.codec import Decoder, Frame, decoded_size, frame_limit
-from filestore.repository.protocol import VERIFY_LIMIT, Repository
+from filestore.errors import SourceError
+from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
-from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
+from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places, PlaceTable, find_matches
+from filestore.transfer.receive_batch import BatchReceiver, scratch
 from filestore.transfer.schedule import (
     DEFAULT_OPTIONS,
     Batch,
@@ -45,27 +43,6 @@ KEPT_LIMIT = 16 << 20
 """Bytes that `content` keeps in memory, so that they are not received twice."""
 KEPT_OBJECT_SIZE = 256
 """Bytes that a chunk takes there besides its content."""
-
-_decoder = per_thread(Decoder)
-_scratch = per_thread(lambda: memoryview(bytearray(CHUNK_LIMIT)))
-
-
-def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) -> memoryview:
-    """Decode and verify a frame, and return the content of its chunk.
-
-    The content of a raw frame is a view of `frame`. Other content is a view of `memory`, which has at least the size of
-    the chunk. Without `memory`, it is a view of memory that the next call in the same thread overwrites. Raises
-    DamagedChunk.
-    """
-    try:
-        # Checked before decoding, since `memory` may be only as large as the manifest says.
-        size = decoded_size(frame, digest=chunk.digest)
-        if size != chunk.size:
-            raise DamagedChunk(str(chunk.digest), f"its frame decodes to {size} bytes and the manifest says {chunk.size}")
-        with span(Stage.VERIFY, size):
-            return _decoder().decode(Frame(chunk.digest, frame), _scratch() if memory is None else memory)
-    except InvalidFrame as error:
-        raise DamagedChunk(str(chunk.digest), error.reason) from None
 
 
 class Receiver:
@@ -88,10 +65,10 @@ class Receiver:
         """Encoded bytes of the frames that were received."""
         self.reused = 0
         """Decoded bytes that were on this machine already."""
-        self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
         self._options = options
+        self._batches = BatchReceiver(repository, moved=self._count_moved)
         self._buffers = BufferPool(count=options.batches_in_flight, size=options.batch_size)
         self._sink: Sink | None = None
         self._chunks = self._table = PlaceTable(manifest)
@@ -133,15 +110,15 @@ class Receiver:
         places = self._chunks.overlapping(wanted)
         seeded = await in_cpu_thread(_look_up, places, self._seeds)
         for batch in batches_by_size(places, self._options):
-            kept = await self._at_hand(batch, seeded)
-            received = [place for place in batch if place.offsets[0] not in kept]
+            known = await self._known(batch, seeded)
+            writer = _PieceWriter()
             async with self._buffers.take() as buffer:
-                frames = await self._get(received, buffer)
-                pieces: list[bytes] = []
-                await self._use_frames(batch, frames, kept, partial(_append_content, pieces))
-            self._under_way -= sum(len(frame) for frame in frames)
-            for place in received:
-                self._ahead[self._chunks.number_at(place.offsets[0])] = True
+                size = await self._batches.receive(_chunks(batch), buffer, writer, known=known)
+            self._under_way -= size
+            pieces = writer.pieces
+            for place, content in zip(batch, known or [None] * len(batch), strict=True):
+                if content is None:
+                    self._ahead[self._chunks.number_at(place.offsets[0])] = True
             for place, piece in zip(batch, pieces, strict=True):
                 offset = place.offsets[0]
                 start, stop = max(offset, wanted.start), min(offset + len(piece), wanted.stop)
@@ -261,14 +238,16 @@ class Receiver:
         async with self._buffers.take() as buffer:
             for batch in batches:
                 places = list(batch.places)
-                kept = await self._at_hand(places, self._seeded)
-                frames = await self._get([place for place in places if place.offsets[0] not in kept], buffer)
-                if batch.after is not None:
-                    await batch.after.wait()
-                await self._use_frames(places, frames, kept, partial(_write, sink), prepare=sink.check_ours)
+                known = await self._known(places, self._seeded)
+                writer = _SinkWriter(sink, places)
+                size = await self._batches.receive(_chunks(places), buffer, writer, known=known, after=batch.after)
                 batch.written.set()
-                self._under_way -= sum(len(frame) for frame in frames)
-                reused = sum(place.size for place in places if place.offsets[0] in kept and not self._was_ahead(place))
+                self._under_way -= size
+                reused = sum(
+                    place.size
+                    for place, content in zip(places, known, strict=False)
+                    if content is not None and not self._was_ahead(place)
+                )
                 self.reused += reused
                 self._written += sum(place.size for place in places) - reused
                 self._unsynced += sum(place.size for place in places)
@@ -285,10 +264,16 @@ class Receiver:
         """Return whether `content` has received a chunk."""
         return bool(self._ahead[self._chunks.number_at(place.offsets[0])])
 
-    async def _at_hand(self, places: list[Place], seeded: Sequence[_SeedMatches]) -> Mapping[int, bytes]:
-        """Return the content that need not be received: kept chunks, and verified chunks of seeds."""
+    async def _known(self, places: list[Place], seeded: Sequence[_SeedMatches]) -> list[bytes | None]:
+        """Return the content of the places that need not be received: kept chunks, and verified chunks of seeds.
+
+        The list is empty if all of them must be received.
+        """
         # Most fetches have no such seeds, so that they need no thread here.
-        return ChainMap(await in_cpu_thread(self._read_seeds, places, seeded), self._kept) if seeded else self._kept
+        pieces = await in_cpu_thread(self._read_seeds, places, seeded) if seeded else {}
+        if not pieces and not self._kept:
+            return []
+        return [pieces.get(place.offsets[0]) or self._kept.get(place.offsets[0]) for place in places]
 
     def _read_seeds(self, places: list[Place], seeded: Sequence[_SeedMatches]) -> dict[int, bytes]:
         """Return the content of the places whose chunk could be read from a seed and verified."""
@@ -302,76 +287,6 @@ class Receiver:
                 if seed.read_into(memoryview(memory), offset) and chunk_digest(memory) == place.chunk.digest:
                     pieces[place.offsets[0]] = bytes(memory)
         return pieces
-
-    async def _get(self, places: list[Place], buffer: memoryview) -> list[memoryview]:
-        """Receive the frames of `places`. Raises ChunksMissing if the repository does not have one of them."""
-        if not places:
-            return []
-        digests = [place.chunk.digest for place in places]
-        frames = []
-        async with self._mending(places):
-            received = await self._repository.get(digests, buffer, moved=self._count_moved)
-        for digest, frame in zip(digests, received, strict=True):
-            if frame is None:
-                raise ChunksMissing(str(digest))
-            frames.append(frame)
-        return frames
-
-    async def _use_frames(
-        self,
-        places: list[Place],
-        frames: list[memoryview],
-        kept: Mapping[int, bytes],
-        use: Callable[[Place, memoryview], None],
-        *,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Call `use` in threads with each place and its content, in order. The content is verified.
-
-        It is the kept content if there is any, otherwise that of the next frame. `prepare` is called first in each thread.
-
-        A frame that is damaged is received once more, because a bit may have flipped on the way. If it is damaged again, the
-        repository is asked to verify the chunks of `places`. It then treats damaged chunks as missing, so that the next push of
-        the file sends them again. Raises DamagedChunk.
-        """
-        waiting = iter(frames)
-        arrived = [None if place.offsets[0] in kept else next(waiting) for place in places]
-        start, received_again = 0, -1
-        while True:
-            start, damage = await in_cpu_thread(_use_each, places, arrived, kept, use, prepare, start)
-            if damage is None:
-                return
-            if start == received_again:
-                async with self._mending(places):
-                    raise damage
-            received_again = start
-            arrived[start] = await self._get_again(places[start])
-
-    async def _get_again(self, place: Place) -> memoryview:
-        memory = memoryview(bytearray(frame_limit(place.chunk.size)))
-        [frame] = await self._get([place], memory)
-        self._under_way -= len(frame)
-        return frame
-
-    @asynccontextmanager
-    async def _mending(self, places: list[Place]) -> AsyncIterator[None]:
-        """If the block raises DamagedChunk or InvalidBatch, ask the repository to verify the chunks of `places`.
-
-        The repository then treats damaged chunks as missing, so that the next push of the file sends them again. The
-        error is raised all the same. InvalidBatch becomes DamagedChunk if the repository finds damage: a frame may have
-        grown, so that the batch is larger than its chunks can be.
-        """
-        try:
-            yield
-        except (DamagedChunk, InvalidBatch) as error:
-            damaged: list[Digest] = []
-            digests = [place.chunk.digest for place in places]
-            with suppress(FilestoreError):
-                for start in range(0, len(digests), VERIFY_LIMIT):
-                    damaged += await self._repository.verify_chunks(digests[start : start + VERIFY_LIMIT])
-            if damaged and isinstance(error, InvalidBatch):
-                raise DamagedChunk(str(damaged[0]), "its frame is not that of this chunk") from error
-            raise
 
     def _note_reused(self, places: list[Place]) -> None:
         for place in places:
@@ -421,7 +336,7 @@ def _held(sink: Sink, places: list[Place]) -> list[Place]:
     """
     found = []
     for place in places:
-        content = _scratch()[: place.chunk.size]
+        content = scratch()[: place.chunk.size]
         for offset in place.offsets:
             if sink.read_into(content, offset) and chunk_digest(content) == place.chunk.digest:
                 for other in place.offsets:
@@ -439,7 +354,7 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Matches) -> list
     sink.check_ours()
     copied = []
     for place in places:
-        content = _scratch()[: place.chunk.size]
+        content = scratch()[: place.chunk.size]
         try:
             if not seed.read_into(content, found[place.offsets[0]]):
                 continue
@@ -452,34 +367,33 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Matches) -> list
     return copied
 
 
-def _use_each(  # noqa: PLR0917  # it is called in a thread, which takes no names
-    places: list[Place],
-    frames: list[memoryview | None],
-    kept: Mapping[int, bytes],
-    use: Callable[[Place, memoryview], None],
-    prepare: Callable[[], None],
-    start: int,
-) -> tuple[int, DamagedChunk | None]:
-    """Call `use` with the verified content of each place from the number `start` on.
+class _PieceWriter:
+    """Keeps the content of a batch."""
 
-    Return the number of the first place whose frame is damaged, and its damage.
-    """
-    prepare()
-    for number in range(start, len(places)):
-        place, frame = places[number], frames[number]
-        try:
-            content = memoryview(kept[place.offsets[0]]) if frame is None else verified(place.chunk, frame)
-        except DamagedChunk as error:
-            return number, error
-        use(place, content)
-    return len(places), None
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def begin(self) -> None:
+        pass
+
+    def take(self, number: int, content: memoryview) -> None:  # noqa: ARG002  # the protocol's
+        self.pieces.append(bytes(content))
 
 
-def _append_content(pieces: list[bytes], _: Place, content: memoryview) -> None:
-    pieces.append(bytes(content))
+class _SinkWriter:
+    """Writes the content of a batch to a sink."""
+
+    def __init__(self, sink: Sink, places: Sequence[Place]) -> None:
+        self._sink = sink
+        self._places = places
+        self.begin = sink.check_ours
+
+    def take(self, number: int, content: memoryview) -> None:
+        place = self._places[number]
+        with span(Stage.WRITE, place.size):
+            for offset in place.offsets:
+                self._sink.write(content, offset)
 
 
-def _write(sink: Sink, place: Place, content: memoryview) -> None:
-    with span(Stage.WRITE, place.size):
-        for offset in place.offsets:
-            sink.write(content, offset)
+def _chunks(places: Sequence[Place]) -> list[Chunk]:
+    return [place.chunk for place in places]

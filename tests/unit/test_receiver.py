@@ -17,7 +17,8 @@ from filestore.transfer import fetch as fetch_module
 from filestore.transfer.fetch import fetch_record
 from filestore.transfer.places import Places, PlaceTable
 from filestore.transfer.push import manifest_of, push
-from filestore.transfer.receiver import Receiver, verified
+from filestore.transfer.receive_batch import verified
+from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, TransferOptions, ordered_chains, round_robin
 from filestore.transfer.seeds import FileSeed
 from filestore.transfer.sinks.protocol import Ordering

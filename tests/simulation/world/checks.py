@@ -15,7 +15,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key, manifest_key
 from filestore.format.codec import frame_limit
 from filestore.repository.protocol import Repository
-from filestore.transfer.receiver import verified
+from filestore.transfer.receive_batch import verified
 from tests.simulation.world.model import Fate, Model
 from tests.simulation.world.servers import checking, collecting, opened
 

@@ -29,7 +29,7 @@ from filestore.http.server.manifests import Layout
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
-from filestore.transfer.receiver import verified
+from filestore.transfer.receive_batch import verified
 
 LOAD_SIZE = 2 << 20
 """Decoded bytes that are read and decoded together. A single chunk may be larger."""
