@@ -36,7 +36,7 @@ from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import ContentRange, FileSeed, Seed, closing, copy_range, has_data, read_whole
-from filestore.transfer.sinks.protocol import Ordering, OvertakenError
+from filestore.transfer.sinks.protocol import FilePart, Ordering, OvertakenError, Staging
 from filestore.transfer.sources.file import FileSource
 from filestore.transfer.staging_name import STAGING_END, find_staging
 
@@ -225,6 +225,7 @@ class _PartialFile:
         self._path = staging_file(target, manifest.digest)
         self._write_errors = partial(storage_errors, target, translate=_write_error)
         self._descriptor = -1
+        self._staging: Staging | None = None
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
@@ -262,6 +263,7 @@ class _PartialFile:
             self._path = find_staging(self._path)
             self._descriptor = self._open_private()
         self._lock = FileLock(self._descriptor, self._path, is_required=True)
+        self._staging = Staging.of(self._descriptor, self._path)
         claim(self._lock)
         self.check_ours()
         with self._write_errors():
@@ -293,8 +295,32 @@ class _PartialFile:
     def order(self, offset: int, size: int) -> Ordering | None:  # noqa: ARG002  # the protocol's
         return Ordering.ANY
 
-    def file_at(self, offset: int, size: int) -> int | None:  # noqa: ARG002  # the protocol's
-        return 0
+    @property
+    def staging(self) -> Staging:
+        if self._staging is None:
+            raise AssertionError("the staging file is not open")
+        return self._staging
+
+    def file_at(self, offset: int, size: int) -> FilePart | None:  # noqa: ARG002  # the protocol's
+        return FilePart(0, offset)
+
+    def open_file(self, number: int) -> int:  # noqa: ARG002  # the protocol's
+        with self._write_errors():
+            try:
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                raise OvertakenError from None
+        if not os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor)):
+            os.close(descriptor)
+            raise OvertakenError
+        return descriptor
+
+    def note_written(self, offset: int, size: int, checksum: int) -> None:  # noqa: ARG002  # the protocol's
+        if self._partial_file is not None:
+            self._partial_file.took(offset)
+
+    def write_error(self, offset: int, error: OSError) -> Exception:  # noqa: ARG002  # the protocol's
+        return _write_error(str(self._target), error)
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
         return read_whole(self._descriptor, memory, offset)
@@ -318,12 +344,7 @@ class _PartialFile:
 
         A file that is published is never written to.
         """
-        try:
-            if os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
-                return
-        except FileNotFoundError:
-            pass
-        raise OvertakenError
+        self.staging.check()
 
     def check_first(self) -> None:
         """Raise OvertakenError if something is at the target already, which another fetch may have published.

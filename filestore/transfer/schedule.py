@@ -168,7 +168,7 @@ def long_extents(places: Places, found: Matches, sink: Sink, options: TransferOp
     for number, place in enumerate(places):
         at = place.offsets[0]
         file = sink.file_at(at, place.chunk.size)
-        if file is None or (file, at, found[at]) != current:
+        if file is None or (file.number, at, found[at]) != current:
             if size >= options.extent_min:
                 yield places[start:number]
             start, size = number, 0
@@ -176,6 +176,6 @@ def long_extents(places: Places, found: Matches, sink: Sink, options: TransferOp
             start = number + 1
         else:
             size += place.chunk.size
-            current = file, at + place.chunk.size, found[at] + place.chunk.size
+            current = file.number, at + place.chunk.size, found[at] + place.chunk.size
     if size >= options.extent_min:
         yield places[start:]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from enum import IntEnum
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 from filestore.transfer.seeds import ContentRange
 
@@ -17,6 +20,39 @@ class Ordering(IntEnum):
     """At any time, as a whole, and for this offset only."""
     AFTER = 2
     """Like ONCE, but only after the chunk before it."""
+
+
+class FilePart(NamedTuple):
+    """A position in one of the files of a sink."""
+
+    number: int
+    """The number of the file."""
+    offset: int
+
+
+class Staging(NamedTuple):
+    """The staging file or folder of a fetch. Another process can check it, too."""
+
+    path: Path
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, descriptor: int, path: Path) -> Self:
+        """Describe the file or folder that is open as `descriptor`. It must stay open, so that no other one gets its number."""
+        found = os.fstat(descriptor)
+        return cls(path.absolute(), found.st_dev, found.st_ino)
+
+    def check(self) -> None:
+        """Raise OvertakenError if it is not at its path any more: another process has published or removed it.
+
+        What is published is never written to.
+        """
+        with suppress(FileNotFoundError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                return
+        raise OvertakenError
 
 
 class Sink(Protocol):
@@ -36,11 +72,30 @@ class Sink(Protocol):
     def order(self, offset: int, size: int) -> Ordering | None:
         """Return when the chunk at `offset` can be taken, or None if it is not needed."""
 
-    def file_at(self, offset: int, size: int) -> int | None:
-        """Return the number of the one file that has this content, if `copy` can put it there.
+    def file_at(self, offset: int, size: int) -> FilePart | None:
+        """Return where this content is in one file, if `copy` or another process can put it there.
 
         Otherwise return None.
         """
+
+    def open_file(self, number: int) -> int:
+        """Open a file of `file_at`, so that another process can write to it. The caller closes the descriptor.
+
+        It shares no lock with the descriptors of the sink. Raises what `write` raises, and OvertakenError.
+        """
+
+    def note_written(self, offset: int, size: int, checksum: int) -> None:
+        """Note that another process has verified this content, and has written it where `file_at` says.
+
+        `checksum` is its CRC-32. Each chunk is noted once for each offset, or written. Raises what `write` raises.
+        """
+
+    def write_error(self, offset: int, error: OSError) -> Exception:
+        """Return the error to raise if another process could not write the content at `offset`."""
+
+    @property
+    def staging(self) -> Staging:
+        """The staging that `check_ours` checks."""
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
         """Fill `memory` with content of the staging from `offset` on.

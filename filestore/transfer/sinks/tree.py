@@ -37,7 +37,7 @@ from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.owners import PRIVATE_FOLDER, is_ours, tighten_descriptor, usual_mode
 from filestore.transfer.seeds import ContentRange, copy_range
 from filestore.transfer.sinks.compare import FOLDER_FLAGS, is_whole, walk_folder
-from filestore.transfer.sinks.protocol import Ordering, OvertakenError
+from filestore.transfer.sinks.protocol import FilePart, Ordering, OvertakenError, Staging
 from filestore.transfer.sinks.zip_index import (
     GATHER_LIMIT,
     WriteMode,
@@ -57,6 +57,8 @@ _UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EI
 """Errors of a file system for a name that it cannot have, or that something else has already."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_NO_HEAD = memoryview(b"")
 
 _FILE, _FOLDER_ENTRY = 1, 2
 """States of an entry that is complete. The state of any other entry is 0."""
@@ -91,6 +93,7 @@ class TreeStaging:
         self._is_shared = False
         self._overwritten = 0
         self._root = -1
+        self._staging: Staging | None = None
         self._claim: FileLock | None = None
 
     def __enter__(self) -> Self:
@@ -144,9 +147,33 @@ class TreeStaging:
             return Ordering.AFTER
         return Ordering.ONCE if any(self._ways[numbers.start : numbers.stop]) else Ordering.ANY
 
-    def file_at(self, offset: int, size: int) -> int | None:
+    @property
+    def staging(self) -> Staging:
+        if self._staging is None:
+            raise AssertionError("the staging folder is not open")
+        return self._staging
+
+    def file_at(self, offset: int, size: int) -> FilePart | None:
         part = self._zip.content_at(offset, size)
-        return None if part is None or self._done[part.number] else part.number
+        return None if part is None or self._done[part.number] else part
+
+    def open_file(self, number: int) -> int:
+        with self._errors(self._zip.members[number].path):
+            return self._open(number)
+
+    def note_written(self, offset: int, size: int, checksum: int) -> None:
+        part = self._zip.content_at(offset, size)
+        if part is None:
+            raise AssertionError(f"no file has the {size} bytes at {offset}")
+        with self._errors(self._zip.members[part.number].path):
+            self._note_part(part.number, part.offset, size, checksum)
+
+    def write_error(self, offset: int, error: OSError) -> Exception:
+        part = self._zip.content_at(offset, 1)
+        try:
+            return self._failure("" if part is None else self._zip.members[part.number].path, error)
+        except OvertakenError as overtaken:
+            return overtaken
 
     def read_into(self, memory: memoryview, offset: int) -> bool:
         return read_zip(self._root, self._zip, memory, offset)
@@ -183,12 +210,7 @@ class TreeStaging:
 
         A tree that is published is never written to.
         """
-        try:
-            if os.path.samestat(os.fstat(self._root), self._path.lstat()):
-                return
-        except FileNotFoundError:
-            pass
-        raise OvertakenError
+        self.staging.check()
 
     def is_unused(self) -> bool:
         """Return whether the staging folder exists, has no files, and is not used by another process.
@@ -233,6 +255,7 @@ class TreeStaging:
             raise target_error(str(self._target), error) from None
         self._claim = FileLock.of_folder(self._path, is_required=True)
         self._root = self._claim.descriptor
+        self._staging = Staging.of(self._root, self._path)
         if not self.is_fresh and not is_ours(os.fstat(self._root)):
             reason = f"its staging folder {self._path} belongs to another user, or others may write to it; remove it"
             raise TargetError(str(self._target), reason)
@@ -282,12 +305,18 @@ class TreeStaging:
                 write_at(descriptor, data, offset)
             finally:
                 os.close(descriptor)
-        crc = crc32(data)
+        self._note_part(number, offset, len(data), crc32(data), head=head, head_offset=start - member.start)
+
+    def _note_part(
+        self, number: int, offset: int, size: int, crc: int, *, head: memoryview = _NO_HEAD, head_offset: int = 0
+    ) -> None:
+        """Note a part of an entry whose parts may be written in any order: written content, and bytes of its header."""
+        member = self._zip.members[number]
         with self._lock:
             part = self._part(number)
-            part.checksum.add_summed(offset, len(data), crc)
-            part.received += len(data)
-            part.head[start - member.start : start - member.start + len(head)] = head
+            part.checksum.add_summed(offset, size, crc)
+            part.received += size
+            part.head[head_offset : head_offset + len(head)] = head
             part.head_missing -= len(head)
             is_whole = not part.head_missing and part.received == member.size
         if head and not part.head_missing:

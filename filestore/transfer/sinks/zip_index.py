@@ -7,7 +7,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import cached_property
-from typing import NamedTuple
 
 from filestore.format.zip.read import (
     End,
@@ -18,6 +17,7 @@ from filestore.format.zip.read import (
 from filestore.format.zip.write import Entry, local_header
 from filestore.system.files import BLOCK_SIZE, in_blocks
 from filestore.transfer.seeds import read_whole
+from filestore.transfer.sinks.protocol import FilePart
 
 GATHER_LIMIT = 1 << 20
 """Bytes of the largest entry with an order that is collected in memory."""
@@ -33,14 +33,6 @@ class WriteMode(IntEnum):
     """When the entry is complete. Until then, it is collected in memory, in any order."""
     SEQUENTIAL = 2
     """In order."""
-
-
-class ContentPart(NamedTuple):
-    """A position in the content of a member."""
-
-    number: int
-    """The number of the member."""
-    offset: int
 
 
 class Zip:
@@ -71,8 +63,8 @@ class Zip:
             return range(0)
         return range(first, bisect_left(self._starts, offset + size))
 
-    def content_at(self, offset: int, size: int) -> ContentPart | None:
-        """Return where these bytes are in the stored content of a member.
+    def content_at(self, offset: int, size: int) -> FilePart | None:
+        """Return where these bytes are in the stored content of a member, whose number is that of its file.
 
         Return None if they are not in the content of a single one.
         """
@@ -82,7 +74,7 @@ class Zip:
         extent = known_extent(self.members[numbers[0]])
         if offset < extent.start or extent.end < offset + size:
             return None
-        return ContentPart(numbers[0], offset - extent.start)
+        return FilePart(numbers[0], offset - extent.start)
 
     @property
     def preamble_size(self) -> int:
