@@ -214,6 +214,7 @@ class _PartialFile:
 
     file_count = 1
     files_done = 0
+    needs_checksums = False
 
     def __init__(self, target: Path, manifest: Manifest, partial_file: PartialFile | None = None) -> None:
         """Set fields only: nothing on the disk is touched."""

@@ -9,9 +9,11 @@ digests. The push cache is not used, since it is not verified.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from filestore.core.digest import chunk_digest
@@ -22,9 +24,11 @@ from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.transfer.parallelism import Parallelism
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places, PlaceTable, find_matches
 from filestore.transfer.receive_batch import BatchReceiver, scratch
+from filestore.transfer.receive_job import ReceiveJob, Write, WriteFailed
 from filestore.transfer.schedule import (
     DEFAULT_OPTIONS,
     Batch,
@@ -33,11 +37,14 @@ from filestore.transfer.schedule import (
     batches_by_size,
     long_extents,
     ordered_chains,
+    own_batches,
+    parallelism_of,
     round_robin,
 )
 from filestore.transfer.seeds import Seed
-from filestore.transfer.sinks.protocol import Ordering, Sink
+from filestore.transfer.sinks.protocol import FilePart, Ordering, Sink
 from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
+from filestore.transfer.workers import WorkerPool, worker_pool
 
 KEPT_LIMIT = 16 << 20
 """Bytes that `content` keeps in memory, so that they are not received twice."""
@@ -65,11 +72,13 @@ class Receiver:
         """Encoded bytes of the frames that were received."""
         self.reused = 0
         """Decoded bytes that were on this machine already."""
+        self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
         self._options = options
         self._batches = BatchReceiver(repository, moved=self._count_moved)
-        self._buffers = BufferPool(count=options.batches_in_flight, size=options.batch_size)
+        self._own_count = own_batches(parallelism_of(manifest.size, repository.transfer_limits, options), options)
+        self._buffers = BufferPool(count=self._own_count, size=options.batch_size)
         self._sink: Sink | None = None
         self._chunks = self._table = PlaceTable(manifest)
         """All chunks, and the places that the sink needs."""
@@ -167,13 +176,23 @@ class Receiver:
         """
         missing = await in_cpu_thread(self._table.missing, *Ordering)
         if partial_file is None:
-            batches = round_robin(ordered_chains(missing, self._options), self._options)
+            parallelism = parallelism_of(self._missing_size, self._repository.transfer_limits, self._options)
+            await self._download_all(ordered_chains(missing, self._options), sink, parallelism)
         else:
+            # The reader waits for single chunks, so the way to another process would only take time.
             batches = asked_first(missing, partial_file, self._options)
-        async with task_group() as group:
-            for _ in range(self._options.batches_in_flight):
-                group.create_task(self._download_batches(batches, sink, group))
+            async with task_group() as group:
+                self._begin_tasks(self._own_count, _Download(batches, sink, group))
         self._kept.clear()
+
+    async def _download_all(self, chains: Iterator[list[Batch]], sink: Sink, parallelism: Parallelism) -> None:
+        processes, slots, _ = parallelism
+        batches = round_robin(chains, max(self._own_count, processes * slots))
+        async with (
+            worker_pool(self._repository, count=processes, slots=slots, modules=[ReceiveJob.__module__]) as pool,
+            task_group() as group,
+        ):
+            self._begin_tasks(self._own_count, _Download(batches, sink, group, pool, processes * slots, slots))
 
     def report_progress(self) -> None:
         """Call `report` with the progress of the fetch."""
@@ -231,29 +250,98 @@ class Receiver:
                 self._note_reused(await in_cpu_thread(find, batch))
 
         async with task_group() as group:
-            for _ in range(self._options.batches_in_flight):
+            for _ in range(self._own_count):
                 group.create_task(worker())
 
-    async def _download_batches(self, batches: Iterator[Batch], sink: Sink, group: asyncio.TaskGroup) -> None:
-        async with self._buffers.take() as buffer:
-            for batch in batches:
-                places = list(batch.places)
-                known = await self._known(places, self._seeded)
-                writer = _SinkWriter(sink, places)
-                size = await self._batches.receive(_chunks(places), buffer, writer, known=known, after=batch.after)
-                batch.written.set()
-                self._under_way -= size
-                reused = sum(
-                    place.size
-                    for place, content in zip(places, known, strict=False)
-                    if content is not None and not self._was_ahead(place)
-                )
-                self.reused += reused
-                self._written += sum(place.size for place in places) - reused
-                self._unsynced += sum(place.size for place in places)
-                self.report_progress()
-                if self._unsynced >= self._options.sync_size and not self._syncing.locked():
-                    group.create_task(self._sync(sink))
+    def _begin_tasks(self, count: int, download: _Download) -> None:
+        for _ in range(count):
+            download.group.create_task(self._download_batches(download))
+
+    async def _download_batches(self, download: _Download) -> None:
+        for batch in download.batches:
+            if download.is_ready and download.tasks_to_come:
+                # Worker processes are ready from now on, and take more batches at a time.
+                count, download.tasks_to_come = download.tasks_to_come, 0
+                self._begin_tasks(count, download)
+            places = list(batch.places)
+            elsewhere, own = self._divided(places, download)
+            if own:
+                # Buffers are taken in the order of the batches. So none waits for a batch that waits for a buffer.
+                async with self._buffers.take() as buffer:
+                    if elsewhere:
+                        await self._receive_elsewhere(elsewhere, download)
+                    await self._receive(own, buffer, download.sink, batch.after)
+            else:
+                await self._receive_elsewhere(elsewhere, download)
+            batch.written.set()
+            self._unsynced += sum(place.size for place in places)
+            self.report_progress()
+            if self._unsynced >= self._options.sync_size and not self._syncing.locked():
+                download.group.create_task(self._sync(download.sink))
+
+    async def _receive(self, places: list[Place], buffer: memoryview, sink: Sink, after: asyncio.Event | None) -> None:
+        known = await self._known(places, self._seeded)
+        writer = _SinkWriter(sink, places)
+        size = await self._batches.receive(_chunks(places), buffer, writer, known=known, after=after)
+        self._under_way -= size
+        reused = sum(
+            place.size
+            for place, content in zip(places, known, strict=False)
+            if content is not None and not self._was_ahead(place)
+        )
+        self.reused += reused
+        self._written += sum(place.size for place in places) - reused
+
+    def _divided(self, places: list[Place], download: _Download) -> tuple[list[_ElsewherePlace], list[Place]]:
+        """Divide a batch: what a worker process can receive and write, and what this process does."""
+        if not download.is_ready:
+            return [], places
+        elsewhere, own = [], []
+        for place in places:
+            parts = self._parts_elsewhere(place, download.sink)
+            if parts is None:
+                own.append(place)
+            else:
+                elsewhere.append(_ElsewherePlace(place, parts))
+        is_worth_it = sum(place.size for place, _ in elsewhere) >= self._options.elsewhere_min
+        return (elsewhere, own) if is_worth_it else ([], places)
+
+    def _parts_elsewhere(self, place: Place, sink: Sink) -> list[FilePart] | None:
+        """Return where another process can write a place, for each of its offsets. Return None if it must be this process."""
+        if place.order is not Ordering.ANY or place.offsets[0] in self._kept:
+            return None
+        parts = []
+        for offset in place.offsets:
+            part = sink.file_at(offset, place.chunk.size)
+            if part is None:
+                return None
+            parts.append(part)
+        return parts
+
+    async def _receive_elsewhere(self, places: list[_ElsewherePlace], download: _Download) -> None:
+        """Let a worker process receive, verify and write these places."""
+        sink, pool = download.sink, download.pool
+        files = sorted({part.number for _, parts in places for part in parts})
+        numbers = {number: file for file, number in enumerate(files)}
+        writes = [Write(number, numbers[part.number], part.offset) for number, (_, parts) in enumerate(places) for part in parts]
+        job = ReceiveJob.of(
+            [place.chunk for place, _ in places],
+            writes,
+            staging=sink.staging,
+            is_summed=sink.needs_checksums,
+            buffer_size=self._options.batch_size,
+            buffer_count=download.slots,
+        )
+        assert pool is not None  # noqa: S101
+        async with _opened(sink, files) as descriptors:
+            try:
+                received = await pool.run(job, descriptors=descriptors, moved=self._count_moved)
+            except WriteFailed as error:
+                place = places[writes[error.place].number].place
+                raise sink.write_error(place.offsets[0], OSError(error.number, error.reason)) from None
+        await in_disk_thread(_note_written, sink, places, received.checksums)
+        self._under_way -= received.stored_size
+        self._written += sum(place.size for place, _ in places)
 
     async def _sync(self, sink: Sink) -> None:
         async with self._syncing:
@@ -299,6 +387,33 @@ class Receiver:
         self.moved += size
         self._under_way += size
         self.report_progress()
+
+
+@dataclass(slots=True)
+class _Download:
+    """What the tasks of one `download` share."""
+
+    batches: Iterator[Batch]
+    sink: Sink
+    group: asyncio.TaskGroup
+    pool: WorkerPool | None = None
+    tasks_to_come: int = 0
+    """How many tasks begin when worker processes are ready."""
+    slots: int = 0
+    """How many batches each of these processes has in flight."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether worker processes take batches."""
+        return self.pool is not None and self.pool.is_ready
+
+
+class _ElsewherePlace(NamedTuple):
+    """A place that a worker process writes."""
+
+    place: Place
+    parts: list[FilePart]
+    """Where each of its offsets is."""
 
 
 class _SeedMatches(NamedTuple):
@@ -393,6 +508,29 @@ class _SinkWriter:
         with span(Stage.WRITE, place.size):
             for offset in place.offsets:
                 self._sink.write(content, offset)
+
+
+@asynccontextmanager
+async def _opened(sink: Sink, numbers: Sequence[int]) -> AsyncIterator[list[int]]:
+    """Open files of a sink during the block."""
+    descriptors: list[int] = []
+    try:
+        await in_disk_thread(_open_files, sink, numbers, descriptors)
+        yield descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _open_files(sink: Sink, numbers: Sequence[int], descriptors: list[int]) -> None:
+    sink.check_ours()
+    descriptors.extend(map(sink.open_file, numbers))
+
+
+def _note_written(sink: Sink, places: Sequence[_ElsewherePlace], checksums: Sequence[int]) -> None:
+    for (place, _), checksum in zip(places, checksums or [0] * len(places), strict=True):
+        for offset in place.offsets:
+            sink.note_written(offset, place.chunk.size, checksum)
 
 
 def _chunks(places: Sequence[Place]) -> list[Chunk]:

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 from filestore.core.batches import batched_by_size
 from filestore.format.codec import frame_limit
 from filestore.format.zip.read import OFFSET_SPACE
+from filestore.repository.protocol import TransferLimits
+from filestore.transfer.parallelism import LARGE_SIZE, Parallelism, fetch_parallelism
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places
 from filestore.transfer.sinks.protocol import Ordering, Sink
@@ -24,8 +26,12 @@ T = TypeVar("T")
 class TransferOptions:
     """Internal. What a fetch uses as it is, without a setting: sizes, in bytes, and counts."""
 
-    batches_in_flight: int = 4
-    """Number of batches that are received and written at a time."""
+    large_size: int = LARGE_SIZE
+    """From so many missing bytes on, a fetch has worker processes."""
+    batches_in_flight: int | None = None
+    """Number of batches that one process receives and writes at a time. None means what cores and memory allow."""
+    elsewhere_min: int = 1 << 20
+    """A worker process gets a part of a batch only if it has at least this size."""
     batch_size: int = 8 << 20
     """The size of one batch, decoded."""
     batch_count: int = 4096
@@ -48,6 +54,20 @@ class TransferOptions:
 
 
 DEFAULT_OPTIONS = TransferOptions()
+
+OWN_BATCHES = 4
+"""Batches in flight in the process of a fetch that has worker processes, until these are ready."""
+
+
+def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) -> Parallelism:
+    """Return what a fetch of `size` missing bytes may do at the same time."""
+    found = fetch_parallelism(size, limits, large_size=options.large_size)
+    return found if options.batches_in_flight is None else found._replace(slots=options.batches_in_flight)
+
+
+def own_batches(parallelism: Parallelism, options: TransferOptions) -> int:
+    """Return how many batches the process of the fetch itself has in flight."""
+    return OWN_BATCHES if parallelism.processes and options.batches_in_flight is None else parallelism.slots
 
 
 class Batch(NamedTuple):
@@ -134,8 +154,8 @@ def asked_first(places: Places, partial_file: PartialFile, options: TransferOpti
         yield Batch(batch, None, asyncio.Event())
 
 
-def round_robin(chains: Iterator[list[Batch]], options: TransferOptions) -> Iterator[Batch]:
-    """Yield the batches of a few chains alternately, so that workers seldom wait for each other.
+def round_robin(chains: Iterator[list[Batch]], count: int) -> Iterator[Batch]:
+    """Yield the batches of `count` chains alternately, so that workers seldom wait for each other.
 
     The batches of one chain stay in their order. Workers take batches in the order in which they are yielded, so a
     worker never waits for a batch that no worker has taken.
@@ -143,7 +163,7 @@ def round_robin(chains: Iterator[list[Batch]], options: TransferOptions) -> Iter
     active: deque[Iterator[Batch]] = deque()
     for chain in chains:
         active.append(iter(chain))
-        while len(active) >= options.batches_in_flight:
+        while len(active) >= count:
             yield from _next_round_robin(active)
     while active:
         yield from _next_round_robin(active)

@@ -28,6 +28,8 @@ from tests.support.generator import octets
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
+COUNT = 4
+"""Batches that are under way at the same time."""
 
 
 def places_of(orders: str) -> Places:
@@ -41,7 +43,7 @@ def places_of(orders: str) -> Places:
 
 def batches_of(orders: str) -> list[Batch]:
     """The batches in which workers take them."""
-    return list(round_robin(ordered_chains(places_of(orders), DEFAULT_OPTIONS), DEFAULT_OPTIONS))
+    return list(round_robin(ordered_chains(places_of(orders), DEFAULT_OPTIONS), COUNT))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -67,10 +69,9 @@ def test_batches_hold_every_place_once_and_never_wait_for_ever(seed: int) -> Non
 
 def test_long_entries_are_received_side_by_side() -> None:
     """Workers do not wait for one entry that has an order while others could go on."""
-    count = DEFAULT_OPTIONS.batches_in_flight
-    batches = batches_of(("o" + "f" * 29) * count)
-    assert [None] * count == [batch.after for batch in batches[:count]]
-    assert all(batch.after is not None for batch in batches[count:])
+    batches = batches_of(("o" + "f" * 29) * COUNT)
+    assert [None] * COUNT == [batch.after for batch in batches[:COUNT]]
+    assert all(batch.after is not None for batch in batches[COUNT:])
 
 
 async def test_content_by_range(repository: LocalRepository) -> None:

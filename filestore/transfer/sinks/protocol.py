@@ -87,8 +87,14 @@ class Sink(Protocol):
     def note_written(self, offset: int, size: int, checksum: int) -> None:
         """Note that another process has verified this content, and has written it where `file_at` says.
 
-        `checksum` is its CRC-32. Each chunk is noted once for each offset, or written. Raises what `write` raises.
+        `checksum` is its CRC-32, or 0 if the sink does not need it. Each chunk is noted once for each offset, or written.
+
+        Raises what `write` raises.
         """
+
+    @property
+    def needs_checksums(self) -> bool:
+        """Whether `note_written` needs checksums."""
 
     def write_error(self, offset: int, error: OSError) -> Exception:
         """Return the error to raise if another process could not write the content at `offset`."""

@@ -73,6 +73,8 @@ class TreeStaging:
     Its methods raise InvalidArchive, TargetError, StorageFull, StorageError.
     """
 
+    needs_checksums = True
+
     def __init__(self, path: Path, target: Path, archive: Zip, *, gather_limit: int = GATHER_LIMIT) -> None:
         """Set fields only: nothing on the disk is touched. Larger entries with an order are not collected in memory."""
         self._gather_limit = gather_limit

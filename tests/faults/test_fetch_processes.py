@@ -1,0 +1,285 @@
+"""A large fetch runs in several processes. Whatever ends or damages a part of it, it leaves all or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import filecmp
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from filestore.backends import connect
+from filestore.core.manifest import Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.paths import chunk_key
+from filestore.core.progress import Progress
+from filestore.core.records import Record
+from filestore.errors import DamagedChunk, StorageError, TransferError, WorkerEnded
+from filestore.repository.protocol import Opening, Repository, TransferLimits
+from filestore.transfer import receiver as receiver_module
+from filestore.transfer.fetch import fetch_record
+from filestore.transfer.fetch_tree import fetch_record_tree
+from filestore.transfer.push import push
+from filestore.transfer.schedule import TransferOptions
+from filestore.transfer.seeds import has_data
+from filestore.transfer.workers import WorkerPool, worker_pool
+from tests.support.generator import octets
+from tests.support.server import RunningServer, running_server
+from tests.support.watched import WatchedRepository
+
+MIB = 1 << 20
+SIZE = 40 * MIB
+Act = Callable[[WorkerPool], object]
+
+
+class Watched(WatchedRepository):
+    """A repository that worker processes open, too. `calls` are those of this process."""
+
+    processes = 2
+
+    @property
+    def transfer_limits(self) -> TransferLimits:
+        return TransferLimits(processes=self.processes)
+
+    def opening(self) -> Opening | None:
+        return self.inner.opening()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
+    """A real server."""
+    with running_server(tmp_path / "root", check=False) as running:
+        yield running
+
+
+@pytest.fixture
+async def repository(server: RunningServer) -> AsyncIterator[Watched]:
+    """Its repository."""
+    async with connect(server.url, token=server.token) as opened:
+        yield Watched(opened)
+
+
+OPTIONS = TransferOptions(large_size=0, batches_in_flight=2, sync_size=8 * MIB)
+"""Options with which each fetch is a large one, and each process has two batches in flight."""
+
+
+@pytest.fixture(params=[2, 3])
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many worker processes. They are ready before anything is received."""
+    act_when_ready(monkeypatch, lambda _: None)
+    monkeypatch.setattr(Watched, "processes", request.param)
+    count: int = request.param
+    return count
+
+
+def act_when_ready(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
+    """Wait at the start of each download until all worker processes are ready. Then call `act`, which may return an awaitable."""
+
+    @asynccontextmanager
+    async def pool_of(repository: Repository, *, count: int, slots: int, modules: Sequence[str]) -> AsyncIterator[WorkerPool]:
+        async with worker_pool(repository, count=count, slots=slots, modules=modules) as pool:
+            async with asyncio.timeout(60):
+                while len(pool.process_ids) < count:
+                    await asyncio.sleep(0.01)
+            act(pool)
+            yield pool
+
+    monkeypatch.setattr(receiver_module, "worker_pool", pool_of)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file that no codec makes smaller, of which a part is there three times."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(octets(1, SIZE) + octets(1, SIZE)[: 20 * MIB] + octets(2, MIB) + octets(1, SIZE)[: 20 * MIB])
+    return path
+
+
+@pytest.fixture
+async def record(repository: Watched, source: Path) -> Record:
+    """The file, pushed."""
+    pushed = (await push(repository.inner, source)).record
+    repository.calls.clear()
+    return pushed
+
+
+def left_in(folder: Path) -> list[str]:
+    """What fetches leave next to their targets."""
+    return sorted(path.name for path in folder.iterdir() if ".filestore-" in path.name)
+
+
+@pytest.mark.usefixtures("processes")
+async def test_a_file(repository: Watched, record: Record, source: Path, tmp_path: Path) -> None:
+    """The worker processes receive and write all of it. The progress is that of one process."""
+    shown: list[Progress] = []
+    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=shown.append)
+
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert ["manifest"] == repository.calls
+    assert SIZE < found.bytes_received < SIZE + 10 * MIB
+    assert 0 == found.bytes_reused
+    assert [each.done for each in shown] == sorted(each.done for each in shown)
+    assert (record.size, found.bytes_received) == (shown[-1].done, shown[-1].moved)
+    assert [] == left_in(tmp_path)
+
+
+@pytest.mark.usefixtures("processes")
+async def test_a_directory(repository: Watched, tmp_path: Path) -> None:
+    """Large files are written by worker processes. Small ones, and the ends of large ones, by the process of the fetch."""
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    for number in range(3):
+        (tree / f"inner/{number}.bin").write_bytes(octets(number, 15 * MIB + number))
+        (tree / f"{number}.txt").write_bytes(b"small" * number)
+    (tree / "script").write_bytes(octets(7, 9 * MIB))
+    (tree / "script").chmod(0o755)
+    (tree / "link").symlink_to("script")
+    pushed = (await push(repository.inner, tree)).record
+    shown: list[Progress] = []
+    await fetch_record_tree(repository, pushed, target=tmp_path / "back", options=OPTIONS, report=shown.append)
+
+    names = sorted(path.relative_to(tree) for path in tree.rglob("*"))
+    assert names == sorted(path.relative_to(tmp_path / "back") for path in (tmp_path / "back").rglob("*"))
+    for name in names:
+        if (tree / name).is_file():
+            assert filecmp.cmp(tree / name, tmp_path / "back" / name, shallow=False)
+            assert os.access(tree / name, os.X_OK) == os.access(tmp_path / "back" / name, os.X_OK)
+    assert repository.chunks_got < 20
+    assert (pushed.size, 8, 8) == (shown[-1].done, shown[-1].files_done, shown[-1].file_count)
+
+
+async def test_a_killed_worker_process_ends_the_fetch_and_the_next_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """One sentence says so. Only the staging file stays, and what it has is not received again."""
+    pools: list[WorkerPool] = []
+    act_when_ready(monkeypatch, pools.append)
+
+    def kill_half_way(progress: Progress) -> None:
+        if progress.done > SIZE // 2 and pools[-1].process_ids:
+            os.kill(pools[-1].process_ids[0], signal.SIGKILL)
+
+    with pytest.raises(WorkerEnded) as caught:
+        await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=kill_half_way)
+    assert "\n" not in str(caught.value)
+    assert [] == pools[-1].process_ids
+    assert not (tmp_path / "back").exists()
+    assert 1 == len(left_in(tmp_path))
+
+    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert found.bytes_reused > 0
+    assert [] == left_in(tmp_path)
+
+
+@pytest.mark.usefixtures("processes")
+async def test_a_server_that_ends_half_way(server: RunningServer, record: Record, source: Path, tmp_path: Path) -> None:
+    """The error is that of one process, and the next fetch goes on."""
+
+    def stop_half_way(progress: Progress) -> None:
+        if progress.done > SIZE // 2:
+            server.process.kill()
+
+    async with connect(server.url, token=server.token, retry_seconds=0.1) as repository:
+        with pytest.raises(TransferError):
+            await fetch_record(Watched(repository), record, target=tmp_path / "back", options=OPTIONS, report=stop_half_way)
+    assert not (tmp_path / "back").exists()
+    with running_server(tmp_path / "root") as again:
+        async with connect(again.url, token=again.token) as repository:
+            found = await fetch_record(Watched(repository), record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert found.bytes_reused > 0
+    assert [] == left_in(tmp_path)
+
+
+async def test_a_cancelled_fetch_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """It ends when all worker processes have ended, and the next fetch goes on."""
+    pools: list[WorkerPool] = []
+    act_when_ready(monkeypatch, pools.append)
+    started: list[int] = []
+
+    def cancel_half_way(progress: Progress) -> None:
+        if progress.done > SIZE // 2:
+            started.extend(pools[-1].process_ids)
+            fetching.cancel()
+
+    fetching = asyncio.create_task(
+        fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=cancel_half_way)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert 2 <= len(started)
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert found.bytes_reused > 0
+
+
+@pytest.mark.usefixtures("processes")
+async def test_damage_in_the_repository(  # fixtures
+    repository: Watched, server: RunningServer, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """The worker process lets the repository verify its chunks, so that the next push sends what is damaged."""
+    chunks = Manifest.parse(await repository.inner.manifest(record.digest)).chunks
+    frame = server.root / chunk_key(DEFAULT_NAMESPACE, chunks[len(chunks) // 3].digest)
+    damaged = bytearray(frame.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    frame.write_bytes(damaged)
+    with pytest.raises(DamagedChunk, match="push the file"):
+        await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert not (tmp_path / "back").exists()
+    assert 0 < (await push(repository.inner, source)).bytes_sent < SIZE // 2
+    await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+
+
+async def test_a_write_that_fails_in_a_worker_process(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, tmp_path: Path
+) -> None:
+    """The error names the target, as one of this process does. What was received before is kept."""
+
+    def limit(pool: WorkerPool) -> None:
+        for process in pool.process_ids:
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (20 * MIB, 20 * MIB))
+
+    act_when_ready(monkeypatch, limit)
+    with pytest.raises(StorageError) as caught:
+        await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert str(tmp_path / "back") in str(caught.value)
+    assert not (tmp_path / "back").exists()
+
+
+async def test_nothing_is_written_to_what_another_process_has_published(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """Its staging file is renamed while the worker processes are ready. The fetch starts over with a new one."""
+    published = tmp_path / "published"
+
+    def publish(_: WorkerPool) -> None:
+        if not published.exists():
+            (staging,) = tmp_path.glob("*.filestore-partial")
+            staging.rename(published)
+
+    act_when_ready(monkeypatch, publish)
+    await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    with published.open("rb") as file:
+        assert not has_data(file.fileno(), 0, record.size)
+
+
+@pytest.mark.usefixtures("processes")
+async def test_two_fetches_to_one_target(repository: Watched, record: Record, source: Path, tmp_path: Path) -> None:
+    """Both end well, whoever publishes first."""
+    fetches = [fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS) for _ in range(2)]
+    await asyncio.gather(*fetches)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert [] == left_in(tmp_path)
