@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import cache
+from typing import cast
 
+from filestore.core.unlocked import unlocked
 from filestore.system.turns import namespace_of_work
 
 LARGE_SIZE = 4 << 20
 """A body of more bytes is a large one."""
+
+_SMALL_COPY = 64 << 10
+"""Fewer bytes are copied while the lock is held, which is faster than to give it up."""
 
 
 def allocate_pages(size: int) -> memoryview:
@@ -25,6 +32,33 @@ def allocate_pages(size: int) -> memoryview:
         with suppress(OSError):  # the kernel was built without large pages
             pages.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(pages)
+
+
+def copy_memory(source: memoryview, target: memoryview) -> None:
+    """Copy `source` to the start of `target`. Both can be written to, and do not overlap.
+
+    It gives up the interpreter lock. An assignment to a slice would hold it.
+    """
+    size = len(source)
+    if size > len(target):
+        raise ValueError(f"{size} bytes do not fit into {len(target)}")
+    if size < _SMALL_COPY:
+        target[:size] = source
+    else:
+        unlocked(_memcpy(), _address(target), _address(source), size)
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+@cache
+def _memcpy() -> Callable[[int, int, int], object]:
+    # Not `ctypes.memmove`, which holds the lock.
+    call = ctypes.CDLL(None).memcpy
+    call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    call.restype = ctypes.c_void_p
+    return cast("Callable[[int, int, int], object]", call)
 
 
 class BufferPool:

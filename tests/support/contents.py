@@ -27,6 +27,9 @@ class KnownContent:
         self.size = self.cached_size = count * CHUNK_SIZE
         self._content = b"".join(number.to_bytes(CHUNK_SIZE, "little") for number in range(count))
 
+    def scan_limit(self, wanted: int) -> int:  # noqa: ARG002
+        return 1
+
     def scan(self, _: memoryview, /) -> list[Window]:
         raise AssertionError("its scan is finished")
 

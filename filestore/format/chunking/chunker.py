@@ -84,6 +84,11 @@ class Chunker:
         """Whether all boundaries are known, so that the chunker need not read the bytes that follow."""
         return self._segmenter.known_until == POSITION_LIMIT
 
+    @property
+    def boundaries(self) -> list[int]:
+        """The boundaries of segments that were found and are not reached yet, in order. They are offsets in the file."""
+        return [boundary for boundary in self._boundaries if boundary > self._start]
+
     def pass_over(self, data: memoryview, *, until: int) -> None:
         """Continue at `until`, the end of a chunk that was cut elsewhere.
 

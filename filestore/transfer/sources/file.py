@@ -1,31 +1,40 @@
 """The contract of a source, from which a push reads, and the source for a single file.
 
-A source is read once and in order, into buffers that are reused. It is cut and hashed meanwhile, and checked for
-changes.
+A source is read once, into buffers that are reused. It is cut and hashed meanwhile, and checked for changes. A file whose
+structure is known is divided into regions that several threads read and cut at the same time; any other content is read in order.
 """
 
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 import stat
 import struct
+import threading
 import time
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
+from filestore.core.unlocked import unlocked
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
+from filestore.format.chunking.segments import known_segments
+from filestore.system.buffers import copy_memory
 from filestore.system.files import read_at, source_error, storage_errors
 from filestore.system.metrics import Stage, span
 from filestore.system.writeback import Writeback, write_back, write_back_part, writeback_of
 
 WINDOW_SIZE = 16 << 20
 """Bytes that are read and cut at a time. It is larger than `LOOKAHEAD`, so that each window has at least one cut."""
+REGION_SIZE = 64 << 20
+"""Bytes that each part of a file has at least which is cut on its own. The end of a region costs one short window."""
 SETTLED_NANOSECONDS = 2_000_000_000
 """If a file changed less than this before its state was read, a second change may have left its times as they are: both may
 lie in one tick of its clock, and one long write sets the times only when it begins."""
@@ -39,6 +48,7 @@ LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
 MAKE_READABLE = "make it readable with `chmod`"
 """What to do if this user may not read a file or a folder."""
 
+_NOTHING = memoryview(bytearray())
 _STATE = struct.Struct("<QqqQQ")
 _WRITTEN_BACK = b"file2"
 """The beginning of a fingerprint. Those of earlier versions, which wrote nothing back, are without it and not trusted."""
@@ -98,6 +108,15 @@ class FileState(NamedTuple):
                 raise SourceChanged(str(path), f"its {field} was {before} and is now {after}")
 
 
+class Origin(NamedTuple):
+    """Where the content of a window is, so that another process can read it again."""
+
+    open: Callable[[], int]
+    """Returns a new descriptor of the file, which the caller closes. It blocks. Raises SourceChanged, SourceUnreadable."""
+    offset: int
+    """Where the content begins in this file."""
+
+
 class Window(NamedTuple):
     """Neighbouring chunks in `content` that are not hashed yet. The memory belongs to the caller of `scan`."""
 
@@ -106,13 +125,19 @@ class Window(NamedTuple):
     row: bytearray
     """The packed chunks of the source. `hash` fills the part from `place` on, which is reserved for this window."""
     place: int
+    origin: Origin | None = None
+    """None if the content is not in one file as it is."""
 
     @classmethod
-    def cut(cls, content: memoryview, sizes: list[int], row: bytearray) -> Self:
+    def cut(cls, content: memoryview, sizes: list[int], row: bytearray, origin: Origin | None = None) -> Self:
         """Make a window of the first bytes of `content`: chunks of `sizes` bytes. Reserve the next part of `row` for them."""
         place = len(row)
         row += bytes(len(sizes) * PACKED_SIZE)
-        return cls(content[: sum(sizes)], sizes, row, place)
+        return cls(content[: sum(sizes)], sizes, row, place, origin)
+
+    def fill(self, packed: Buffer) -> None:
+        """Take the packed chunks from who hashed this content elsewhere."""
+        self.row[self.place : self.place + len(packed)] = packed
 
     def hash(self) -> list[tuple[Digest, memoryview]]:
         """Return the digest and the content of each chunk. Call it in a thread; the next scan may run meanwhile."""
@@ -139,9 +164,10 @@ class CachedPush(NamedTuple):
 
 
 class Content(Protocol):
-    """Bytes that are pushed. They are read once and in order.
+    """Bytes that are pushed. They are read once.
 
-    Its methods block: call them in a thread, one at a time. Other threads may read its numbers meanwhile.
+    Its methods block: call them in a thread, one at a time; for `scan`, see `scan_limit`. Other threads may read its numbers
+    meanwhile.
     """
 
     path: Path
@@ -161,11 +187,18 @@ class Content(Protocol):
     def is_finished(self) -> bool:
         """Whether everything is scanned."""
 
+    def scan_limit(self, wanted: int) -> int:
+        """Return how many calls of `scan` may run at the same time from now on: at most `wanted`, and at least 1.
+
+        It may rise and fall with each scan. It does not block. Content of which nobody knows where it may be divided is scanned
+        in order, by one call at a time. With a `wanted` of 1, all content is.
+        """
+
     def scan(self, buffer: memoryview) -> list[Window]:
         """Read the next content into `buffer`, which has `WINDOW_SIZE` bytes, and cut it.
 
         The windows may be in another order than their content, and there may be none. They are views of `buffer`.
-        Raises SourceChanged, SourceUnreadable.
+        Raises SourceChanged, SourceUnreadable. After an error, it must not be called again.
         """
 
     def manifest(self) -> Manifest:
@@ -232,6 +265,46 @@ class DescriptorOwner:
             self._descriptor = -1
 
 
+class _Region:
+    """A part of a file that is cut on its own: segments begin at its start and at its end. One thread scans it at a time."""
+
+    def __init__(self, start: int, end: int, chunker: Chunker) -> None:
+        self.chunker = chunker
+        self.reached = start
+        """The offset of the first byte that is not read yet."""
+        self.end = end
+        self.row = bytearray()
+        """The packed chunks."""
+        self._uncut = _NOTHING
+        self._uncut_size = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.reached == self.end
+
+    def scan(self, buffer: memoryview, read: Callable[[memoryview, int], None], again: Callable[[], int]) -> tuple[Window, int]:
+        """Fill `buffer` by `read` and cut it. Return the window, and how many bytes were read. `again` is for its origin."""
+        kept, start = self._uncut_size, self.reached
+        copy_memory(self._uncut[:kept], buffer)
+        content = buffer[: kept + self.end - start]
+        read(content[kept:], start)
+        self.reached += len(content) - kept
+        with span(Stage.CUT, len(content) - kept):
+            sizes = self.chunker.cut(content, final=self.is_finished)
+        window = Window.cut(content, sizes, self.row, Origin(again, start - kept))
+        self._keep(content[len(window.content) :])
+        return window, len(content) - kept
+
+    def _keep(self, uncut: memoryview) -> None:
+        """Copy the bytes that the next scan begins with."""
+        self._uncut_size = len(uncut)
+        if self.is_finished:
+            self._uncut = _NOTHING  # a large file has many regions
+        elif not self._uncut:
+            self._uncut = memoryview(bytearray(LOOKAHEAD))
+        copy_memory(uncut, self._uncut)
+
+
 class FileSource(DescriptorOwner):
     """An open regular file.
 
@@ -241,6 +314,10 @@ class FileSource(DescriptorOwner):
     Another process may have it mapped. Each part is written back *before* it is read (see `filestore/system/writeback.py`).
     So a store after that moves the mtime, and a store before that is read. A store between a read and a later writeback would
     be neither read nor noticed. While a part is read, hashed and sent, the next one is written back.
+
+    The header of some files, such as safetensors and GGUF, tells where all segments begin. What follows is then divided into
+    regions at such places. Each has a chunker and a row of its own, so that several threads cut the file at the same time. Only
+    the content of a segment decides where it is cut, so the chunks are the same.
     """
 
     file_count = 1
@@ -253,11 +330,8 @@ class FileSource(DescriptorOwner):
         self.path = path
         self.read = self.cached_size = 0
         self._chunking_version = chunking_version
-        self._chunker = Chunker(chunking_version=chunking_version)
-        self._chunks = bytearray()
+        chunker = Chunker(chunking_version=chunking_version)
         self._cached: Manifest | None = None
-        self._uncut = bytearray(LOOKAHEAD)
-        self._uncut_size = 0
         with storage_errors(path, translate=_source_error):
             # O_NONBLOCK: opening a FIFO that nobody writes to must not wait.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -275,6 +349,13 @@ class FileSource(DescriptorOwner):
             raise
         self.state = FileState.of(found)
         self.size = self.state.size
+        self._regions = [_Region(0, self.size, chunker)]
+        """All regions, in the order of the file."""
+        self._idle = [0] if self.size else []
+        """The numbers of the regions that are not finished, and that no thread scans now: a heap."""
+        self._unfinished = len(self._idle)
+        self._lock = threading.Lock()
+        """Threads hold it to change any of these, and `read`."""
 
     @property
     def files_done(self) -> int:
@@ -282,7 +363,7 @@ class FileSource(DescriptorOwner):
 
     @property
     def is_finished(self) -> bool:
-        return self._cached is not None or self.read == self.size
+        return self._cached is not None or not self._unfinished
 
     def load_fingerprint(self, cached: CachedPush) -> None:
         same = cached.fingerprint == _WRITTEN_BACK + self.state.pack() and cached.manifest.size == self.size
@@ -293,24 +374,31 @@ class FileSource(DescriptorOwner):
     def fingerprint(self) -> bytes:
         return b"" if self._writeback is Writeback.NEVER else _WRITTEN_BACK + self.state.pack()
 
+    def scan_limit(self, wanted: int) -> int:
+        with self._lock:
+            # Not while a thread scans the only region.
+            if wanted > 1 and len(self._regions) == 1 and self._idle and self._regions[0].chunker.needs_no_more:
+                self._divide()
+            return max(1, min(wanted, self._unfinished))
+
     def scan(self, buffer: memoryview) -> list[Window]:
-        kept = self._uncut_size
-        buffer[:kept] = memoryview(self._uncut)[:kept]
-        end = min(len(buffer), kept + self.size - self.read)
-        if self._writeback is Writeback.PARTS and not write_back_part(self._descriptor, self.read, end - kept):
-            self._writeback = Writeback.NEVER
-        with span(Stage.READ, end - kept):
-            read_exactly(self._descriptor, buffer[kept:end], self.read, self.path)
-        self.read += end - kept
-        with span(Stage.CUT, end - kept):
-            sizes = self._chunker.cut(buffer[:end], final=self.is_finished)
-        start = sum(sizes)
-        self._uncut_size = end - start
-        self._uncut[: self._uncut_size] = buffer[start:end]
-        return [Window.cut(buffer, sizes, self._chunks)]
+        with self._lock:
+            if not self._idle:
+                return []  # other threads scan all that is left
+            number = heapq.heappop(self._idle)
+        region = self._regions[number]
+        window, size = region.scan(buffer, self._read, self._open_again)
+        with self._lock:
+            self.read += size
+            if region.is_finished:
+                self._unfinished -= 1
+            else:
+                heapq.heappush(self._idle, number)
+        return [window]
 
     def manifest(self) -> Manifest:
-        return self._cached or Manifest.build(unpacked(self._chunks), chunking_version=self._chunking_version)
+        chunks = chain.from_iterable(unpacked(region.row) for region in self._regions)
+        return self._cached or Manifest.build(chunks, chunking_version=self._chunking_version)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         read_exactly(self._descriptor, memory, offset, self.path)
@@ -321,6 +409,42 @@ class FileSource(DescriptorOwner):
     def check_unchanged(self) -> None:
         self.state.check(FileState.of(os.fstat(self._descriptor)), self.path)
         check_end(self._descriptor, self.size, self.path)
+
+    def _open_again(self) -> int:
+        with storage_errors(self.path, translate=source_error):
+            return os.dup(self._descriptor)
+
+    def _divide(self) -> None:
+        """Divide what is not read yet into regions."""
+        first = self._regions[0]
+        boundaries = first.chunker.boundaries
+        starts = _region_starts(boundaries, first.reached, self.size)
+        for start, end in pairwise([*starts, self.size]):
+            inner = boundaries[bisect_right(boundaries, start) : bisect_left(boundaries, end)]
+            segments = known_segments([boundary - start for boundary in inner])
+            chunker = Chunker(chunking_version=self._chunking_version, segments=segments)
+            self._idle.append(len(self._regions))  # the numbers rise, so this stays a heap
+            self._regions.append(_Region(start, end, chunker))
+        self._unfinished += len(starts)
+        if starts:
+            first.end = starts[0]
+
+    def _read(self, memory: memoryview, offset: int) -> None:
+        """Read a part for the first time."""
+        if self._writeback is Writeback.PARTS and not unlocked(write_back_part, self._descriptor, offset, len(memory)):
+            self._writeback = Writeback.NEVER
+        with span(Stage.READ, len(memory)):
+            read_exactly(self._descriptor, memory, offset, self.path)
+
+
+def _region_starts(boundaries: Sequence[int], start: int, end: int) -> list[int]:
+    """Return some of `boundaries`, so that each part between two of them, `start` and `end` has at least `REGION_SIZE` bytes."""
+    starts: list[int] = []
+    for boundary in boundaries:
+        if boundary - start >= REGION_SIZE and end - boundary >= REGION_SIZE:
+            starts.append(boundary)
+            start = boundary
+    return starts
 
 
 def check_end(descriptor: int, size: int, path: Path | str) -> None:

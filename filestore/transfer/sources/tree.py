@@ -142,6 +142,9 @@ class TreeSource(DescriptorOwner):
         fingerprint += files
         return bytes(fingerprint)
 
+    def scan_limit(self, wanted: int) -> int:  # noqa: ARG002
+        return 1
+
     def scan(self, buffer: memoryview) -> list[Window]:
         with span(Stage.CUT) as cutting:
             cuts = self._chunker.scan(buffer)

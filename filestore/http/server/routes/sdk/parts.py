@@ -58,6 +58,9 @@ class PartsContent:
     def is_finished(self) -> bool:
         return self._reached == self.size
 
+    def scan_limit(self, wanted: int) -> int:  # noqa: ARG002
+        return 1
+
     def scan(self, buffer: memoryview) -> list[Window]:
         if self.chunker.fed < self.cut_size and not self.chunker.needs_no_more:
             self._look_through(buffer)
