@@ -2,22 +2,26 @@
 
 A window of the content is read and cut in one thread, and hashed in another thread while the next window is read. The chunks
 that the repository does not have are then encoded and put. Windows may overtake one another; only the manifest has an order.
+
+A large push has worker processes: see `send_window`. Then this process only reads and cuts, and keeps the books.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
-from filestore.core.digest import Digest, chunk_digest
+from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_name
 from filestore.core.progress import Progress, Report, without_repeats
@@ -33,20 +37,22 @@ from filestore.errors import (
     SourceChanged,
 )
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.codec import Codec, Encoder, Frame
+from filestore.format.codec import Codec
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
-from filestore.system.metrics import Stage, span
-from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread, task_group
-from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Source, Window, scan_and_hash
+from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.transfer.parallelism import Parallelism, push_parallelism
+from filestore.transfer.send_window import ChunkSender, SendWindow
+from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Origin, Source, Window, scan_and_hash
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
+from filestore.transfer.workers import WorkerPool, worker_pool
 
 WINDOWS_IN_FLIGHT = 3
-"""One window is read, the repository is asked about the second one, and the third one is encoded. There are as many
-buffers of frames. A window is free as soon as it is encoded."""
+"""The windows of a push that does not follow the cores. One window is read, the repository is asked about the second one, and the
+third one is encoded. There are as many buffers of frames. A window is free as soon as it is encoded."""
 ASKED_LIMIT = 1 << 18
 """The number of chunks that a push remembers as asked for. To ask again costs less than to remember more of them
 (I6)."""
@@ -54,8 +60,9 @@ COMMIT_ATTEMPTS = 3
 _ASKED_AT_ONCE = 1 << 16
 """Chunks of an unchanged file that the repository is asked about in one request."""
 
-_FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
-"""Bytes for all frames of a window. The window of a tree may contain many small segments."""
+_JOB_MIN = 4 << 20
+"""A window with fewer bytes of content is not worth a message to a worker process."""
+_ONE_PROCESS = Parallelism(processes=0, slots=WINDOWS_IN_FLIGHT)
 
 
 class Place(NamedTuple):
@@ -158,8 +165,9 @@ async def push(
         Only files that match one of `include` are taken (all files where there is none), and none that matches one of `exclude`.
         They are refused for a file.
 
-    Cost: each byte is read and hashed once. Memory stays below about 100 MiB, whatever the size. A second push of the same
-    content sends no chunks and gives the same record.
+    Cost: each byte is read and hashed once; with worker processes, it is read a second time from the memory of the system. Memory
+    is bounded, whatever the size: about 100 MiB on two cores, and the limit that `connect` was given on many. A second push of
+    the same content sends no chunks and gives the same record.
 
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
 
@@ -179,8 +187,13 @@ async def push(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
         _check_size(source, identity)
-        sending = _Sender(repository, source, codec=chosen, report=report)
-        await sending.send_all()
+        unknown = 0 if source.is_finished else source.size - source.cached_size
+        parallelism = push_parallelism(unknown, repository.transfer_limits)
+        sending = _Sender(repository, source, codec=chosen, report=report, parallelism=parallelism)
+        async with worker_pool(
+            repository, count=parallelism.processes, slots=parallelism.slots, modules=[SendWindow.__module__]
+        ) as pool:
+            await sending.send_all(pool)
         manifest = await in_cpu_thread(source.manifest)
         if source.cached_size:
             await sending.send_lost(manifest)
@@ -429,7 +442,15 @@ async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -
 class _Sender:
     """The state of one push: its counters, its buffers, and the chunks that it has asked the repository about."""
 
-    def __init__(self, repository: Repository, source: Content, *, codec: Codec | None, report: Report | None) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        source: Content,
+        *,
+        codec: Codec | None,
+        report: Report | None,
+        parallelism: Parallelism = _ONE_PROCESS,
+    ) -> None:
         self.repository = repository
         self.source = source
         self.moved = 0
@@ -437,20 +458,50 @@ class _Sender:
         self.read_again = 0
         self._sent = self._under_way = self._done = 0
         self._report = report and without_repeats(report)
-        self._asked: set[Digest] = set()
-        self._encoder = per_thread(lambda: Encoder(codec=codec))
-        self._windows = BufferPool(count=WINDOWS_IN_FLIGHT, size=WINDOW_SIZE)
-        self._frames = BufferPool(count=WINDOWS_IN_FLIGHT, size=_FRAMES_SIZE)
+        self._asked: set[bytes] = set()
+        self._codec = codec
+        self._slots = parallelism.slots
+        self._cutters = 0
+        self._cutter_limit = parallelism.cutters
+        # With worker processes, this process sends only what they do not: until they are ready, and small windows.
+        own = WINDOWS_IN_FLIGHT if parallelism.processes else parallelism.slots
+        self._windows = BufferPool(count=max(own, parallelism.cutters), size=WINDOW_SIZE)
+        self._sender = ChunkSender(repository, codec=codec, count=own)
+        self._jobs = asyncio.Semaphore(parallelism.processes * parallelism.slots + parallelism.cutters)
+        """A worker process reads a window again, which must still be in the memory of the system."""
 
-    async def send_all(self) -> None:
+    async def send_all(self, pool: WorkerPool | None = None) -> None:
         """Read the source once, and send the chunks that the repository does not have."""
         self.report_progress()
+        self._cutters = 1
         async with task_group() as group:
-            while not self.source.is_finished:
-                buffer = await self._windows.acquire()
-                windows = await in_cpu_thread(self.source.scan, buffer)
-                self.report_progress()
-                group.create_task(self._send_windows(windows, buffer))
+            await self._cut(group, pool)
+
+    async def _cut(self, group: asyncio.TaskGroup, pool: WorkerPool | None) -> None:
+        """Read and cut the source, beside other tasks that do this as far as it permits, and send the windows in `group`."""
+        source, wanted = self.source, self._cutter_limit
+        while not source.is_finished and self._cutters <= source.scan_limit(wanted):
+            buffer = await self._windows.acquire()
+            windows = await in_cpu_thread(source.scan, buffer)
+            self.report_progress()
+            own: list[Window] = []
+            jobs: list[tuple[Window, Origin, WorkerPool]] = []
+            for window in windows:
+                if pool is not None and pool.is_ready and window.origin is not None and len(window.content) >= _JOB_MIN:
+                    jobs.append((window, window.origin, pool))
+                else:
+                    own.append(window)
+            if own:
+                group.create_task(self._send_windows(own, buffer))
+            else:
+                self._windows.release(buffer)
+            for job in jobs:
+                await self._jobs.acquire()
+                group.create_task(self._send_by_worker(*job))
+            while self._cutters < source.scan_limit(wanted):
+                self._cutters += 1
+                group.create_task(self._cut(group, pool))
+        self._cutters -= 1
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Read these chunks of the source again, and send them. Raises SourceChanged if their content has changed."""
@@ -473,7 +524,7 @@ class _Sender:
         """Ask about all chunks, also those that were asked about before, and send those that are missing."""
         await self._send_missing(manifest, frozenset())
 
-    async def _send_missing(self, manifest: Manifest, asked: Collection[Digest]) -> None:
+    async def _send_missing(self, manifest: Manifest, asked: Collection[bytes]) -> None:
         chunks = iter(manifest.chunks)
         while part := list(islice(chunks, _ASKED_AT_ONCE)):
             unasked = dict.fromkeys(chunk.digest for chunk in part if chunk.digest not in asked)
@@ -506,22 +557,47 @@ class _Sender:
         """Return the chunks that this push has not asked the repository about yet, and the size of all `chunks`."""
         pieces = {digest: piece for digest, piece in chunks if digest not in self._asked}
         size = sum(len(piece) for _, piece in chunks)
-        if len(self._asked) + len(pieces) > ASKED_LIMIT:
-            self._asked.clear()
-        self._asked.update(pieces)
+        self._note_asked(pieces)
         return pieces, size
+
+    def _note_asked(self, digests: Collection[bytes]) -> None:
+        if len(self._asked) + len(digests) > ASKED_LIMIT:
+            self._asked.clear()
+        self._asked.update(digests)
+
+    async def _send_by_worker(self, window: Window, origin: Origin, pool: WorkerPool) -> None:
+        """Let a worker process read a window again, and send its missing chunks. The memory of the window is not used."""
+        moved = 0
+
+        def count_moved(size: int) -> None:
+            nonlocal moved
+            moved += size
+            self._count_moved(size)
+
+        with ExitStack() as stack:
+            stack.callback(self._jobs.release)
+            descriptor = await in_disk_thread(_open_origin, origin, stack)
+            job = SendWindow(str(self.source.path), origin.offset, window.sizes, codec=self._codec, slots=self._slots)
+            answer = partial(self._answer, window)
+            sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
+        self._under_way -= moved
+        self._sent += sent
+        self.shared += sum(window.sizes) - sent
+        self.report_progress()
+
+    def _answer(self, window: Window, packed: bytes) -> list[int]:
+        """Take the packed chunks of a window from a worker process. Return the places of those that it must ask about."""
+        window.fill(packed)
+        digests = [digest for digest, _ in DIGEST_AND_NUMBER.iter_unpack(packed)]
+        places = {digest: place for place, digest in enumerate(digests) if digest not in self._asked}
+        self._note_asked(places)
+        return list(places.values())
 
     async def _send_chunks(self, pieces: list[tuple[Digest, memoryview]], *, encoded: Callable[[], None] = lambda: None) -> None:
         """Encode and put chunks. `encoded` is called as soon as the memory of `pieces` is no longer needed."""
         size = sum(len(piece) for _, piece in pieces)
-        waiting = deque(pieces)
-        async with self._frames.take() as out:
-            while waiting:
-                frames = await in_cpu_thread(self._encode, waiting, out)
-                if not waiting:
-                    encoded()
-                await self.repository.put(frames, moved=self._count_moved)
-                self._under_way -= sum(len(frame.data) for frame in frames)
+        stored_size = await self._sender.send(pieces, moved=self._count_moved, encoded=encoded)
+        self._under_way -= stored_size
         self._sent += size
         self.report_progress()
 
@@ -537,22 +613,17 @@ class _Sender:
             start += size
         return pieces
 
-    def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:
-        """Encode chunks, and remove them from `waiting`, until the next one might not fit into `out`."""
-        frames = []
-        start = 0
-        with span(Stage.ENCODE) as encoding:
-            for length in self._encoder().encode_all([piece for _, piece in waiting], out):
-                digest, piece = waiting.popleft()
-                encoding.add(len(piece))
-                frames.append(Frame(digest, out[start : start + length]))
-                start += length
-        return frames
-
     def _count_moved(self, size: int) -> None:
         self.moved += size
         self._under_way += size
         self.report_progress()
+
+
+def _open_origin(origin: Origin, stack: ExitStack) -> int:
+    """Open the file of a window. `stack` closes it, also if the caller is cancelled and never receives it."""
+    descriptor = origin.open()
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _hash(windows: list[Window]) -> list[tuple[Digest, memoryview]]:

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 
 from blake3 import blake3
@@ -16,7 +16,7 @@ from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.zip.chunker import TreeChunker
+from filestore.format.zip.chunker import Cut, TreeChunker
 from filestore.format.zip.virtual import VirtualZip
 from filestore.format.zip.write import Entry
 from filestore.system.metrics import Stage, span
@@ -27,6 +27,7 @@ from filestore.transfer.sources.file import (
     CachedPush,
     DescriptorOwner,
     FileState,
+    Origin,
     Window,
     check_end,
     read_exactly,
@@ -92,6 +93,8 @@ class TreeSource(DescriptorOwner):
         self.file_count = sum(not entry.is_folder for entry in self._chunker.entries)
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
         self._chunks = [bytearray() for _ in self._chunker.segments]
+        self._cut_sizes: dict[int, int] = {}
+        """Bytes of each large file that were cut so far, by the number of its segment."""
         self._fingerprint: bytes | None = None
         self._opened = -1
         self._opened_path = ""
@@ -149,7 +152,7 @@ class TreeSource(DescriptorOwner):
         with span(Stage.CUT) as cutting:
             cuts = self._chunker.scan(buffer)
             cutting.add(sum(len(cut.content) for cut in cuts))
-        return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment]) for cut in cuts]
+        return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment], self._origin(cut)) for cut in cuts]
 
     def manifest(self) -> Manifest:
         return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), chunking_version=self._chunking_version)
@@ -232,6 +235,29 @@ class TreeSource(DescriptorOwner):
             raise _failed(path, error) from None
         self._opened, self._opened_path = place, path
         self._check(place)
+
+    def _origin(self, cut: Cut) -> Origin | None:
+        """Return where the next content of a large file is. It is called once for each cut, in order."""
+        segment = self._chunker.segments[cut.segment]
+        if not segment.is_content:
+            return None
+        offset = self._cut_sizes.get(cut.segment, 0)
+        self._cut_sizes[cut.segment] = offset + len(cut.content)
+        return Origin(partial(self._open_again, segment.entries.start), offset)
+
+    def _open_again(self, place: int) -> int:
+        """Return a new descriptor, and leave the one of this source as it is."""
+        path = self._walked.path(place)
+        try:
+            descriptor = os.open(path, _READ)
+        except OSError as error:
+            raise _failed(path, error) from None
+        try:
+            self._walked.states.check(place, os.fstat(descriptor), path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def _is_written_back(self, place: int, offset: int, size: int) -> bool:
         """Write a part of the open file back, and return whether each later store to it will move the mtime."""

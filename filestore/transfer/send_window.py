@@ -1,0 +1,116 @@
+"""Send the chunks of one window: in the process that pushes, or as the job of a worker process.
+
+A worker process gets the place of a window in an open file, and how it was cut. It reads the window again, which the system still
+has in memory, hashes it, and asks the process that pushes which of the chunks are new to the push. It asks the repository about
+these, encodes those that are missing, and puts them over its own connections.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from filestore.core.digest import Digest
+from filestore.format.codec import Codec, Encoder, Frame
+from filestore.repository.protocol import Moved, Repository
+from filestore.system.buffers import BufferPool
+from filestore.system.metrics import Stage, span
+from filestore.system.threads import in_cpu_thread, per_thread
+from filestore.transfer.sources.file import WINDOW_SIZE, Window, read_exactly
+from filestore.transfer.workers import Worker
+
+_FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
+"""Bytes for all frames of a window. The window of a tree may contain many small segments."""
+
+
+class ChunkSender:
+    """Encodes chunks and puts them into a repository. It keeps `count` buffers for their frames."""
+
+    def __init__(self, repository: Repository, *, codec: Codec | None, count: int) -> None:
+        self._repository = repository
+        self._encoder = per_thread(partial(Encoder, codec=codec))
+        self._frames = BufferPool(count=count, size=_FRAMES_SIZE)
+
+    async def send(self, pieces: Sequence[tuple[Digest, memoryview]], *, moved: Moved, encoded: Callable[[], None]) -> int:
+        """Send the digest and the content of each chunk, and return the size of all frames.
+
+        `encoded` is called as soon as the memory of `pieces` is no longer needed.
+        """
+        waiting = deque(pieces)
+        size = 0
+        async with self._frames.take() as out:
+            while waiting:
+                frames = await in_cpu_thread(self._encode, waiting, out)
+                if not waiting:
+                    encoded()
+                await self._repository.put(frames, moved=moved)
+                size += sum(len(frame.data) for frame in frames)
+        return size
+
+    def _encode(self, waiting: deque[tuple[Digest, memoryview]], out: memoryview) -> list[Frame]:
+        """Encode chunks, and remove them from `waiting`, until the next one might not fit into `out`."""
+        frames = []
+        start = 0
+        with span(Stage.ENCODE) as encoding:
+            for length in self._encoder().encode_all([piece for _, piece in waiting], out):
+                digest, piece = waiting.popleft()
+                encoding.add(len(piece))
+                frames.append(Frame(digest, out[start : start + length]))
+                start += length
+        return frames
+
+
+class _Kept:
+    """What a worker process keeps between two windows."""
+
+    def __init__(self, repository: Repository, *, codec: Codec | None, count: int) -> None:
+        self.windows = BufferPool(count=count, size=WINDOW_SIZE)
+        self.sender = ChunkSender(repository, codec=codec, count=count)
+
+
+@dataclass(frozen=True, slots=True)
+class SendWindow:
+    """The `Job` of one window. Its result is how many bytes of content were missing in the repository, and were sent."""
+
+    path: str
+    """For errors."""
+    offset: int
+    sizes: Sequence[int]
+    codec: Codec | None
+    slots: int
+    """How many windows one worker process has at a time."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> int:
+        """Send the missing chunks. Raises SourceChanged, SourceUnreadable, and what `Repository.put` raises."""
+        kept = worker.kept("push", partial(_Kept, worker.repository, codec=self.codec, count=self.slots))
+        buffer = await kept.windows.acquire()
+        waiting = [buffer]
+
+        def release() -> None:
+            if waiting:
+                kept.windows.release(waiting.pop())
+
+        try:
+            row, chunks = await in_cpu_thread(self._hashed, descriptors[0], buffer)
+            places = await worker.ask(row)
+            pieces = dict(chunks[place] for place in places)
+            missing = await worker.repository.missing(list(pieces)) if pieces else []
+            if not missing:
+                return 0
+            sent = [(digest, pieces[digest]) for digest in missing]
+            size = sum(len(piece) for _, piece in sent)
+            await kept.sender.send(sent, moved=worker.moved, encoded=release)
+            return size
+        finally:
+            release()
+
+    def _hashed(self, descriptor: int, buffer: memoryview) -> tuple[bytes, list[tuple[Digest, memoryview]]]:
+        """Read the window again. Return its packed chunks, and the digest and the content of each."""
+        content = buffer[: sum(self.sizes)]
+        with span(Stage.READ, len(content)):
+            read_exactly(descriptor, content, self.offset, self.path)
+        row = bytearray()
+        chunks = Window.cut(content, list(self.sizes), row).hash()
+        return bytes(row), chunks
