@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -198,12 +198,14 @@ class Service:
 
 
 def family(pid: int) -> list[int]:
-    """Yield a process, and all processes that its main thread and theirs started."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except (FileNotFoundError, ProcessLookupError):
-        return [pid]
-    return [pid, *(below for child in children for below in family(int(child)))]
+    """Return a process, and all processes that it and they started."""
+    children: list[int] = []
+    # A child belongs to the thread that started it.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                children += map(int, (thread / "children").read_text(encoding="ascii").split())
+    return [pid, *(below for child in children for below in family(child))]
 
 
 def _peak_memory(pid: int) -> int:
@@ -266,14 +268,20 @@ class Server(NamedTuple):
 
 
 def start_server(
-    root: Path, *, workers: int = 1, host: str = "127.0.0.1", prefix: Sequence[str] = (), tls: Sequence[str] = ("--insecure",)
+    root: Path,
+    *,
+    workers: int | None = 1,
+    host: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
+    tls: Sequence[str] = ("--insecure",),
 ) -> Server:
     """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does.
 
-    `tls` are the options that say how the server encrypts.
+    `workers` is the number of its processes; with None, it chooses. `tls` are the options that say how the server encrypts.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--create", "--root", str(root), "--host", host, "--port", "0", "--workers", str(workers), *tls]
+    options = ["--create", "--root", str(root), "--host", host, "--port", "0", *tls]
+    options += [] if workers is None else ["--workers", str(workers)]
     service = Service(
         Command([*prefix, *FILESTORE, "serve", *options], {"FILESTORE_TOKEN": TOKEN}), log=root.with_name(f"{root.name}.log")
     )

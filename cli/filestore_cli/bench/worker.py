@@ -15,7 +15,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError
 from filestore.repository.protocol import Repository
-from filestore.system.metrics import StageTimes, count_into, own_usage
+from filestore.system.metrics import StageTimes, Usage, count_into, own_usage
 from filestore_cli.hints import explained
 from filestore_cli.start import sentence
 from filestore_cli.transfer import codec_of
@@ -171,6 +172,16 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
         "peak_memory": used.peak_memory,
         "stages": {stage.value: passed._asdict() for stage, passed in stage_times.passed().items()},
     }
+
+
+def worker_usages() -> Sequence[Usage]:
+    """Return what the worker processes of the finished transfers of this process used. There may be none."""
+    try:
+        workers = import_module("filestore.transfer.workers")
+    except ModuleNotFoundError:
+        return []
+    found: Sequence[Usage] = workers.usage()
+    return found
 
 
 _JOBS = {"make": _make, "ceilings": _find_ceilings, "upload": _upload, "fetch": _fetch}
