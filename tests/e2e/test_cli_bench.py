@@ -17,6 +17,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import font_manager
 
+from filestore.system.metrics import Stage
 from filestore_cli.bench import processes
 from tests.support.commands import SCRIPTS, Home, Server
 from tests.support.forwarding import running_forwarding
@@ -24,6 +25,7 @@ from tests.support.generator import octets
 from tests.support.server import eventually
 
 SIZE = 1 << 20
+LIMITS = {"interpreter lock", "link", "disk", "other programs", "connections", "waiting", "python", *map(str, Stage)}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -140,6 +142,10 @@ def test_the_result_has_the_members_that_are_documented(home: Home) -> None:
         for side in (run["client"], run["server"]):
             assert 0 < sum(stage["cpu_seconds"] for stage in side["stages"].values()) < side["cpu_seconds"]
             assert side["peak_memory"] > 1 << 20
+            assert 0 < side["busiest_lock_seconds"] <= side["lock_seconds"] <= side["cpu_seconds"] + 0.01
+        assert run["cores_busy"] == pytest.approx((run["client"]["cpu_seconds"] + run["server"]["cpu_seconds"]) / run["seconds"])
+        assert run["limited_by"] in LIMITS
+        assert run["limited_by_reason"]
 
 
 def stored(server: Server) -> set[Path]:
@@ -241,6 +247,11 @@ def test_a_person_sees_stages_ceilings_and_what_was_removed(home: Home, server: 
     assert any(line.startswith("write to disk and sync") for line in lines)
     assert re.search(r"^the client +spent most of its time [a-z ]+ \(stage [a-z]+\)$", done.stdout, re.MULTILINE)
     assert re.search(r"^the server +spent most of its time [a-z ]+ \(stage [a-z]+\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^processors +[0-9.]+ of [0-9]+ were busy with it here$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^lock +client [0-9.]+ s, server [0-9.]+ s; the busiest process at most [0-9]+% of the time$", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^limited by +[a-zP ]+: .+$", done.stdout, re.MULTILINE)
     assert re.fullmatch(r"1 record was removed from the server, with all chunks that no other record needs\.", lines[-1])
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from filestore.errors import MissingPackage
-from filestore.system.metrics import Stage, StageTotals
+from filestore.system.metrics import Stage, StageTotals, Usage
 from filestore_cli.bench import plot as plot_module
 from filestore_cli.bench.plot import check_plot, plot
 from filestore_cli.bench.report import as_json, lines
 from filestore_cli.bench.run import BenchResult, Link, Measurement, Plan, Side
 
 CEILINGS = {"memory_copy": 1e10, "blake3": 4e9, "loopback": 2e9, "disk_write_sync": 1e9}
-SIDE = Side(1.0, 1 << 26, {Stage.SEND: StageTotals(1, 10, 2.0, 1.0)})
+SIDE = Side([Usage(1.0, 1 << 26, 0.25)], 1 << 26, {Stage.SEND: StageTotals(1, 10, 2.0, 1.0)})
 LINK: Link = {"connections": 4, "stall_seconds": 30.0, "tls_client_cert": None, "tls_client_key": None, "retry_seconds": 300.0}
 
 
@@ -44,7 +44,7 @@ def test_what_brings_matplotlib_is_said_before_anything_is_measured(monkeypatch:
 @pytest.mark.parametrize("server", [None, SIDE])
 def test_any_measurement_can_be_told_and_drawn(tmp_path: Path, size: int, server: Side | None) -> None:
     """This holds also for an empty file, and for a server that does not report its numbers."""
-    found = BenchResult("http://127.0.0.1:1", CEILINGS, [Measurement(size, 1, 0.5, size // 2, 0, SIDE, server)], 0)
+    found = BenchResult("http://127.0.0.1:1", CEILINGS, [Measurement(size, 1, 0.5, size // 2, 0, SIDE, server, 1.0)], 0)
     picture = tmp_path / "a.png"
     plot(plan(tmp_path / "mine"), found, picture)
     assert picture.stat().st_size > 1000

@@ -7,6 +7,7 @@
     server     a server that is started for the measurement
     content    makes the content that is moved
     ceilings   measures the highest rates of this machine
+    limits     what limits a transfer
     report     the result as text and JSON
     plot       the result as a plot
 

@@ -7,7 +7,9 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from filestore.system.machine import core_count
 from filestore.system.metrics import Stage, StageTotals
+from filestore_cli.bench.limits import Facts, SideFacts, cores_busy, limit_of
 from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side
 from filestore_cli.text import duration, for_display, in_units, table
 from filestore_cli.version import installed_version
@@ -33,6 +35,8 @@ STAGES = {
 }
 """What happens in each stage, for a person."""
 MOVED = {"upload": "sent", "fetch": "received"}
+_LINKS = {"upload": "link_send", "fetch": "link_receive"}
+"""The ceiling that is the rate of the link to a server of the user."""
 
 
 class Machine(NamedTuple):
@@ -47,7 +51,7 @@ class Machine(NamedTuple):
 def machine() -> Machine:
     """Describe this machine."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return Machine(os.cpu_count() or 1, system, platform.python_version(), installed_version() or "unknown")
+    return Machine(core_count(), system, platform.python_version(), installed_version() or "unknown")
 
 
 def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
@@ -64,12 +68,14 @@ def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
         "folder": str(plan.folder),
         "machine": machine()._asdict(),
         "ceilings": dict(found.ceilings),
-        "runs": [_run_json(plan, run) for run in found.runs],
+        "runs": [_run_json(plan, found, run) for run in found.runs],
         "records_removed": found.removed,
     }
 
 
-def _run_json(plan: Plan, run: Measurement) -> dict[str, object]:
+def _run_json(plan: Plan, found: BenchResult, run: Measurement) -> dict[str, object]:
+    facts = facts_of(plan, found, run)
+    limit = limit_of(facts)
     return {
         "size": run.size,
         "clients": run.clients,
@@ -79,12 +85,17 @@ def _run_json(plan: Plan, run: Measurement) -> dict[str, object]:
         "bytes_shared": run.bytes_shared,
         "client": _side_json(run.client),
         "server": None if run.server is None else _side_json(run.server),
+        "cores_busy": cores_busy(facts),
+        "limited_by": limit.what,
+        "limited_by_reason": limit.reason,
     }
 
 
 def _side_json(side: Side) -> dict[str, object]:
     return {
         "cpu_seconds": side.cpu_seconds,
+        "lock_seconds": side.lock_seconds,
+        "busiest_lock_seconds": side.busiest_lock_seconds,
         "peak_memory": side.peak_memory,
         "stages": {stage.value: passed._asdict() for stage, passed in side.stages.items()},
     }
@@ -97,7 +108,7 @@ def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
     yield f"server {for_display(found.url)}" + ("" if plan.server else ", started on an empty folder, and removed again")
     for run in found.runs:
         yield ""
-        yield from _run_lines(plan, run, here)
+        yield from _run_lines(plan, found, run)
     yield ""
     yield "What this machine can do at most, in the same run:"
     yield from table(**{CEILINGS[name].replace(" ", "_"): _rate(rate) for name, rate in found.ceilings.items()})
@@ -107,7 +118,33 @@ def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
         yield f"{records} removed from the server, with all chunks that no other record needs."
 
 
-def _run_lines(plan: Plan, run: Measurement, here: Machine) -> Iterator[str]:
+def facts_of(plan: Plan, found: BenchResult, run: Measurement) -> Facts:
+    """Return what says what limits a transfer."""
+    cores = core_count()
+    sides = {"client": run.client} | ({} if run.server is None else {"server": run.server})
+    link_rate = run.bytes_moved / run.seconds
+    if plan.verb == "fetch":
+        disk_rate: float | None = run.rate
+    else:
+        disk_rate = link_rate if plan.server is None else None
+    return Facts(
+        seconds=run.seconds,
+        cores=cores,
+        sides={
+            name: SideFacts(side.cpu_seconds, side.lock_seconds, side.busiest_lock_seconds, side.stages)
+            for name, side in sides.items()
+        },
+        is_one_machine=plan.server is None,
+        machine_busy=run.machine_busy if cores == os.cpu_count() else None,
+        link_rate=link_rate,
+        link_ceiling=found.ceilings["loopback"] if plan.server is None else found.ceilings.get(_LINKS[plan.verb]),
+        disk_rate=disk_rate,
+        disk_ceiling=found.ceilings["disk_write_sync"],
+        connections=plan.link["connections"] * run.clients,
+    )
+
+
+def _run_lines(plan: Plan, found: BenchResult, run: Measurement) -> Iterator[str]:
     what = plan.kind if plan.path is None else for_display(plan.path)
     clients = "1 client" if run.clients == 1 else f"{run.clients} clients at the same time"
     yield f"{plan.verb} of {what}, {in_units(run.size)}, {clients}: {_rate(run.rate)}"
@@ -117,7 +154,7 @@ def _run_lines(plan: Plan, run: Measurement, here: Machine) -> Iterator[str]:
         rows["did_not_move"] = f"{in_units(run.bytes_shared)}, because it was there already"
     rows["client"] = _side_line(run.client, run)
     rows["server"] = "its numbers are not shown for this token" if run.server is None else _side_line(run.server, run)
-    rows |= _limit(plan, run, here)
+    rows |= _limit(facts_of(plan, found, run))
     yield from table(**rows)
     yield ""
     yield from _stage_lines(run)
@@ -128,18 +165,22 @@ def _side_line(side: Side, run: Measurement) -> str:
     return f"{side.cpu_seconds:.2f} s of processor time{cost}, {in_units(side.peak_memory)} of memory at the peak"
 
 
-def _limit(plan: Plan, run: Measurement, here: Machine) -> dict[str, str]:
-    """Return how busy the processors were, and the longest stage of each side."""
-    sides = {"client": run.client} | ({} if run.server is None else {"server": run.server})
-    rows = {}
-    if plan.server is None:
-        used = sum(side.cpu_seconds for side in sides.values()) / run.seconds
-        rows["processors"] = f"{used:.1f} of {here.cores} were busy with it"
-    for name, side in sides.items():
+def _limit(facts: Facts) -> dict[str, str]:
+    """Return how busy processors and interpreter locks were, the longest stage of each side, and what limits the transfer."""
+    where = "with it" if facts.is_one_machine else "with it here"
+    locks = ", ".join(f"{name} {side.lock_seconds:.2f} s" for name, side in facts.sides.items())
+    busiest = max(side.busiest_lock_seconds for side in facts.sides.values()) / facts.seconds
+    rows = {
+        "processors": f"{cores_busy(facts):.1f} of {facts.cores} were busy {where}",
+        "lock": f"{locks}; the busiest process at most {busiest:.0%} of the time",
+    }
+    for name, side in facts.sides.items():
         if side.stages:
             longest = max(side.stages, key=lambda stage: side.stages[stage].seconds)  # called at once
             rows[f"the_{name}"] = f"spent most of its time {STAGES[longest]} (stage {longest})"
-    return rows
+    limit = limit_of(facts)
+    what = "Python" if limit.what == "python" else limit.what
+    return rows | {"limited_by": f"{what}: {limit.reason}"}
 
 
 def _stage_lines(run: Measurement) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import tempfile
 import time
@@ -17,7 +18,7 @@ from filestore.core.progress import Progress
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, OutsidePrefix, ScopeMissing, ServerError
 from filestore.system.files import free_space, remove_if_possible
-from filestore.system.metrics import Stage, StageTotals, added
+from filestore.system.metrics import Stage, StageTotals, Usage, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
 from filestore_cli.hints import explained
@@ -64,10 +65,27 @@ class Plan(NamedTuple):
 class Side(NamedTuple):
     """The numbers of one side: of all clients, or of all processes of the server."""
 
-    cpu_seconds: float
+    processes: Sequence[Usage]
     peak_memory: int
-    """The peak memory in bytes of the largest process. For a server, it is measured since its start."""
+    """The peak memory in bytes of the largest client, with all its processes, or of the largest process of a server since its
+    start.
+    """
     stages: Stages
+
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time of all processes."""
+        return sum(process.cpu_seconds for process in self.processes)
+
+    @property
+    def lock_seconds(self) -> float:
+        """At most so long did all processes together hold their interpreter locks."""
+        return sum(process.lock_seconds for process in self.processes)
+
+    @property
+    def busiest_lock_seconds(self) -> float:
+        """At most so long did the process that did so longest hold its interpreter lock."""
+        return max(process.lock_seconds for process in self.processes)
 
 
 class Measurement(NamedTuple):
@@ -84,6 +102,8 @@ class Measurement(NamedTuple):
     client: Side
     server: Side | None
     """None if the server does not report its numbers for this token."""
+    machine_busy: float | None
+    """The number of cores of this machine that any program kept busy. None if it is not known."""
 
     @property
     def rate(self) -> float:
@@ -186,12 +206,14 @@ class _Measurement:
                 await worker.ready()
             before = await _status(server, self._plan.link)
             await stack.enter_async_context(self._shown(Activity(self._plan.verb), size * len(jobs), workers))
+            busy_before = busy_seconds()
             started = time.perf_counter()
             for worker in workers:
                 await worker.begin()
             async with task_group() as group:
                 ending = [group.create_task(worker.result()) for worker in workers]
             seconds = time.perf_counter() - started
+            busy_after = busy_seconds()
         results = [ended.result() for ended in ending]
         after = await _status(server, self._plan.link)
         return Measurement(
@@ -202,6 +224,7 @@ class _Measurement:
             bytes_shared=sum(result["bytes_shared"] for result in results),
             client=_all_clients(results),
             server=None if before is None or after is None else _since(before, after),
+            machine_busy=None if busy_before is None or busy_after is None else (busy_after - busy_before) / seconds,
         )
 
     def _transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
@@ -316,12 +339,12 @@ async def _status(server: Server, link: Link) -> Side | None:
             return None
     try:
         stages = {Stage(name): StageTotals(**passed) for name, passed in said["stages"].items() if name in set(Stage)}
-        processes = said["processes"]
-        return Side(
-            sum(float(process["cpu_seconds"]) for process in processes),
-            max(int(process["peak_memory"]) for process in processes),
-            stages,
-        )
+        # A server of an earlier version does not tell of its lock.
+        processes = [
+            Usage(float(process["cpu_seconds"]), int(process["peak_memory"]), float(process.get("lock_seconds", 0)))
+            for process in said["processes"]
+        ]
+        return Side(processes, max(process.peak_memory for process in processes), stages)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -329,12 +352,27 @@ async def _status(server: Server, link: Link) -> Side | None:
 def _since(before: Side, after: Side) -> Side:
     passed = {stage: passed.since(before.stages.get(stage, StageTotals())) for stage, passed in after.stages.items()}
     entered = {stage: since for stage, since in passed.items() if since.times}
-    return Side(after.cpu_seconds - before.cpu_seconds, after.peak_memory, entered)
+    processes = [
+        Usage(now.cpu_seconds - then.cpu_seconds, now.peak_memory, now.lock_seconds - then.lock_seconds)
+        for then, now in zip(before.processes, after.processes, strict=True)
+    ]
+    return Side(processes, after.peak_memory, entered)
 
 
 def _all_clients(results: Sequence[Mapping[str, Any]]) -> Side:
+    clients = [[Usage(**process) for process in result["processes"]] for result in results]
     return Side(
-        sum(result["cpu_seconds"] for result in results),
-        max(result["peak_memory"] for result in results),
+        [process for client in clients for process in client],
+        max(sum(process.peak_memory for process in client) for client in clients),
         added([{Stage(name): StageTotals(**passed) for name, passed in result["stages"].items()} for result in results]),
     )
+
+
+def busy_seconds() -> float | None:
+    """Return the processor time of all programs of this machine since its start, or None if the system does not tell it."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

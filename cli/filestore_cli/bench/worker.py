@@ -165,11 +165,11 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
         moved = await move(repository)
         seconds = time.monotonic() - started
         used = own_usage()
+    own = Usage(used.cpu_seconds - before.cpu_seconds, used.peak_memory, used.lock_seconds - before.lock_seconds)
     return {
         **moved._asdict(),
         "seconds": seconds,
-        "cpu_seconds": used.cpu_seconds - before.cpu_seconds,
-        "peak_memory": used.peak_memory,
+        "processes": [process._asdict() for process in (own, *worker_usages())],
         "stages": {stage.value: passed._asdict() for stage, passed in stage_times.passed().items()},
     }
 
