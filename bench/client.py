@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from filestore.system.metrics import StageTimes, Usage, count_into, own_usage
+from filestore.system.own_process import tune_process
 from filestore_cli.bench.worker import worker_usages
-from filestore_cli.process import tune_process
 from filestore_cli.start import run
 
 _HEAVY = (

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from filestore.http.client.repository import default_connections
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage, StageTotals
 from filestore_cli.bench.limits import Facts, SideFacts, cores_busy, limit_of
@@ -140,7 +141,7 @@ def facts_of(plan: Plan, found: BenchResult, run: Measurement) -> Facts:
         link_ceiling=found.ceilings["loopback"] if plan.server is None else found.ceilings.get(_LINKS[plan.verb]),
         disk_rate=disk_rate,
         disk_ceiling=found.ceilings["disk_write_sync"],
-        connections=plan.link["connections"] * run.clients,
+        connections=(plan.link["connections"] or default_connections()) * run.clients,
     )
 
 

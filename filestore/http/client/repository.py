@@ -83,6 +83,11 @@ LISTING_LIMIT = 1 << 30
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
+def default_connections() -> int:
+    """Return how many connections one process of a transfer uses at most where nobody says a number."""
+    return max(_CONNECTIONS_MIN, min(core_count(), _CONNECTIONS_MAX))
+
+
 class RemoteOpening(NamedTuple):
     """How another process opens the same repository: an `Opening`. Never show its `repr`, which has the token."""
 
@@ -150,7 +155,7 @@ class RemoteRepository:
             certificate=certificate,
         )
         if connections is None:
-            connections = max(_CONNECTIONS_MIN, min(core_count(), _CONNECTIONS_MAX))
+            connections = default_connections()
         self._requests = Requests(
             self.location,
             token=token,
