@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 from filestore.http.server.tls_transport import RECORD_SIZE, TlsConnection, TlsTransport
 from filestore.system.threads import per_thread
 
@@ -46,15 +48,28 @@ def held(connection: Connection) -> AbstractContextManager[None]:
     return connection.held() if isinstance(connection, TlsConnection) else nullcontext()
 
 
+def send(connection: Connection, data: Buffer) -> int:
+    """Send what the kernel takes now. Return the number of bytes. Raises BlockingIOError, ConnectionError."""
+    # A connection of TLS has a call for each record, and measures those itself.
+    return connection.send(data) if isinstance(connection, TlsConnection) else unlocked(connection.send, data)
+
+
+def receive_into(connection: Connection, memory: memoryview) -> int:
+    """Receive what there is. Return the number of bytes, 0 at the end. Raises BlockingIOError, ConnectionError."""
+    if isinstance(connection, TlsConnection):
+        return connection.recv_into(memory)
+    return unlocked(connection.recv_into, memory)
+
+
 def send_file(connection: Connection, descriptor: int, offset: int, size: int) -> int:
     """Send up to `size` bytes of a file. Return the number, 0 at the end of the file.
 
     Raises BlockingIOError, ConnectionError, and the OSError of the file.
     """
     if not isinstance(connection, TlsConnection):
-        return os.sendfile(connection.fileno(), descriptor, offset, size)
+        return unlocked(os.sendfile, connection.fileno(), descriptor, offset, size)
     memory = _file_memory()[: min(size, PIECE)]
-    found = os.preadv(descriptor, [memory], offset)
+    found = unlocked(os.preadv, descriptor, [memory], offset)
     return connection.send(memory[:found]) if found else 0
 
 

@@ -24,6 +24,7 @@ from filestore.http.server.body.connection import (
     duplicate,
     held,
     readable,
+    receive_into,
     socket_of,
 )
 from filestore.http.server.context import RequestContext, arriving
@@ -198,7 +199,7 @@ class BodyReader:
             # The thread wakes up only for this many bytes. After the timeout it reads what there is.
             self._await_at_least(min(len(piece) - filled, PIECE))
             try:
-                size = connection.recv_into(piece[filled:])
+                size = receive_into(connection, piece[filled:])
             except BlockingIOError:
                 if poll.poll(PATIENCE_MILLISECONDS):
                     continue

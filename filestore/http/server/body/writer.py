@@ -16,6 +16,7 @@ from filestore.http.server.body.connection import (
     PIECE,
     Connection,
     held,
+    send,
     send_file,
     socket_of,
     writable,
@@ -146,7 +147,7 @@ class BodyWriter:
         """Send the bytes that the kernel takes without a wait. Return their number."""
         limit = len(view) if self._throttle is None else self._throttle.take(len(view))
         try:
-            sent = self._connection.send(view[:limit]) if limit else 0
+            sent = send(self._connection, view[:limit]) if limit else 0
         except BlockingIOError:
             sent = 0
         if self._throttle is not None:
@@ -227,7 +228,7 @@ class FileWriter:
                 return sent
             # The rest of the file is on a bad sector, or the file has become shorter.
             self._is_unreadable = True
-        return self._connection.send(_ZEROS[:size])
+        return send(self._connection, _ZEROS[:size])
 
     def _send_content(self, part: FilePart, size: int) -> int:
         try:
@@ -235,5 +236,5 @@ class FileWriter:
         except io.UnsupportedOperation:
             part.file.seek(self._offset)
             content = part.file.read(min(size, PIECE))
-            return self._connection.send(content) if content else 0
+            return send(self._connection, content) if content else 0
         return send_file(self._connection, descriptor, self._offset, size)
