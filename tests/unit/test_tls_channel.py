@@ -179,7 +179,7 @@ def test_tls_begins_behind_a_tunnel() -> None:
     ],
 )
 def test_a_proxy_that_opens_no_tunnel(said: bytes, expected: type[FilestoreError]) -> None:
-    """It refuses, says more than it may, or is no proxy."""
+    """It refuses, says more than it may, or is another program."""
     with accepted(tls=True, tunnel=TUNNEL) as line:
         line.server.sendall(said)
         line.server.shutdown(socket.SHUT_WR)
