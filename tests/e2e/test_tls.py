@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from filestore.backends import connect
+from filestore.http.client.channel_transport import ChannelTransport
+from filestore.http.client.repository import RemoteRepository
 from filestore.http.wire import API
 from tests.support.authority import Authority, Pair, replace
 from tests.support.commands import Home
@@ -238,6 +241,35 @@ def test_a_changed_certificate_is_read_by_itself(tmp_path: Path, pairs: tuple[Au
     assert 0 == status
     assert 0 == log.count("is kept")
     assert 1 == log.count("new connections get the certificate in")
+
+
+async def test_a_client_keeps_its_connection_when_the_certificate_is_renewed(
+    tmp_path: Path, pairs: tuple[Authority, Pair, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has begun goes on, and a new connection gets the new certificate."""
+    authority, pair, following = pairs
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    with authority.server(tmp_path / "root", pair) as server:
+        async with connect(server.url, token=TOKEN) as repository:
+            assert isinstance(repository, RemoteRepository)
+            identity = await repository.identity()
+            first = used_by(repository)
+            shown = following.shown
+            replace(pair, following)
+            eventually(lambda: authority.shown(server) == shown)
+            assert [] == await repository.missing([])
+            frame = encoded(b"content")
+            assert [frame.digest] == await repository.missing([frame.digest])
+            assert first == used_by(repository)
+        async with connect(server.url, token=TOKEN) as repository:
+            assert identity == await repository.identity()
+
+
+def used_by(repository: RemoteRepository) -> list[int]:
+    """The connections that a client keeps."""
+    transport = repository._requests.transport
+    assert isinstance(transport, ChannelTransport)
+    return list(map(id, transport._channels._idle))
 
 
 @pytest.mark.slow
