@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from bench.data import bf16
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit
+from filestore.transfer.sources.file import WINDOW_SIZE
 
 ODD = 1
 """Bytes by which a chunk starts after a multiple of 4, as cuts do. So exponents are not at their usual positions."""
@@ -58,13 +60,19 @@ def kinds(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def measured(kind: str, content: bytes, *, chunk_size: int, rounds: int, codec: Codec | None) -> Result:
-    """Encode and decode `content` chunk by chunk, in buffers that are reused, as a push and a fetch do."""
+    """Encode `content` window by window, and decode it chunk by chunk, in buffers that are reused, as a push and a fetch do."""
     encoder, decoder = Encoder(codec=codec), Decoder()
-    source, out, scratch = (memoryview(mmap.mmap(-1, size)) for size in (len(content), frame_limit(CHUNK_LIMIT), CHUNK_LIMIT))
+    source, scratch = (memoryview(mmap.mmap(-1, size)) for size in (len(content), CHUNK_LIMIT))
     source[:] = content
     chunks = [source[start : start + chunk_size] for start in range(0, len(content), chunk_size)]
     digests = [chunk_digest(chunk) for chunk in chunks]
-    frames = [bytes(out[: encoder.encode(chunk, out)]) for chunk in chunks]
+    count = max(1, WINDOW_SIZE // chunk_size)
+    windows = [chunks[first : first + count] for first in range(0, len(chunks), count)]
+    out = memoryview(mmap.mmap(-1, count * frame_limit(chunk_size)))
+    frames = []
+    for window in windows:
+        ends = list(accumulate(encoder.encode_all(window, out), initial=0))
+        frames += [bytes(out[start:end]) for start, end in pairwise(ends)]
 
     def decode(digest: Digest, frame: bytes) -> memoryview:
         return decoder.decode(Frame(digest, frame), scratch)
@@ -78,7 +86,7 @@ def measured(kind: str, content: bytes, *, chunk_size: int, rounds: int, codec: 
         " ".join(sorted({Codec(frame[0]).name.lower() for frame in frames})),
         len(content),
         sum(map(len, frames)),
-        _seconds(lambda: [encoder.encode(chunk, out) for chunk in chunks], rounds),
+        _seconds(lambda: [encoder.encode_all(window, out) for window in windows], rounds),
         _seconds(lambda: [decode(digest, frame) for digest, frame in zip(digests, frames, strict=True)], rounds),
         _seconds(lambda: [chunk_digest(chunk) for chunk in chunks], rounds),
         _seconds(lambda: [copy(chunk) for chunk in chunks], rounds),

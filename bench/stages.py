@@ -7,7 +7,8 @@ python bench/stages.py --folder /var/tmp                        # the index on a
 
 `codec.py` measures codecs with more kinds of data. The index is one file of SQLite with ten million chunks, for 10 TB
 of weights. It is asked for batches of chunks from all parts of it, and measured by the wall clock; all else is
-processor time. *Cold* means: over new connections, after the kernel was told to forget the file's pages.
+processor time. *Cold* means: over new connections, after the kernel was told to forget the file's pages. *Lock* means:
+processor time outside calls that give up the interpreter's lock, an upper bound of the time under it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -37,13 +40,15 @@ sys.path.insert(0, str(ROOT))
 from bench.codec import measured  # noqa: E402  # a script finds its neighbours only now
 from bench.data import bf16, write_safetensors  # noqa: E402
 from filestore.core.digest import DIGEST_SIZE, Digest, chunk_digest  # noqa: E402
-from filestore.core.manifest import Chunk, Manifest  # noqa: E402
+from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest  # noqa: E402
 from filestore.format.chunking import CHUNKING_VERSION, Chunker  # noqa: E402
-from filestore.format.codec import Codec  # noqa: E402
+from filestore.format.codec import Codec, Decoder, Encoder, Frame, frame_limit  # noqa: E402
 from filestore.format.zip.checksum import Checksum  # noqa: E402
 from filestore.http.wire import BatchEntry, BatchParser, decode_batch_entries, encode_batch_header  # noqa: E402
 from filestore.repository.index.protocol import ChunkRow  # noqa: E402
 from filestore.repository.index.sqlite import SqliteIndex, open_index  # noqa: E402
+from filestore.system.metrics import StageTimes, count_into, own_usage  # noqa: E402
+from filestore.transfer.sources.file import WINDOW_SIZE, Window  # noqa: E402
 
 MIB = 1 << 20
 PIECE = 256 << 10
@@ -95,6 +100,7 @@ def _stages(folder: Path, options: argparse.Namespace) -> Iterator[Stage]:
     size, rounds = options.size * MIB, options.rounds
     yield from _scanning(folder, size, rounds)
     yield from _coding(size, rounds)
+    yield from _locking(size, rounds)
     yield from _framing(size, rounds)
     yield from _listing(rounds)
     yield from asyncio.run(_indexing(folder / "index.sqlite", options.chunks, rounds))
@@ -148,6 +154,78 @@ def _coded(kind: str, content: bytes, rounds: int, codec: Codec | None) -> Itera
     yield Stage(f"encode: {what}", result.size / result.encode_seconds / 1e9, "GB/s")
     yield Stage(f"decode and verify: {what}", result.size / result.decode_seconds / 1e9, "GB/s")
     yield Stage(f"size left: {what}", 100 * result.stored_size / result.size, "%")
+
+
+class _Windows:
+    """Windows of content in memory of their own, and each step that a thread of a push or a fetch does with them."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(mmap.mmap(-1, len(content)))
+        self._content[:] = content
+        self._views = [self._content[start : start + WINDOW_SIZE] for start in range(0, len(content), WINDOW_SIZE)]
+        self._cuts = [Chunker().cut(view, final=True) for view in self._views]
+        self._out = memoryview(mmap.mmap(-1, WINDOW_SIZE + (64 << 10)))
+        self._scratch = memoryview(mmap.mmap(-1, frame_limit(CHUNK_LIMIT)))
+        self._encoder, self._decoder = Encoder(), Decoder()
+        self._hashed = self.hash()
+        self._frames = [Frame(frame.digest, bytes(frame.data)) for chunks in self._hashed for frame in self._encoded(chunks)]
+
+    def cut(self) -> None:
+        """Find where chunks begin."""
+        for view in self._views:
+            Chunker().cut(view, final=True)
+
+    def hash(self) -> list[list[tuple[Digest, memoryview]]]:
+        """Return the digests and contents of the chunks of each window."""
+        return [Window.cut(view, sizes, bytearray()).hash() for view, sizes in zip(self._views, self._cuts, strict=True)]
+
+    def encode(self) -> None:
+        """Choose codecs, and encode."""
+        for chunks in self._hashed:
+            self._encoded(chunks)
+
+    def decode(self) -> None:
+        """Decode and verify all frames."""
+        for frame in self._frames:
+            self._decoder.decode(frame, self._scratch)
+
+    def _encoded(self, chunks: list[tuple[Digest, memoryview]]) -> list[Frame]:
+        frames, start = [], 0
+        lengths = self._encoder.encode_all([content for _, content in chunks], self._out)
+        for (digest, _), length in zip(chunks, lengths, strict=True):
+            frames.append(Frame(digest, self._out[start : start + length]))
+            start += length
+        return frames
+
+
+def _locking(size: int, rounds: int) -> Iterator[Stage]:
+    for kind, content in (("bf16", bf16(1, size + 2)[1 : size + 1]), ("random", np.random.default_rng(1).bytes(size))):
+        both = _Windows(content), _Windows(content)
+        for what, step in (
+            ("cut", _Windows.cut),
+            ("hash", _Windows.hash),
+            ("encode", _Windows.encode),
+            ("decode and verify", _Windows.decode),
+        ):
+            for threads in (1, 2):
+                works = [partial(step, windows) for windows in both[:threads]]
+                seconds = median(_lock_seconds(works) for _ in range(rounds))
+                named = "one thread" if threads == 1 else "two threads"
+                yield Stage(f"lock: {what} {kind}, {named}", seconds / (threads * len(content)) * 1e12, "ms/GB")
+
+
+def _lock_seconds(works: Sequence[Callable[[], object]]) -> float:
+    """Run each work in a thread, and return the processor time of all outside calls that give up the interpreter's lock."""
+    threads = [threading.Thread(target=work) for work in works]
+    count_into(StageTimes())
+    before = own_usage().lock_seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passed = own_usage().lock_seconds - before
+    count_into(None)
+    return passed
 
 
 def _framing(size: int, rounds: int) -> Iterator[Stage]:
