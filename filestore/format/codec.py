@@ -79,9 +79,8 @@ class Codec(IntEnum):
 
 
 _CODECS = {int(codec): codec for codec in Codec}
-_PLANE_COUNTS = {Codec.PLANES2_ZSTD: 2, Codec.PLANES4_ZSTD: 4}
-_LENGTHS = {2: struct.Struct("<2I"), 4: struct.Struct("<4I")}
-"""The layout of the lengths of the planes, by their number."""
+_LENGTHS = {Codec.PLANES2_ZSTD: struct.Struct("<2I"), Codec.PLANES4_ZSTD: struct.Struct("<4I")}
+"""The layout of the lengths of the planes."""
 
 
 def frame_limit(size: int) -> int:
@@ -252,7 +251,7 @@ class Encoder:
         count = len(plan.is_huffman)
         size, left_over = divmod(len(content), count)
         limit = _worthwhile_limit(len(content)) - left_over
-        layout = _LENGTHS[count]
+        layout = _LENGTHS[plan.codec]
         end = HEADER_SIZE + layout.size
         lengths = []
         for place, is_huffman in enumerate(plan.is_huffman):
@@ -304,30 +303,43 @@ class Decoder:
 
         Raises InvalidFrame unless the frame is whole, is well formed, and decodes to content with its digest.
         """
-        data = memoryview(frame.data)
-        codec, size = _parse_header(data, frame.digest)
-        if len(data) > frame_limit(size):
-            raise InvalidFrame(str(frame.digest), f"it has {len(data)} bytes; allowed are {frame_limit(size)}")
-        payload = data[HEADER_SIZE:]
-        content = scratch[:size]
-        if codec is Codec.RAW:
-            if len(payload) != size:
-                raise InvalidFrame(str(frame.digest), f"its header states {size} bytes, but it holds {len(payload)}")
-            content = payload
-        elif codec is Codec.ZSTD:
-            self._unpack(payload, content, frame.digest)
+        return self.decode_checked(check_frame(frame), scratch)
+
+    def decode_checked(self, frame: CheckedFrame, scratch: memoryview) -> memoryview:
+        """Return the content of a frame that `check_frame` has checked, as `decode` does. Raises InvalidFrame.
+
+        To check all frames of a batch first costs less: the program is then in the processor's cache.
+        """
+        content = scratch[: frame.size]
+        if frame.codec is Codec.RAW:
+            [content] = frame.parts
+        elif frame.codec is Codec.ZSTD:
+            self._unpack(frame.parts[0], content, frame.digest)
         else:
-            self._merge(payload, content, _PLANE_COUNTS[codec], frame.digest)
+            size = frame.size - len(frame.left_over)
+            if frame.left_over:
+                content[size:] = frame.left_over
+            merge_planes(self._planes(frame), content[:size], len(frame.parts), numpy_for(size))
         if chunk_digest(content) != frame.digest:
             raise InvalidFrame(str(frame.digest), "its content has another digest")
         return content
 
+    def _planes(self, frame: CheckedFrame) -> Iterator[memoryview]:
+        """Yield the planes of a frame in the order of its parts. Each is valid until the next. Raises InvalidFrame."""
+        size = frame.size // len(frame.parts)
+        for part in frame.parts:
+            if len(part) == size:
+                yield part
+            else:
+                plane = self._plane[:size]
+                self._unpack(part, plane, frame.digest)
+                yield plane
+
     def _unpack(self, payload: memoryview, content: memoryview, digest: Digest) -> None:
-        """Fill `content` from exactly one zstd frame. Raises InvalidFrame."""
+        """Fill `content` from a zstd frame that was checked. Raises InvalidFrame."""
         import zstandard  # noqa: PLC0415  # on first use
 
         try:
-            _check_zstd(payload, len(content), digest)
             # The content size was checked, and the blocks end where the payload ends. So zstd decodes in one step and
             # in place, and never makes a window buffer for decoding piece by piece.
             size = unlocked(self._zstd.stream_reader(payload).readinto, content)
@@ -336,36 +348,57 @@ class Decoder:
         if size != len(content):
             raise InvalidFrame(str(digest), f"its header states {len(content)} bytes, but it unpacks to {size}")
 
-    def _merge(self, payload: memoryview, content: memoryview, count: int, digest: Digest) -> None:
-        """Fill `content` from `count` planes. Raises InvalidFrame."""
-        layout = _LENGTHS[count]
-        size, left_over = divmod(len(content), count)
-        if len(payload) < layout.size + left_over:
-            raise InvalidFrame(str(digest), "it is shorter than the lengths of its planes")
-        lengths = layout.unpack_from(payload)
-        end = layout.size + sum(lengths)
-        if end + left_over != len(payload):
-            raise InvalidFrame(str(digest), f"its parts add up to {end + left_over} bytes, but it holds {len(payload)}")
-        if left_over:
-            content[size * count :] = payload[end:]
-        merge_planes(self._planes(payload[:end], lengths, size, digest), content[: size * count], count, numpy_for(len(content)))
 
-    def _planes(self, payload: memoryview, lengths: Sequence[int], size: int, digest: Digest) -> Iterator[memoryview]:
-        """Yield the planes at the end of `payload`, the last one first. Each is valid until the next. Raises InvalidFrame."""
-        end = len(payload)
-        for length in reversed(lengths):
-            yield self._stored_plane(payload[end - length : end], size, digest)
-            end -= length
+class CheckedFrame(NamedTuple):
+    """A frame of which everything but the content is checked."""
 
-    def _stored_plane(self, stored: memoryview, size: int, digest: Digest) -> memoryview:
-        """Return the `size` bytes of a plane, which are valid until the next call. Raises InvalidFrame."""
-        if len(stored) == size:
-            return stored
-        if len(stored) > size:
-            raise InvalidFrame(str(digest), f"one of its planes has {len(stored)} bytes; allowed are {size}")
-        plane = self._plane[:size]
-        self._unpack(stored, plane, digest)
-        return plane
+    digest: Digest
+    codec: Codec
+    size: int
+    """Its decoded size."""
+    parts: list[memoryview]
+    """Its payload: the content, one zstd frame, or the stored planes, the last one first. These are views of the frame."""
+    left_over: Buffer = b""
+    """The bytes after the planes."""
+
+
+def check_frame(frame: Frame) -> CheckedFrame:
+    """Check the headers of a frame and of the zstd frames in it, without decoding them. Raises InvalidFrame."""
+    data = memoryview(frame.data)
+    codec, size = _parse_header(data, frame.digest)
+    if len(data) > frame_limit(size):
+        raise InvalidFrame(str(frame.digest), f"it has {len(data)} bytes; allowed are {frame_limit(size)}")
+    payload = data[HEADER_SIZE:]
+    if codec is Codec.RAW:
+        if len(payload) != size:
+            raise InvalidFrame(str(frame.digest), f"its header states {size} bytes, but it holds {len(payload)}")
+        return CheckedFrame(frame.digest, codec, size, [payload])
+    if codec is Codec.ZSTD:
+        _check_zstd(payload, size, frame.digest)
+        return CheckedFrame(frame.digest, codec, size, [payload])
+    return _check_planes(payload, codec, size, frame.digest)
+
+
+def _check_planes(payload: memoryview, codec: Codec, size: int, digest: Digest) -> CheckedFrame:
+    layout = _LENGTHS[codec]
+    plane_size, left_over = divmod(size, layout.size // 4)
+    if len(payload) < layout.size + left_over:
+        raise InvalidFrame(str(digest), "it is shorter than the lengths of its planes")
+    lengths = layout.unpack_from(payload)
+    if layout.size + sum(lengths) + left_over != len(payload):
+        found = layout.size + sum(lengths) + left_over
+        raise InvalidFrame(str(digest), f"its parts add up to {found} bytes, but it holds {len(payload)}")
+    parts = []
+    end = len(payload) - left_over
+    for length in reversed(lengths):
+        part = payload[end - length : end]
+        end -= length
+        if length > plane_size:
+            raise InvalidFrame(str(digest), f"one of its planes has {length} bytes; allowed are {plane_size}")
+        if length < plane_size:
+            _check_zstd(part, plane_size, digest)
+        parts.append(part)
+    return CheckedFrame(digest, codec, size, parts, payload[len(payload) - left_over :])
 
 
 def _fast_compressor(*, window_log: int, hash_log: int, min_match: int) -> ZstdCompressor:
@@ -401,21 +434,23 @@ def _write_raw(content: memoryview, out: memoryview, np: ModuleType | None) -> i
 def _check_zstd(payload: memoryview, size: int, digest: Digest) -> None:
     """Check that `payload` is exactly one zstd frame with a stated content size of `size` bytes.
 
-    The content of its blocks is not checked. Raises InvalidFrame or ZstdError.
+    The content of its blocks is not checked. Raises InvalidFrame.
     """
     import zstandard  # noqa: PLC0415  # on first use
 
     if payload[: len(_MAGIC)] != _MAGIC:
         raise InvalidFrame(str(digest), "a zstd frame is missing in it")
-    parameters = zstandard.get_frame_parameters(payload)
+    try:
+        parameters, start = zstandard.get_frame_parameters(payload), zstandard.frame_header_size(payload)
+    except zstandard.ZstdError as error:
+        raise InvalidFrame(str(digest), str(error)) from None
     if parameters.content_size != size:
         raise InvalidFrame(str(digest), f"its zstd frame does not state a content size of {size} bytes")
     if parameters.window_size > CHUNK_LIMIT:
         raise InvalidFrame(str(digest), f"its zstd window has {parameters.window_size} bytes; allowed are {CHUNK_LIMIT}")
     if parameters.dict_id or parameters.has_checksum:
         raise InvalidFrame(str(digest), "its zstd frame has a dictionary or a checksum")
-    end = _zstd_end(payload, zstandard.frame_header_size(payload), block_limit=size // _BLOCK_RATIO + 2)
-    if end != len(payload):
+    if _zstd_end(payload, start, block_limit=size // _BLOCK_RATIO + 2) != len(payload):
         raise InvalidFrame(str(digest), "the blocks of its zstd frame do not end at its own end")
 
 
