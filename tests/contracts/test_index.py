@@ -667,6 +667,7 @@ async def test_cancelled_transaction_is_whole_or_nothing(open_shared: OpenIndex)
         async with index.transaction() as transaction:
             for digest in both:
                 await transaction.add_chunks(A, [row(digest)])
+                assert digest in await transaction.sizes(A, both)
 
     places = 0
     async for _ in cancelled_at_every_await(add_both):

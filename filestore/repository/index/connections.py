@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from filestore.core.unlocked import unlocked
 from filestore.errors import Busy, IndexDamaged, IndexUnreadable, UsedAfterFork
 from filestore.repository.index.reading import State, connect_to_existing, in_use_elsewhere, open_for_reading, state_of
 from filestore.repository.index.replaced import OpenFiles
@@ -81,7 +82,7 @@ class Connection:
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit the transaction. Call it by `run`. Raises IndexReplaced as `begin` does."""
         self._check_files()
-        connection.execute("COMMIT")
+        unlocked(connection.execute, "COMMIT")
 
     def _check_files(self) -> None:
         assert self._files is not None  # noqa: S101  # the connection is open

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from filestore.core.digest import Digest
 from filestore.core.quotas import Quota
@@ -52,6 +52,9 @@ from filestore.system.sqlite_links import check_links
 from filestore.system.threads import in_disk_thread, shield_until_done
 from filestore.system.turns import Turns
 from filestore.system.turnstile import Turnstile
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = ["REFRESH_MICROSECONDS", "SCHEMA_VERSION", "SqliteIndex", "open_index", "open_index_for_reading", "system_now"]
 
@@ -115,7 +118,7 @@ class SqliteIndex:
             await run_when_free(self._writer, self._begin, deadline)
             transaction = SqliteTransaction(self._writer, self._now)
             yield transaction
-            await shield_until_done(self._writer.run(self._commit, has_record=transaction.has_record))
+            await shield_until_done(self._writer.run(self._commit, transaction))
         except BaseException:
             # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
@@ -291,7 +294,7 @@ class SqliteIndex:
         try:
             self._begin(connection, wait_seconds=0)
             tokens.update_used_at(connection, digests, self._now())
-            self._commit(connection, has_record=False)
+            self._commit(connection)
         except BaseException:
             self._roll_back(connection)
             raise
@@ -304,8 +307,10 @@ class SqliteIndex:
         self._writer.begin(connection)
         check_not_newer(connection, self._writer.path)
 
-    def _commit(self, connection: sqlite3.Connection, *, has_record: bool) -> None:
-        version = tasks.select_version(connection) if has_record else None
+    def _commit(self, connection: sqlite3.Connection, transaction: SqliteTransaction | None = None) -> None:
+        if transaction is not None:
+            transaction.write(connection)
+        version = tasks.select_version(connection) if transaction is not None and transaction.has_record else None
         self._writer.commit(connection)
         if version is not None and self._last_commit is not None:
             self._last_commit.write(version)
@@ -330,55 +335,74 @@ class SqliteIndex:
 
 
 class SqliteTransaction:
-    """Runs the writes of a transaction on the connection for writing."""
+    """Runs the writes of a transaction on the connection for writing.
+
+    Rows of chunks wait for the next other step, or for the commit: all other writers wait for each change of threads.
+    """
 
     def __init__(self, writer: Connection, now: Callable[[], int]) -> None:
         self._writer = writer
         self._now = now
+        self._waiting: list[Callable[[sqlite3.Connection], None]] = []
         self.has_record = False
         """Whether a record was added."""
 
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, []
+        for write in waiting:
+            write(connection)
+
+    async def _run(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def run(connection: sqlite3.Connection) -> T:
+            self.write(connection)
+            return function(connection, *args, **kwargs)
+
+        return await self._writer.run(run)
+
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
-        return await self._writer.run(chunks.select_sizes, namespace, digests)
+        return await self._run(chunks.select_sizes, namespace, digests)
 
     async def add_chunks(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
-        await self._writer.run(chunks.insert_chunks, namespace, rows, self._now())
+        if rows:
+            self._waiting.append(partial(chunks.insert_chunks, namespace=namespace, rows=rows, now=self._now()))
 
     async def refresh(self, namespace: str, digests: Sequence[Digest]) -> None:
-        await self._writer.run(chunks.update_last_seen, namespace, digests, self._now())
+        if digests:
+            self._waiting.append(partial(chunks.update_last_seen, namespace=namespace, digests=digests, now=self._now()))
 
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        await self._writer.run(chunks.delete_chunks, namespace, digests)
+        await self._run(chunks.delete_chunks, namespace, digests)
 
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
-        return await self._writer.run(chunks.update_condemned, namespace, digests, unseen_since)
+        return await self._run(chunks.update_condemned, namespace, digests, unseen_since)
 
     async def set_frame_digests(self, namespace: str, rows: Sequence[ChunkRow]) -> None:
-        await self._writer.run(chunks.update_frame_digests, namespace, rows)
+        await self._run(chunks.update_frame_digests, namespace, rows)
 
     async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
-        await self._writer.run(chunks.insert_bases, namespace, bases)
+        await self._run(chunks.insert_bases, namespace, bases)
 
     async def stored_size(self, namespace: str, digests: Sequence[Digest]) -> int:
-        return await self._writer.run(chunks.select_stored_size, namespace, digests)
+        return await self._run(chunks.select_stored_size, namespace, digests)
 
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._writer.run(chunks.select_needed_bases, namespace, digests)
+        return await self._run(chunks.select_needed_bases, namespace, digests)
 
     async def removals(self, namespace: str) -> int:
-        return await self._writer.run(tasks.select_removals, namespace)
+        return await self._run(tasks.select_removals, namespace)
 
     async def removed_since(self, namespace: str, number: int) -> RemovedRows:
-        return await self._writer.run(tasks.select_removed, namespace, number)
+        return await self._run(tasks.select_removed, namespace, number)
 
     async def condemned(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._writer.run(chunks.select_condemned, namespace, digests)
+        return await self._run(chunks.select_condemned, namespace, digests)
 
     async def usage(self, namespace: str) -> NamespaceUsage:
-        return await self._writer.run(usage.select_usage, namespace)
+        return await self._run(usage.select_usage, namespace)
 
     async def count_again(self) -> None:
-        await self._writer.run(usage.replace_counts)
+        await self._run(usage.replace_counts)
 
     async def add_record(
         self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind, manifest_size: int = 0
@@ -394,10 +418,10 @@ class SqliteTransaction:
             updated_at=0,
         )
         self.has_record = True
-        return await self._writer.run(records.insert_record, record, self._now(), manifest_size)
+        return await self._run(records.insert_record, record, self._now(), manifest_size)
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
-        return await self._writer.run(records.delete_record, namespace, file_id)
+        return await self._run(records.delete_record, namespace, file_id)
 
     async def add_uses(self, namespace: str, added: Sequence[Use]) -> None:
         await self._writer.run(uses.insert_uses, namespace, added)
