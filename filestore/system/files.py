@@ -143,7 +143,7 @@ def sync_descriptor(descriptor: int) -> None:
         unlocked(os.fsync, descriptor)
 
 
-def sync_path(path: Path) -> None:
+def sync_path(path: Path | str) -> None:
     """Open the file or folder at `path`, and sync it to the disk as `sync_descriptor` does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

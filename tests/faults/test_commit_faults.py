@@ -251,7 +251,7 @@ async def test_a_manifest_whose_folder_a_collection_removes_at_this_moment_is_st
     await store.put_manifest(DEFAULT_NAMESPACE, digest, encoded)
     path = tmp_path / manifest_key(DEFAULT_NAMESPACE, digest)
 
-    def removed_first(folder: Path) -> None:
+    def removed_first(folder: Path | str) -> None:
         if path.exists():
             monkeypatch.undo()
             path.unlink()

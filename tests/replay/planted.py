@@ -44,8 +44,8 @@ def _leave_frames_unsynced() -> None:
 def _leave_folders_unsynced() -> None:
     """Rename without a sync of the folder."""
 
-    def sync_path(path: Path) -> None:
-        if not path.is_dir():
+    def sync_path(path: Path | str) -> None:
+        if not Path(path).is_dir():
             files.sync_path(path)
 
     _replace(disk, "sync_path", sync_path)

@@ -44,8 +44,8 @@ T = TypeVar("T")
 
 _PLACE_ATTEMPTS = 100
 _DAMAGED = "damaged"
-_Place = tuple[DiskStaging, Path]
-"""A staging file, and its final path."""
+_Place = tuple[DiskStaging, str]
+"""A staging file, and its final path. It is a text, because this is made for each chunk, while other writers wait."""
 
 
 class DiskStore:
@@ -97,10 +97,10 @@ class DiskStore:
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Rename staging files to their final names, and sync their folders. The folders are processed in parallel."""
-        folders: defaultdict[Path, list[_Place]] = defaultdict(list)
+        folders: defaultdict[str, list[_Place]] = defaultdict(list)
         for digest, staging in staged:
-            path = self._root / chunk_key(namespace, digest)
-            folders[path.parent].append((cast("DiskStaging", staging), path))
+            path = f"{self._root}/{chunk_key(namespace, digest)}"
+            folders[_folder_of(path)].append((cast("DiskStaging", staging), path))
         with async_span(Stage.COMMIT):
             await in_disk_thread(run_in_parallel, self._place, list(folders.values()))
 
@@ -232,7 +232,7 @@ class DiskStore:
 
     def _place(self, places: list[_Place]) -> None:
         """Rename staging files to their final paths, which must all be in one folder. Make the folder if needed."""
-        folder = places[0][1].parent
+        folder = _folder_of(places[0][1])
         with translated(self._root):
             for attempt in range(_PLACE_ATTEMPTS):
                 try:
@@ -243,7 +243,7 @@ class DiskStore:
                         try:
                             staging.move_to(path)
                         except IsADirectoryError:
-                            self._set_aside(path)
+                            self._set_aside(Path(path))
                             staging.move_to(path)
                         del places[0]
                     # I2: a name is durable with its folder; only then may the caller commit its row.
@@ -251,7 +251,7 @@ class DiskStore:
                     break
                 except FileNotFoundError:
                     # A collection may have removed the folder while it was empty.
-                    if folder.exists() or attempt == _PLACE_ATTEMPTS - 1:
+                    if Path(folder).exists() or attempt == _PLACE_ATTEMPTS - 1:
                         raise
 
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
@@ -318,7 +318,7 @@ class DiskStore:
             with span(Stage.WRITE, len(encoded)):
                 staging.write(encoded)
             staging.sync()
-            self._place([(staging, path)])
+            self._place([(staging, str(path))])
         finally:
             staging.discard()
 
@@ -353,21 +353,23 @@ class DiskStore:
             except FileNotFoundError:
                 return None
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: str) -> None:
         """Make `folder` and its parent folders, and make their names durable. Set aside what is in their place.
 
         If `folder` is not empty, this returns at once: the names were made durable before the first file was put into it.
         """
         if _holds_something(folder):
             return
-        self._make_folder(folder.parent)
+        self._make_folder(_folder_of(folder))
         try:
-            folder.mkdir(0o700, exist_ok=True)
+            os.mkdir(folder, 0o700)  # noqa: PTH102  # a text, as above
         except FileExistsError:
-            self._set_aside(folder)
-            folder.mkdir(0o700, exist_ok=True)
+            path = Path(folder)
+            if not path.is_dir():
+                self._set_aside(path)
+                path.mkdir(0o700, exist_ok=True)
         # Also where another process made the folder: it may not have come here yet, or have died before.
-        sync_path(folder.parent)
+        sync_path(_folder_of(folder))
 
     def _set_frame_aside(self, path: Path) -> str | None:
         with translated(self._root):
@@ -427,7 +429,11 @@ def _close(files: Iterable[BinaryIO | None]) -> None:
             file.close()
 
 
-def _holds_something(folder: Path) -> bool:
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _holds_something(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None

@@ -20,7 +20,7 @@ class DiskStaging:
     def __init__(self, folder: StagingFolder, root: Path) -> None:
         self.size = 0
         self._folder = folder
-        self._path = root  # until the file exists
+        self._path = ""  # until the file exists
         self._root = root
         self._exists = False
         self._writing: int | None = None
@@ -53,7 +53,7 @@ class DiskStaging:
             finally:
                 os.close(descriptor)
         if size != self.size:
-            raise StorageError(str(self._path), "it is shorter than what was written to it")
+            raise StorageError(self._path, "it is shorter than what was written to it")
 
     def sync(self) -> None:
         self.rest()
@@ -67,17 +67,17 @@ class DiskStaging:
         if self._exists:
             self._exists = False
             with suppress(OSError):
-                self._path.unlink()
+                os.unlink(self._path)  # noqa: PTH108  # a text, as everywhere here
 
     def link_to(self, path: Path) -> None:
         """Give the file the second name `path`. If that name already exists, do nothing. Raises OSError."""
         with suppress(FileExistsError), self._standing():
             os.link(self._path, path)
 
-    def move_to(self, path: Path) -> None:
+    def move_to(self, path: str) -> None:
         """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
         with self._standing():
-            self._path.rename(path)
+            os.rename(self._path, path)  # noqa: PTH104  # a text, as everywhere here
         self._exists = False
 
     @contextmanager

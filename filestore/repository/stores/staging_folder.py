@@ -56,21 +56,20 @@ class StagingFolder:
         swept, self._swept = self._swept, NOTHING_REMOVED
         return swept
 
-    def open_new(self) -> tuple[int, Path]:
-        """Make a staging file. Return its descriptor for writing, and its path.
+    def open_new(self) -> tuple[int, str]:
+        """Make a staging file. Return its descriptor for writing, and its path. This is a text: a Path takes as long as the file.
 
         The folder has a random name and only its owner can use it, so a number is enough inside.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        number = str(next(self._numbers))
+        number = next(self._numbers)
         folder = self._folder
         if folder is not None:
-            try:
-                return os.open(folder / number, flags, 0o600), folder / number
-            except FileNotFoundError:
-                pass
-        folder = self._made_again(folder)
-        return os.open(folder / number, flags, 0o600), folder / number
+            path = f"{folder}/{number}"
+            with suppress(FileNotFoundError):
+                return os.open(path, flags, 0o600), path
+        path = f"{self._made_again(folder)}/{number}"
+        return os.open(path, flags, 0o600), path
 
     def close(self) -> None:
         """Remove the folder, and release its lock. In a forked child, both belong to the parent."""
