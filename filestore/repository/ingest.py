@@ -13,6 +13,7 @@ from blake3 import blake3
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.quotas import NO_QUOTA, Quota
+from filestore.core.unlocked import unlocked
 from filestore.errors import (
     InvalidFrame,
 )
@@ -25,7 +26,7 @@ from filestore.system.metrics import Event, Stage, count, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
 
 _VERIFY_GROUP_SIZE = 4 << 20
-"""Frames are verified and synced in groups of about this many bytes. Encoded and decoded bytes are added."""
+"""Frames are verified and synced in groups of about this many bytes. Decoded bytes are added if they are not verified yet."""
 PUBLISHED_AT_ONCE = 64
 """The most frames of a verify group, and the most that one transaction makes visible."""
 
@@ -49,10 +50,12 @@ class _IncomingFrame:
 
     @property
     def weight(self) -> int:
-        """How many bytes of memory are needed to verify the frame, calculated from its header.
+        """How many bytes of memory are needed to verify the frame, calculated from its header, if it is not verified yet.
 
         A frame with an invalid header is refused before memory is used.
         """
+        if self.row is not None:
+            return self.stored_size
         try:
             return self.stored_size + decoded_size(self.header, digest=self.digest)
         except InvalidFrame:
@@ -251,7 +254,7 @@ def frame_digest(data: Buffer) -> Digest | None:
 
     Return None for a raw frame: to verify its content costs as much as to hash the frame.
     """
-    return None if data[0] == Codec.RAW else Digest(blake3(data).digest())
+    return None if data[0] == Codec.RAW else Digest(unlocked(blake3, data).digest())
 
 
 def is_intact(frame: Frame) -> bool:

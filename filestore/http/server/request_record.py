@@ -105,7 +105,7 @@ def recorded(
         yield
     finally:
         record.seconds = time.monotonic() - began
-        # aiohttp counts all bytes of a body, also those that a thread has read from the connection.
+        # aiohttp counts what has passed through it. `BodyReader` counts what threads have read from the connection.
         record.bytes_received += request.content.total_bytes
         for observe in observers:
             observe(record)

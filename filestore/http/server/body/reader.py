@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from filestore.errors import Stalled
 from filestore.format.codec import FRAME_LIMIT
@@ -27,6 +28,7 @@ from filestore.http.server.body.connection import (
     receive_into,
     socket_of,
 )
+from filestore.http.server.connections import RequestConnection
 from filestore.http.server.context import RequestContext, arriving
 from filestore.http.server.throttle import Throttle
 from filestore.system.buffers import allocate_pages
@@ -86,7 +88,7 @@ class BodyReader:
         self._context = context
         self._left = size
         self._ahead = memoryview(b"")
-        """What aiohttp has read already."""
+        """What aiohttp has read already. It comes first in the first piece, so that this ends with a frame, as the others do."""
         self._connection: Connection | None = None
         self._awaited = 1
         self._unseen = 0
@@ -106,7 +108,7 @@ class BodyReader:
             if self._connection is None and not self._ahead:
                 self._ahead = memoryview(self._read_ahead())
                 await self._context.passed(len(self._ahead))
-            if self._ahead:
+            if not self._left:
                 self._ahead = await in_thread(_slice_threads(), _hand_over, self._ahead, take, reach)
             else:
                 await self._read_slice(take, reach)
@@ -122,6 +124,10 @@ class BodyReader:
         if transport is None or transport.is_closing():
             self._context.noted.bytes_received += self._unseen
             return
+        if self._unseen and not self._left and isinstance(request.protocol, RequestConnection):
+            self._context.noted.bytes_received += self._unseen
+            self._unseen = 0
+            request.protocol.end_body()
         # aiohttp counts the bytes of the body to find the next request, and only `data_received` can advance its count.
         # 64 KiB of zeros in the processor's cache cost a tenth of reading these bytes, if the transport is not paused
         # and resumed each time.
@@ -171,35 +177,41 @@ class BodyReader:
             self._timer.ended(began)
 
     def _read(self, connection: Connection, take: Take, reach: Reach, limit: int | None) -> int:
-        """Read until nothing more arrives or the slice is full. Return the number of bytes, at most `limit`."""
+        """Read until nothing more arrives or the slice is full.
+
+        Return the number of bytes, at most `limit`, without those that were read ahead.
+        """
         poll = select.poll()
         poll.register(socket_of(connection), select.POLLIN)
-        taken = 0
+        receive = partial(receive_into, connection)
+        received = taken = 0
         self._is_dry = False
         self._receives_left = RECEIVES_LIMIT
         with span(Stage.RECEIVE) as receiving:
-            while taken < SLICE_SIZE and self._left and not self._is_dry and self._receives_left:
-                wanted = min(self._left, reach(PIECE_SIZE))
+            while taken < SLICE_SIZE and (self._left or self._ahead) and not self._is_dry and self._receives_left:
+                wanted = min(self._left + len(self._ahead), reach(PIECE_SIZE))
+                ahead, self._ahead = self._ahead[:wanted], self._ahead[wanted:]
                 # Without a limit, the last piece ends at the end of a frame.
-                piece = _piece_memory()[: wanted if limit is None else min(wanted, limit - taken)]
+                piece = _piece_memory()[: wanted if limit is None else min(wanted, len(ahead) + limit - received)]
                 if not piece:
                     break
-                size = self._fill(piece, connection, poll)
+                piece[: len(ahead)] = ahead
+                size = self._fill(piece, len(ahead), receive, poll)
+                received += size - len(ahead)
                 taken += size
                 if size:
                     take(piece[:size])
             receiving.add(taken)
-        return taken
+        return received
 
-    def _fill(self, piece: memoryview, connection: Connection, poll: select.poll) -> int:
-        """Receive until `piece` is full or nothing more arrives. Return the number of bytes."""
-        filled = 0
+    def _fill(self, piece: memoryview, filled: int, receive: Callable[[memoryview], int], poll: select.poll) -> int:
+        """Receive until `piece` is full or nothing more arrives. Return the number of bytes, with the first `filled` ones."""
         while filled < len(piece) and self._receives_left:
             self._receives_left -= 1
             # The thread wakes up only for this many bytes. After the timeout it reads what there is.
             self._await_at_least(min(len(piece) - filled, PIECE))
             try:
-                size = receive_into(connection, piece[filled:])
+                size = receive(piece[filled:])
             except BlockingIOError:
                 if poll.poll(PATIENCE_MILLISECONDS):
                     continue
