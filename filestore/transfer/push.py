@@ -386,7 +386,7 @@ async def _scan_all(source: Source, report: Report | None) -> Manifest:
         while not source.is_finished:
             await in_cpu_thread(scan_and_hash, source, buffer)
             if report is not None:
-                done = source.read + source.cached_size
+                done = min(source.size, source.read + source.cached_size)
                 report(Progress(source.size, done, 0, 0, source.read, source.file_count, source.files_done))
     await in_cpu_thread(source.check_unchanged)
     return await in_cpu_thread(source.manifest)
@@ -454,8 +454,8 @@ class _Sender:
         self.repository = repository
         self.source = source
         self.moved = 0
-        self.shared = source.cached_size
         self.read_again = 0
+        self._shared = 0
         self._sent = self._under_way = self._done = 0
         self._report = report and without_repeats(report)
         self._asked: set[bytes] = set()
@@ -469,6 +469,11 @@ class _Sender:
         self._sender = ChunkSender(repository, codec=codec, count=own)
         self._jobs = asyncio.Semaphore(parallelism.processes * parallelism.slots + parallelism.cutters)
         """A worker process reads a window again, which must still be in the memory of the system."""
+
+    @property
+    def shared(self) -> int:
+        """Bytes of content that were not sent. What the source knows from an earlier push may become more with each scan."""
+        return self._shared + self.source.cached_size
 
     async def send_all(self, pool: WorkerPool | None = None) -> None:
         """Read the source once, and send the chunks that the repository does not have."""
@@ -510,7 +515,7 @@ class _Sender:
                 pieces = await in_cpu_thread(self._read_chunks, batch, buffer)
                 size = sum(len(piece) for _, piece in pieces)
                 self.read_again += size
-                self.shared = max(0, self.shared - size)
+                self._shared = max(-self.source.cached_size, self._shared - size)
                 await self._send_chunks(pieces)
 
     async def send_lost(self, manifest: Manifest) -> None:
@@ -548,7 +553,7 @@ class _Sender:
             stack.callback(self._windows.release, buffer)
             pieces, size = self._new(await in_cpu_thread(_hash, windows))
             missing = await self.repository.missing(list(pieces)) if pieces else []
-            self.shared += size - sum(len(pieces[digest]) for digest in missing)
+            self._shared += size - sum(len(pieces[digest]) for digest in missing)
             self.report_progress()
             if missing:
                 await self._send_chunks([(digest, pieces[digest]) for digest in missing], encoded=stack.close)
@@ -582,7 +587,7 @@ class _Sender:
             sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
         self._under_way -= moved
         self._sent += sent
-        self.shared += sum(window.sizes) - sent
+        self._shared += sum(window.sizes) - sent
         self.report_progress()
 
     def _answer(self, window: Window, packed: bytes) -> list[int]:

@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.zip.checksum import Checksum, crc32
-from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeChunker
+from filestore.format.zip.chunker import WINDOW_MIN, Cut, RecalledCut, TreeChunker
 from filestore.format.zip.inflate import Inflater
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
@@ -72,13 +72,19 @@ def tree_chunker(entries: Iterable[Entry], contents: Contents, reads: list[tuple
     return chunker
 
 
-def scanned(chunker: TreeChunker, window: int) -> list[list[bytes]]:
-    """Return the chunks of each segment, read in windows of that size."""
+def scanned(
+    chunker: TreeChunker, window: int, recalled: Callable[[RecalledCut], Sequence[bytes]] | None = None
+) -> list[list[bytes]]:
+    """Return the chunks of each segment, read in windows of that size. `recalled` gives those that are recalled."""
     chunks: list[list[bytes]] = [[] for _ in chunker.segments]
     buffer = memoryview(bytearray(window))
     while not chunker.is_finished:
         for cut in chunker.scan(buffer):
-            chunks[cut.segment] += pieces(cut)
+            if isinstance(cut, Cut):
+                chunks[cut.segment] += pieces(cut)
+            else:
+                assert recalled is not None
+                chunks[cut.segment] += recalled(cut)
     return chunks
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from filestore.errors import InvalidName, LimitExceeded, SourceChanged, UnknownFormat
 from filestore.format.zip.checksum import crc32
-from filestore.format.zip.chunker import WINDOW_MIN, TreeChunker
+from filestore.format.zip.chunker import WINDOW_MIN, Cut, TreeChunker
 from filestore.format.zip.read import End, parse_central_directory
 from filestore.format.zip.write import (
     NAME_LIMIT,
@@ -291,31 +291,11 @@ def test_run_is_cut_behind_the_content_that_follows_it() -> None:
     cuts = chunker.scan(memoryview(bytearray(16 << 20)))
 
     assert [1, 0, 3, 2, 4] == [cut.segment for cut in cuts]
+    assert isinstance(cuts[0], Cut)
     assert [LEAST] == cuts[0].sizes
     assert chunker.is_finished
     assert [crc32(content) for content in contents.values()] == chunker.crcs
     assert [] == chunker.scan(memoryview(bytearray(16 << 20)))
-
-
-def test_headers_of_a_run() -> None:
-    """They are all bytes of a segment except file content, and show every other change."""
-    contents = {"a": prose(1, 100), "b": octets(1, LEAST), "c": prose(2, 200)}
-    entries = [*(Entry(name, len(content)) for name, content in contents.items()), Entry("link", 1, target="a")]
-    chunker = tree_chunker(entries, contents)
-    scanned(chunker, WINDOW_MIN)
-    archive = zip_of(entries, contents)
-
-    assert archive[:31] + archive[131:162] == b"".join(chunker.headers_of(0))
-    assert archive[162 + LEAST :].replace(contents["c"], b"") == b"".join(chunker.headers_of(2))
-
-
-def test_headers_of_unknown_content() -> None:
-    """They are not known before the checksums are."""
-    chunker = tree_chunker([Entry("a", 5), Entry("b", LEAST)], {})
-    chunker.remember(0, 7)
-
-    with pytest.raises(ValueError, match="'b' is not known"):
-        list(chunker.headers_of(0))
 
 
 def test_skipping_unknown_content() -> None:

@@ -4,6 +4,6 @@ It has two steps. Segments follow the file's own structure (`containers`), so th
 cut alike at any position. Inside a segment the content decides (`chunker`). Normative text: `docs/format.md`.
 """
 
-from filestore.format.chunking.chunker import CHUNKING_VERSION, LOOKAHEAD, Chunker
+from filestore.format.chunking.chunker import CHUNKING_VERSION, CUT_MARGIN, LOOKAHEAD, Chunker
 
-__all__ = ["CHUNKING_VERSION", "LOOKAHEAD", "Chunker"]
+__all__ = ["CHUNKING_VERSION", "CUT_MARGIN", "LOOKAHEAD", "Chunker"]

@@ -27,6 +27,10 @@ A segmenter is at most 256 KiB and a few bytes behind (for a zip entry of unknow
 The rest is a margin: it ensures that enough bytes are new whenever bytes are scanned a second time.
 """
 
+CUT_MARGIN = 2
+"""A chunk that does not end at the end of its segment stays the same as long as its own bytes and this many bytes after it
+are the same. The first byte after a cut decides on it, and of an odd number of bytes the last one is not looked at."""
+
 _CHUNK_MIN = 512 << 10
 _CHUNK_AVERAGE = 768 << 10
 """FastCDC's normal size: below it a stricter mask, above it a looser one. `pyfastcdc` calls it the average; the
@@ -52,14 +56,17 @@ class Chunker:
         self._start = 0  # offset of the first uncut byte
         self._fed = 0  # bytes that the segmenter has seen
 
-    def cut(self, data: memoryview, *, final: bool) -> list[int]:
+    def cut(self, data: memoryview, *, final: bool, lookahead: int = LOOKAHEAD) -> list[int]:
         """Return the sizes of the chunks that are decided at the start of `data`, in order.
 
         `data` begins at the first uncut byte and holds all bytes that were read since. Pass the remaining bytes again
         in the next call, followed by new ones. `final` says that no more bytes come, so that everything is cut. The
         split of a file over calls changes neither its chunks nor the cost of a byte. `data` is not kept.
+
+        With fewer bytes than `lookahead`, nothing is cut. With a smaller one than `LOOKAHEAD`, a chunk may be cut as soon as
+        `CUT_MARGIN` bytes after it are there, but bytes may be scanned again and again.
         """
-        if len(data) < LOOKAHEAD and not final:
+        if len(data) < lookahead and not final:
             return []
         base = self._start
         self._boundaries.extend(self._segmenter.feed(data[self._fed - base :]))

@@ -6,19 +6,24 @@ segment, and the bytes of a segment alone determine how it is cut. At first only
 segment ends with the header of the file that follows it, which holds that file's checksum. So the end of a header
 segment is cut after the content of that file. Only the manifest has an order.
 
+A chunk depends only on the bytes from its start to a little after its end. So in a header segment with a few changes, most
+chunks of an earlier push still hold. They are *recalled*: where a cut falls on the start of such a chunk, the chunk is passed
+over, and its files are not read. Only the bytes from there to the next such cut are read and cut.
+
 Invariant, checked by a property test: the chunks, in the order of their segments, are those that `Chunker` gives for
 the zip.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
 from filestore.errors import LimitExceeded
-from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
+from filestore.format.chunking import CHUNKING_VERSION, CUT_MARGIN, LOOKAHEAD, Chunker
 from filestore.format.chunking.containers import segmenter
 from filestore.format.chunking.segments import SEGMENT_MIN, Feed, Parsing, Segmenter
 from filestore.format.zip.checksum import crc32
@@ -71,11 +76,31 @@ class Cut(NamedTuple):
     sizes: list[int]
 
 
+class RecalledCut(NamedTuple):
+    """Chunks of a header segment that were recalled. They follow the chunks of that segment in earlier cuts."""
+
+    segment: int
+    """The index of the segment in `TreeChunker.segments`."""
+    chunks: range
+    """Their places among the chunks that were given to `TreeChunker.recall`."""
+    passed: range
+    """The indices of the entries that end in them and were not read."""
+
+
+class KnownChunks(NamedTuple):
+    """Chunks of an earlier push, in the order of the zip."""
+
+    starts: Sequence[int]
+    """Offsets in the zip."""
+    sizes: Sequence[int]
+
+
 class TreeChunker:
     """Cuts the zip file for one tree. It is not thread-safe, and blocks only while `read` blocks.
 
     `scan` reads the files in the order of the archive. Data that an earlier push knows is not read again: call
-    `remember` with the checksums of unchanged files and `skip` for the unchanged segments, all before the first `scan`.
+    `remember` with the checksums of unchanged files, `skip` for the unchanged segments and `recall` for what is unchanged in
+    the others, all before the first `scan`.
     Between calls the chunker keeps at most twice `LOOKAHEAD` bytes of content.
 
     Raises InvalidName, LimitExceeded, UnknownFormat.
@@ -96,6 +121,7 @@ class TreeChunker:
         self._chunking_version = chunking_version
         Chunker(chunking_version=chunking_version)  # refuses an unknown version before anything is read
         self._waiting = set(range(len(self.segments)))
+        self._known: dict[int, KnownChunks] = {}
         self._spares = memoryview(bytearray(LOOKAHEAD)), memoryview(bytearray(LOOKAHEAD))
         self._work = self._streams()
         self._stream: _Stream | None = None
@@ -118,19 +144,16 @@ class TreeChunker:
             raise ValueError(f"segment {number} cannot be skipped: the checksum of an entry in it is not known")
         self._waiting.discard(number)
 
-    def headers_of(self, number: int) -> Iterator[bytes]:
-        """Yield all bytes of a header segment except the content of its files, piece by piece.
+    def recall(self, number: int, chunks: KnownChunks) -> None:
+        """Take a chunk of header segment `number` from `chunks` wherever a cut falls on its start.
 
-        These are the headers of its own entries and of the next entry. For the last header segment, they are the
-        headers of every entry. A header segment is unchanged if these bytes and its files are unchanged.
-
-        Raises ValueError at the first checksum that is not known.
+        `chunks` come from an earlier push. The bytes of each, and `CUT_MARGIN` bytes after it, must be the same at its offset
+        now, and all be in the segment. A chunk that ends at the end of the segment must have ended a segment then. The
+        checksums of the entries that it touches must be known.
         """
-        for place in self.segments[number].entries:
-            yield self._local_header(place) + (self.entries[place].target or "").encode()
-        yield from self._behind(number)
+        self._known[number] = chunks
 
-    def scan(self, buffer: memoryview) -> list[Cut]:
+    def scan(self, buffer: memoryview) -> list[Cut | RecalledCut]:
         """Read and cut as much as fits into `buffer`, which has at least `WINDOW_MIN` bytes.
 
         Some bytes at the end of the buffer may stay unused. Bytes that were read and are not cut yet are kept. After an
@@ -138,11 +161,15 @@ class TreeChunker:
         """
         if len(buffer) < WINDOW_MIN:
             raise ValueError(f"the buffer has {len(buffer)} bytes; {WINDOW_MIN} are needed")
-        cuts = []
+        cuts: list[Cut | RecalledCut] = []
         if self._stream is None:
             self._stream = next(self._work, None)
         while self._stream is not None and self._stream.buffer_size <= len(buffer):
             stream = self._stream
+            if recalled := stream.recall():
+                chunks, start, end = recalled
+                passed = range(bisect_right(self.offsets, start) - 1, bisect_right(self.offsets, end) - 1)
+                cuts.append(RecalledCut(stream.number, chunks, passed))
             if sizes := stream.scan(buffer):
                 cuts.append(Cut(stream.number, buffer[: sum(sizes)], sizes))
                 buffer = buffer[sum(sizes) :]
@@ -162,7 +189,9 @@ class TreeChunker:
             stream = None
             if headers in self._waiting:
                 chunker = Chunker(chunking_version=self._chunking_version, segments=_unsegmented())
-                stream = _HeaderSegment(headers, self.segments[headers], chunker, self._spares[0], self._parts(headers))
+                known = self._known.get(headers, KnownChunks((), ()))
+                parts = partial(self._parts, headers)
+                stream = _HeaderSegment(headers, self.segments[headers], chunker, self._spares[0], parts=parts, known=known)
                 yield stream
             if content in self._waiting:
                 chunker = Chunker(chunking_version=self._chunking_version, segments=segmenter(depth=1))
@@ -171,13 +200,22 @@ class TreeChunker:
                 stream.resume()
                 yield stream
 
-    def _parts(self, number: int) -> Iterator[_Part | None]:
-        """Yield the parts of a header segment. The parts after a None need the checksum of the content that follows."""
-        for place in self.segments[number].entries:
-            yield self.offsets[place + 1] - self.offsets[place], partial(self._write_small, place)
+    def _parts(self, number: int, start: int) -> Iterator[_Part | None]:
+        """Yield the parts of a header segment from the offset `start` in the zip on.
+
+        The parts after a None need the checksum of the content that follows.
+        """
+        entries = self.segments[number].entries
+        for place in entries[max(0, bisect_right(self.offsets, start) - 1 - entries.start) :]:
+            before = max(0, start - self.offsets[place])
+            write = partial(self._write_rest, place, before) if before else partial(self._write_small, place)
+            yield self.offsets[place + 1] - self.offsets[place] - before, write
         yield None
+        before = max(0, start - self.offsets[entries.stop])
         for header in self._behind(number):
-            yield len(header), partial(_write, header)
+            if before < len(header):
+                yield len(header) - before, partial(_write, header[before:])
+            before = max(0, before - len(header))
 
     def _behind(self, number: int) -> Iterator[bytes]:
         """Yield what follows the last small file of a header segment: the next header, or the central directory."""
@@ -214,6 +252,15 @@ class TreeChunker:
             self._fill(place, 0, content)
         memory[: len(memory) - entry.size] = self._local_header(place)
 
+    def _write_rest(self, place: int, before: int, memory: memoryview) -> None:
+        """Write an entry without its first `before` bytes. Its checksum is known."""
+        entry = self.entries[place]
+        header = self._local_header(place)
+        rest = header[before:] + (entry.target or "").encode()[max(0, before - len(header)) :]
+        memory[: len(rest)] = rest
+        if len(rest) < len(memory):
+            self._read(place, max(0, before - len(header)), memory[len(rest) :])
+
     def _fill(self, place: int, offset: int, memory: memoryview) -> None:
         """Read content and add it to the checksum. Calls for one entry come in order."""
         crc = self._crc(place) if offset else 0
@@ -234,6 +281,7 @@ class _Stream:
         self.rests = False
         """True if the stream must not be scanned: until `resume` is called, or because it is finished."""
         self._chunker = chunker
+        self._lookahead = LOOKAHEAD
         self._spare = spare
         self._uncut = 0
 
@@ -241,6 +289,14 @@ class _Stream:
     def buffer_size(self) -> int:
         """The smallest buffer with which `scan` makes progress."""
         return min(self._uncut + self.remaining, WINDOW_MIN)
+
+    def recall(self) -> tuple[range, int, int] | None:
+        """Pass over the chunks that are known from here on.
+
+        Return their places among the known chunks, where the bytes end that were made before, and where the chunks end. Return
+        None if the next chunk is not known.
+        """
+        return None
 
     def scan(self, buffer: memoryview) -> list[int]:
         """Make bytes until the buffer is full or the stream rests.
@@ -250,7 +306,7 @@ class _Stream:
         buffer[: self._uncut] = self._spare[: self._uncut]
         end = self._make(buffer, self._uncut)
         self.remaining -= end - self._uncut
-        sizes = self._chunker.cut(buffer[:end], final=not self.remaining)
+        sizes = self._chunker.cut(buffer[:end], final=not self.remaining, lookahead=self._lookahead)
         decided = sum(sizes)
         self._uncut = end - decided
         self._spare[: self._uncut] = buffer[decided:end]
@@ -264,26 +320,75 @@ class _Stream:
 class _HeaderSegment(_Stream):
     """A header segment: small files and headers."""
 
-    def __init__(self, number: int, segment: Segment, chunker: Chunker, spare: memoryview, parts: Iterator[_Part | None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        segment: Segment,
+        chunker: Chunker,
+        spare: memoryview,
+        *,
+        parts: Callable[[int], Iterator[_Part | None]],
+        known: KnownChunks,
+    ) -> None:
+        """`parts` returns the parts from an offset in the zip on."""
         super().__init__(number, segment, chunker, spare)
-        self._parts = parts
-        self._part = next(parts)
+        self._segment = segment
+        self._end = segment.start + segment.size
+        self._parts_from = parts
+        self._parts = parts(segment.start)
+        self._part = next(self._parts)
+        self._known = known
+        self._is_resumed = False
+        if known.starts:
+            self._lookahead = 0  # so that a cut is found as soon as its bytes are there
 
     def resume(self) -> None:
         """Continue after the checksum of the following content is known."""
         self._part = next(self._parts)
+        self._is_resumed = True
         self.rests = False
+
+    def recall(self) -> tuple[range, int, int] | None:
+        made = self._end - self.remaining
+        start = made - self._uncut
+        starts, sizes = self._known
+        first = last = bisect_left(starts, start)
+        end = start
+        while last < len(starts) and starts[last] == end:
+            end += sizes[last]
+            last += 1
+        if first == last:
+            return None
+        self._chunker.pass_over(memoryview(b""), until=end - self._segment.start)
+        # Nothing was made beyond the end: at most one part was made beyond the cut, which is smaller than a chunk.
+        self._uncut = 0
+        self.remaining = self._end - end
+        self._parts = self._parts_from(end)
+        self._part = next(self._parts)
+        if self._part is None and self._is_resumed:
+            self._part = next(self._parts, None)
+        self.rests = self._part is None
+        return range(first, last), made, end
 
     def _make(self, buffer: memoryview, start: int) -> int:
         at = start
+        until = min(len(buffer), self._enough(start))
         # A part is never split: a part that does not fit into the buffer is the first one in the next buffer.
-        while self._part is not None and at + self._part[0] <= len(buffer):
+        while self._part is not None and at < until and at + self._part[0] <= len(buffer):
             size, write = self._part
             write(buffer[at : at + size])
             at += size
             self._part = next(self._parts, None)
         self.rests = self._part is None
         return at
+
+    def _enough(self, uncut: int) -> int:
+        """Return how many uncut bytes show whether a cut falls on the next known chunk, of which `uncut` are there."""
+        made = self._end - self.remaining
+        next_known = bisect_left(self._known.starts, made - CUT_MARGIN + 1)
+        if next_known == len(self._known.starts):
+            return uncut + self.remaining
+        return uncut + self._known.starts[next_known] + CUT_MARGIN - made
 
 
 class _Content(_Stream):

@@ -67,7 +67,12 @@ def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 def local_header_size(entry: Entry) -> int:
     """Return the size of the result of `local_header`."""
-    return zip_.LOCAL_HEADER.size + len(entry.stored_name) + (_ZIP64_LOCAL if entry.size >= zip_.U32_MAX else 0)
+    return local_header_size_for(len(entry.stored_name), entry.size)
+
+
+def local_header_size_for(name_size: int, size: int) -> int:
+    """Return the size of the local header of an entry whose name has `name_size` bytes and whose content has `size`."""
+    return zip_.LOCAL_HEADER.size + name_size + (_ZIP64_LOCAL if size >= zip_.U32_MAX else 0)
 
 
 def local_header(entry: Entry, crc: int) -> bytes:
@@ -79,7 +84,12 @@ def local_header(entry: Entry, crc: int) -> bytes:
 
 def central_header_size(entry: Entry, offset: int) -> int:
     """Return the size of the result of `central_header`."""
-    return zip_.CENTRAL_HEADER.size + len(entry.stored_name) + len(_central_extra(entry.size, offset))
+    return central_header_size_for(len(entry.stored_name), entry.size, offset)
+
+
+def central_header_size_for(name_size: int, size: int, offset: int) -> int:
+    """Return the size of the central header of an entry, as `local_header_size_for` does for the local one."""
+    return zip_.CENTRAL_HEADER.size + name_size + len(_central_extra(size, offset))
 
 
 def central_header(placed: PlacedEntry) -> bytes:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain
+from typing import NamedTuple
 
-from blake3 import blake3
-
-from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.zip.chunker import Cut, TreeChunker
+from filestore.format.zip.chunker import Cut, KnownChunks, RecalledCut, TreeChunker
 from filestore.format.zip.virtual import VirtualZip
 from filestore.format.zip.write import Entry
 from filestore.system.metrics import Stage, span
 from filestore.system.writeback import Writeback, begin_write_back, write_back, write_back_part, writeback_of
 from filestore.transfer.sources.file import (
     PACKED_SIZE,
-    STATE_SIZE,
     CachedPush,
     DescriptorOwner,
     FileState,
@@ -33,17 +32,8 @@ from filestore.transfer.sources.file import (
     read_exactly,
     unpacked,
 )
+from filestore.transfer.sources.tree_fingerprint import EntryKind, Fingerprint, Listing, are_chunks_of, held_chunks
 from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, WalkResult, shown_path, unreadable_reason
-
-_FINGERPRINT_MAGIC = b"tree2"
-"""Files were not written back before a fingerprint with another magic was made, so it is not trusted."""
-_COUNTS = struct.Struct("<II")
-"""The number of files, and the number of segments."""
-_FILE = struct.Struct("<HI")
-"""The length of a name, and a checksum. The name and the state follow."""
-_SEGMENT = DIGEST_AND_NUMBER
-"""The key of a segment, and the number of its chunks."""
-_UNKNOWN = bytes(DIGEST_SIZE)
 
 _SYNCED_SIZE = 1 << 20
 """A smaller file is not synced by `fdatasync`, which would take longer than to read it."""
@@ -62,10 +52,9 @@ class TreeSource(DescriptorOwner):
     When a file is opened, its state must be the one that the walk found. At the end, all files are checked once more.
     So the tree that is recorded existed as a whole at one moment.
 
-    The fingerprint has the name, the state and the checksum of each file. It also has the key of each segment of the
-    zip: a digest of everything that the chunks of the segment depend on, except the content of the files. So a segment
-    whose files and headers are the same is not made again. Each file is written back before it is read, as in `FileSource`; one
-    that is not is left out of the fingerprint, so that the next push reads it.
+    The fingerprint has the name, the state and the checksum of each entry. So a chunk that lies in unchanged entries is neither
+    read nor cut again, but where the chunks before it end elsewhere now. Each file is written back before it is read, as in
+    `FileSource`; one that is not is marked in the fingerprint, so that the next push reads it.
     """
 
     def __init__(self, walked: WalkResult, *, chunking_version: int = CHUNKING_VERSION, is_remembered: bool = True) -> None:
@@ -94,8 +83,10 @@ class TreeSource(DescriptorOwner):
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
         self._chunks = [bytearray() for _ in self._chunker.segments]
         self._cut_sizes: dict[int, int] = {}
-        """Bytes of each large file that were cut so far, by the number of its segment."""
-        self._fingerprint: bytes | None = None
+        """Bytes of each segment that were cut or recalled so far, as far as that was needed."""
+        self._recalled: dict[int, bytearray] = {}
+        """The packed chunks that were given to `TreeChunker.recall`, for each segment."""
+        self._cached: CachedPush | None = None
         self._opened = -1
         self._opened_path = ""
 
@@ -108,42 +99,40 @@ class TreeSource(DescriptorOwner):
         return self._chunker.is_finished
 
     def load_fingerprint(self, cached: CachedPush) -> None:
+        """Skip the chunks that still hold, as `Source` says.
+
+        Chunks that hold only if a cut falls on their start are counted as cached when they are passed over, in a scan.
+        """
         try:
-            fingerprint = _TreeFingerprint(cached)
-            unchanged = dict(fingerprint.unchanged(self._walked))
-            segments = fingerprint.segments()
+            fingerprint = Fingerprint.parse(cached.fingerprint)
+            then, ends = fingerprint.layout()
+            if not are_chunks_of(cached.manifest.chunks.sizes(), ends):
+                return  # an earlier version left out folders, links and unnoticed files
+            if self._is_as_in(fingerprint, cached):
+                self._skip_all(fingerprint, cached)
+                return
+            unchanged = _Unchanged(array("I"), array("I"))
+            for before, place in fingerprint.unchanged(self._listing, cached.recorded_at):
+                unchanged.then.append(before)
+                unchanged.now.append(place)
+            offsets = self._chunker.offsets
+            held = _HeldChunks(array("Q"), array("Q"), bytearray())
+            for chunk in held_chunks(cached.manifest.chunks.sizes(), ends, zip(*unchanged, strict=True), then, offsets):
+                held.add(chunk.start, chunk.size, cached.manifest.chunks.encoded[chunk.place * PACKED_SIZE :][:PACKED_SIZE])
         except (ValueError, struct.error):
             return  # a damaged fingerprint has no effect
-        for place, crc in unchanged.items():
-            self._chunker.remember(place, crc)
-        for number, segment in enumerate(self._chunker.segments):
-            if any(place not in unchanged for place in segment.entries if self._walked.states.packed(place) != NO_STATE):
-                continue
-            chunks = segments.get(self._segment_key(number), b"")
-            if sum(chunk.size for chunk in unpacked(chunks)) == segment.size:
-                self._chunker.skip(number)
-                self._chunks[number] += chunks
-                self.cached_size += segment.size
-                self.files_done += sum(_is_read(self._chunker.entries[place]) for place in segment.entries)
-        if self.is_finished:
-            self._fingerprint = cached.fingerprint  # to make it takes a second for 200,000 files, and gives the same
+        for before, place in zip(*unchanged, strict=True):
+            self._chunker.remember(place, fingerprint.crcs[before])
+        self._hold(held)
 
     def fingerprint(self) -> bytes:
-        if self._fingerprint is not None:
-            return self._fingerprint
-        segments = (_SEGMENT.pack(self._segment_key(number), len(row) // PACKED_SIZE) for number, row in enumerate(self._chunks))
-        files = bytearray()
-        file_count = 0
-        for place, (entry, crc) in enumerate(zip(self._chunker.entries, self._chunker.crcs, strict=True)):
-            state = self._walked.states.packed(place)
-            if state != NO_STATE and place not in self._unnoticed:
-                name = entry.stored_name
-                files += _FILE.pack(len(name), crc or 0) + name + state
-                file_count += 1
-        fingerprint = bytearray(_FINGERPRINT_MAGIC + _COUNTS.pack(file_count, len(self._chunks)))
-        fingerprint += b"".join(segments)
-        fingerprint += files
-        return bytes(fingerprint)
+        if self._cached is not None:
+            return self._cached.fingerprint
+        kinds = bytearray(self._listing.kinds)
+        for place in self._unnoticed:
+            kinds[place] = EntryKind.UNNOTICED
+        crcs = [crc or 0 for crc in self._chunker.crcs]
+        return Fingerprint(self._listing._replace(kinds=bytes(kinds)), crcs).pack()
 
     def scan_limit(self, wanted: int) -> int:  # noqa: ARG002
         return 1
@@ -151,10 +140,18 @@ class TreeSource(DescriptorOwner):
     def scan(self, buffer: memoryview) -> list[Window]:
         with span(Stage.CUT) as cutting:
             cuts = self._chunker.scan(buffer)
-            cutting.add(sum(len(cut.content) for cut in cuts))
-        return [Window.cut(cut.content, cut.sizes, self._chunks[cut.segment], self._origin(cut)) for cut in cuts]
+            cutting.add(sum(len(cut.content) for cut in cuts if isinstance(cut, Cut)))
+        windows = []
+        for cut in cuts:
+            if isinstance(cut, RecalledCut):
+                self._take_recalled(cut)
+            else:
+                windows.append(Window.cut(cut.content, cut.sizes, self._chunks[cut.segment], self._origin(cut)))
+        return windows
 
     def manifest(self) -> Manifest:
+        if self._cached is not None:
+            return self._cached.manifest
         return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), chunking_version=self._chunking_version)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
@@ -185,25 +182,56 @@ class TreeSource(DescriptorOwner):
         self.close()
 
     @cached_property
+    def _listing(self) -> Listing:
+        return Listing.of(self._chunker.entries, self._walked.states)
+
+    @cached_property
     def _virtual(self) -> VirtualZip:
         crcs = [crc or 0 for crc in self._chunker.crcs]
         return VirtualZip(self._chunker.entries, crcs, self._chunker.offsets, self._read_again)
 
-    def _segment_key(self, number: int) -> bytes:
-        """Return a digest of everything that the chunks of a segment depend on, except file content.
+    def _is_as_in(self, fingerprint: Fingerprint, cached: CachedPush) -> bool:
+        """Return whether nothing in the tree has changed."""
+        same = fingerprint.knows_kinds and fingerprint.listing == self._listing
+        return same and all(self._listing.is_settled(place, cached.recorded_at) for place in range(len(self._listing.kinds)))
 
-        It is zeros if a part of this is not known yet.
-        """
-        segment = self._chunker.segments[number]
-        if segment.is_content:
-            return blake3(b"content" + self._chunker.entries[segment.entries.start].stored_name).digest()
-        headers = blake3()
-        try:
-            for piece in self._chunker.headers_of(number):
-                headers.update(piece)
-        except ValueError:
-            return _UNKNOWN
-        return headers.digest()
+    def _skip_all(self, fingerprint: Fingerprint, cached: CachedPush) -> None:
+        for place, crc in enumerate(fingerprint.crcs):
+            self._chunker.remember(place, crc)
+        for number in range(len(self._chunker.segments)):
+            self._chunker.skip(number)
+        self._cached = cached
+        self.cached_size = self.size
+        self.files_done = self.file_count
+
+    def _hold(self, held: _HeldChunks) -> None:
+        """Skip the segments of which all chunks still hold, and let the chunker recall the others where it can."""
+        stop = 0
+        for number, segment in enumerate(self._chunker.segments):
+            start, stop = stop, bisect_left(held.starts, segment.start + segment.size, lo=stop)
+            if start == stop:
+                continue
+            chunks = held.packed[start * PACKED_SIZE : stop * PACKED_SIZE]
+            if sum(held.sizes[start:stop]) == segment.size:
+                self._chunker.skip(number)
+                self._chunks[number] += chunks
+                self.cached_size += segment.size
+                self.files_done += self._count_read(segment.entries)
+            else:
+                self._chunker.recall(number, KnownChunks(held.starts[start:stop], held.sizes[start:stop]))
+                self._recalled[number] = chunks
+
+    def _take_recalled(self, cut: RecalledCut) -> None:
+        chunks = self._recalled[cut.segment][cut.chunks.start * PACKED_SIZE : cut.chunks.stop * PACKED_SIZE]
+        size = sum(chunk.size for chunk in unpacked(chunks))
+        self._chunks[cut.segment] += chunks
+        self._cut_sizes[cut.segment] = self._cut_sizes.get(cut.segment, 0) + size
+        self.cached_size += size
+        self.files_done += self._count_read(cut.passed)
+
+    def _count_read(self, places: range) -> int:
+        """Return how many of these entries have content that a push reads."""
+        return sum(_is_read(self._chunker.entries[place]) for place in places)
 
     def _read(self, place: int, offset: int, memory: memoryview) -> None:
         """Read content for the first time, in order."""
@@ -280,7 +308,8 @@ class TreeSource(DescriptorOwner):
         self._begun = min(place + _AHEAD, len(self._walked.states))
         for ahead in range(place + 1, self._begun):
             state = self._walked.states[ahead]
-            if state is not None and self._is_fresh(state):
+            # What an earlier push remembers was written back then.
+            if state is not None and self._chunker.crcs[ahead] is None and self._is_fresh(state):
                 with suppress(OSError):  # it is opened again to be read
                     descriptor = os.open(self._walked.path(ahead), _READ)
                     try:
@@ -296,49 +325,25 @@ class TreeSource(DescriptorOwner):
         self._walked.states.check(place, os.fstat(self._descriptor), self._opened_path)
 
 
-class _TreeFingerprint:
-    """The fingerprint of an earlier push. Its methods raise ValueError or struct.error if it is malformed."""
+class _Unchanged(NamedTuple):
+    """The places of the unchanged entries, in the zip of an earlier push and in that of now."""
 
-    def __init__(self, cached: CachedPush) -> None:
-        data = cached.fingerprint
-        if not data.startswith(_FINGERPRINT_MAGIC):
-            raise ValueError("it is not the fingerprint of a directory")
-        self._data = data
-        self._chunks = cached.manifest.chunks.encoded
-        self._recorded_at = cached.recorded_at
-        self._file_count, self._segment_count = _COUNTS.unpack_from(data, len(_FINGERPRINT_MAGIC))
+    then: array[int]
+    now: array[int]
 
-    def segments(self) -> dict[bytes, memoryview]:
-        """Return the packed chunks of each segment, by the key of the segment."""
-        found = {}
-        start = len(_FINGERPRINT_MAGIC) + _COUNTS.size
-        at = 0
-        for number in range(self._segment_count):
-            key, count = _SEGMENT.unpack_from(self._data, start + number * _SEGMENT.size)
-            found[key] = self._chunks[at : at + count * PACKED_SIZE]
-            at += count * PACKED_SIZE
-        found.pop(_UNKNOWN, None)
-        return found
 
-    def unchanged(self, walked: WalkResult) -> Iterator[tuple[int, int]]:
-        """Yield the place and the checksum of each file whose state is the same as then, and settled."""
-        waiting = self._files()
-        name, packed_state, crc = next(waiting, (b"", b"", 0))
-        for place, entry in enumerate(walked.entries):
-            # Both are in the order of names.
-            while name and name < entry.stored_name:
-                name, packed_state, crc = next(waiting, (b"", b"", 0))
-            is_same = name == entry.stored_name and packed_state == walked.states.packed(place)
-            if is_same and FileState.unpack(packed_state).is_settled(self._recorded_at):
-                yield place, crc
+class _HeldChunks(NamedTuple):
+    """The chunks of an earlier push that still hold, as columns, in order."""
 
-    def _files(self) -> Iterator[tuple[bytes, bytes, int]]:
-        at = len(_FINGERPRINT_MAGIC) + _COUNTS.size + self._segment_count * _SEGMENT.size
-        for _ in range(self._file_count):
-            length, crc = _FILE.unpack_from(self._data, at)
-            at += _FILE.size
-            yield self._data[at : at + length], self._data[at + length : at + length + STATE_SIZE], crc
-            at += length + STATE_SIZE
+    starts: array[int]
+    """Their offsets in the zip now."""
+    sizes: array[int]
+    packed: bytearray
+
+    def add(self, start: int, size: int, packed: memoryview) -> None:
+        self.starts.append(start)
+        self.sizes.append(size)
+        self.packed.extend(packed)
 
 
 def _is_read(entry: Entry) -> bool:

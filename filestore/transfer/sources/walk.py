@@ -92,6 +92,11 @@ class States(Sequence[FileState | None]):
         packed = self.packed(range(len(self))[place])
         return FileState.unpack(packed) if packed != NO_STATE else None
 
+    @property
+    def encoded(self) -> bytes:
+        """All packed states, one after the other."""
+        return self._packed
+
     def packed(self, place: int) -> bytes:
         """Return the packed state at a place. It is zeros for an entry without a state."""
         return self._packed[place * STATE_SIZE : (place + 1) * STATE_SIZE]
