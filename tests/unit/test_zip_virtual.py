@@ -27,7 +27,7 @@ def _virtual(contents: Mapping[str, bytes], asked: Asked) -> tuple[VirtualZip, i
     entries = sorted_entries(ENTRIES)
     offsets = [0]
     for entry in entries:
-        offsets.append(offsets[-1] + local_header_size(entry) + entry.size)
+        offsets.append(offsets[-1] + local_header_size(len(entry.stored_name), entry.size) + entry.size)
 
     def read(place: int, offset: int, memory: memoryview) -> None:
         name = entries[place].name

@@ -16,10 +16,12 @@ the zip.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
+from operator import attrgetter
 from typing import NamedTuple
 
 from filestore.errors import LimitExceeded
@@ -108,9 +110,10 @@ class TreeChunker:
 
     def __init__(self, entries: Iterable[Entry], read: Read, *, chunking_version: int = CHUNKING_VERSION) -> None:
         self.entries = sorted_entries(entries)
-        self.offsets = _offsets(self.entries)
+        name_sizes = array("H", (len(entry.stored_name) for entry in self.entries))
+        self.offsets = _offsets(self.entries, name_sizes)
         """The offsets of the local headers. The last number is the offset of the central directory."""
-        self.segments = _segments(self.entries, self.offsets)
+        self.segments = _segments(self.entries, self.offsets, name_sizes)
         """Header segments and contents in turn, without gaps. The first and the last one are header segments."""
         self.size = self.segments[-1].start + self.segments[-1].size
         if self.size >= SIZE_LIMIT:
@@ -424,11 +427,12 @@ def _known_crc(entry: Entry) -> int | None:
     return None if entry.size else 0
 
 
-def _offsets(entries: Sequence[Entry]) -> list[int]:
-    return list(accumulate((local_header_size(entry) + entry.size for entry in entries), initial=0))
+def _offsets(entries: Sequence[Entry], name_sizes: Sequence[int]) -> list[int]:
+    headers = map(local_header_size, name_sizes, map(attrgetter("size"), entries))
+    return list(accumulate((header + entry.size for header, entry in zip(headers, entries, strict=True)), initial=0))
 
 
-def _segments(entries: Sequence[Entry], offsets: Sequence[int]) -> list[Segment]:
+def _segments(entries: Sequence[Entry], offsets: Sequence[int], name_sizes: Sequence[int]) -> list[Segment]:
     segments = []
     start = first = 0
     for place, entry in enumerate(entries):
@@ -438,7 +442,7 @@ def _segments(entries: Sequence[Entry], offsets: Sequence[int]) -> list[Segment]
             segments.append(Segment(start, content - start, range(first, place), is_content=False))
             segments.append(Segment(content, entry.size, range(place, place + 1), is_content=True))
             start, first = end, place + 1
-    size = sum(map(central_header_size, entries, offsets))
+    size = sum(map(central_header_size, name_sizes, map(attrgetter("size"), entries), offsets))
     tail = size + len(end_records(count=len(entries), size=size, offset=offsets[-1]))
     segments.append(Segment(start, offsets[-1] - start + tail, range(first, len(entries)), is_content=False))
     return segments

@@ -62,16 +62,12 @@ def sorted_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         checked.append(entry)
     if found := tree.links_problem({entry.name: entry.target for entry in checked if entry.target is not None}):
         raise InvalidName(*found)
-    return tuple(sorted(checked, key=lambda entry: entry.stored_name))
+    # In the order of code points, which is also that of their UTF-8.
+    return tuple(sorted(checked, key=lambda entry: f"{entry.name}/" if entry.is_folder else entry.name))
 
 
-def local_header_size(entry: Entry) -> int:
-    """Return the size of the result of `local_header`."""
-    return local_header_size_for(len(entry.stored_name), entry.size)
-
-
-def local_header_size_for(name_size: int, size: int) -> int:
-    """Return the size of the local header of an entry whose name has `name_size` bytes and whose content has `size`."""
+def local_header_size(name_size: int, size: int) -> int:
+    """Return the size of the result of `local_header`, for a name of `name_size` bytes and a content of `size` bytes."""
     return zip_.LOCAL_HEADER.size + name_size + (_ZIP64_LOCAL if size >= zip_.U32_MAX else 0)
 
 
@@ -82,14 +78,10 @@ def local_header(entry: Entry, crc: int) -> bytes:
     return zip_.LOCAL_HEADER.pack(zip_.LOCAL_SIGNATURE, *_shared_fields(entry, crc, name, extra)) + name + extra
 
 
-def central_header_size(entry: Entry, offset: int) -> int:
-    """Return the size of the result of `central_header`."""
-    return central_header_size_for(len(entry.stored_name), entry.size, offset)
-
-
-def central_header_size_for(name_size: int, size: int, offset: int) -> int:
-    """Return the size of the central header of an entry, as `local_header_size_for` does for the local one."""
-    return zip_.CENTRAL_HEADER.size + name_size + len(_central_extra(size, offset))
+def central_header_size(name_size: int, size: int, offset: int) -> int:
+    """Return the size of the result of `central_header`, as `local_header_size` does."""
+    base = zip_.CENTRAL_HEADER.size + name_size
+    return base if max(size, offset) < zip_.U32_MAX else base + len(_central_extra(size, offset))
 
 
 def central_header(placed: PlacedEntry) -> bytes:

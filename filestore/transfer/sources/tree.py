@@ -105,12 +105,12 @@ class TreeSource(DescriptorOwner):
         """
         try:
             fingerprint = Fingerprint.parse(cached.fingerprint)
-            then, ends = fingerprint.layout()
-            if not are_chunks_of(cached.manifest.chunks.sizes(), ends):
-                return  # an earlier version left out folders, links and unnoticed files
             if self._is_as_in(fingerprint, cached):
                 self._skip_all(fingerprint, cached)
                 return
+            then, ends = fingerprint.layout()
+            if not are_chunks_of(cached.manifest.chunks.sizes(), ends):
+                return  # an earlier version left out folders, links and unnoticed files
             unchanged = _Unchanged(array("I"), array("I"))
             for before, place in fingerprint.unchanged(self._listing, cached.recorded_at):
                 unchanged.then.append(before)
@@ -192,8 +192,10 @@ class TreeSource(DescriptorOwner):
 
     def _is_as_in(self, fingerprint: Fingerprint, cached: CachedPush) -> bool:
         """Return whether nothing in the tree has changed."""
-        same = fingerprint.knows_kinds and fingerprint.listing == self._listing
-        return same and all(self._listing.is_settled(place, cached.recorded_at) for place in range(len(self._listing.kinds)))
+        if not fingerprint.knows_kinds or fingerprint.listing != self._listing:
+            return False
+        ends = [segment.start + segment.size for segment in self._chunker.segments]
+        return self._listing.are_settled(cached.recorded_at) and are_chunks_of(cached.manifest.chunks.sizes(), ends)
 
     def _skip_all(self, fingerprint: Fingerprint, cached: CachedPush) -> None:
         for place, crc in enumerate(fingerprint.crcs):

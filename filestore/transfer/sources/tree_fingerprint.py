@@ -12,7 +12,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import NamedTuple, Self
 
 from blake3 import blake3
@@ -20,7 +20,7 @@ from blake3 import blake3
 from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Buffer
 from filestore.format.chunking import CUT_MARGIN
 from filestore.format.chunking.segments import SEGMENT_MIN
-from filestore.format.zip.write import Entry, central_header_size_for, end_records, local_header_size_for
+from filestore.format.zip.write import Entry, central_header_size, end_records, local_header_size
 from filestore.transfer.sources.file import STATE_SIZE, FileState
 from filestore.transfer.sources.walk import States
 
@@ -75,7 +75,8 @@ class Listing(NamedTuple):
     def each_name(self) -> Iterator[bytes]:
         """Yield the names one by one. A list of them would take 10 MB for 200,000 entries."""
         start = 0
-        while (end := self.names.find(b"\0", start)) >= 0:
+        find = self.names.find
+        while (end := find(b"\0", start)) >= 0:
             yield self.names[start:end]
             start = end + 1
         if self.kinds:
@@ -83,9 +84,11 @@ class Listing(NamedTuple):
 
     def is_settled(self, place: int, recorded_at: int) -> bool:
         """Return whether every change of an entry after `recorded_at` shows in its kind or its state."""
-        if self.kinds[place] in (EntryKind.FOLDER, EntryKind.LINK):
-            return True
-        return FileState.unpack(self.states, place).is_settled(recorded_at)
+        return self.kinds[place] >= EntryKind.FOLDER or FileState.unpack(self.states, place).is_settled(recorded_at)
+
+    def are_settled(self, recorded_at: int) -> bool:
+        """Return whether this holds for all entries."""
+        return all(map(self.is_settled, range(len(self.kinds)), repeat(recorded_at)))
 
 
 class Fingerprint(NamedTuple):
@@ -142,8 +145,8 @@ class Fingerprint(NamedTuple):
         at = directory = 0
         for name, (size,) in zip(self.listing.each_name(), _SIZE_ONLY.iter_unpack(self.listing.states), strict=True):
             offsets.append(at)
-            directory += central_header_size_for(len(name), size, at)
-            at += local_header_size_for(len(name), size) + size
+            directory += central_header_size(len(name), size, at)
+            at += local_header_size(len(name), size) + size
             if size >= SEGMENT_MIN:
                 ends.append(at - size)
                 ends.append(at)

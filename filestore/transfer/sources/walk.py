@@ -121,11 +121,13 @@ class WalkResult(NamedTuple):
     name."""
     started_at: int
     """When the walk began, in nanoseconds since 1970."""
+    beginning: str
+    """The path of the directory, with one slash at its end."""
 
     def path(self, place: int) -> str:
         """Return the path of the content of an entry."""
         name = self.entries[place].name
-        return self.elsewhere.get(name) or f"{_beginning(self.root)}{name}"
+        return self.elsewhere.get(name) or f"{self.beginning}{name}"
 
 
 def checked_symlinks(symlinks: Symlinks | str) -> Symlinks:
@@ -248,7 +250,12 @@ class _Walker:
             state = self._packed[before * STATE_SIZE : (before + 1) * STATE_SIZE]
             packed[place * STATE_SIZE : (place + 1) * STATE_SIZE] = state
         return WalkResult(
-            self._root, [self.entries[before] for before in order], States(packed), self._elsewhere, self._started_at
+            self._root,
+            [self.entries[before] for before in order],
+            States(packed),
+            self._elsewhere,
+            self._started_at,
+            _beginning(self._root),
         )
 
     def _look_into(self, folder: _Folder) -> None:
