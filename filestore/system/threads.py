@@ -8,8 +8,8 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
-from concurrent.futures import Executor, wait
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor, Future, wait
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from filestore.system.fair_pool import FairPool
@@ -156,20 +156,39 @@ async def in_stoppable_thread(
 
     If it is cancelled, it first calls `stop`, which must make `function` end soon. Then it waits for the thread.
     """
-    future = pool.submit(function, *args, **kwargs)
-    waiting = asyncio.wrap_future(future)
+    call = pool.submit(function, *args, **kwargs)
     try:
-        return await asyncio.shield(waiting)
+        await _ended_call(call)
     except asyncio.CancelledError:
         stop()
-        # The exception is read, so that the loop does not report it as lost. Only the cancel counts.
-        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        while not (future.cancel() or future.done()):
-            try:
-                await asyncio.wait([waiting])
-            except asyncio.CancelledError:
-                continue
+        while not (call.cancel() or call.done()):
+            with suppress(asyncio.CancelledError):
+                await _ended_call(call)
         raise
+    if call.cancelled():
+        raise asyncio.CancelledError
+    return call.result()
+
+
+def _ended_call(call: Future[Any]) -> asyncio.Future[None]:
+    """Return a future that is done when `call` has ended. It has no result.
+
+    The event loop is woken once. `asyncio.wrap_future` and `asyncio.shield` would take three rounds of it.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def tell(_: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_end, ended)
+
+    call.add_done_callback(tell)
+    return ended
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def shield_until_done(coroutine: Coroutine[Any, Any, T]) -> T:
