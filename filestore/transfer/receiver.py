@@ -9,10 +9,9 @@ digests. The push cache is not used, since it is not verified.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from filestore.transfer.parallelism import Parallelism
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places, PlaceTable, find_matches
 from filestore.transfer.receive_batch import BatchReceiver, scratch
-from filestore.transfer.receive_job import ReceiveJob, Write, WriteFailed
+from filestore.transfer.receive_job import ReceiveJob
 from filestore.transfer.schedule import (
     DEFAULT_OPTIONS,
     Batch,
@@ -42,9 +41,10 @@ from filestore.transfer.schedule import (
     round_robin,
 )
 from filestore.transfer.seeds import Seed
-from filestore.transfer.sinks.protocol import FilePart, Ordering, Sink
+from filestore.transfer.sinks.protocol import Ordering, Sink
 from filestore.transfer.sources.file import WINDOW_SIZE, Source, scan_and_hash
-from filestore.transfer.workers import WorkerPool, worker_pool
+from filestore.transfer.worker_batches import SharedPlace, WorkerBatches
+from filestore.transfer.workers import worker_pool
 
 KEPT_LIMIT = 16 << 20
 """Bytes that `content` keeps in memory, so that they are not received twice."""
@@ -188,11 +188,11 @@ class Receiver:
     async def _download_all(self, chains: Iterator[list[Batch]], sink: Sink, parallelism: Parallelism) -> None:
         processes, slots, _ = parallelism
         batches = round_robin(chains, max(self._own_count, processes * slots))
-        async with (
-            worker_pool(self._repository, count=processes, slots=slots, modules=[ReceiveJob.__module__]) as pool,
-            task_group() as group,
-        ):
-            self._begin_tasks(self._own_count, _Download(batches, sink, group, pool, processes * slots, slots))
+        modules = [ReceiveJob.__module__]
+        async with worker_pool(self._repository, count=processes, slots=slots, modules=modules) as pool:
+            with closing(WorkerBatches(sink, pool, slots=slots, options=self._options)) as shared:
+                async with task_group() as group:
+                    self._begin_tasks(self._own_count, _Download(batches, sink, group, shared, processes * slots))
 
     def report_progress(self) -> None:
         """Call `report` with the progress of the fetch."""
@@ -259,20 +259,23 @@ class Receiver:
 
     async def _download_batches(self, download: _Download) -> None:
         for batch in download.batches:
-            if download.is_ready and download.tasks_to_come:
-                # Worker processes are ready from now on, and take more batches at a time.
-                count, download.tasks_to_come = download.tasks_to_come, 0
-                self._begin_tasks(count, download)
             places = list(batch.places)
-            elsewhere, own = self._divided(places, download)
-            if own:
-                # Buffers are taken in the order of the batches. So none waits for a batch that waits for a buffer.
-                async with self._buffers.take() as buffer:
-                    if elsewhere:
-                        await self._receive_elsewhere(elsewhere, download)
+            shared: list[SharedPlace] = []
+            own = places
+            if download.shared is not None and download.shared.is_ready:
+                if download.tasks_to_come:
+                    # From now on more batches are under way.
+                    count, download.tasks_to_come = download.tasks_to_come, 0
+                    self._begin_tasks(count, download)
+                shared, own = download.shared.divide(places, self._kept)
+            # Buffers are taken in the order of the batches. So none waits for a batch that waits for a buffer.
+            async with self._buffers.take() if own else nullcontext() as buffer:
+                if shared and download.shared is not None:
+                    size = await download.shared.receive(shared, self._count_moved)
+                    self._under_way -= size
+                    self._written += sum(place.size for place, _ in shared)
+                if buffer is not None:
                     await self._receive(own, buffer, download.sink, batch.after)
-            else:
-                await self._receive_elsewhere(elsewhere, download)
             batch.written.set()
             self._unsynced += sum(place.size for place in places)
             self.report_progress()
@@ -291,57 +294,6 @@ class Receiver:
         )
         self.reused += reused
         self._written += sum(place.size for place in places) - reused
-
-    def _divided(self, places: list[Place], download: _Download) -> tuple[list[_ElsewherePlace], list[Place]]:
-        """Divide a batch: what a worker process can receive and write, and what this process does."""
-        if not download.is_ready:
-            return [], places
-        elsewhere, own = [], []
-        for place in places:
-            parts = self._parts_elsewhere(place, download.sink)
-            if parts is None:
-                own.append(place)
-            else:
-                elsewhere.append(_ElsewherePlace(place, parts))
-        is_worth_it = sum(place.size for place, _ in elsewhere) >= self._options.elsewhere_min
-        return (elsewhere, own) if is_worth_it else ([], places)
-
-    def _parts_elsewhere(self, place: Place, sink: Sink) -> list[FilePart] | None:
-        """Return where another process can write a place, for each of its offsets. Return None if it must be this process."""
-        if place.order is not Ordering.ANY or place.offsets[0] in self._kept:
-            return None
-        parts = []
-        for offset in place.offsets:
-            part = sink.file_at(offset, place.chunk.size)
-            if part is None:
-                return None
-            parts.append(part)
-        return parts
-
-    async def _receive_elsewhere(self, places: list[_ElsewherePlace], download: _Download) -> None:
-        """Let a worker process receive, verify and write these places."""
-        sink, pool = download.sink, download.pool
-        files = sorted({part.number for _, parts in places for part in parts})
-        numbers = {number: file for file, number in enumerate(files)}
-        writes = [Write(number, numbers[part.number], part.offset) for number, (_, parts) in enumerate(places) for part in parts]
-        job = ReceiveJob.of(
-            [place.chunk for place, _ in places],
-            writes,
-            staging=sink.staging,
-            is_summed=sink.needs_checksums,
-            buffer_size=self._options.batch_size,
-            buffer_count=download.slots,
-        )
-        assert pool is not None  # noqa: S101
-        async with _opened(sink, files) as descriptors:
-            try:
-                received = await pool.run(job, descriptors=descriptors, moved=self._count_moved)
-            except WriteFailed as error:
-                place = places[writes[error.place].number].place
-                raise sink.write_error(place.offsets[0], OSError(error.number, error.reason)) from None
-        await in_disk_thread(_note_written, sink, places, received.checksums)
-        self._under_way -= received.stored_size
-        self._written += sum(place.size for place, _ in places)
 
     async def _sync(self, sink: Sink) -> None:
         async with self._syncing:
@@ -396,24 +348,10 @@ class _Download:
     batches: Iterator[Batch]
     sink: Sink
     group: asyncio.TaskGroup
-    pool: WorkerPool | None = None
+    shared: WorkerBatches | None = None
+    """What worker processes receive, if the download has such processes."""
     tasks_to_come: int = 0
-    """How many tasks begin when worker processes are ready."""
-    slots: int = 0
-    """How many batches each of these processes has in flight."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether worker processes take batches."""
-        return self.pool is not None and self.pool.is_ready
-
-
-class _ElsewherePlace(NamedTuple):
-    """A place that a worker process writes."""
-
-    place: Place
-    parts: list[FilePart]
-    """Where each of its offsets is."""
+    """How many tasks begin when these are ready."""
 
 
 class _SeedMatches(NamedTuple):
@@ -508,29 +446,6 @@ class _SinkWriter:
         with span(Stage.WRITE, place.size):
             for offset in place.offsets:
                 self._sink.write(content, offset)
-
-
-@asynccontextmanager
-async def _opened(sink: Sink, numbers: Sequence[int]) -> AsyncIterator[list[int]]:
-    """Open files of a sink during the block."""
-    descriptors: list[int] = []
-    try:
-        await in_disk_thread(_open_files, sink, numbers, descriptors)
-        yield descriptors
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _open_files(sink: Sink, numbers: Sequence[int], descriptors: list[int]) -> None:
-    sink.check_ours()
-    descriptors.extend(map(sink.open_file, numbers))
-
-
-def _note_written(sink: Sink, places: Sequence[_ElsewherePlace], checksums: Sequence[int]) -> None:
-    for (place, _), checksum in zip(places, checksums or [0] * len(places), strict=True):
-        for offset in place.offsets:
-            sink.note_written(offset, place.chunk.size, checksum)
 
 
 def _chunks(places: Sequence[Place]) -> list[Chunk]:

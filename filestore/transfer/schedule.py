@@ -30,7 +30,7 @@ class TransferOptions:
     """From so many missing bytes on, a fetch has worker processes."""
     batches_in_flight: int | None = None
     """Number of batches that one process receives and writes at a time. None means what cores and memory allow."""
-    elsewhere_min: int = 1 << 20
+    shared_min: int = 1 << 20
     """A worker process gets a part of a batch only if it has at least this size."""
     batch_size: int = 8 << 20
     """The size of one batch, decoded."""

@@ -20,6 +20,7 @@ from filestore.core.paths import chunk_key
 from filestore.core.progress import Progress
 from filestore.core.records import Record
 from filestore.errors import DamagedChunk, StorageError, TransferError, WorkerEnded
+from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.protocol import Opening, Repository, TransferLimits
 from filestore.transfer import receiver as receiver_module
 from filestore.transfer.fetch import fetch_record
@@ -64,8 +65,8 @@ async def repository(server: RunningServer) -> AsyncIterator[Watched]:
         yield Watched(opened)
 
 
-OPTIONS = TransferOptions(large_size=0, batches_in_flight=2, sync_size=8 * MIB)
-"""Options with which each fetch is a large one, and each process has two batches in flight."""
+OPTIONS = TransferOptions(large_size=0, batches_in_flight=2, batch_size=FRAME_LIMIT, sync_size=8 * MIB)
+"""Options with which each fetch is a large one. Each process has two batches in flight, of a chunk or a few."""
 
 
 @pytest.fixture(params=[2, 3])
@@ -182,7 +183,7 @@ async def test_a_server_that_ends_half_way(server: RunningServer, record: Record
     """The error is that of one process, and the next fetch goes on."""
 
     def stop_half_way(progress: Progress) -> None:
-        if progress.done > SIZE // 2:
+        if progress.done > SIZE // 4:
             server.process.kill()
 
     async with connect(server.url, token=server.token, retry_seconds=0.1) as repository:
