@@ -49,7 +49,7 @@ def test_busy_processors_are_named_by_the_stage_that_took_most() -> None:
     assert 3.7 == pytest.approx(cores_busy(facts(client, server)))
 
 
-def test_busy_processors_may_be_busy_with_what_is_no_stage() -> None:
+def test_busy_processors_may_be_busy_outside_all_stages() -> None:
     """Python, and what the system does for it."""
     client = side(37.0, encode=stage(10.0, 10.0))
     assert ("python", "Python and the system at the client took 27.0 s, and 3.8 of 4 cores were busy") == limit_of(facts(client))

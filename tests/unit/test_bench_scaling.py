@@ -55,7 +55,7 @@ def test_a_row_says_how_the_lock_was_measured(gil_by: str, expected: tuple[float
 
 
 def test_a_row_of_a_peer_has_no_lock() -> None:
-    """It is no Python."""
+    """It has none."""
     (row,) = peer_rows_of({("curl", "fetch", 2): [PeerSample(10**9, 2, 1), PeerSample(10**9, 1, 1), PeerSample(10**9, 4, 1)]})
     assert ("curl", "fetch", 2, 5e8, 0.5, 1.0) == tuple(row.values())
 

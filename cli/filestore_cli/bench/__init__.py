@@ -4,6 +4,9 @@
     run        carries out a plan: starts a server, makes content, starts clients, and removes everything again
     processes  starts and ends workers and servers
     worker     a process of a measurement: it makes content, measures ceilings, or is a client
+    link       what a link carries, and what a plain HTTP client reaches
+    remote     the measurement of a server of the user, and of the link to it
+    remote_report  its result
     server     a server that is started for the measurement
     content    makes the content that is moved
     ceilings   measures the highest rates of this machine

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -18,6 +18,9 @@ from filestore_cli.plain_http import check_plain_http
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
+
+if TYPE_CHECKING:
+    from filestore_cli.bench.run import Plan
 
 KINDS = ("bf16", "fp32", "random", "text", "tree")
 SIZE_MIN = 64 << 10
@@ -74,9 +77,20 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.group(short_help="Measure the speed of this hardware.")
+class _Bench(click.Group):
+    """The group. With options and without a command, it measures a server of the user, as `bench remote` does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["remote", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Bench, short_help="Measure the speed of this hardware.")
 def bench() -> None:
     """Measure how fast a server takes and sends content on this hardware, and what limits it.
+
+    `filestore bench --server URL` is short for `filestore bench remote --server URL`.
 
     New content is made for each measurement, and removed after it, with its records. The result shows the time of each
     stage, and the highest rates of this machine.
@@ -99,11 +113,37 @@ def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
     _bench(context, "fetch", asked)
 
 
+@bench.command("remote", short_help="Measure a server of yours, and the link to it.")
+@click.option("--server", required=True, metavar="URL", help="The URL of your server.")
+@click.option("--size", callback=_sizes, metavar="SIZE", help="Bytes to move each way.  [default: what the link carries in 10 s]")
+@click.option("--kind", type=click.Choice(KINDS[:-1]), default="bf16", help="The kind of content.  [default: bf16]")
+@click.option("--folder", type=NonemptyPath(), help="Where to work.  [default: the temporary folder]")
+@takes("token", "codec", "connections", "stall_seconds", "retry_seconds")
+def bench_remote(context: CommandContext, server: str, size: tuple[int, ...] | None, kind: str, folder: Path | None) -> None:
+    """Measure the link to a server of yours, and a push, a fetch, a plain upload and a plain download over it.
+
+    What was pushed is removed again, with its records. The last line is for a report.
+    """
+    from filestore_cli.bench.processes import Server  # only here
+    from filestore_cli.bench.remote import SIZE_MIN as DEFAULT_MIN  # the same
+    from filestore_cli.bench.remote import measure_remote  # the same
+    from filestore_cli.bench.remote_report import as_json, lines  # the same
+
+    if size is not None and len(size) > 1:
+        raise click.ClickException("bench remote measures one size; give one --size")
+    check_plain_http(server, context.settings)
+    asked = BenchOptions(size, kind, (1,), server, folder, None)
+    plan = _plan(context, "upload", asked, sizes=size or (DEFAULT_MIN,))
+    moved = None if size is None else size[0]
+    work = measure_remote(plan, Server(server, context.settings.token), size=moved, shows_progress=context.shows_progress)
+    found = run_to_end(work)
+    context.show(as_json(plan, found), *lines(plan, found))
+
+
 def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     from filestore_cli.bench.plot import check_plot, plot  # only here
-    from filestore_cli.bench.processes import Server  # the same
     from filestore_cli.bench.report import as_json, lines  # the same
-    from filestore_cli.bench.run import Plan, check_space, measure  # the same
+    from filestore_cli.bench.run import check_space, measure  # the same
 
     settings = context.settings
     check_plain_http(asked.server, settings)
@@ -112,11 +152,26 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
     path = None if asked.kind in KINDS else _given(asked.kind)
     if path is not None and asked.size is not None:
         raise click.ClickException("--size is for content that is made; a file or folder of yours has its own")
-    plan = Plan(
+    sizes = (asked.size or (2 << 30,)) if path is None else (_size_of(path),)
+    plan = _plan(context, verb, asked, sizes=sizes, path=path)
+    check_space(plan)
+    found = run_to_end(measure(plan, shows_progress=context.shows_progress))
+    # Printed first, so that the numbers are not lost if the plot cannot be written.
+    context.show(as_json(plan, found), *lines(plan, found))
+    if asked.plot is not None:
+        plot(plan, found, asked.plot)
+
+
+def _plan(context: CommandContext, verb: str, asked: BenchOptions, *, sizes: tuple[int, ...], path: Path | None = None) -> Plan:
+    from filestore_cli.bench.processes import Server  # only here
+    from filestore_cli.bench.run import Plan  # the same
+
+    settings = context.settings
+    return Plan(
         verb=verb,
         kind=asked.kind,
         path=path,
-        sizes=(asked.size or (2 << 30,)) if path is None else (_size_of(path),),
+        sizes=sizes,
         clients=asked.clients,
         server=None if asked.server is None else Server(asked.server, settings.token),
         workers=settings.workers or settings.server_limits.chosen_workers(),
@@ -130,12 +185,6 @@ def _bench(context: CommandContext, verb: str, asked: BenchOptions) -> None:
             "tls_client_key": _text(settings.tls_client_key),
         },
     )
-    check_space(plan)
-    found = run_to_end(measure(plan, shows_progress=context.shows_progress))
-    # Printed first, so that the numbers are not lost if the plot cannot be written.
-    context.show(as_json(plan, found), *lines(plan, found))
-    if asked.plot is not None:
-        plot(plan, found, asked.plot)
 
 
 def _text(path: Path | None) -> str | None:

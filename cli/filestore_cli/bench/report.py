@@ -20,6 +20,8 @@ CEILINGS = {
     "blake3": "BLAKE3 on one core",
     "loopback": "a bare socket over loopback",
     "disk_write_sync": "write to disk and sync",
+    "link_send": "a bare body to the server",
+    "link_receive": "a bare body from the server",
 }
 STAGES = {
     Stage.READ: "reading files",
@@ -69,12 +71,13 @@ def as_json(plan: Plan, found: BenchResult) -> dict[str, object]:
         "folder": str(plan.folder),
         "machine": machine()._asdict(),
         "ceilings": dict(found.ceilings),
-        "runs": [_run_json(plan, found, run) for run in found.runs],
+        "runs": [run_json(plan, found, run) for run in found.runs],
         "records_removed": found.removed,
     }
 
 
-def _run_json(plan: Plan, found: BenchResult, run: Measurement) -> dict[str, object]:
+def run_json(plan: Plan, found: BenchResult, run: Measurement) -> dict[str, object]:
+    """Return one measurement as a JSON object. `found` has the ceilings that were measured with it."""
     facts = facts_of(plan, found, run)
     limit = limit_of(facts)
     return {
@@ -111,7 +114,11 @@ def lines(plan: Plan, found: BenchResult) -> Iterator[str]:
         yield ""
         yield from _run_lines(plan, found, run)
     yield ""
-    yield "What this machine can do at most, in the same run:"
+    yield (
+        "What this machine can do at most, in the same run:"
+        if plan.server is None
+        else "What is possible at most, in the same run:"
+    )
     yield from table(**{CEILINGS[name].replace(" ", "_"): _rate(rate) for name, rate in found.ceilings.items()})
     if plan.server is not None:
         records = "1 record was" if found.removed == 1 else f"{found.removed} records were"

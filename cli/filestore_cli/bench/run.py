@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -26,6 +26,8 @@ from filestore_cli.progress import Activity, show_progress
 from filestore_cli.start import say
 from filestore_cli.text import for_display, in_units
 
+_LINK_CHUNKS = 256
+"""Chunks with which a link is measured. Their digests must fit into one line that a worker reads."""
 CEILING_SIZE_MIN, CEILING_SIZE_MAX = 16 << 20, 256 << 20
 
 Stages = Mapping[Stage, StageTotals]
@@ -130,7 +132,7 @@ def check_space(plan: Plan) -> None:
     # Each client that uploads has content of its own. Each client that fetches writes a copy.
     needed = size * clients * copies if plan.verb == "upload" else size * (copies + clients)
     free = free_space(plan.folder)
-    if free < max(needed, _ceiling_size(plan)):
+    if free < max(needed, ceiling_size(plan)):
         raise click.ClickException(
             f"{for_display(plan.folder)} has {in_units(free)} free, and up to {in_units(needed)} are written there;"
             " give another --folder, a smaller --size or fewer --clients"
@@ -141,25 +143,28 @@ async def measure(plan: Plan, *, shows_progress: bool) -> BenchResult:
     """Carry out `plan`. Raises ClickException, FilestoreError."""
     if plan.server is not None:
         # Checked before anything takes time: the server can be reached, and accepts the token.
-        async with _connected(plan.server, plan.link) as repository:
+        async with connected(plan.server, plan.link) as repository:
             await repository.identity()
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
-        measuring = _Measurement(plan, Path(name), shows_progress=shows_progress)
-        job = {"do": "ceilings", "folder": name, "size": _ceiling_size(plan)}
-        ceilings = await measuring.done(job, Activity("measure"), "this machine", total=0)
+        measuring = Measuring(plan, Path(name), shows_progress=shows_progress)
+        job = {"do": "ceilings", "folder": name, "size": ceiling_size(plan)}
+        measuring.ceilings |= await measuring.done(job, Activity("measure"), "this machine", total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
-        return BenchResult(measuring.url, ceilings, runs, measuring.removed)
+        return BenchResult(measuring.url, measuring.ceilings, runs, measuring.removed)
 
 
-def _ceiling_size(plan: Plan) -> int:
+def ceiling_size(plan: Plan) -> int:
+    """Return the bytes with which the ceilings of a plan are measured."""
     return min(max(*plan.sizes, CEILING_SIZE_MIN), CEILING_SIZE_MAX)
 
 
-class _Measurement:
+class Measuring:
     """The state of a plan that is carried out, in a folder of its own."""
 
     def __init__(self, plan: Plan, folder: Path, *, shows_progress: bool) -> None:
         self.removed = 0
+        self.ceilings: dict[str, float] = {}
+        """The highest rates of this machine, and of the link to a server of the user."""
         self._sends = False
         self.url = ""
         self._plan = plan
@@ -180,32 +185,49 @@ class _Measurement:
             await worker.begin()
             return await worker.result()
 
+    async def link(self, server: Server, direction: str, *, name: str | None = None) -> dict[str, Any]:
+        """Measure the link to a server. Its direction is `send`, or `receive` with the name of a record whose frames are sent."""
+        digests = "" if name is None else await _digests_of(server, name, self._plan.link)
+        job = {"do": "link", "direction": direction, "digests": digests, **address_of(server, self._plan.link)}
+        return await self.done(job, Activity("measure"), "the link", total=0)
+
+    async def _find_link(self, server: Server, direction: str, *, name: str | None = None) -> None:
+        """Note the rate of the link to a server of the user as a ceiling. It is left out if the server permits no measurement."""
+        if self._plan.server is None or f"link_{direction}" in self.ceilings:
+            return
+        with suppress(click.ClickException):
+            found = await self.link(server, direction, name=name)
+            self.ceilings[f"link_{direction}"] = max(found["alone"], found["together"])
+
     async def _upload(self, server: Server, size: int, clients: int) -> Measurement:
-        names = [_new_name() for _ in range(clients)]
-        async with self._removing(server, names), AsyncExitStack() as stack:
-            paths = [await stack.enter_async_context(self._content(name, size)) for name in names]
-            jobs = [self._transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
-            return await self._moved(server, jobs, size)
+        await self._find_link(server, "send")
+        names = [new_name() for _ in range(clients)]
+        async with self.removing(server, names), AsyncExitStack() as stack:
+            paths = [await stack.enter_async_context(self.content(name, size)) for name in names]
+            jobs = [self.transfer("upload", server, name, path) for name, path in zip(names, paths, strict=True)]
+            return await self.moved(server, jobs, size)
 
     async def _fetch(self, server: Server, size: int, clients: int) -> Measurement:
-        name = _new_name()
-        async with self._removing(server, [name]):
-            async with self._content(name, size) as path:
-                await self.done(self._transfer("upload", server, name, path), Activity("push"), total=size)
+        name = new_name()
+        async with self.removing(server, [name]):
+            async with self.content(name, size) as path:
+                await self.done(self.transfer("upload", server, name, path), Activity("push"), total=size)
+            await self._find_link(server, "receive", name=name)
             targets = [self._folder / f"fetched-{place}" for place in range(clients)]
             try:
-                return await self._moved(server, [self._transfer("fetch", server, name, target) for target in targets], size)
+                return await self.moved(server, [self.transfer("fetch", server, name, target) for target in targets], size)
             finally:
                 for target in targets:
                     await asyncio.to_thread(remove_if_possible, target)
 
-    async def _moved(self, server: Server, jobs: Sequence[Job], size: int) -> Measurement:
+    async def moved(self, server: Server, jobs: Sequence[Job], size: int, *, verb: str | None = None) -> Measurement:
+        """Do the transfers of `jobs` at the same time, and measure them. `size` is that of each, and `verb` that of the plan."""
         async with AsyncExitStack() as stack:
             workers = [await stack.enter_async_context(working(self._folder, job)) for job in jobs]
             for worker in workers:
                 await worker.ready()
             before = await _status(server, self._plan.link)
-            await stack.enter_async_context(self._shown(Activity(self._plan.verb), size * len(jobs), workers))
+            await stack.enter_async_context(self._shown(Activity(verb or self._plan.verb), size * len(jobs), workers))
             busy_before = busy_seconds()
             started = time.perf_counter()
             for worker in workers:
@@ -227,7 +249,8 @@ class _Measurement:
             machine_busy=None if busy_before is None or busy_after is None else (busy_after - busy_before) / seconds,
         )
 
-    def _transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
+    def transfer(self, verb: str, server: Server, name: str, path: Path) -> Job:
+        """Return the job of a client that uploads or fetches."""
         self._sends |= verb == "upload"
         return {
             "do": verb,
@@ -249,7 +272,7 @@ class _Measurement:
             yield server
 
     @asynccontextmanager
-    async def _content(self, name: str, size: int) -> AsyncIterator[Path]:
+    async def content(self, name: str, size: int) -> AsyncIterator[Path]:
         """Yield content to upload: the content of the user, or new content that is removed at the end of the block."""
         if self._plan.path is not None:
             yield self._plan.path
@@ -264,7 +287,7 @@ class _Measurement:
             await asyncio.to_thread(remove_if_possible, path)
 
     @asynccontextmanager
-    async def _removing(self, server: Server, names: Sequence[str]) -> AsyncIterator[None]:
+    async def removing(self, server: Server, names: Sequence[str]) -> AsyncIterator[None]:
         """Remove the records with these names from the user's server at the end, also if the measurement fails."""
         try:
             yield
@@ -300,13 +323,14 @@ class _Measurement:
             yield
 
 
-def _new_name() -> str:
+def new_name() -> str:
     """Return a name that no other record has, so that only our own record is removed."""
     return f"filestore-bench-{secrets.token_hex(16)}"
 
 
 @asynccontextmanager
-async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
+async def connected(server: Server, link: Link) -> AsyncIterator[Any]:
+    """Give the repository of a server. Raises InvalidUrl for a folder."""
     from filestore.backends import connect, repository_folder  # heavy
 
     if repository_folder(server.url) is not None:
@@ -315,10 +339,33 @@ async def _connected(server: Server, link: Link) -> AsyncIterator[Any]:
         yield repository
 
 
+def address_of(server: Server, link: Link) -> dict[str, Any]:
+    """Return what a worker needs to reach a server by plain HTTP."""
+    return {
+        "url": server.url,
+        "token": server.token,
+        "proxy": server.proxy,
+        "certificate": [link["tls_client_cert"], link["tls_client_key"]],
+        "stall_seconds": link["stall_seconds"],
+        "connections": link["connections"],
+    }
+
+
+async def _digests_of(server: Server, name: str, link: Link) -> str:
+    """Return the digests of some chunks of a record, in hexadecimal digits."""
+    from filestore.core.manifest import Manifest  # heavy
+
+    async with connected(server, link) as repository:
+        record = await repository.record(Reference(name=name))
+        manifest = Manifest.parse(await repository.manifest(record.digest))
+    digests = list(dict.fromkeys(digest for digest, _ in manifest.chunks))
+    return b"".join(digests[:_LINK_CHUNKS]).hex()
+
+
 async def _remove_records(server: Server, names: Sequence[str], link: Link) -> int:
     """Remove the records with these names, and the chunks that no other record needs. Return the number of records."""
     count = 0
-    async with _connected(server, link) as repository:
+    async with connected(server, link) as repository:
         for name in names:
             try:
                 record = await repository.record(Reference(name=name))
@@ -332,7 +379,7 @@ async def _remove_records(server: Server, names: Sequence[str], link: Link) -> i
 
 async def _status(server: Server, link: Link) -> Side | None:
     """Return the numbers of the server since its start, or None if it does not report them."""
-    async with _connected(server, link) as repository:
+    async with connected(server, link) as repository:
         try:
             said = await repository.status()
         except (Forbidden, ScopeMissing, OutsidePrefix, ServerError):

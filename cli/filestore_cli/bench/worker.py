@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filestore.core.digest import DIGEST_SIZE
 from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import Reference
@@ -174,6 +175,49 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
     }
 
 
+async def _measure_link(job: Job, _: Begin) -> Job:
+    return await asyncio.to_thread(_link_rates, job)
+
+
+def _link_rates(job: Job) -> Job:
+    from filestore_cli.bench import link  # only here
+
+    address = _address(job)
+    if job["direction"] == "send":
+        move, largest = link.send_bare_body, link.FRAMES_MAX << 20
+        found = {"round_trip_seconds": link.round_trip_seconds(address), "may_remove": link.may_remove(address)}
+    else:
+        digests = bytes.fromhex(job["digests"])
+        count = len(digests) // DIGEST_SIZE
+
+        def move(connection: link.PlainConnection, size: int) -> int:
+            # A chunk has about a MiB.
+            return link.receive_bare_body(connection, digests[: min(count, max(1, size >> 20)) * DIGEST_SIZE])
+
+        largest, found = count << 20, {}
+    alone, size = link.goodput(address, move, largest=largest)
+    together = link.goodput_together(address, move, size=size, connections=job["connections"])
+    return {**found, "alone": alone, "together": together}
+
+
+async def _move_plainly(job: Job, _: Begin) -> Job:
+    from filestore_cli.bench import link  # only here
+
+    address, path, done = _address(job), Path(job["path"]), _ProgressWriter().add
+    started = time.monotonic()
+    if job["direction"] == "upload":
+        stored = await asyncio.to_thread(link.upload_plainly, address, path, name=job["name"], done=done)
+        return {"seconds": time.monotonic() - started, "path": stored}
+    size = await asyncio.to_thread(link.download_plainly, address, job["name"], path, done=done)
+    return {"seconds": time.monotonic() - started, "size": size}
+
+
+def _address(job: Job) -> Any:
+    from filestore_cli.bench.link import Address  # only here
+
+    return Address(job["url"], job["token"], job["proxy"], tuple(job["certificate"]), job["stall_seconds"])
+
+
 def worker_usages() -> Sequence[Usage]:
     """Return what the worker processes of the finished transfers of this process used. There may be none."""
     try:
@@ -184,7 +228,14 @@ def worker_usages() -> Sequence[Usage]:
     return found
 
 
-_JOBS = {"make": _make, "ceilings": _find_ceilings, "upload": _upload, "fetch": _fetch}
+_JOBS = {
+    "make": _make,
+    "ceilings": _find_ceilings,
+    "upload": _upload,
+    "fetch": _fetch,
+    "link": _measure_link,
+    "plain": _move_plainly,
+}
 
 
 if __name__ == "__main__":
