@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from filestore.http.client.repository import default_connections
 from filestore_cli.bench.limits import Limit, limit_of
 from filestore_cli.bench.remote import LinkRates, RemoteResult
 from filestore_cli.bench.report import facts_of, machine, run_json
@@ -28,7 +29,7 @@ def as_json(plan: Plan, found: RemoteResult) -> dict[str, object]:
         "kind": plan.kind,
         "size": found.size,
         "codec": plan.codec,
-        "connections": plan.link["connections"],
+        "connections": (plan.link["connections"] or default_connections()),
         "machine": here._asdict(),
         "ceilings": dict(found.ceilings),
         "round_trip_seconds": found.round_trip_seconds,
@@ -45,7 +46,7 @@ def as_json(plan: Plan, found: RemoteResult) -> dict[str, object]:
 def lines(plan: Plan, found: RemoteResult) -> Iterator[str]:
     """Yield the whole result as lines for a person."""
     here = machine()
-    connections = plan.link["connections"]
+    connections = plan.link["connections"] or default_connections()
     yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}"
     yield from table(
         server=for_display(found.url),
