@@ -238,14 +238,15 @@ def test_a_record_that_was_changed_on_the_way_ends_the_answer() -> None:
         assert not line.channel.is_reusable
 
 
-def test_an_answer_of_which_openssl_holds_a_part_is_not_over() -> None:
+@pytest.mark.parametrize("size", [2, 10_000])
+def test_an_answer_of_which_openssl_holds_a_part_is_not_over(size: int) -> None:
     """What follows an answer in the same record has left the kernel: the connection is not used again."""
     with open_line() as (line, server):
         asked = line.ask()
         server.take_head()
-        line.server.sendall(server.encrypted(OK + b"more"))
+        line.server.sendall(server.encrypted(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%bmore" % (size, bytes(size))))
         assert 200 == asked.result(SECONDS).status
-        assert b"ok" == line.channel.read(10)
+        assert bytes(size) == line.channel.read(size)
         assert not line.channel.is_reusable
 
 

@@ -49,6 +49,11 @@ class Connection(Protocol):
         """Receive bytes. Return their number, which is 0 only at the end. Raises BlockingIOError, OSError."""
         ...
 
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether bytes have left the socket that `receive_into` has not returned."""
+        ...
+
     def has_arrived(self) -> bool:
         """Return whether `receive_into` would not block, where the socket can be read."""
         ...
@@ -77,6 +82,10 @@ class PlainConnection:
     def receive_into(self, memory: memoryview) -> int:
         self.awaited = select.POLLIN
         return unlocked(self.socket.recv_into, memory)
+
+    @property
+    def holds_bytes(self) -> bool:
+        return False
 
     def has_arrived(self) -> bool:
         return True
@@ -155,6 +164,10 @@ class TlsConnection:
                 raise
             self._failure = error
         return received
+
+    @property
+    def holds_bytes(self) -> bool:
+        return bool(self._early) or self._tls.pending() > 0
 
     def has_arrived(self) -> bool:
         # What TLS itself sends, such as a ticket, is not for the caller.

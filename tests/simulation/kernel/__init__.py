@@ -6,7 +6,7 @@ What runs is the product's own code, in one process of the operating system. The
 - Clocks (`hooks`, `process`): virtual. The wall clock belongs to a machine, and can jump.
 - Event loops (`loops`): asyncio's own, with a selector for simulated sockets.
 - Sockets (`network`, `sockets`): memory. A buffer is small or large by the seed, so that sends are partial. There are no names
-  and no TLS, so a client uses `http://` and an address. Only the transport of HTTPS, which uses aiohttp's client, does not run.
+  and no TLS, so a client uses `http://` and an address. Only TLS does not run.
 - Files (`files`, `descriptors`, `listing`): the functions of `os` and `open` act on real files, and `disk` knows what a power cut
   would lose. `fsync` only tells the model. Files that are mapped into memory, extended attributes and `sync_file_range` are left
   out: the store uses none of them.
