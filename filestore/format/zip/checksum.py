@@ -5,6 +5,7 @@ from __future__ import annotations
 from isal.isal_zlib import crc32, crc32_combine
 
 from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 
 __all__ = ["Checksum", "crc32", "crc32_combine"]
 
@@ -21,7 +22,7 @@ class Checksum:
 
     def add(self, offset: int, piece: Buffer) -> None:
         """Add the piece at `offset`. No byte may be added twice."""
-        self.add_summed(offset, memoryview(piece).nbytes, crc32(piece))
+        self.add_summed(offset, memoryview(piece).nbytes, unlocked(crc32, piece))
 
     def add_summed(self, offset: int, size: int, crc: int) -> None:
         """Add a piece of `size` bytes at `offset`. Its checksum `crc` is already known, so the bytes are not needed."""
