@@ -26,6 +26,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.paths import chunk_key, manifest_key
+from filestore.core.unlocked import unlocked
 from filestore.errors import ReadOnly, StorageError, UsedAfterFork
 from filestore.repository.stores.disk_errors import translated
 from filestore.repository.stores.disk_listing import contents_of, digests_below, size_pages
@@ -257,12 +258,12 @@ class DiskStore:
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with translated(self._root), span(Stage.READ):
             for digest in digests:
-                frame = open_frame(self._root / chunk_key(namespace, digest))
+                frame = open_frame(f"{self._root}/{chunk_key(namespace, digest)}")
                 file = None if frame is None else os.fdopen(frame.descriptor, "rb", buffering=0)
                 opened.append(file)
                 if file is not None and sys.platform == "linux":
                     # `sendfile` waits for the disk in the event loop: let the kernel read ahead now.
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+                    unlocked(os.posix_fadvise, file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def _sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         with translated(self._root), span(Stage.READ):
@@ -273,7 +274,7 @@ class DiskStore:
         start = 0
         with translated(self._root):
             for digest in digests:
-                size = read_frame(self._root / chunk_key(namespace, digest), buffer[start:])
+                size = read_frame(f"{self._root}/{chunk_key(namespace, digest)}", buffer[start:])
                 parts.append(buffer[start : start + size] if size else None)
                 start += size
         return parts

@@ -25,7 +25,7 @@ class OpenFrame(NamedTuple):
     size: int
 
 
-def open_frame(path: Path) -> OpenFrame | None:
+def open_frame(path: Path | str) -> OpenFrame | None:
     """Open the frame at `path` for reading. Return None if nothing there can be a frame. Raises OSError."""
     try:
         descriptor = os.open(path, _READING)
@@ -58,7 +58,7 @@ def _size_of(found: os.stat_result) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) and found.st_size <= FRAME_LIMIT else 0
 
 
-def read_frame(path: Path, buffer: memoryview) -> int:
+def read_frame(path: Path | str, buffer: memoryview) -> int:
     """Read the frame at `path` to the start of `buffer`, and return its size.
 
     Return 0 if it cannot be read, or if it has more bytes than the frame of its chunk can have. Raises ValueError if
