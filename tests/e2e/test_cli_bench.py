@@ -168,8 +168,10 @@ def test_a_server_of_the_user_is_left_as_it_was(home: Home, server: Server) -> N
         uploaded["runs"][0]["bytes_sent"],
     )
     assert 1 == uploaded["records_removed"]
+    assert uploaded["ceilings"]["link_send"] > 1e5
     fetched = measured(home, "fetch", "--size", "64KiB", "--server", server.url, environ=server.environ)
     assert 1 == fetched["records_removed"]
+    assert fetched["ceilings"]["link_receive"] > 1e5
     again = measured(home, "upload", "--size", "64KiB,1MiB", "--clients", "1,2", "--server", server.url, environ=server.environ)
     assert 6 == again["records_removed"]
     assert before == stored(server)
