@@ -115,8 +115,9 @@ class Bench:
         self._workers: int | None = options.workers
         self._fetches: int = options.fetches
         self._environment = {"FILESTORE_PUSH_CACHE": str(folder / "journal.sqlite")}
-        if options.processes is not None:
-            self._environment["FILESTORE_PROCESSES"] = str(options.processes)
+        for name in ("processes", "transfer_memory"):
+            if getattr(options, name) is not None:
+                self._environment[f"FILESTORE_{name.upper()}"] = str(getattr(options, name))
 
     def session(self, cores: int, *, spied: bool = False) -> Iterator[tuple[Workload, Sample, Locks | None]]:
         """Do each workload once, with a new server on so many cores. With `spied`, py-spy samples both sides."""
@@ -278,6 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fetches", type=int, default=8 if available >= 8 else 4, help="at once (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work, such as /dev/shm (default: the temporary folder)")
     parser.add_argument("--processes", type=int, help="worker processes of a client (default: as many as it chooses)")
+    parser.add_argument("--transfer-memory", help="memory of a client, such as 600MiB (default: by the cores)")
     parser.add_argument("--workers", type=int, help="processes of the server (default: as many as it chooses)")
     parser.add_argument("--peers", default=",".join(_PEERS), help="to compare with (default %(default)s; an empty text for none)")
     parser.add_argument(

@@ -13,7 +13,15 @@ from filestore_cli.bench.run import BenchResult, Link, Measurement, Plan, Side
 
 CEILINGS = {"memory_copy": 1e10, "blake3": 4e9, "loopback": 2e9, "disk_write_sync": 1e9}
 SIDE = Side([Usage(1.0, 1 << 26, 0.25)], 1 << 26, {Stage.SEND: StageTotals(1, 10, 2.0, 1.0)})
-LINK: Link = {"connections": 4, "stall_seconds": 30.0, "tls_client_cert": None, "tls_client_key": None, "retry_seconds": 300.0}
+LINK: Link = {
+    "connections": 4,
+    "processes": None,
+    "transfer_memory": None,
+    "stall_seconds": 30.0,
+    "retry_seconds": 300.0,
+    "tls_client_cert": None,
+    "tls_client_key": None,
+}
 
 
 def plan(path: Path) -> Plan:

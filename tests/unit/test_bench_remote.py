@@ -13,7 +13,15 @@ from filestore_cli.bench.remote import SIZE_MAX, SIZE_MIN, LinkRates, RemoteResu
 from filestore_cli.bench.remote_report import as_json, lines, report_line
 from filestore_cli.bench.run import Link, Measurement, Plan, Side
 
-LINK: Link = {"connections": 4, "stall_seconds": 30.0, "tls_client_cert": None, "tls_client_key": None, "retry_seconds": 300.0}
+LINK: Link = {
+    "connections": 4,
+    "processes": None,
+    "transfer_memory": None,
+    "stall_seconds": 30.0,
+    "retry_seconds": 300.0,
+    "tls_client_cert": None,
+    "tls_client_key": None,
+}
 PLAN = Plan("upload", "bf16", None, [1 << 30], [1], None, 1, Path("/tmp"), "auto", LINK)
 GB = 10**9
 

@@ -99,7 +99,7 @@ def bench() -> None:
 
 @bench.command("upload", short_help="Measure uploads.")
 @_asks
-@takes("token", "codec", "connections", "stall_seconds", "retry_seconds", "workers")
+@takes("token", "codec", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds", "workers")
 def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
     """Measure uploads: each client sends content of its own."""
     _bench(context, "upload", asked)
@@ -107,7 +107,7 @@ def bench_upload(context: CommandContext, asked: BenchOptions) -> None:
 
 @bench.command("fetch", short_help="Measure fetches.")
 @_asks
-@takes("token", "codec", "connections", "stall_seconds", "retry_seconds", "workers")
+@takes("token", "codec", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds", "workers")
 def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
     """Measure fetches: all clients fetch the same content, and verify every byte."""
     _bench(context, "fetch", asked)
@@ -118,7 +118,7 @@ def bench_fetch(context: CommandContext, asked: BenchOptions) -> None:
 @click.option("--size", callback=_sizes, metavar="SIZE", help="Bytes to move each way.  [default: what the link carries in 10 s]")
 @click.option("--kind", type=click.Choice(KINDS[:-1]), default="bf16", help="The kind of content.  [default: bf16]")
 @click.option("--folder", type=NonemptyPath(), help="Where to work.  [default: the temporary folder]")
-@takes("token", "codec", "connections", "stall_seconds", "retry_seconds")
+@takes("token", "codec", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds")
 def bench_remote(context: CommandContext, server: str, size: tuple[int, ...] | None, kind: str, folder: Path | None) -> None:
     """Measure the link to a server of yours, and a push, a fetch, a plain upload and a plain download over it.
 
@@ -179,6 +179,8 @@ def _plan(context: CommandContext, verb: str, asked: BenchOptions, *, sizes: tup
         codec=settings.codec,
         link={
             "connections": settings.connections,
+            "processes": settings.processes,
+            "transfer_memory": settings.transfer_memory,
             "stall_seconds": settings.stall_seconds,
             "retry_seconds": settings.retry_seconds,
             "tls_client_cert": _text(settings.tls_client_cert),

@@ -9,7 +9,7 @@ from filestore.http.client.repository import default_connections
 from filestore_cli.bench.limits import Limit, limit_of
 from filestore_cli.bench.remote import LinkRates, RemoteResult
 from filestore_cli.bench.report import facts_of, machine, run_json
-from filestore_cli.bench.run import Plan
+from filestore_cli.bench.run import Plan, connection_count
 from filestore_cli.text import for_display, in_units, table
 
 
@@ -46,7 +46,7 @@ def as_json(plan: Plan, found: RemoteResult) -> dict[str, object]:
 def lines(plan: Plan, found: RemoteResult) -> Iterator[str]:
     """Yield the whole result as lines for a person."""
     here = machine()
-    connections = plan.link["connections"] or default_connections()
+    connections = connection_count(plan.link)
     yield f"{here.cores} cores, {here.system}, Python {here.python}, filestore {here.filestore}"
     yield from table(
         server=for_display(found.url),

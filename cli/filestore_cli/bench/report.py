@@ -7,11 +7,10 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from filestore.http.client.repository import default_connections
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage, StageTotals
 from filestore_cli.bench.limits import Facts, SideFacts, cores_busy, limit_of
-from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side
+from filestore_cli.bench.run import BenchResult, Measurement, Plan, Side, connection_count
 from filestore_cli.text import duration, for_display, in_units, table
 from filestore_cli.version import installed_version
 
@@ -148,7 +147,7 @@ def facts_of(plan: Plan, found: BenchResult, run: Measurement) -> Facts:
         link_ceiling=found.ceilings["loopback"] if plan.server is None else found.ceilings.get(_LINKS[plan.verb]),
         disk_rate=disk_rate,
         disk_ceiling=found.ceilings["disk_write_sync"],
-        connections=(plan.link["connections"] or default_connections()) * run.clients,
+        connections=connection_count(plan.link) * max(run.clients, len(run.client.processes) - run.clients),
     )
 
 

@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +154,8 @@ async def _measured(job: Job, begin: Begin, move: Callable[[Repository], Awaitab
     tune_process()
     import numpy as np  # noqa: F401  # the first chunk would load it, which is not a part of a transfer
 
-    options = {key: job[key] for key in ("connections", "stall_seconds", "retry_seconds", "tls_client_cert", "tls_client_key")}
+    names = ("connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds", "tls_client_cert", "tls_client_key")
+    options = {name: job[name] for name in names}
     async with connect(job["url"], token=job["token"], proxy=job["proxy"], **options) as repository:
         await repository.identity()
         await begin()
@@ -220,12 +220,9 @@ def _address(job: Job) -> Any:
 
 def worker_usages() -> Sequence[Usage]:
     """Return what the worker processes of the finished transfers of this process used. There may be none."""
-    try:
-        workers = import_module("filestore.transfer.workers")
-    except ModuleNotFoundError:
-        return []
-    found: Sequence[Usage] = workers.usage()
-    return found
+    from filestore.transfer.workers import usage  # heavy
+
+    return usage()
 
 
 _JOBS = {
