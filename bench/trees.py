@@ -1,4 +1,4 @@
-"""Measure directories: a second push, large weights in a folder compared with one file, many entries.
+"""Measure directories: pushes after a few changes, large weights in a folder compared with one file, many entries.
 
 python bench/trees.py                          # a tree of 20,000 small files and 4 of 100 MiB, 200,000 entries
 python bench/trees.py --files 500 --big 8MiB --entries 5000
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def again(folder: Path, file_count: int, big_size: int) -> Iterator[tuple[str, str, str]]:
-    """Push and fetch a tree; then push it again unchanged, and with ten small files changed."""
+    """Push and fetch a tree; then push it again unchanged, and after each of a few changes."""
     tree = folder / "tree"
     total = write_tree(tree, file_count=file_count, big_count=BIG_COUNT, big_size=big_size)
     time.sleep(SETTLED_SECONDS)
@@ -71,10 +71,21 @@ def again(folder: Path, file_count: int, big_size: int) -> Iterator[tuple[str, s
         yield "fetch it", f"{total / fetched.seconds / 1e9:.2f} GB/s", ""
         yield "push it again", *_moved(_push(server, tree), total), ""
         paths = sorted(path for path in tree.rglob("*") if path.stat().st_size <= 64 << 10 and path.is_file())
-        for path in paths[:: max(1, len(paths) // TOUCHED)][:TOUCHED]:
+        touched = paths[:: max(1, len(paths) // TOUCHED)][:TOUCHED]
+        for path in touched:
             path.write_bytes(path.read_bytes()[::-1])
         time.sleep(SETTLED_SECONDS)
-        yield f"push it with {TOUCHED} small files changed", *_moved(_push(server, tree), total), "under 2 % sent"
+        changed = f"push it with {TOUCHED} small files in {len({path.parent for path in touched})} folders changed"
+        yield changed, *_moved(_push(server, tree), total), "at most 10 % read, under 2 % sent"
+        added = paths[len(paths) // 2].with_suffix(".added")
+        added.write_bytes(paths[0].read_bytes())
+        time.sleep(SETTLED_SECONDS)
+        yield "push it with one small file added", *_moved(_push(server, tree), total), ""
+        added.unlink()
+        yield "push it with that file removed", *_moved(_push(server, tree), total), ""
+        (tree / "weights-1.bin").write_bytes(bf16(BIG_COUNT, big_size))
+        time.sleep(SETTLED_SECONDS)
+        yield "push it with one big file changed", *_moved(_push(server, tree), total), f"{big_size / total:.2%} changed"
     shutil.rmtree(tree)
 
 
