@@ -44,7 +44,16 @@ from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 from filestore.transfer.parallelism import Parallelism, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendWindow
-from filestore.transfer.sources.file import WINDOW_SIZE, Content, FileSource, Origin, Source, Window, scan_and_hash
+from filestore.transfer.sources.file import (
+    FIRST_WINDOW_SIZE,
+    WINDOW_SIZE,
+    Content,
+    FileSource,
+    Origin,
+    Source,
+    Window,
+    scan_and_hash,
+)
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
@@ -487,7 +496,7 @@ class _Sender:
         source, wanted = self.source, self._cutter_limit
         while not source.is_finished and self._cutters <= source.scan_limit(wanted):
             buffer = await self._windows.acquire()
-            windows = await in_cpu_thread(source.scan, buffer)
+            windows = await in_cpu_thread(source.scan, buffer if source.read else buffer[:FIRST_WINDOW_SIZE])
             self.report_progress()
             own: list[Window] = []
             jobs: list[tuple[Window, Origin, WorkerPool]] = []

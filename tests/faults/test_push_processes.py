@@ -17,7 +17,7 @@ from filestore.backends import connect
 from filestore.core.progress import Progress
 from filestore.core.quotas import Quota
 from filestore.errors import QuotaExceeded, SourceChanged, TransferError, WorkerEnded
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, TransferLimits
 from filestore.transfer import push as push_module
 from filestore.transfer.fetch import fetch
 from filestore.transfer.parallelism import Parallelism
@@ -48,7 +48,7 @@ class Workers:
         patches.setattr(push_module, "worker_pool", self._pool)
         patches.setattr(file_module, "REGION_SIZE", 20 * MIB)
 
-    def _parallelism(self, size: int, **_: object) -> Parallelism:
+    def _parallelism(self, size: int, _: TransferLimits) -> Parallelism:
         return Parallelism(self.count, 2, 3) if size else Parallelism(0, 3)
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD
+from filestore.system.writeback import Writeback
 from filestore.transfer.sources import file as file_module
 from filestore.transfer.sources.file import FileSource
 from tests.support.chunking import chunk_sizes
@@ -131,6 +132,29 @@ def test_one_thread_reads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reads[0][0] == 0
     assert len(content) == reads[-1][1]
     assert all(before[1] == after[0] for before, after in pairwise(reads))
+
+
+def test_each_region_is_written_back_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store to a mapped file between a read and a later writeback would not be noticed, in whichever region it is."""
+    steps: list[tuple[str, int, int]] = []
+
+    def write_back(_: int, start: int, size: int) -> bool:
+        steps.append(("write back", start, size))
+        return True
+
+    def read(_: int, memory: memoryview, offset: int, path: Path) -> None:
+        memory[:] = content[offset : offset + len(memory)]
+        steps.append(("read", offset, len(memory)))
+
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    monkeypatch.setattr(file_module, "writeback_of", lambda _: Writeback.PARTS)
+    monkeypatch.setattr(file_module, "write_back_part", write_back)
+    monkeypatch.setattr(file_module, "read_exactly", read)
+    with opened(content, region_size=3 * MIB) as source:
+        scanned(source, 3)
+    reads = [(start, size) for step, start, size in steps if step == "read"]
+    assert len(content) == sum(size for _, size in reads)
+    assert all(steps.index(("write back", *part)) < steps.index(("read", *part)) for part in reads)
 
 
 def test_the_origin_of_a_window_has_its_content() -> None:
