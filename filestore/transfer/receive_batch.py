@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
@@ -12,7 +13,7 @@ from filestore.core.manifest import CHUNK_LIMIT, Chunk
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidBatch, InvalidFrame
 from filestore.format.codec import Decoder, Frame, decoded_size, frame_limit
 from filestore.repository.protocol import VERIFY_LIMIT, Moved, Repository
-from filestore.system.metrics import Stage, span
+from filestore.system.metrics import Stage, part, span
 from filestore.system.threads import in_cpu_thread, per_thread
 
 _decoder = per_thread(Decoder)
@@ -27,15 +28,20 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
     the chunk. Without `memory`, it is a view of memory that the next call in the same thread overwrites. Raises
     DamagedChunk.
     """
+    with span(Stage.VERIFY, chunk.size):
+        return _verified(chunk, frame, _decoder(), scratch() if memory is None else memory)
+
+
+def _verified(chunk: Chunk, frame: memoryview, decoder: Decoder, memory: memoryview) -> memoryview:
+    digest, wanted = chunk
     try:
         # Checked before decoding, since `memory` may be only as large as the manifest says.
-        size = decoded_size(frame, digest=chunk.digest)
-        if size != chunk.size:
-            raise DamagedChunk(str(chunk.digest), f"its frame decodes to {size} bytes and the manifest says {chunk.size}")
-        with span(Stage.VERIFY, size):
-            return _decoder().decode(Frame(chunk.digest, frame), scratch() if memory is None else memory)
+        size = decoded_size(frame, digest=digest)
+        if size != wanted:
+            raise DamagedChunk(str(digest), f"its frame decodes to {size} bytes and the manifest says {wanted}")
+        return decoder.decode(Frame(digest, frame), memory)
     except InvalidFrame as error:
-        raise DamagedChunk(str(chunk.digest), error.reason) from None
+        raise DamagedChunk(str(digest), error.reason) from None
 
 
 class BatchWriter(Protocol):
@@ -155,13 +161,20 @@ def _take_each(
     Return the number of the first chunk whose frame is damaged, and its damage.
     """
     writer.begin()
-    for number in range(start, len(chunks)):
-        frame, content = frames[number], known[number]
-        try:
-            if content is None and frame is not None:
-                content = verified(chunks[number], frame)
-        except DamagedChunk as error:
-            return number, error
-        if content is not None:
-            writer.take(number, memoryview(content))
+    decoder, memory = _decoder(), scratch()
+    # One span for all, because a batch may have thousands of small chunks.
+    with span(Stage.VERIFY) as verifying:
+        for number in range(start, len(chunks)):
+            frame, content = frames[number], known[number]
+            try:
+                if content is None and frame is not None:
+                    content = _verified(chunks[number], frame, decoder, memory)
+                    verifying.add(len(content))
+            except DamagedChunk as error:
+                return number, error
+            if content is not None:
+                # The content of a chunk is written while it is in the processor's cache.
+                started = time.perf_counter()
+                writer.take(number, memoryview(content))
+                part(Stage.WRITE, len(content), time.perf_counter() - started)
     return len(chunks), None

@@ -14,7 +14,6 @@ from filestore.core.unlocked import unlocked
 from filestore.format.zip.checksum import crc32
 from filestore.system.buffers import BufferPool
 from filestore.system.files import write_at
-from filestore.system.metrics import Stage, span
 from filestore.transfer.receive_batch import BatchReceiver
 from filestore.transfer.sinks.protocol import Staging
 from filestore.transfer.workers import Worker
@@ -119,12 +118,11 @@ class _FileWriter:
 
     def take(self, number: int, content: memoryview) -> None:
         job = self._job
-        with span(Stage.WRITE, len(content)):
-            while self._place < len(job.numbers) and job.numbers[self._place] == number:
-                try:
-                    write_at(self._descriptors[job.files[self._place]], content, job.offsets[self._place])
-                except OSError as error:
-                    raise WriteFailed(self._place, error.errno or 0, error.strerror or str(error)) from None
-                self._place += 1
+        while self._place < len(job.numbers) and job.numbers[self._place] == number:
+            try:
+                write_at(self._descriptors[job.files[self._place]], content, job.offsets[self._place])
+            except OSError as error:
+                raise WriteFailed(self._place, error.errno or 0, error.strerror or str(error)) from None
+            self._place += 1
         if job.is_summed:
             self.checksums.append(unlocked(crc32, content))

@@ -21,7 +21,6 @@ from filestore.core.progress import Progress, Report, without_repeats
 from filestore.errors import SourceError
 from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
-from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 from filestore.transfer.parallelism import Parallelism
 from filestore.transfer.partial_file import PartialFile
@@ -442,10 +441,8 @@ class _SinkWriter:
         self.begin = sink.check_ours
 
     def take(self, number: int, content: memoryview) -> None:
-        place = self._places[number]
-        with span(Stage.WRITE, place.size):
-            for offset in place.offsets:
-                self._sink.write(content, offset)
+        for offset in self._places[number].offsets:
+            self._sink.write(content, offset)
 
 
 def _chunks(places: Sequence[Place]) -> list[Chunk]:
