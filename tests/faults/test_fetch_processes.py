@@ -7,6 +7,7 @@ import filecmp
 import os
 import resource
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from filestore.transfer.workers import WorkerPool, worker_pool
 from tests.support.generator import octets
 from tests.support.server import RunningServer, running_server
 from tests.support.watched import WatchedRepository
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 SIZE = 40 * MIB
@@ -275,6 +278,71 @@ async def test_nothing_is_written_to_what_another_process_has_published(
     assert filecmp.cmp(source, tmp_path / "back", shallow=False)
     with published.open("rb") as file:
         assert not has_data(file.fileno(), 0, record.size)
+
+
+_FETCH = """
+import asyncio, sys, time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from filestore.backends import connect
+from filestore.transfer import receiver
+from filestore.transfer.fetch import fetch_record
+from filestore.transfer.schedule import TransferOptions
+from filestore.transfer.workers import worker_pool
+
+@asynccontextmanager
+async def ready_pool(repository, **settings):
+    async with worker_pool(repository, **settings) as pool:
+        while len(pool.process_ids) < 2:
+            await asyncio.sleep(0.01)
+        pools.append(pool)
+        yield pool
+
+pools = []
+
+def stop_half_way(progress):
+    if progress.done > progress.total // 4:
+        print(*pools[-1].process_ids, flush=True)
+        time.sleep(600)
+
+async def main(url, token, file_id, target):
+    receiver.worker_pool = ready_pool
+    async with connect(url, token=token, processes=2) as repository:
+        options = TransferOptions(large_size=0, batches_in_flight=2, batch_size=5 << 20)
+        record = await repository.record(file_id)
+        await fetch_record(repository, record, target=Path(target), options=options, report=stop_half_way)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+"""Fetch a file in two worker processes. Stop half-way, while these work on."""
+
+
+def is_running(process: str) -> bool:
+    """Whether a process has not ended. One that nobody waits for has no command line any more."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_killed_fetch_leaves_no_process_that_writes(
+    server: RunningServer, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """Its worker processes end with it, in the middle of their work. The next fetch goes on with the same file."""
+    arguments = (server.url, server.token, record.id, str(tmp_path / "back"))
+    fetching = await asyncio.create_subprocess_exec(sys.executable, "-c", _FETCH, *arguments, stdout=asyncio.subprocess.PIPE)
+    assert fetching.stdout is not None
+    async with asyncio.timeout(60):
+        workers = (await fetching.stdout.readline()).decode().split()
+        assert [True, True] == [is_running(process) for process in workers]
+        fetching.kill()
+        await fetching.wait()
+        while any(is_running(process) for process in workers):
+            await asyncio.sleep(0.01)
+    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
+    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert found.bytes_reused > 0
+    assert [] == left_in(tmp_path)
 
 
 @pytest.mark.usefixtures("processes")
