@@ -11,7 +11,7 @@ from typing import Protocol
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk
 from filestore.errors import ChunksMissing, DamagedChunk, FilestoreError, InvalidBatch, InvalidFrame
-from filestore.format.codec import Decoder, Frame, decoded_size, frame_limit
+from filestore.format.codec import CheckedFrame, Decoder, Frame, check_frame, frame_limit
 from filestore.repository.protocol import VERIFY_LIMIT, Moved, Repository
 from filestore.system.metrics import Stage, part, span
 from filestore.system.threads import in_cpu_thread, per_thread
@@ -28,20 +28,29 @@ def verified(chunk: Chunk, frame: memoryview, memory: memoryview | None = None) 
     the chunk. Without `memory`, it is a view of memory that the next call in the same thread overwrites. Raises
     DamagedChunk.
     """
+    checked = _checked(chunk, frame)
     with span(Stage.VERIFY, chunk.size):
-        return _verified(chunk, frame, _decoder(), scratch() if memory is None else memory)
+        return _decoded(checked, _decoder(), scratch() if memory is None else memory)
 
 
-def _verified(chunk: Chunk, frame: memoryview, decoder: Decoder, memory: memoryview) -> memoryview:
-    digest, wanted = chunk
+def _checked(chunk: Chunk, frame: memoryview) -> CheckedFrame:
+    """Check all of a frame but its content. Raises DamagedChunk."""
+    digest, size = chunk
     try:
-        # Checked before decoding, since `memory` may be only as large as the manifest says.
-        size = decoded_size(frame, digest=digest)
-        if size != wanted:
-            raise DamagedChunk(str(digest), f"its frame decodes to {size} bytes and the manifest says {wanted}")
-        return decoder.decode(Frame(digest, frame), memory)
+        checked = check_frame(Frame(digest, frame))
     except InvalidFrame as error:
         raise DamagedChunk(str(digest), error.reason) from None
+    # Before it is decoded, since the memory may be only as large as the manifest says.
+    if checked.size != size:
+        raise DamagedChunk(str(digest), f"its frame decodes to {checked.size} bytes and the manifest says {size}")
+    return checked
+
+
+def _decoded(checked: CheckedFrame, decoder: Decoder, memory: memoryview) -> memoryview:
+    try:
+        return decoder.decode_checked(checked, memory)
+    except InvalidFrame as error:
+        raise DamagedChunk(str(checked.digest), error.reason) from None
 
 
 class BatchWriter(Protocol):
@@ -162,19 +171,28 @@ def _take_each(
     """
     writer.begin()
     decoder, memory = _decoder(), scratch()
+    damage = None
+    checked: list[CheckedFrame | None] = []
     # One span for all, because a batch may have thousands of small chunks.
     with span(Stage.VERIFY) as verifying:
-        for number in range(start, len(chunks)):
-            frame, content = frames[number], known[number]
-            try:
-                if content is None and frame is not None:
-                    content = _verified(chunks[number], frame, decoder, memory)
-                    verifying.add(len(content))
-            except DamagedChunk as error:
-                return number, error
+        try:
+            for number in range(start, len(chunks)):
+                frame = frames[number]
+                checked.append(None if frame is None else _checked(chunks[number], frame))
+        except DamagedChunk as error:
+            # The chunks before it are taken first.
+            damage = error
+        for number, found in enumerate(checked, start):
+            content = known[number]
+            if found is not None:
+                try:
+                    content = _decoded(found, decoder, memory)
+                except DamagedChunk as error:
+                    return number, error
+                verifying.add(len(content))
             if content is not None:
                 # The content of a chunk is written while it is in the processor's cache.
                 started = time.perf_counter()
                 writer.take(number, memoryview(content))
                 part(Stage.WRITE, len(content), time.perf_counter() - started)
-    return len(chunks), None
+    return start + len(checked), damage
