@@ -17,8 +17,8 @@ import click
 from filestore.core.progress import Progress
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, Forbidden, InvalidUrl, NotFound, OutsidePrefix, ScopeMissing, ServerError
+from filestore.http.client.repository import default_connections
 from filestore.system.files import free_space, remove_if_possible
-from filestore.system.machine import core_count
 from filestore.system.metrics import Stage, StageTotals, Usage, added
 from filestore.system.threads import task_group
 from filestore_cli.bench.processes import Job, Server, Worker, serving, working
@@ -29,7 +29,6 @@ from filestore_cli.text import for_display, in_units
 
 _LINK_CHUNKS = 256
 """Chunks with which a link is measured. Their digests must fit into one line that a worker reads."""
-_CONNECTIONS_MIN, _CONNECTIONS_MAX = 4, 8
 """Those of `filestore.http.client.repository`, if the user gives no number."""
 CEILING_SIZE_MIN, CEILING_SIZE_MAX = 16 << 20, 256 << 20
 
@@ -358,7 +357,7 @@ def address_of(server: Server, link: Link) -> dict[str, Any]:
 
 def connection_count(link: Link) -> int:
     """Return how many connections one process of a client uses at most."""
-    return link["connections"] or max(_CONNECTIONS_MIN, min(core_count(), _CONNECTIONS_MAX))
+    return link["connections"] or default_connections()
 
 
 async def _digests_of(server: Server, name: str, link: Link) -> str:
