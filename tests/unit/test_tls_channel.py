@@ -54,6 +54,12 @@ class Server:
             self._tls.write(answer[start : start + RECORD_SIZE])
         return self.leaving.read()
 
+    def end(self) -> bytes:
+        """Return the end of TLS as it is sent."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self.leaving.read()
+
 
 @contextmanager
 def open_line(*, stall_seconds: float = SECONDS) -> Iterator[tuple[Line, Server]]:
@@ -200,10 +206,7 @@ def test_an_answer_that_is_cut_is_interrupted(place: str, *, with_end: bool) -> 
         asked = line.ask()
         server.take_head()
         if with_end:
-            line.server.sendall(server.encrypted(answer[:size]))
-            with pytest.raises(ssl.SSLWantReadError):
-                server._tls.unwrap()
-            line.server.sendall(server.leaving.read())
+            line.server.sendall(server.encrypted(answer[:size]) + server.end())
         else:
             line.server.sendall(server.encrypted(answer)[:size])
         line.server.shutdown(socket.SHUT_WR)
@@ -220,6 +223,17 @@ def test_a_whole_answer_before_a_cut_is_an_answer() -> None:
         server.take_head()
         line.server.sendall(server.encrypted(OK))
         line.server.shutdown(socket.SHUT_WR)
+        assert 200 == asked.result(SECONDS).status
+        assert b"ok" == line.channel.read(10)
+        assert not line.channel.is_reusable
+
+
+def test_a_connection_that_ends_with_its_answer_is_not_used_again() -> None:
+    """The end of TLS may be read together with the answer, and the socket is silent from then on."""
+    with open_line() as (line, server):
+        asked = line.ask()
+        server.take_head()
+        line.server.sendall(server.encrypted(OK) + server.end())
         assert 200 == asked.result(SECONDS).status
         assert b"ok" == line.channel.read(10)
         assert not line.channel.is_reusable

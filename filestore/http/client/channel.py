@@ -151,7 +151,7 @@ class Channel:
 
         The last one must be over, and the server must neither have closed the connection nor have sent more bytes.
         """
-        if not (self._is_open and self._keeps_open) or self.left or self._ahead or self._connection.holds_bytes:
+        if not (self._is_open and self._keeps_open) or self.left or self._ahead or self._connection.holds_more:
             return False
         return not (self._ready(select.POLLIN, seconds=0) and self._connection.has_arrived())
 

@@ -50,8 +50,8 @@ class Connection(Protocol):
         ...
 
     @property
-    def holds_bytes(self) -> bool:
-        """Whether bytes have left the socket that `receive_into` has not returned."""
+    def holds_more(self) -> bool:
+        """Whether bytes, or the end of the connection, have left the socket, and `receive_into` has not returned them."""
         ...
 
     def has_arrived(self) -> bool:
@@ -84,7 +84,7 @@ class PlainConnection:
         return unlocked(self.socket.recv_into, memory)
 
     @property
-    def holds_bytes(self) -> bool:
+    def holds_more(self) -> bool:
         return False
 
     def has_arrived(self) -> bool:
@@ -116,6 +116,8 @@ class TlsConnection:
         """A byte that was read to find out whether there is one."""
         self._failure: OSError | None = None
         """Why the connection failed, for the next call. OpenSSL says it once."""
+        self._has_ended = False
+        """Whether the end of TLS has arrived. The socket may be silent from then on."""
 
     def shake_hands(self) -> None:
         """Go on with the handshake. Raises BlockingIOError, and OSError if the server cannot be trusted."""
@@ -154,8 +156,10 @@ class TlsConnection:
             memory[:1] = self._early
             received, self._early = 1, b""
         try:
-            while received < size and (moved := unlocked(receive, memory[received:])):
+            while received < size and not self._has_ended:
+                moved = unlocked(receive, memory[received:])
                 received += moved
+                self._has_ended = not moved
         except _WANTS as want:
             if not received:
                 raise self._blocked(want) from None
@@ -166,15 +170,16 @@ class TlsConnection:
         return received
 
     @property
-    def holds_bytes(self) -> bool:
-        return bool(self._early) or self._tls.pending() > 0
+    def holds_more(self) -> bool:
+        return bool(self._early) or self._has_ended or self._failure is not None or self._tls.pending() > 0
 
     def has_arrived(self) -> bool:
         # What TLS itself sends, such as a ticket, is not for the caller.
-        if self._early or self._failure is not None:
+        if self.holds_more:
             return True
         try:
             self._early = self._tls.recv(1)
+            self._has_ended = not self._early
         except _WANTS:
             return False
         except OSError as error:
