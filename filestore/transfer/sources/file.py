@@ -179,7 +179,7 @@ class Content(Protocol):
     read: int
     """Bytes of files that were read so far."""
     cached_size: int
-    """Bytes of content that are not read, since they are known from an earlier push."""
+    """Bytes of content that are not read, since they are known from an earlier push. It may grow with each scan."""
     file_count: int
 
     @property
