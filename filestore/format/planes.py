@@ -15,8 +15,8 @@ from typing import Any
 from filestore.core.digest import Buffer
 from filestore.core.unlocked import unlocked
 
-PLAIN_LIMIT = 8 << 20
-"""Bytes that a process handles without numpy. They take it 8 ms, so nothing is lost if more follow. It is less than a full
+PLAIN_LIMIT = 4 << 20
+"""Bytes that a process handles without numpy. They take some milliseconds, so little is lost if more follow. It is less than a
 window of a push has, so that a large push imports numpy at once."""
 _LARGE = 64 << 10
 """From so many bytes on, a copy gives up the interpreter's lock. The switch takes as long as a copy of some KiB."""

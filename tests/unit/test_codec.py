@@ -250,7 +250,7 @@ words[1::2] = bytes(0x3C + byte % 3 for byte in words[1::2])
 content = memoryview(words)
 out = memoryview(bytearray(frame_limit(len(content))))
 loaded = []
-for _ in range(5):
+for _ in range(3):
     frame = Frame(chunk_digest(content), out[: Encoder().encode(content, out)])
     assert frame.data[0] == Codec.PLANES2_ZSTD
     assert Decoder().decode(frame, memoryview(bytearray(len(content)))) == content
@@ -260,7 +260,7 @@ print(loaded)
 
 
 def test_a_process_does_its_first_work_without_numpy() -> None:
-    """8 MiB of encoding and decoding take less time than the import."""
+    """4 MiB of encoding and decoding take less time than the import."""
     done = subprocess.run([sys.executable, "-c", FIRST_WORK], check=True, capture_output=True, text=True)
 
-    assert "[False, False, False, False, True]\n" == done.stdout
+    assert "[False, False, True]\n" == done.stdout
