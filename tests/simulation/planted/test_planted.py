@@ -18,7 +18,7 @@ FOUND = {
     "collection_without_second_look": ("ChunksMissing|in its grace period|read back with other bytes", (1, 8, 18)),
     "index_opened_beside_sqlite": ("open without a lock", (1, 2, 3)),
     "lease_without_process": ("counts as in use", (3, 13, 23)),
-    "lost_last_seen": ("in its grace period", (7, 17, 27)),
+    "lost_last_seen": ("in its grace period", (37, 47, 57)),
     "rename_without_sync": ("NotFound|found damage|read back with other bytes", (19, 29, 39)),
     "retry_that_doubles": ("a second push of|made two records|and its versions are", (24, 34, 4)),
     "row_before_frame": ("frame-missing", (19, 29, 49)),
