@@ -156,6 +156,32 @@ async def test_a_directory_has_the_same_digest(server: RunningServer, workers: W
 
 
 @pytest.mark.slow
+async def test_a_directory_that_is_pushed_again_after_a_change(
+    server: RunningServer, workers: Workers, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks around a change are not read again. The windows of a large file are still found where they are in it."""
+    monkeypatch.setattr(file_module, "SETTLED_NANOSECONDS", 0)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    path.rename(tree / "b.safetensors")
+    (tree / "d.bin").write_bytes(random.Random(5).randbytes(33 * MIB))
+    for number in range(50):
+        (tree / f"{'ace'[number % 3]}{number}.txt").write_bytes(random.Random(number).randbytes(200_000))
+    with PushCache(tmp_path / "cache.sqlite") as cache:
+        async with connect(server.url, token=server.token) as repository:
+            await push(repository, tree, push_cache=cache)
+            (tree / "c1.txt").write_bytes(b"another content")
+            with (tree / "d.bin").open("r+b") as file:
+                file.seek(20 * MIB)
+                file.write(b"another content")
+            jobs = workers.jobs
+            again = await push(repository, tree, push_cache=cache)
+    assert (await manifest_of(tree)).digest == again.record.digest
+    assert workers.jobs > jobs
+    assert again.bytes_sent < 12 * MIB
+
+
+@pytest.mark.slow
 async def test_a_chunk_of_many_windows_is_sent_once(server: RunningServer, workers: Workers, tmp_path: Path) -> None:
     """Worker processes do not know of each other. The process that pushes knows what each has asked about."""
     path = tmp_path / "repeated.safetensors"
