@@ -96,6 +96,22 @@ async def test_an_error_of_the_answer_is_raised_and_cancels_the_job(tmp_path: Pa
         assert await pool.run(Count()) == 1
 
 
+async def test_an_error_of_a_report_is_raised_and_cancels_the_job(tmp_path: Path) -> None:
+    """It ends the transfer, as in one process. No message that comes after it is lost."""
+
+    def moved(_: int) -> None:
+        raise LookupError("no report")
+
+    (tmp_path / "file").write_bytes(b"content")
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    async with pool_of(tmp_path / "repository", count=1) as pool:
+        for _ in range(3):
+            with pytest.raises(LookupError, match="no report"):
+                await pool.run(Read(), descriptors=[descriptor], moved=moved, answer=lambda count: count)
+        assert await pool.run(Count()) == 1
+    os.close(descriptor)
+
+
 async def test_a_process_that_is_killed_fails_its_jobs_only(tmp_path: Path) -> None:
     """WorkerEnded is one sentence. The other process goes on, and nothing is left."""
     async with pool_of(tmp_path) as pool:

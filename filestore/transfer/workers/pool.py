@@ -113,7 +113,7 @@ class _Member:
         if call is None or call.future.done():
             return
         if kind == "moved":
-            call.moved(values[0])
+            self._count(number, call, values[0])
         elif kind == "ask":
             self._answer(number, call, values[0])
         elif kind == "done":
@@ -123,14 +123,24 @@ class _Member:
         elif kind == "cancelled":
             call.future.cancel()
 
+    def _count(self, number: int, call: _Call, size: int) -> None:
+        try:
+            call.moved(size)
+        except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
+            self._fail(number, call, error)
+
     def _answer(self, number: int, call: _Call, question: object) -> None:
         try:
             answer = None if call.answer is None else call.answer(question)
         except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
-            self.link.send(("cancel", number))
-            call.future.set_exception(error)
+            self._fail(number, call, error)
         else:
             self.link.send(("answer", number, answer))
+
+    def _fail(self, number: int, call: _Call, error: Exception) -> None:
+        """Cancel a job, because a function of its caller has failed."""
+        self.link.send(("cancel", number))
+        call.future.set_exception(error)
 
     def _lose(self) -> None:
         self.gone.set()
@@ -177,7 +187,7 @@ class WorkerPool:
 
         A cancelled call returns when the job has ended.
 
-        Raises what the job and `answer` raise, and WorkerEnded if the process ends.
+        Raises what the job, `moved` and `answer` raise, and WorkerEnded if the process ends.
         """
         member = await self._free_member()
         self._number += 1
