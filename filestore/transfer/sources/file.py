@@ -34,8 +34,7 @@ from filestore.system.writeback import Writeback, write_back, write_back_part, w
 WINDOW_SIZE = 16 << 20
 """Bytes that are read and cut at a time. It is larger than `LOOKAHEAD`, so that each window has at least one cut."""
 FIRST_WINDOW_SIZE = 8 << 20
-"""Bytes of the first window of a push, so that its frames are sent early: 0.10 s of processor time after the start instead of
-0.28 s. It is larger than `LOOKAHEAD` too."""
+"""Bytes of the first window of a push, so that its frames are sent early. It is larger than `LOOKAHEAD` too."""
 REGION_SIZE = 64 << 20
 """Bytes that each part of a file has at least which is cut on its own. The end of a region costs one short window."""
 SETTLED_NANOSECONDS = 2_000_000_000
