@@ -66,6 +66,8 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio  # heavy
 
+    from filestore.system.event_loop import run_in_loop  # the same
+
     async def run() -> T:
         global _cancel  # noqa: PLW0603  # a process has one end
         task = asyncio.current_task()
@@ -77,7 +79,7 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
             _cancel = None
 
     try:
-        return asyncio.run(run())
+        return run_in_loop(run())
     except asyncio.CancelledError:
         if _ended_by is None:
             raise

@@ -145,11 +145,11 @@ def sync_descriptor(descriptor: int) -> None:
 
 def sync_path(path: Path | str) -> None:
     """Open the file or folder at `path`, and sync it to the disk as `sync_descriptor` does."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = unlocked(os.open, path, os.O_RDONLY)
     try:
         sync_descriptor(descriptor)
     finally:
-        os.close(descriptor)
+        unlocked(os.close, descriptor)
 
 
 def make_folder(path: Path) -> None:

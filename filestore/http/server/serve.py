@@ -7,7 +7,6 @@ workers accept from it (`acceptor`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import resource
 import tempfile
@@ -29,6 +28,7 @@ from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
 from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
+from filestore.system.event_loop import run_in_loop
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
 
@@ -124,7 +124,7 @@ def serve(
             return
         service.shared_times.join(0)
         with log_by_thread():
-            asyncio.run(
+            run_in_loop(
                 run_worker(
                     service,
                     listener,

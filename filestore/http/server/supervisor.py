@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from filestore.http.server.errors import log_failure
 from filestore.http.server.log import log_by_thread
 from filestore.http.server.traffic import StopWords
 from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
+from filestore.system.event_loop import run_in_loop
 
 logger = logging.getLogger("filestore.server")
 
@@ -140,7 +140,7 @@ class Supervisor:
             self._service.rates.join(worker.place)
             self._service.loads.join(worker.place)
             with log_by_thread():
-                asyncio.run(
+                run_in_loop(
                     run_worker(
                         self._service,
                         self._listener,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from filestore.core.digest import Digest
+from filestore.core.unlocked import unlocked
 from filestore.repository.index import tasks
 from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
 from filestore.repository.index.schema import has_version
@@ -45,7 +46,8 @@ def select_stored_size(connection: sqlite3.Connection, namespace: str, digests: 
 
 def insert_chunks(connection: sqlite3.Connection, namespace: str, rows: Sequence[ChunkRow], now: int) -> None:
     """Insert live rows that were seen at `now`. Existing rows are replaced."""
-    connection.executemany(
+    unlocked(
+        connection.executemany,
         "INSERT INTO chunks (namespace, digest, size, stored_size, frame_digest, last_seen, going) VALUES (?, ?, ?, ?, ?, ?, 0)"
         " ON CONFLICT (namespace, digest) DO UPDATE SET size = excluded.size, stored_size = excluded.stored_size,"
         " frame_digest = excluded.frame_digest, last_seen = excluded.last_seen, going = 0",

@@ -76,7 +76,7 @@ class Connection:
 
         Raises IndexReplaced if another program has replaced a file of the index.
         """
-        connection.execute("BEGIN IMMEDIATE")
+        unlocked(connection.execute, "BEGIN IMMEDIATE")
         self._check_files()
 
     def commit(self, connection: sqlite3.Connection) -> None:

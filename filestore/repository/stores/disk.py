@@ -363,7 +363,7 @@ class DiskStore:
             return
         self._make_folder(_folder_of(folder))
         try:
-            os.mkdir(folder, 0o700)  # noqa: PTH102  # a text, as above
+            unlocked(os.mkdir, folder, 0o700)  # a text, as above
         except FileExistsError:
             path = Path(folder)
             if not path.is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filestore.core.digest import Digest
+from filestore.core.unlocked import unlocked
 from filestore.errors import InvalidFrame
 from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, decoded_size, frame_limit
 from filestore.system.files import is_unreadable, read_at
@@ -28,7 +29,7 @@ class OpenFrame(NamedTuple):
 def open_frame(path: Path | str) -> OpenFrame | None:
     """Open the frame at `path` for reading. Return None if nothing there can be a frame. Raises OSError."""
     try:
-        descriptor = os.open(path, _READING)
+        descriptor = unlocked(os.open, path, _READING)
     except OSError as error:
         if is_unreadable(error):
             return None
@@ -47,7 +48,7 @@ def open_frame(path: Path | str) -> OpenFrame | None:
 def frame_size(path: str) -> int:
     """Return the size of the frame at `path`. Return 0 if `open_frame` would return None. Raises OSError."""
     try:
-        return _size_of(os.stat(path))  # noqa: PTH116  # a text: a push looks at each frame that it shares
+        return _size_of(unlocked(os.stat, path))  # a text: a push looks at each frame that it shares
     except OSError as error:
         if is_unreadable(error):
             return 0

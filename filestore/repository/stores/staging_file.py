@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 from filestore.errors import Busy, StorageError
 from filestore.repository.stores.disk_errors import translated
 from filestore.repository.stores.staging_folder import StagingFolder
@@ -30,7 +31,7 @@ class DiskStaging:
             if self._writing is None:
                 if self._exists:
                     with self._standing():
-                        self._writing = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                        self._writing = unlocked(os.open, self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 else:
                     self._writing, self._path = self._folder.open_new()
                     self._exists = True
@@ -41,7 +42,7 @@ class DiskStaging:
         """Close the file until the next write. A batch may have more frames than a process may have open files."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            os.close(writing)
+            unlocked(os.close, writing)
 
     def read_into(self, buffer: memoryview) -> None:
         if not self._exists:
@@ -77,7 +78,7 @@ class DiskStaging:
     def move_to(self, path: str) -> None:
         """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
         with self._standing():
-            os.rename(self._path, path)  # noqa: PTH104  # a text, as everywhere here
+            unlocked(os.rename, self._path, path)  # texts, as everywhere here
         self._exists = False
 
     @contextmanager

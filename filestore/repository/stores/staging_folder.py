@@ -15,6 +15,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from filestore.core.unlocked import unlocked
 from filestore.errors import StorageError
 from filestore.repository.stores.protocol import NOTHING_REMOVED, Removed
 from filestore.system.files import remove_if_possible
@@ -67,9 +68,9 @@ class StagingFolder:
         if folder is not None:
             path = f"{folder}/{number}"
             with suppress(FileNotFoundError):
-                return os.open(path, flags, 0o600), path
+                return unlocked(os.open, path, flags, 0o600), path
         path = f"{self._made_again(folder)}/{number}"
-        return os.open(path, flags, 0o600), path
+        return unlocked(os.open, path, flags, 0o600), path
 
     def close(self) -> None:
         """Remove the folder, and release its lock. In a forked child, both belong to the parent."""

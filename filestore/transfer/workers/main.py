@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from filestore.repository.protocol import Opening, Repository
+from filestore.system.event_loop import run_in_loop
 from filestore.system.metrics import Stage, StageTimes, StageTotals, Usage, count_into, own_usage
 from filestore.system.own_process import keep_heap
 from filestore.transfer.workers.job import Job
@@ -71,7 +72,7 @@ def _work(descriptor: int, children: Sequence[int] = ()) -> NoReturn:
     """Do the jobs of one worker process, and end it."""
     status = 1
     with suppress(BaseException):
-        asyncio.run(_serve(socket.socket(fileno=descriptor)))
+        run_in_loop(_serve(socket.socket(fileno=descriptor)))
         status = 0
     # They end by themselves: at the same time, for the same reason.
     for child in children:
