@@ -29,7 +29,7 @@ from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.unlocked import unlocked
 from filestore.errors import InvalidFrame
 from filestore.format.entropy import huffman_shares, sample
-from filestore.format.planes import copy, merge_planes, numpy_for, take_plane
+from filestore.format.planes import PLAIN_ENCODED_LIMIT, copy, merge_planes, numpy_for, take_plane
 
 if TYPE_CHECKING:  # the import takes 0.02 s, and a program that only names a codec must not pay for it
     from types import ModuleType
@@ -191,7 +191,7 @@ class Encoder:
         start = 0
         for first in range(0, len(contents), _PLANNED_AT_ONCE):
             group = contents[first : first + _PLANNED_AT_ONCE]
-            np = numpy_for(sum(map(len, group)))
+            np = numpy_for(sum(map(len, group)), limit=PLAIN_ENCODED_LIMIT)
             for content, plan in zip(group, self._plans(group, np), strict=True):
                 if frame_limit(len(content)) > len(out) - start:
                     return lengths

@@ -16,22 +16,23 @@ from filestore.core.digest import Buffer
 from filestore.core.unlocked import unlocked
 
 PLAIN_LIMIT = 4 << 20
-"""Bytes that a process handles without numpy. They take some milliseconds, so little is lost if more follow. It is less than a
-window of a push has, so that a large push imports numpy at once."""
+"""Bytes that a process handles without numpy. They take some milliseconds, so little is lost if more follow."""
+PLAIN_ENCODED_LIMIT = 8 << 20
+"""The same for encoding. A large push encodes its first window without numpy, so that frames are sent while numpy is imported."""
 _LARGE = 64 << 10
 """From so many bytes on, a copy gives up the interpreter's lock. The switch takes as long as a copy of some KiB."""
 
 _WORDS = {2: "<u2", 4: "<u4"}
 """The layout of a word, by the number of its planes."""
 
-_plain_left = PLAIN_LIMIT
+_plain_done = 0
 
 
-def numpy_for(size: int) -> ModuleType | None:
-    """Return numpy for work on `size` bytes. Return None while it is not worth its import."""
-    global _plain_left  # noqa: PLW0603  # what a process has imported is the process's
-    if size <= _plain_left and "numpy" not in sys.modules:
-        _plain_left -= size
+def numpy_for(size: int, *, limit: int = PLAIN_LIMIT) -> ModuleType | None:
+    """Return numpy for work on `size` bytes. Return None while it is not worth its import: for `limit` bytes of a process."""
+    global _plain_done  # noqa: PLW0603  # what a process has imported is the process's
+    if _plain_done + size <= limit and "numpy" not in sys.modules:
+        _plain_done += size
         return None
     import numpy as np  # noqa: PLC0415  # see above
 

@@ -26,6 +26,7 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_name
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
+from filestore.core.unlocked import unlocked
 from filestore.errors import (
     ChunksMissing,
     InvalidDigest,
@@ -38,6 +39,7 @@ from filestore.errors import (
 )
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec
+from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
@@ -496,22 +498,18 @@ class _Sender:
         source, wanted = self.source, self._cutter_limit
         while not source.is_finished and self._cutters <= source.scan_limit(wanted):
             buffer = await self._windows.acquire()
-            windows = await in_cpu_thread(source.scan, buffer if source.read else buffer[:FIRST_WINDOW_SIZE])
+            has_workers = pool is not None and pool.is_ready
+            memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
+            own, shared = await in_cpu_thread(_scanned, source, memory, has_workers=has_workers)
             self.report_progress()
-            own: list[Window] = []
-            jobs: list[tuple[Window, Origin, WorkerPool]] = []
-            for window in windows:
-                if pool is not None and pool.is_ready and window.origin is not None and len(window.content) >= _JOB_MIN:
-                    jobs.append((window, window.origin, pool))
-                else:
-                    own.append(window)
             if own:
                 group.create_task(self._send_windows(own, buffer))
             else:
                 self._windows.release(buffer)
-            for job in jobs:
-                await self._jobs.acquire()
-                group.create_task(self._send_by_worker(*job))
+            if pool is not None:
+                for each in shared:
+                    await self._jobs.acquire()
+                    group.create_task(self._send_by_worker(each, pool))
             while self._cutters < source.scan_limit(wanted):
                 self._cutters += 1
                 group.create_task(self._cut(group, pool))
@@ -579,8 +577,9 @@ class _Sender:
             self._asked.clear()
         self._asked.update(digests)
 
-    async def _send_by_worker(self, window: Window, origin: Origin, pool: WorkerPool) -> None:
+    async def _send_by_worker(self, shared: _SharedWindow, pool: WorkerPool) -> None:
         """Let a worker process read a window again, and send its missing chunks. The memory of the window is not used."""
+        window, origin, checksum = shared
         moved = 0
 
         def count_moved(size: int) -> None:
@@ -591,7 +590,8 @@ class _Sender:
         with ExitStack() as stack:
             stack.callback(self._jobs.release)
             descriptor = await in_disk_thread(_open_origin, origin, stack)
-            job = SendWindow(str(self.source.path), origin.offset, window.sizes, codec=self._codec, slots=self._slots)
+            path = str(self.source.path)
+            job = SendWindow(path, origin.offset, window.sizes, checksum, codec=self._codec, slots=self._slots)
             answer = partial(self._answer, window)
             sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
         self._under_way -= moved
@@ -631,6 +631,26 @@ class _Sender:
         self.moved += size
         self._under_way += size
         self.report_progress()
+
+
+class _SharedWindow(NamedTuple):
+    """A window for a worker process."""
+
+    window: Window
+    origin: Origin
+    checksum: int
+    """The CRC-32 of its content. What is read again must be the same."""
+
+
+def _scanned(source: Content, buffer: memoryview, *, has_workers: bool) -> tuple[list[Window], list[_SharedWindow]]:
+    """Scan, and return the windows for the process of the caller and those for worker processes."""
+    own, shared = [], []
+    for window in source.scan(buffer):
+        if has_workers and window.origin is not None and len(window.content) >= _JOB_MIN:
+            shared.append(_SharedWindow(window, window.origin, unlocked(crc32, window.content)))
+        else:
+            own.append(window)
+    return own, shared
 
 
 def _open_origin(origin: Origin, stack: ExitStack) -> int:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from filestore.core.digest import Digest
+from filestore.core.unlocked import unlocked
+from filestore.errors import SourceChanged
 from filestore.format.codec import Codec, Encoder, Frame
+from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Moved, Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
@@ -78,6 +81,8 @@ class SendWindow:
     """For errors."""
     offset: int
     sizes: Sequence[int]
+    checksum: int
+    """The CRC-32 of the content that was cut."""
     codec: Codec | None
     slots: int
     """How many windows one worker process has at a time."""
@@ -111,6 +116,9 @@ class SendWindow:
         content = buffer[: sum(self.sizes)]
         with span(Stage.READ, len(content)):
             read_exactly(descriptor, content, self.offset, self.path)
+            # A store through a mapping may change no time of the file. A zip has checksums of what was read first.
+            if unlocked(crc32, content) != self.checksum:
+                raise SourceChanged(self.path, f"the bytes at offset {self.offset} changed while they were read")
         row = bytearray()
         chunks = Window.cut(content, list(self.sizes), row).hash()
         return bytes(row), chunks

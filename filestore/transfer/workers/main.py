@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from filestore.repository.protocol import Opening, Repository
@@ -107,7 +108,7 @@ class _Process:
             # No job comes before this.
             self.link.send(("ready", os.getpid()))
             await self._end.wait()
-        self.link.send(("ended", Ended(own_usage(), stage_times.passed())))
+        self.link.send(("ended", Ended(_usage(), stage_times.passed())))
         await self.link.sent()
         self.link.close()
 
@@ -197,6 +198,15 @@ class _Worker:
             moved, self._moved, self._is_told_soon = self._moved, 0, False
         if moved:
             self._link.send(("moved", self._number, moved))
+
+
+def _usage() -> Usage:
+    """Return what this process has used. The first one has the peak memory of the process that started it, without this."""
+    used = own_usage()
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return used._replace(peak_memory=int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+    return used
 
 
 def _leave() -> None:
