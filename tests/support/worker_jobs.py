@@ -41,6 +41,28 @@ class Fail(NamedTuple):
         raise ValueError(lambda: None)
 
 
+class TwoFactsError(Exception):
+    """An error that can be pickled, and from whose pickle no error can be made."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class FailUnreadably(NamedTuple):
+    """Fail with an error that no other process can read."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> None:  # noqa: ARG002
+        raise TwoFactsError("one", "two")
+
+
+class Block(NamedTuple):
+    """Say so in the first file, and keep the event loop of the process busy until the second one has a byte."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> None:  # noqa: ARG002
+        os.write(descriptors[0], b"x")
+        os.read(descriptors[1], 1)
+
+
 class Wait(NamedTuple):
     """Wait until it is cancelled, and say so in a file. `ask` tells the caller that it has begun."""
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import subprocess  # types only
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from filestore.backends import connect
 from filestore.errors import StorageFull, WorkerEnded
 from filestore.transfer.workers import WorkerPool, usage, worker_pool
+from filestore.transfer.workers import pool as pool_module
 from tests.support.runtimes import is_running
 from tests.support.server import eventually
-from tests.support.worker_jobs import Count, Fail, Identify, Read, Wait
+from tests.support.worker_jobs import Block, Count, Fail, FailUnreadably, Identify, Read, Wait
 
 _MODULES = ("tests.support.worker_jobs",)
 
@@ -82,6 +87,14 @@ async def test_an_error_of_a_job_is_raised_as_it_is(tmp_path: Path) -> None:
         assert await pool.run(Count()) == 2
 
     assert full.value.hint == "free-repository"
+
+
+async def test_an_error_that_cannot_be_read_is_described(tmp_path: Path) -> None:
+    """A pickle of it can be made, but not read. The caller does not wait for ever."""
+    async with pool_of(tmp_path, count=1) as pool, asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match=r"TwoFactsError.*one and two"):
+            await pool.run(FailUnreadably())
+        assert await pool.run(Count()) == 1
 
 
 async def test_an_error_of_the_answer_is_raised_and_cancels_the_job(tmp_path: Path) -> None:
@@ -153,6 +166,24 @@ async def test_a_cancelled_call_returns_when_its_job_has_ended(tmp_path: Path) -
     os.close(marker)
 
 
+async def test_a_job_is_cancelled_before_it_begins(tmp_path: Path) -> None:
+    """The process finds the job and its cancellation at once, as it does with a large job. The call returns."""
+    (began, is_begun), (gate, opens_gate) = os.pipe(), os.pipe()
+    async with pool_of(tmp_path, count=1) as pool, asyncio.timeout(30):
+        blocking = asyncio.create_task(pool.run(Block(), descriptors=[is_begun, gate]))
+        await asyncio.to_thread(os.read, began, 1)
+        waiting = asyncio.create_task(pool.run(Wait()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        os.write(opens_gate, b"x")
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await blocking
+    for each in (began, is_begun, gate, opens_gate):
+        os.close(each)
+
+
 async def test_more_jobs_than_slots_wait(tmp_path: Path) -> None:
     """Two processes with two slots do four jobs at a time."""
     began: list[int] = []
@@ -178,6 +209,44 @@ async def test_a_pool_that_cannot_start_stays_without_processes(tmp_path: Path, 
                 assert not pool.is_ready
         async with worker_pool(repository, count=0, slots=1) as pool:
             assert not pool.is_ready
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was started, so it is waited for, and all sockets are closed."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = pool_module._start
+
+    def start_and_cancel(*args: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*args))
+        loop.call_soon_threadsafe(starting.cancel)
+        return started[0]
+
+    async def use() -> None:
+        async with connect(tmp_path, create=True) as repository, worker_pool(repository, count=2, slots=1):
+            pytest.fail("it was not cancelled")
+
+    monkeypatch.setattr(pool_module, "_start", start_and_cancel)
+    loop = asyncio.get_running_loop()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    starting = asyncio.create_task(use())
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert [process.returncode is not None for process in started] == [True]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+async def test_a_process_that_ends_while_it_gets_a_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The call fails, and no error is left that nobody reads."""
+    async with pool_of(tmp_path, count=1) as pool:
+        [member] = pool._members
+        os.kill(pool.process_ids[0], signal.SIGKILL)
+        while is_running(pool.process_ids[0]):
+            time.sleep(0.001)  # the link must not notice it first
+        with pytest.raises(WorkerEnded):
+            await pool.run(Count())
+        assert not member.link.is_open
+    gc.collect()
+    assert caplog.messages == []
 
 
 def test_the_processes_end_with_the_process_that_transfers(tmp_path: Path) -> None:

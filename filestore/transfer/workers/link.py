@@ -144,7 +144,15 @@ class Link:
             end = _HEAD.size + size
             if len(self._content) < end:
                 return
-            message = pickle.loads(memoryview(self._content)[_HEAD.size : end])  # noqa: S301  # as above
+            if len(self._files) < file_count:
+                # This process may not open so many.
+                self._lose()
+                return
+            try:
+                message = pickle.loads(memoryview(self._content)[_HEAD.size : end])  # noqa: S301  # as above
+            except Exception:  # noqa: BLE001  # a pickle may raise anything
+                self._lose()
+                return
             del self._content[:end]
             self._received(message, [self._files.popleft() for _ in range(file_count)])
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import pickle  # between processes of one transfer
 import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from filestore.repository.protocol import Opening, Repository
 from filestore.system.event_loop import run_in_loop
@@ -92,7 +94,7 @@ class _Process:
     def __init__(self, connected: socket.socket) -> None:
         self._setup: asyncio.Future[Setup] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._kept: dict[str, Any] = {}
         self._repository: Repository
@@ -117,8 +119,7 @@ class _Process:
         if kind == "setup":
             self._setup.set_result(rest[0])
         elif kind == "job":
-            number, job = rest
-            self._tasks[number] = asyncio.create_task(self._do(number, job, descriptors))
+            self._begin(rest[0], rest[1], descriptors)
         elif kind == "answer":
             number, answer = rest
             question = self._questions.pop(number, None)
@@ -129,23 +130,22 @@ class _Process:
         elif kind == "end":
             self._end.set()
 
-    async def _do(self, number: int, job: Job[Any], descriptors: list[int]) -> None:
+    def _begin(self, number: int, job: Job[Any], descriptors: list[int]) -> None:
         worker = _Worker(self.link, number, self._repository, self._questions, self._kept)
-        try:
-            result = await job.run(worker, descriptors)
-        except asyncio.CancelledError:
-            answer: tuple[Any, ...] = ("cancelled", number)
-        except Exception as error:  # noqa: BLE001  # it is raised where the job comes from
-            answer = ("failed", number, error)
-        else:
-            answer = ("done", number, result)
+        task = self._tasks[number] = asyncio.create_task(job.run(worker, descriptors))
+        # Not a part of the task: one that is cancelled before it begins does nothing.
+        task.add_done_callback(partial(self._end_job, number, worker, descriptors))
+
+    def _end_job(self, number: int, worker: _Worker, descriptors: list[int], task: asyncio.Task[Any]) -> None:
+        del self._tasks[number]
         close_all(descriptors)
         worker.tell_moved()
-        try:
-            self.link.send(answer)
-        except Exception as error:  # noqa: BLE001  # an error that cannot be pickled
-            self.link.send(("failed", number, RuntimeError(f"{answer[-1]!r} cannot be sent: {error}")))
-        del self._tasks[number]
+        if task.cancelled():
+            self.link.send(("cancelled", number))
+        elif error := task.exception():
+            self.link.send(("failed", number, _sendable(error)))
+        else:
+            self.link.send(("done", number, task.result()))
 
 
 class _Worker:
@@ -207,6 +207,15 @@ def _usage() -> Usage:
         status = Path("/proc/self/status").read_text()
         return used._replace(peak_memory=int(status.partition("VmHWM:")[2].split()[0]) * 1024)
     return used
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return an error that the other process can read."""
+    try:
+        # Some errors can be pickled, and no error can be made from the pickle.
+        return cast("BaseException", pickle.loads(pickle.dumps(error)))  # noqa: S301  # what this process has made
+    except Exception as reason:  # noqa: BLE001  # any code may run
+        return RuntimeError(f"{error!r} cannot be sent: {reason}")
 
 
 def _leave() -> None:

@@ -1,0 +1,200 @@
+"""A file whose structure is known is cut by several threads. The chunks are those of one `Chunker`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from filestore.core.digest import chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.errors import SourceChanged
+from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD
+from filestore.system.writeback import Writeback
+from filestore.transfer.sources import file as file_module
+from filestore.transfer.sources.file import FileSource
+from tests.support.chunking import chunk_sizes
+from tests.support.generator import octets, prose
+from tests.support.models import Tensor, gguf_file, safetensors_file, safetensors_from_header, torch_file
+
+MIB = 1 << 20
+BUFFER_SIZE = LOOKAHEAD + MIB
+CONTENT = octets(5, 9 * MIB) + prose(5, 9 * MIB)
+SIZES = st.one_of(st.integers(0, 600_000), st.integers(0, 3 * MIB), st.just(0), st.just(9 * MIB))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> list[Tensor]:
+    """Up to 12 tensors, tiny and huge."""
+    sizes = draw(st.lists(SIZES, max_size=12))
+    return [Tensor(f"t{place}", "I8", (size,), CONTENT[place * 7 :][:size]) for place, size in enumerate(sizes)]
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    """Files whose structure is known, with tails without structure, cut short, or with a broken header."""
+    kinds = [tensors().map(safetensors_file), tensors().map(gguf_file), tensors().map(torch_file)]
+    content = bytearray(draw(st.one_of(kinds)))
+    change = draw(st.sampled_from(["nothing", "nothing", "tail", "cut", "header", "claim"]))
+    if change == "tail":
+        content += CONTENT[: draw(SIZES)]
+    elif change == "cut":
+        del content[draw(st.integers(0, len(content))) :]
+    elif change == "header":
+        for place in draw(st.lists(st.integers(0, 300), max_size=3)):
+            if place < len(content):
+                content[place] ^= 1
+    elif change == "claim":
+        content[:0] = safetensors_from_header(b"{", claimed=draw(st.integers(0, 1 << 24)))
+    return bytes(content)
+
+
+@contextmanager
+def opened(content: bytes, *, region_size: int) -> Iterator[FileSource]:
+    """Give a source of a file with this content, which is divided into regions of this size."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
+        patches.setattr(file_module, "REGION_SIZE", region_size)
+        path = Path(folder) / "file"
+        path.write_bytes(content)
+        with FileSource(path) as source:
+            yield source
+
+
+def scanned(source: FileSource, threads: int) -> Manifest:
+    """Scan the source by so many threads as it allows, as `push` does."""
+
+    def scan() -> None:
+        for window in source.scan(memoryview(bytearray(BUFFER_SIZE))):
+            window.hash()
+
+    with ThreadPoolExecutor(threads) as pool:
+        while not source.is_finished:
+            calls = [pool.submit(scan) for _ in range(source.scan_limit(threads))]
+            for call in calls:
+                call.result()
+    return source.manifest()
+
+
+def expected(content: bytes) -> Manifest:
+    """Return the manifest of the chunks of one chunker for the whole."""
+    view, chunks, start = memoryview(content), list[Chunk](), 0
+    for size in chunk_sizes(content, [len(content)]):
+        chunks.append(Chunk(chunk_digest(view[start : start + size]), size))
+        start += size
+    return Manifest.build(chunks, chunking_version=CHUNKING_VERSION)
+
+
+@settings(max_examples=150, deadline=None)
+@given(files(), st.sampled_from([1, MIB, 5 * MIB]), st.integers(1, 4))
+def test_regions_have_the_chunks_of_the_whole(content: bytes, region_size: int, threads: int) -> None:
+    """Whatever a header says, true or broken, several threads cut the same chunks, and read each byte once."""
+    with opened(content, region_size=region_size) as source:
+        assert expected(content) == scanned(source, threads)
+        assert len(content) == source.read
+
+
+def test_a_file_of_tensors_is_divided() -> None:
+    """All threads get work as soon as the header is read, in regions of the size that is asked for, and less at the end."""
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    with opened(content, region_size=3 * MIB) as source:
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        assert source.scan_limit(3) == 1
+        source.scan(buffer)
+        limits = []
+        while not source.is_finished:
+            limits.append(source.scan_limit(3))
+            source.scan(buffer)
+        assert limits[0] == 3
+        assert limits[-1] == 1
+        assert sorted(limits, reverse=True) == limits
+
+
+def test_a_file_that_cannot_be_divided_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look takes time for each segment, of which a file may have very many, and a file has many windows."""
+    looks: list[int] = []
+
+    def look(boundaries: Sequence[int], start: int, end: int) -> list[int]:
+        looks.append(start)
+        return region_starts(boundaries, start, end)
+
+    region_starts = file_module._region_starts
+    monkeypatch.setattr(file_module, "_region_starts", look)
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    with opened(content, region_size=20 * MIB) as source:
+        assert expected(content) == scanned(source, 3)
+    assert 1 == len(looks)
+
+
+def test_one_thread_reads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread, a file is never divided: the parts that are read follow each other."""
+    reads: list[tuple[int, int]] = []
+
+    def read(_: int, memory: memoryview, offset: int, path: Path) -> None:
+        memory[:] = content[offset : offset + len(memory)]
+        reads.append((offset, offset + len(memory)))
+
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    monkeypatch.setattr(file_module, "read_exactly", read)
+    with opened(content, region_size=1) as source:
+        assert expected(content) == scanned(source, 1)
+    assert reads[0][0] == 0
+    assert len(content) == reads[-1][1]
+    assert all(before[1] == after[0] for before, after in pairwise(reads))
+
+
+def test_each_region_is_written_back_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store to a mapped file between a read and a later writeback would not be noticed, in whichever region it is."""
+    steps: list[tuple[str, int, int]] = []
+
+    def write_back(_: int, start: int, size: int) -> bool:
+        steps.append(("write back", start, size))
+        return True
+
+    def read(_: int, memory: memoryview, offset: int, path: Path) -> None:
+        memory[:] = content[offset : offset + len(memory)]
+        steps.append(("read", offset, len(memory)))
+
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    monkeypatch.setattr(file_module, "writeback_of", lambda _: Writeback.PARTS)
+    monkeypatch.setattr(file_module, "write_back_part", write_back)
+    monkeypatch.setattr(file_module, "read_exactly", read)
+    with opened(content, region_size=3 * MIB) as source:
+        scanned(source, 3)
+    reads = [(start, size) for step, start, size in steps if step == "read"]
+    assert len(content) == sum(size for _, size in reads)
+    assert all(steps.index(("write back", *part)) < steps.index(("read", *part)) for part in reads)
+
+
+def test_the_origin_of_a_window_has_its_content() -> None:
+    """Each window says where its content is in the file, in every region."""
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    with opened(content, region_size=3 * MIB) as source:
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        while not source.is_finished:
+            source.scan_limit(3)
+            for window in source.scan(buffer):
+                assert window.origin is not None
+                descriptor = window.origin.open()
+                assert window.content == os.pread(descriptor, len(window.content), window.origin.offset)
+                os.close(descriptor)
+
+
+def test_a_region_that_fails_ends_the_scan(tmp_path: Path) -> None:
+    """A file that becomes shorter is noticed in whichever region it is, and the source is not finished."""
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    with opened(content, region_size=3 * MIB) as source:
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        source.scan(buffer)
+        assert source.scan_limit(3) == 3
+        os.truncate(source.path, 20 * MIB)
+        with pytest.raises(SourceChanged):
+            scanned(source, 3)
+        assert not source.is_finished
