@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess  # the same interpreter, with our own code
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,11 +37,13 @@ _MODULES = ("numpy", "pyfastcdc", "zstandard")
 _END_SECONDS = 10.0
 """How long worker processes may take to end. They have nothing to do then."""
 
-_usage: list[Usage] = []
+_USAGE_LIMIT = 1 << 10
+"""How many processes are remembered. A program may make transfers for months."""
+_usage: deque[Usage] = deque(maxlen=_USAGE_LIMIT)
 
 
 def usage() -> list[Usage]:
-    """Return what each worker process of this process has used, as far as they have ended."""
+    """Return what each of the last `_USAGE_LIMIT` worker processes that have ended has used."""
     return list(_usage)
 
 
@@ -196,8 +199,6 @@ class WorkerPool:
         member.calls[number] = _Call(future, moved, answer)
         try:
             member.link.send(("job", number, job), descriptors)
-            if not member.link.is_open:
-                raise self.ended_error()
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
@@ -210,20 +211,21 @@ class WorkerPool:
 
     async def start(self, interpreter: str, opening: Opening, *, count: int, modules: Sequence[str]) -> None:
         """Start the processes, and do not wait until they are ready."""
-        pairs = [socket.socketpair() for _ in range(count)]
-        theirs = [theirs for _, theirs in pairs]
-        try:
-            self._process = await in_disk_thread(_start, interpreter, [end.fileno() for end in theirs], modules)
-        except OSError as error:
-            logger.info("no worker processes: %s", error)
-            for ours, _ in pairs:
-                ours.close()
-            return
-        finally:
-            for end in theirs:
-                end.close()
-        for ours, _ in pairs:
-            member = _Member(self, ours)
+        with ExitStack() as ours, ExitStack() as theirs:
+            descriptors = []
+            ends = []
+            for _ in range(count):
+                end, other = socket.socketpair()
+                ends.append(ours.enter_context(end))
+                descriptors.append(theirs.enter_context(other).fileno())
+            try:
+                await in_disk_thread(self._start, interpreter, descriptors, modules)
+            except OSError as error:
+                logger.info("no worker processes: %s", error)
+                return
+            ours.pop_all()
+        for end in ends:
+            member = _Member(self, end)
             self._members.append(member)
             member.link.send(("setup", Setup(opening, count, is_counting())))
 
@@ -265,6 +267,10 @@ class WorkerPool:
         """Close the sockets in a forked child, so that the processes end when the parent does."""
         for member in self._members:
             member.link.forget()
+
+    def _start(self, interpreter: str, descriptors: list[int], modules: Sequence[str]) -> None:
+        # In the thread, so that the process is known, and is waited for, even if the call is cancelled.
+        self._process = _start(interpreter, descriptors, modules)
 
     async def _free_member(self) -> _Member:
         while True:
