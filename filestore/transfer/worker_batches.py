@@ -18,6 +18,9 @@ from filestore.transfer.workers import WorkerPool
 
 _OPEN_FILES = 16
 """How many files stay open between two batches."""
+_FILES_LIMIT = 32
+"""The most files of one job. While it runs, both processes have them open; a process may often open 1024. A batch seldom has more
+large files, but the same chunk may be in any number of them."""
 
 
 class SharedPlace(NamedTuple):
@@ -59,11 +62,14 @@ class WorkerBatches:
         if not self.is_ready:
             return [], places
         shared, own = [], []
+        files: set[int] = set()
         for place in places:
             parts = None if place.offsets[0] in kept else self._parts(place)
-            if parts is None:
+            more = {part.number for part in parts or ()} - files
+            if parts is None or len(files) + len(more) > _FILES_LIMIT:
                 own.append(place)
             else:
+                files |= more
                 shared.append(SharedPlace(place, parts))
         is_worth_it = sum(place.size for place, _ in shared) >= self._options.shared_min
         return (shared, own) if is_worth_it else ([], places)
@@ -76,6 +82,7 @@ class WorkerBatches:
         numbers = sorted({part.number for _, parts in places for part in parts})
         files = {number: file for file, number in enumerate(numbers)}
         writes = [Write(number, files[part.number], part.offset) for number, (_, parts) in enumerate(places) for part in parts]
+        offsets = [offset for place, _ in places for offset in place.offsets]
         job = ReceiveJob.of(
             [place.chunk for place, _ in places],
             writes,
@@ -88,8 +95,7 @@ class WorkerBatches:
             try:
                 received = await self._pool.run(job, descriptors=descriptors, moved=moved)
             except WriteFailed as error:
-                place = places[writes[error.place].number].place
-                raise self._sink.write_error(place.offsets[0], OSError(error.number, error.reason)) from None
+                raise self._sink.write_error(offsets[error.place], OSError(error.number, error.reason)) from None
         if self._sink.needs_checksums:
             await in_disk_thread(_note_written, self._sink, places, received.checksums)
         else:
@@ -98,7 +104,8 @@ class WorkerBatches:
 
     def _parts(self, place: Place) -> list[FilePart] | None:
         """Return where another process can write a place, for each of its offsets. Return None if it must be this process."""
-        if place.order is not Ordering.ANY:
+        # A job has no more writes than a batch has chunks at most.
+        if place.order is not Ordering.ANY or len(place.offsets) > self._options.batch_count:
             return None
         parts = []
         for offset in place.offsets:
@@ -128,8 +135,9 @@ class _OpenFiles:
                 await in_disk_thread(self._open, numbers)
             yield [self._descriptors[number] for number in numbers]
         finally:
-            self._uses.subtract(numbers)
-            unused = [number for number in self._descriptors if not self._uses[number]]
+            self._uses -= Counter(numbers)  # without those that nobody uses, of which a tree may have many
+            # A list, because a thread may open another file meanwhile.
+            unused = [number for number in list(self._descriptors) if number not in self._uses]
             for number in unused[:-_OPEN_FILES]:
                 os.close(self._descriptors.pop(number))
 
@@ -141,8 +149,10 @@ class _OpenFiles:
     def _open(self, numbers: Sequence[int]) -> None:
         # In the thread, so that a descriptor is noted even if the call is cancelled.
         for number in numbers:
+            if number in self._descriptors:
+                continue
             descriptor = self._sink.open_file(number)
-            # It may have been open before, and another batch may open it meanwhile.
+            # Another batch may have opened it meanwhile.
             if self._descriptors.setdefault(number, descriptor) != descriptor:
                 os.close(descriptor)
 

@@ -157,6 +157,29 @@ async def test_a_directory(repository: Watched, tmp_path: Path) -> None:
     assert (pushed.size, 8, 8) == (shown[-1].done, shown[-1].files_done, shown[-1].file_count)
 
 
+@pytest.mark.usefixtures("processes")
+async def test_a_directory_with_more_equal_files_than_a_message_may_have(repository: Watched, tmp_path: Path) -> None:
+    """A chunk that belongs into hundreds of files is received once, and written to all of them, with few open files."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(300):
+        (tree / f"{number}.bin").write_bytes(octets(1, 300 << 10))
+    (tree / "other.bin").write_bytes(octets(2, 9 * MIB))
+    pushed = (await push(repository.inner, tree)).record
+    most = 0
+
+    def count_files(_: Progress) -> None:
+        nonlocal most
+        most = max(most, len(list(Path("/proc/self/fd").iterdir())))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    await fetch_record_tree(repository, pushed, target=tmp_path / "back", options=OPTIONS, report=count_files)
+
+    for path in tree.iterdir():
+        assert filecmp.cmp(path, tmp_path / "back" / path.name, shallow=False)
+    assert most < before + 150
+
+
 async def test_a_killed_worker_process_ends_the_fetch_and_the_next_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
 ) -> None:
