@@ -198,8 +198,8 @@ async def push(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
         _check_size(source, identity)
-        unknown = 0 if source.is_finished else source.size - source.cached_size
-        parallelism = push_parallelism(unknown, repository.transfer_limits)
+        # Only what worker processes can take: not what is known, and not the small files of a tree.
+        parallelism = push_parallelism(source.located_size(_JOB_MIN), repository.transfer_limits)
         sending = _Sender(repository, source, codec=chosen, report=report, parallelism=parallelism)
         async with worker_pool(
             repository, count=parallelism.processes, slots=parallelism.slots, modules=[SendWindow.__module__]

@@ -19,8 +19,9 @@ from filestore.core.records import Kind
 from filestore.errors import InvalidName, SourceChanged, SourceRefused
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import Repository, TransferLimits
 from filestore.transfer import push as push_module
+from filestore.transfer.parallelism import Parallelism, push_parallelism
 from filestore.transfer.push import PushResult, manifest_of, plan_push, push
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
@@ -160,6 +161,25 @@ async def test_an_unchanged_directory_is_not_read(watched: WatchedRepository, tr
         again.bytes_sent,
         again.bytes_shared,
     )
+
+
+async def test_worker_processes_are_for_large_files_that_are_read(
+    watched: WatchedRepository, tmp_path: Path, push_cache: PushCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many start is decided neither by small files nor by what has not changed."""
+    tree = plant(tmp_path / "tree", {"a": octets(1, 5 << 20), "b": octets(2, 6 << 20), "c": octets(3, 3 << 20), "d": b"small"})
+    sizes: list[int] = []
+
+    def parallelism(size: int, limits: TransferLimits) -> Parallelism:
+        sizes.append(size)
+        return push_parallelism(size, limits)
+
+    monkeypatch.setattr(push_module, "push_parallelism", parallelism)
+    for changed in ("d", "a", "d", "c"):
+        await push(watched, tree, push_cache=push_cache)
+        (tree / changed).write_bytes((tree / changed).read_bytes()[::-1])
+    await push(watched, tree, push_cache=push_cache)
+    assert sizes == [11 << 20, 0, 5 << 20, 0, 0]
 
 
 async def test_rehash_reads_it_all_the_same(watched: WatchedRepository, tree: Path, push_cache: PushCache) -> None:

@@ -43,6 +43,21 @@ def test_files_without_content_are_done_from_the_start(tmp_path: Path) -> None:
         assert (3, 1) == (source.files_done, source.read)
 
 
+def test_only_large_files_that_are_read_are_located(tmp_path: Path) -> None:
+    """What worker processes can take of a changed tree: neither small files nor those that have not changed."""
+    root = plant(tmp_path / "tree", {"a": octets(1, 6 * MIB), "b": octets(2, 5 * MIB), "c": octets(3, MIB), "d": b"small"})
+    with TreeSource(walk(root)) as source:
+        assert (11 * MIB, 12 * MIB, 6 * MIB) == tuple(map(source.located_size, (4 * MIB, MIB, 6 * MIB)))
+    cached = _cached(root)
+    (root / "a").write_bytes(octets(4, 6 * MIB))
+    (root / "d").write_bytes(b"other")
+    with TreeSource(walk(root)) as source:
+        source.load_fingerprint(cached)
+        assert 6 * MIB == source.located_size(MIB)
+        _scanned(source)
+        assert 0 == source.located_size(0)
+
+
 def test_a_large_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays open from window to window, and nothing stays open at the end."""
     root = tmp_path / "tree"

@@ -134,6 +134,12 @@ class TreeChunker:
         """Whether the chunks of all segments were returned, except those of skipped segments."""
         return not self._waiting
 
+    def waiting_contents(self) -> Iterator[int]:
+        """Yield the size of the content of each large file that is not cut to its end."""
+        for number, segment in enumerate(self.segments):
+            if segment.is_content and number in self._waiting:
+                yield segment.size
+
     def remember(self, place: int, crc: int) -> None:
         """Set the known checksum of an entry's content.
 

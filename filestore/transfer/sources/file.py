@@ -225,6 +225,12 @@ class Source(Content, Protocol):
     opened_at: int
     """A time just before the states of its files were read, in nanoseconds since 1970."""
 
+    def located_size(self, least: int) -> int:
+        """Return about how many bytes will come in windows of at least `least` bytes that have an origin.
+
+        Call it before the first scan, and after `load_fingerprint`.
+        """
+
     def load_fingerprint(self, cached: CachedPush) -> None:
         """Skip the content that has not changed since an earlier push: it is not read again.
 
@@ -366,6 +372,9 @@ class FileSource(DescriptorOwner):
     @property
     def is_finished(self) -> bool:
         return self._cached is not None or not self._unfinished
+
+    def located_size(self, least: int) -> int:
+        return 0 if self.is_finished or self.size < least else self.size
 
     def load_fingerprint(self, cached: CachedPush) -> None:
         same = cached.fingerprint == _WRITTEN_BACK + self.state.pack() and cached.manifest.size == self.size

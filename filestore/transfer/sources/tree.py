@@ -98,6 +98,9 @@ class TreeSource(DescriptorOwner):
     def is_finished(self) -> bool:
         return self._chunker.is_finished
 
+    def located_size(self, least: int) -> int:
+        return sum(size for size in self._chunker.waiting_contents() if size >= least)
+
     def load_fingerprint(self, cached: CachedPush) -> None:
         """Skip the chunks that still hold, as `Source` says.
 
