@@ -160,7 +160,8 @@ async def _connected(
         )
     else:
         store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
-        again = FolderOpening(folder, read_only=read_only, min_free=min_free)
+        # Absolute: the program may go to another folder before it pushes.
+        again = FolderOpening(folder.absolute(), read_only=read_only, min_free=min_free)
         repository = LocalRepository(
             store, index, location=str(folder), read_only=read_only, opening=again, transfer_limits=limits
         )
@@ -179,7 +180,7 @@ class FolderOpening(NamedTuple):
 
     def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:  # noqa: ARG002  # it has no connections
         """Open it as `connect` does."""
-        return connect(self.folder.absolute(), read_only=self.read_only, min_free=self.min_free)
+        return connect(self.folder, read_only=self.read_only, min_free=self.min_free)
 
 
 def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCertificate | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -440,3 +441,15 @@ async def test_what_is_not_a_repository_is_refused(tmp_path: Path) -> None:
     with blocking.connect(tmp_path / "repository", create=True) as theirs, pytest.raises(InvalidInput) as caught:
         Cache(tmp_path, cast("Any", theirs))
     assert str(caught.value).startswith("a value of the type filestore.blocking.Repository cannot be used as a repository here")
+
+
+async def test_another_process_opens_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the folder was given as a relative path, and the program has gone to another one since."""
+    monkeypatch.chdir(tmp_path)
+    async with connect("repository", create=True) as repository:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        opening = repository.opening()
+        assert opening is not None
+        async with pickle.loads(pickle.dumps(opening)).open(share=2) as again:
+            assert await repository.identity() == await again.identity()
