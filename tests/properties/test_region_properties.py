@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -115,6 +115,22 @@ def test_a_file_of_tensors_is_divided() -> None:
         assert limits[0] == 3
         assert limits[-1] == 1
         assert sorted(limits, reverse=True) == limits
+
+
+def test_a_file_that_cannot_be_divided_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look takes time for each segment, of which a file may have very many, and a file has many windows."""
+    looks: list[int] = []
+
+    def look(boundaries: Sequence[int], start: int, end: int) -> list[int]:
+        looks.append(start)
+        return region_starts(boundaries, start, end)
+
+    region_starts = file_module._region_starts
+    monkeypatch.setattr(file_module, "_region_starts", look)
+    content = safetensors_file([Tensor(str(place), "I8", (MIB,), CONTENT[place:][:MIB]) for place in range(24)])
+    with opened(content, region_size=20 * MIB) as source:
+        assert expected(content) == scanned(source, 3)
+    assert 1 == len(looks)
 
 
 def test_one_thread_reads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

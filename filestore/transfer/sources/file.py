@@ -362,6 +362,7 @@ class FileSource(DescriptorOwner):
         self._idle = [0] if self.size else []
         """The numbers of the regions that are not finished, and that no thread scans now: a heap."""
         self._unfinished = len(self._idle)
+        self._is_divided = False
         self._lock = threading.Lock()
         """Threads hold it to change any of these, and `read`."""
 
@@ -387,8 +388,9 @@ class FileSource(DescriptorOwner):
 
     def scan_limit(self, wanted: int) -> int:
         with self._lock:
-            # Not while a thread scans the only region.
-            if wanted > 1 and len(self._regions) == 1 and self._idle and self._regions[0].chunker.needs_no_more:
+            # Not while a thread scans the only region. Once is enough: what is left never becomes more.
+            if wanted > 1 and not self._is_divided and self._idle and self._regions[0].chunker.needs_no_more:
+                self._is_divided = True
                 self._divide()
             return max(1, min(wanted, self._unfinished))
 
@@ -426,7 +428,7 @@ class FileSource(DescriptorOwner):
             return os.dup(self._descriptor)
 
     def _divide(self) -> None:
-        """Divide what is not read yet into regions."""
+        """Divide what is not read yet into regions, as far as it is long enough and its segments permit it."""
         first = self._regions[0]
         boundaries = first.chunker.boundaries
         starts = _region_starts(boundaries, first.reached, self.size)
