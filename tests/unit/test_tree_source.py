@@ -12,8 +12,9 @@ import pytest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.transfer.sources.file import WINDOW_SIZE, CachedPush
+from filestore.transfer.sources.file import WINDOW_SIZE, CachedPush, FileState
 from filestore.transfer.sources.tree import TreeSource
+from filestore.transfer.sources.tree_fingerprint import Fingerprint
 from filestore.transfer.sources.walk import Symlinks, walk
 from tests.support.chunking import scan
 from tests.support.generator import octets
@@ -215,6 +216,17 @@ def test_a_fingerprint_that_was_cut_short_has_no_effect(tmp_path: Path, size: in
     for fingerprint in (cached.fingerprint, _earlier_fingerprint(root, crcs)):
         read, _ = _pushed_again(root, cached._replace(fingerprint=fingerprint[:size]))
         assert 4000 == read
+
+
+def test_a_fingerprint_of_files_that_cannot_exist_has_no_effect(tmp_path: Path) -> None:
+    """Their sizes add up to more than 64 bits."""
+    root = plant(tmp_path / "tree", {"a": octets(1, 100), "b": octets(2, 100)})
+    cached = _cached(root)
+    fingerprint = Fingerprint.parse(cached.fingerprint)
+    states = FileState(2**64 - 1, 0, 0, 0, 0).pack() * 2
+    planted = fingerprint._replace(listing=fingerprint.listing._replace(states=states)).pack()
+    read, _ = _pushed_again(root, cached._replace(fingerprint=planted))
+    assert 200 == read
 
 
 def test_a_fingerprint_of_another_manifest_has_no_effect(tmp_path: Path) -> None:

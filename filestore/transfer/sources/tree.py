@@ -83,7 +83,7 @@ class TreeSource(DescriptorOwner):
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
         self._chunks = [bytearray() for _ in self._chunker.segments]
         self._cut_sizes: dict[int, int] = {}
-        """Bytes of each segment that were cut or recalled so far, as far as that was needed."""
+        """Bytes of the content of each large file that were cut so far."""
         self._recalled: dict[int, bytearray] = {}
         """The packed chunks that were given to `TreeChunker.recall`, for each segment."""
         self._cached: CachedPush | None = None
@@ -122,7 +122,7 @@ class TreeSource(DescriptorOwner):
             held = _HeldChunks(array("Q"), array("Q"), bytearray())
             for chunk in held_chunks(cached.manifest.chunks.sizes(), ends, zip(*unchanged, strict=True), then, offsets):
                 held.add(chunk.start, chunk.size, cached.manifest.chunks.encoded[chunk.place * PACKED_SIZE :][:PACKED_SIZE])
-        except (ValueError, struct.error):
+        except (ValueError, OverflowError, struct.error):
             return  # a damaged fingerprint has no effect
         for before, place in zip(*unchanged, strict=True):
             self._chunker.remember(place, fingerprint.crcs[before])
@@ -228,10 +228,8 @@ class TreeSource(DescriptorOwner):
 
     def _take_recalled(self, cut: RecalledCut) -> None:
         chunks = self._recalled[cut.segment][cut.chunks.start * PACKED_SIZE : cut.chunks.stop * PACKED_SIZE]
-        size = sum(chunk.size for chunk in unpacked(chunks))
         self._chunks[cut.segment] += chunks
-        self._cut_sizes[cut.segment] = self._cut_sizes.get(cut.segment, 0) + size
-        self.cached_size += size
+        self.cached_size += sum(chunk.size for chunk in unpacked(chunks))
         self.files_done += self._count_read(cut.passed)
 
     def _count_read(self, places: range) -> int:
