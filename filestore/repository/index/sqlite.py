@@ -424,13 +424,13 @@ class SqliteTransaction:
         return await self._run(records.delete_record, namespace, file_id)
 
     async def add_uses(self, namespace: str, added: Sequence[Use]) -> None:
-        await self._writer.run(uses.insert_uses, namespace, added)
+        await self._run(uses.insert_uses, namespace, added)
 
     async def remove_uses(self, namespace: str, pipeline_id: str) -> None:
-        await self._writer.run(uses.delete_uses, namespace, pipeline_id)
+        await self._run(uses.delete_uses, namespace, pipeline_id)
 
     async def uses_of(self, namespace: str, file_id: str) -> list[Use]:
-        return await self._writer.run(uses.select_uses_of, namespace, file_id)
+        return await self._run(uses.select_uses_of, namespace, file_id)
 
     async def add_token(
         self,
@@ -443,25 +443,25 @@ class SqliteTransaction:
         expires_at: int | None = None,
     ) -> None:
         row = TokenRow(token_digest, namespace, label, self._now(), scope, prefix, expires_at)
-        await self._writer.run(tokens.insert_token, row)
+        await self._run(tokens.insert_token, row)
 
     async def remove_token(self, token_digest: Digest) -> bool:
-        return await self._writer.run(tokens.delete_token, token_digest)
+        return await self._run(tokens.delete_token, token_digest)
 
     async def signing_keys(self) -> SigningKeys:
-        return tokens.parse_keys(await self._writer.run(tokens.select_secrets), path=str(self._writer.path))
+        return tokens.parse_keys(await self._run(tokens.select_secrets), path=str(self._writer.path))
 
     async def set_signing_keys(self, keys: SigningKeys) -> None:
-        await self._writer.run(tokens.replace_keys, keys)
+        await self._run(tokens.replace_keys, keys)
 
     async def set_policy(self, namespace: str, policy: Policy) -> None:
-        await self._writer.run(tasks.replace_policy, namespace, policy)
+        await self._run(tasks.replace_policy, namespace, policy)
 
     async def set_quota(self, namespace: str, quota: Quota, *, token: Digest | None = None) -> None:
-        await self._writer.run(quotas.replace_quota, namespace, token, quota)
+        await self._run(quotas.replace_quota, namespace, token, quota)
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
-        await self._writer.run(tasks.replace_state, namespace, task, state)
+        await self._run(tasks.replace_state, namespace, task, state)
 
 
 async def open_index(
