@@ -26,7 +26,6 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_name
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
-from filestore.core.unlocked import unlocked
 from filestore.errors import (
     ChunksMissing,
     InvalidDigest,
@@ -647,7 +646,7 @@ def _scanned(source: Content, buffer: memoryview, *, has_workers: bool) -> tuple
     own, shared = [], []
     for window in source.scan(buffer):
         if has_workers and window.origin is not None and len(window.content) >= _JOB_MIN:
-            shared.append(_SharedWindow(window, window.origin, unlocked(crc32, window.content)))
+            shared.append(_SharedWindow(window, window.origin, crc32(window.content)))
         else:
             own.append(window)
     return own, shared

@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.manifest import Chunk
-from filestore.core.unlocked import unlocked
 from filestore.format.zip.checksum import crc32
 from filestore.system.buffers import BufferPool
 from filestore.system.files import write_at
@@ -125,4 +124,4 @@ class _FileWriter:
                 raise WriteFailed(self._place, error.errno or 0, error.strerror or str(error)) from None
             self._place += 1
         if job.is_summed:
-            self.checksums.append(unlocked(crc32, content))
+            self.checksums.append(crc32(content))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from isal.isal_zlib import crc32, crc32_combine
+from isal import isal_zlib
+from isal.isal_zlib import crc32_combine
 
 from filestore.core.digest import Buffer
 from filestore.core.unlocked import unlocked
 
 __all__ = ["Checksum", "crc32", "crc32_combine"]
+
+_LARGE = 64 << 10
+"""From so many bytes on, a checksum takes long enough to be measured. It gives up the interpreter lock from 5 KiB on."""
+
+
+def crc32(content: Buffer, crc: int = 0) -> int:
+    """Return the CRC-32 of the bytes of which `crc` is the checksum, followed by `content`."""
+    # Small files and their headers are so many that the measurement would cost more than the checksum.
+    return isal_zlib.crc32(content, crc) if len(content) < _LARGE else unlocked(isal_zlib.crc32, content, crc)
 
 
 class Checksum:
@@ -22,7 +32,7 @@ class Checksum:
 
     def add(self, offset: int, piece: Buffer) -> None:
         """Add the piece at `offset`. No byte may be added twice."""
-        self.add_summed(offset, memoryview(piece).nbytes, unlocked(crc32, piece))
+        self.add_summed(offset, len(piece), crc32(piece))
 
     def add_summed(self, offset: int, size: int, crc: int) -> None:
         """Add a piece of `size` bytes at `offset`. Its checksum `crc` is already known, so the bytes are not needed."""

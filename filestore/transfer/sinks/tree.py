@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 
-from filestore.core.unlocked import unlocked
 from filestore.errors import FilestoreError, StorageError, StorageFull, TargetError, storage_error
 from filestore.format.zip.checksum import Checksum, crc32
 from filestore.format.zip.read import (
@@ -56,9 +55,6 @@ _WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
 """Errors of a file system for a name that it cannot have, or that something else has already."""
-
-_LARGE = 64 << 10
-"""From so many bytes on, a checksum gives up the interpreter lock."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -294,7 +290,7 @@ class TreeStaging:
         if member.is_deflated:
             self._keep(member, inflated(member, data))
         else:
-            check_crc(member, _checksum(data))
+            check_crc(member, crc32(data))
             if not is_held or not data:
                 self._keep(member, iter((data,)))
         self._note_done(number)
@@ -311,7 +307,7 @@ class TreeStaging:
                 write_at(descriptor, data, offset)
             finally:
                 os.close(descriptor)
-        self._note_part(number, offset, len(data), _checksum(data), head=head, head_offset=start - member.start)
+        self._note_part(number, offset, len(data), crc32(data), head=head, head_offset=start - member.start)
 
     def _note_part(
         self, number: int, offset: int, size: int, crc: int, *, head: memoryview = _NO_HEAD, head_offset: int = 0
@@ -504,10 +500,6 @@ class TreeStaging:
             self._note_done(number)
             return True
         return False
-
-
-def _checksum(content: memoryview) -> int:
-    return unlocked(crc32, content) if len(content) >= _LARGE else crc32(content)
 
 
 class _RandomWrites:
