@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from filestore.http.client.repository import RemoteRepository
+from filestore.transfer.workers import worker_pool
 from tests.support.commands import SCRIPTS, Home
 from tests.support.strangers import STRANGER, needs_root
 from tests.support.trees import plant
 
+_TOKEN = "a-token-that-nobody-may-see-0123456789"  # of nobody
 UMASKS = ("022", "000", "077")
 
 
@@ -113,3 +118,20 @@ def test_another_user_cannot_hold_a_lock(home: Home) -> None:
         program = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups", "cat", str(lock)]
         assert 0 != subprocess.run(program, capture_output=True, check=False).returncode
         assert "Permission denied" in subprocess.run(program, capture_output=True, check=False, text=True).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+async def test_a_worker_process_of_a_transfer_shows_no_token() -> None:
+    """It gets the token by a socket that only its parent has: not by its arguments, its environment or a file."""
+    repository = RemoteRepository("http://127.0.0.1:9", token=_TOKEN)
+    try:
+        async with worker_pool(repository, count=2, slots=1) as pool:
+            while len(pool.process_ids) < 2:
+                await asyncio.sleep(0.01)
+            for process_id in pool.process_ids:
+                shown = Path(f"/proc/{process_id}/cmdline").read_bytes() + Path(f"/proc/{process_id}/environ").read_bytes()
+                opened = [str(path.readlink()) for path in Path(f"/proc/{process_id}/fd").iterdir()]
+                assert _TOKEN.encode() not in shown
+                assert [] == [path for path in opened if path.startswith("/") and not path.startswith("/dev/")]
+    finally:
+        await repository.close()
