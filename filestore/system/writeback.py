@@ -23,6 +23,8 @@ from enum import Enum, auto
 from functools import cache
 from pathlib import Path
 
+from filestore.core.unlocked import unlocked
+
 
 class Writeback(Enum):
     """How the stores of other processes to a mapped file become visible in its mtime.
@@ -74,7 +76,7 @@ def writeback_of(descriptor: int) -> Writeback:
 def write_back(descriptor: int) -> bool:
     """Write a file back, and wait for it. Return whether this was done. Blocks."""
     try:
-        getattr(os, "fdatasync", os.fsync)(descriptor)
+        unlocked(getattr(os, "fdatasync", os.fsync), descriptor)
     except OSError as error:
         # A file system without this call is one that nobody can write to.
         return error.errno in (errno.EINVAL, errno.EROFS)
@@ -88,7 +90,7 @@ def write_back_part(descriptor: int, start: int, size: int) -> bool:
     `writeback_of` is PARTS. What was written back may still be lost by a power cut.
     """
     call = _sync_file_range()
-    if call is None or call(descriptor, start, size, _WAIT_AND_WRITE):
+    if call is None or unlocked(call, descriptor, start, size, _WAIT_AND_WRITE):
         return False
     begin_write_back(descriptor, start + size, size)
     return True

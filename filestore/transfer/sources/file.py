@@ -22,7 +22,6 @@ from typing import NamedTuple, Protocol, Self
 
 from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.core.unlocked import unlocked
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
 from filestore.format.chunking.segments import known_segments
@@ -444,7 +443,7 @@ class FileSource(DescriptorOwner):
 
     def _read(self, memory: memoryview, offset: int) -> None:
         """Read a part for the first time."""
-        if self._writeback is Writeback.PARTS and not unlocked(write_back_part, self._descriptor, offset, len(memory)):
+        if self._writeback is Writeback.PARTS and not write_back_part(self._descriptor, offset, len(memory)):
             self._writeback = Writeback.NEVER
         with span(Stage.READ, len(memory)):
             read_exactly(self._descriptor, memory, offset, self.path)
