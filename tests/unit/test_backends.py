@@ -453,3 +453,11 @@ async def test_another_process_opens_the_same_folder(tmp_path: Path, monkeypatch
         assert opening is not None
         async with pickle.loads(pickle.dumps(opening)).open(share=2) as again:
             assert await repository.identity() == await again.identity()
+
+
+async def test_how_to_open_a_server_does_not_show_the_token() -> None:
+    """Another process gets it all the same."""
+    async with connect("http://127.0.0.1:1", token="secret-token") as repository:
+        opening = repository.opening()
+        assert "secret" not in f"{opening} {opening!r}"
+        assert b"secret-token" in pickle.dumps(opening)

@@ -89,9 +89,12 @@ def default_connections() -> int:
 
 
 class RemoteOpening(NamedTuple):
-    """How another process opens the same repository: an `Opening`. Never show its `repr`, which has the token."""
+    """How another process opens the same repository: an `Opening`."""
 
     make: partial[RemoteRepository]
+
+    def __repr__(self) -> str:
+        return "RemoteOpening(...)"  # it has the token
 
     @asynccontextmanager
     async def open(self, *, share: int) -> AsyncIterator[RemoteRepository]:
