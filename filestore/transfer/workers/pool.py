@@ -163,7 +163,8 @@ class WorkerPool:
         self._members: list[_Member] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._number = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        """Those who wait for a slot."""
         tell_of_forks(self)
 
     @property
@@ -207,7 +208,7 @@ class WorkerPool:
                 raise
         finally:
             del member.calls[number]
-            self.wake()
+            self._wake_one()
 
     async def start(self, interpreter: str, opening: Opening, *, count: int, modules: Sequence[str]) -> None:
         """Start the processes, and do not wait until they are ready."""
@@ -248,11 +249,16 @@ class WorkerPool:
             await in_disk_thread(_reap, self._process)
 
     def wake(self) -> None:
-        """Let those who wait for a slot look again."""
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            if not each.done():
-                each.set_result(None)
+        """Let all who wait for a slot look again."""
+        while self._waiting:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
 
     def note_ended(self, ended: Ended) -> None:
         """Keep what a process has used."""
@@ -282,7 +288,12 @@ class WorkerPool:
                 return best
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
-            await waiter
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if not waiter.cancelled():
+                    self._wake_one()  # the slot is for another one
+                raise
 
 
 def _start(interpreter: str, descriptors: list[int], modules: Sequence[str]) -> subprocess.Popen[bytes]:
