@@ -589,8 +589,7 @@ class _Sender:
         with ExitStack() as stack:
             stack.callback(self._jobs.release)
             descriptor = await in_disk_thread(_open_origin, origin, stack)
-            path = str(self.source.path)
-            job = SendWindow(path, origin.offset, window.sizes, checksum, codec=self._codec, slots=self._slots)
+            job = SendWindow(origin.path, origin.offset, window.sizes, checksum, codec=self._codec, slots=self._slots)
             answer = partial(self._answer, window)
             sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
         self._under_way -= moved

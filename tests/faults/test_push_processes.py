@@ -284,7 +284,7 @@ async def test_a_tree_that_changes_before_it_is_read_again(
     path = path.rename(tree / path.name)
     workers.before = lambda: _change(workers, path, change)
     async with connect(server.url, token=server.token) as repository:
-        with pytest.raises(SourceChanged):
+        with pytest.raises(SourceChanged, match=path.name):
             await push(repository, tree)
         assert [] == await repository.records()
 

@@ -116,6 +116,8 @@ class Origin(NamedTuple):
     """Returns a new descriptor of the file, which the caller closes. It blocks. Raises SourceChanged, SourceUnreadable."""
     offset: int
     """Where the content begins in this file."""
+    path: str
+    """The name of the file in errors."""
 
 
 class Window(NamedTuple):
@@ -289,8 +291,10 @@ class _Region:
     def is_finished(self) -> bool:
         return self.reached == self.end
 
-    def scan(self, buffer: memoryview, read: Callable[[memoryview, int], None], again: Callable[[], int]) -> tuple[Window, int]:
-        """Fill `buffer` by `read` and cut it. Return the window, and how many bytes were read. `again` is for its origin."""
+    def scan(
+        self, buffer: memoryview, read: Callable[[memoryview, int], None], origin: Callable[[int], Origin]
+    ) -> tuple[Window, int]:
+        """Fill `buffer` by `read` and cut it. Return the window, and how many bytes were read. `origin` gets its offset."""
         kept, start = self._uncut_size, self.reached
         copy_memory(self._uncut[:kept], buffer)
         content = buffer[: kept + self.end - start]
@@ -298,7 +302,7 @@ class _Region:
         self.reached += len(content) - kept
         with span(Stage.CUT, len(content) - kept):
             sizes = self.chunker.cut(content, final=self.is_finished)
-        window = Window.cut(content, sizes, self.row, Origin(again, start - kept))
+        window = Window.cut(content, sizes, self.row, origin(start - kept))
         self._keep(content[len(window.content) :])
         return window, len(content) - kept
 
@@ -399,7 +403,7 @@ class FileSource(DescriptorOwner):
                 return []  # other threads scan all that is left
             number = heapq.heappop(self._idle)
         region = self._regions[number]
-        window, size = region.scan(buffer, self._read, self._open_again)
+        window, size = region.scan(buffer, self._read, self._origin)
         with self._lock:
             self.read += size
             if region.is_finished:
@@ -421,6 +425,9 @@ class FileSource(DescriptorOwner):
     def check_unchanged(self) -> None:
         self.state.check(FileState.of(os.fstat(self._descriptor)), self.path)
         check_end(self._descriptor, self.size, self.path)
+
+    def _origin(self, offset: int) -> Origin:
+        return Origin(self._open_again, offset, str(self.path))
 
     def _open_again(self) -> int:
         with storage_errors(self.path, translate=source_error):

@@ -274,11 +274,12 @@ class TreeSource(DescriptorOwner):
             return None
         offset = self._cut_sizes.get(cut.segment, 0)
         self._cut_sizes[cut.segment] = offset + len(cut.content)
-        return Origin(partial(self._open_again, segment.entries.start), offset)
-
-    def _open_again(self, place: int) -> int:
-        """Return a new descriptor, and leave the one of this source as it is."""
+        place = segment.entries.start
         path = self._walked.path(place)
+        return Origin(partial(self._open_again, place, path), offset, path)
+
+    def _open_again(self, place: int, path: str) -> int:
+        """Return a new descriptor, and leave the one of this source as it is."""
         try:
             descriptor = os.open(path, _READ)
         except OSError as error:
