@@ -63,6 +63,13 @@ class Block(NamedTuple):
         os.read(descriptors[1], 1)
 
 
+class CancelItself(NamedTuple):
+    """End as a job does that was cancelled."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> None:  # noqa: ARG002
+        raise asyncio.CancelledError
+
+
 class Wait(NamedTuple):
     """Wait until it is cancelled, and say so in a file. `ask` tells the caller that it has begun."""
 

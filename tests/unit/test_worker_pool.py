@@ -22,7 +22,7 @@ from filestore.transfer.workers import WorkerPool, usage, worker_pool
 from filestore.transfer.workers import pool as pool_module
 from tests.support.runtimes import is_running
 from tests.support.server import eventually
-from tests.support.worker_jobs import Block, Count, Fail, FailUnreadably, Identify, Read, Wait
+from tests.support.worker_jobs import Block, CancelItself, Count, Fail, FailUnreadably, Identify, Read, Wait
 
 _MODULES = ("tests.support.worker_jobs",)
 
@@ -164,6 +164,16 @@ async def test_a_cancelled_call_returns_when_its_job_has_ended(tmp_path: Path) -
             await waiting
         assert os.pread(marker, 100, 0) == b"cancelled"
     os.close(marker)
+
+
+async def test_a_job_that_was_cancelled_by_nobody_is_an_error(tmp_path: Path) -> None:
+    """A task group takes the end of a cancelled task for what was wanted, and would leave out the work of the job."""
+    async with pool_of(tmp_path, count=1) as pool:
+        with pytest.raises(ExceptionGroup) as failure:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(pool.run(CancelItself()))
+        assert await pool.run(Count()) == 1
+    assert [WorkerEnded] == [type(each) for each in failure.value.exceptions]
 
 
 async def test_a_job_is_cancelled_before_it_begins(tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ class _Member:
         elif kind == "failed":
             call.future.set_exception(values[0])
         elif kind == "cancelled":
-            call.future.cancel()
+            # Nobody may wait for it as for a task of their own that was cancelled: a task group would go on without its work.
+            call.future.set_exception(self._pool.ended_error())
 
     def _count(self, number: int, call: _Call, size: int) -> None:
         try:
@@ -324,5 +325,4 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 async def _ended(future: asyncio.Future[Any]) -> None:
     await asyncio.wait([future])
-    if not future.cancelled():
-        future.exception()  # read, so that the loop does not report it as lost
+    future.exception()  # read, so that the loop does not report it as lost
