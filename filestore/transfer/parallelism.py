@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from filestore.repository.protocol import BY_CORES, TransferLimits
+from filestore.repository.protocol import BY_CORES, Repository, TransferLimits
 from filestore.system.machine import core_count
 
 MIB = 1 << 20
@@ -50,6 +50,12 @@ class Parallelism(NamedTuple):
 def default_memory() -> int:
     """Return the budget in bytes of one transfer, for all its processes together."""
     return LEAST_MEMORY + MEMORY_PER_CORE * max(0, core_count() - 2)
+
+
+def limits_of(repository: Repository) -> TransferLimits:
+    """Return the limits of transfers with a repository. There are no worker processes if none of them can open it."""
+    limits = repository.transfer_limits
+    return limits if repository.opening() is not None else limits._replace(processes=0)
 
 
 def push_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE) -> Parallelism:

@@ -43,7 +43,7 @@ from filestore.repository.protocol import Identity, Repository, checked_reposito
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
-from filestore.transfer.parallelism import Parallelism, push_parallelism
+from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendWindow
 from filestore.transfer.sources.file import (
     FIRST_WINDOW_SIZE,
@@ -198,7 +198,7 @@ async def push(
     ) as source:
         _check_size(source, identity)
         # Only what worker processes can take: not what is known, and not the small files of a tree.
-        parallelism = push_parallelism(source.located_size(_JOB_MIN), repository.transfer_limits)
+        parallelism = push_parallelism(source.located_size(_JOB_MIN), limits_of(repository))
         sending = _Sender(repository, source, codec=chosen, report=report, parallelism=parallelism)
         async with worker_pool(
             repository, count=parallelism.processes, slots=parallelism.slots, modules=[SendWindow.__module__]

@@ -22,7 +22,7 @@ from filestore.errors import SourceError
 from filestore.repository.protocol import Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
-from filestore.transfer.parallelism import Parallelism
+from filestore.transfer.parallelism import Parallelism, limits_of
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places, PlaceTable, find_matches
 from filestore.transfer.receive_batch import BatchReceiver, scratch
@@ -76,7 +76,7 @@ class Receiver:
         self._report = report and without_repeats(report)
         self._options = options
         self._batches = BatchReceiver(repository, moved=self._count_moved)
-        self._own_count = own_batches(parallelism_of(manifest.size, repository.transfer_limits, options), options)
+        self._own_count = own_batches(parallelism_of(manifest.size, limits_of(repository), options), options)
         self._buffers = BufferPool(count=self._own_count, size=options.batch_size)
         self._sink: Sink | None = None
         self._chunks = self._table = PlaceTable(manifest)
@@ -175,7 +175,7 @@ class Receiver:
         """
         missing = await in_cpu_thread(self._table.missing, *Ordering)
         if partial_file is None:
-            parallelism = parallelism_of(self._missing_size, self._repository.transfer_limits, self._options)
+            parallelism = parallelism_of(self._missing_size, limits_of(self._repository), self._options)
             await self._download_all(ordered_chains(missing, self._options), sink, parallelism)
         else:
             # The reader waits for single chunks, so the way to another process would only take time.

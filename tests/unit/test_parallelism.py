@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from filestore.backends import connect
+from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import TransferLimits
 from filestore.transfer import parallelism
 from filestore.transfer.parallelism import (
@@ -19,6 +22,7 @@ from filestore.transfer.parallelism import (
     Parallelism,
     default_memory,
     fetch_parallelism,
+    limits_of,
     push_parallelism,
 )
 
@@ -64,6 +68,16 @@ def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
     assert push_parallelism(_LARGE, TransferLimits(memory=1)) == Parallelism(0, 1)
     assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1, 4)
+
+
+async def test_a_repository_that_only_this_process_has(
+    cores: Callable[[int], None], repository: LocalRepository, tmp_path: Path
+) -> None:
+    """One in memory. The process of the caller does all, with as many windows as it can use."""
+    cores(16)
+    assert push_parallelism(_LARGE, limits_of(repository)) == Parallelism(0, 6)
+    async with connect(tmp_path / "folder", create=True, transfer_memory=2 << 30) as folder:
+        assert limits_of(folder) == TransferLimits(memory=2 << 30)
 
 
 def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], None]) -> None:
