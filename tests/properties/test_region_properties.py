@@ -133,6 +133,26 @@ def test_a_file_that_cannot_be_divided_is_looked_at_once(monkeypatch: pytest.Mon
     assert 1 == len(looks)
 
 
+@given(st.lists(st.integers(1, 1 << 50), max_size=5000), st.integers(0, 1 << 40), st.sampled_from([1, 100, 64 * MIB]))
+@settings(max_examples=30, deadline=None)
+def test_regions_are_long_and_few(places: list[int], start: int, region_size: int) -> None:
+    """Whatever the number of segments: each region takes memory."""
+    end = 1 << 50
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(file_module, "REGION_SIZE", region_size)
+        starts = file_module._region_starts(sorted(set(places) - {end}), start, end)
+    assert len(starts) < 1024
+    assert all(after - before >= region_size for before, after in pairwise([start, *starts, end]))
+
+
+def test_a_file_of_a_thousand_regions_is_divided_no_further() -> None:
+    """A part of a TB is larger than one of a GB."""
+    tebibyte = 1 << 40
+    starts = file_module._region_starts(range(0, tebibyte, MIB), 0, tebibyte)
+    assert 1023 == len(starts)
+    assert 1 << 30 == starts[0]
+
+
 def test_one_thread_reads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one thread, a file is never divided: the parts that are read follow each other."""
     reads: list[tuple[int, int]] = []

@@ -36,6 +36,8 @@ FIRST_WINDOW_SIZE = 8 << 20
 """Bytes of the first window of a push, so that its frames are sent early. It is larger than `LOOKAHEAD` too."""
 REGION_SIZE = 64 << 20
 """Bytes that each part of a file has at least which is cut on its own. The end of a region costs one short window."""
+_REGIONS_LIMIT = 1024
+"""The most parts of a file. Each takes 2 KB, whatever its size."""
 SETTLED_NANOSECONDS = 2_000_000_000
 """If a file changed less than this before its state was read, a second change may have left its times as they are: both may
 lie in one tick of its clock, and one long write sets the times only when it begins."""
@@ -457,10 +459,14 @@ class FileSource(DescriptorOwner):
 
 
 def _region_starts(boundaries: Sequence[int], start: int, end: int) -> list[int]:
-    """Return some of `boundaries`, so that each part between two of them, `start` and `end` has at least `REGION_SIZE` bytes."""
+    """Return some of `boundaries`, so that each part between two of them, `start` and `end` has at least `REGION_SIZE` bytes.
+
+    There are at most `_REGIONS_LIMIT` parts.
+    """
+    least = max(REGION_SIZE, -(-(end - start) // _REGIONS_LIMIT))
     starts: list[int] = []
     for boundary in boundaries:
-        if boundary - start >= REGION_SIZE and end - boundary >= REGION_SIZE:
+        if boundary - start >= least and end - boundary >= least:
             starts.append(boundary)
             start = boundary
     return starts
