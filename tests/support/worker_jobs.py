@@ -63,6 +63,13 @@ class Block(NamedTuple):
         os.read(descriptors[1], 1)
 
 
+class ReturnUnreadably(NamedTuple):
+    """Return what cannot be pickled."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> object:  # noqa: ARG002
+        return lambda: None
+
+
 class CancelItself(NamedTuple):
     """End as a job does that was cancelled."""
 

@@ -22,7 +22,7 @@ from filestore.transfer.workers import WorkerPool, usage, worker_pool
 from filestore.transfer.workers import pool as pool_module
 from tests.support.runtimes import is_running
 from tests.support.server import eventually
-from tests.support.worker_jobs import Block, CancelItself, Count, Fail, FailUnreadably, Identify, Read, Wait
+from tests.support.worker_jobs import Block, CancelItself, Count, Fail, FailUnreadably, Identify, Read, ReturnUnreadably, Wait
 
 _MODULES = ("tests.support.worker_jobs",)
 
@@ -89,11 +89,13 @@ async def test_an_error_of_a_job_is_raised_as_it_is(tmp_path: Path) -> None:
     assert full.value.hint == "free-repository"
 
 
-async def test_an_error_that_cannot_be_read_is_described(tmp_path: Path) -> None:
-    """A pickle of it can be made, but not read. The caller does not wait for ever."""
+async def test_an_error_or_a_result_that_cannot_be_read_is_described(tmp_path: Path) -> None:
+    """A pickle of the error can be made, but not read; none of the result. The caller does not wait for ever."""
     async with pool_of(tmp_path, count=1) as pool, asyncio.timeout(30):
         with pytest.raises(RuntimeError, match=r"TwoFactsError.*one and two"):
             await pool.run(FailUnreadably())
+        with pytest.raises(RuntimeError, match="the result of a job cannot be sent"):
+            await pool.run(ReturnUnreadably())
         assert await pool.run(Count()) == 1
 
 

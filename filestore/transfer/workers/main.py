@@ -145,7 +145,10 @@ class _Process:
         elif error := task.exception():
             self.link.send(("failed", number, _sendable(error)))
         else:
-            self.link.send(("done", number, task.result()))
+            try:
+                self.link.send(("done", number, task.result()))
+            except Exception as reason:  # noqa: BLE001  # any code may run
+                self.link.send(("failed", number, RuntimeError(f"the result of a job cannot be sent: {reason}")))
 
 
 class _Worker:
