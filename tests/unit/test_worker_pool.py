@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import subprocess  # types only
 import sys
@@ -196,6 +197,44 @@ async def test_a_job_is_cancelled_before_it_begins(tmp_path: Path) -> None:
         os.close(each)
 
 
+async def test_a_process_that_is_stopped_is_killed_after_a_cancellation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a process never answers. The others go on."""
+    monkeypatch.setattr(pool_module, "_END_SECONDS", 0.2)
+    async with pool_of(tmp_path) as pool:
+        asked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(pool.run(Wait(), answer=asked.set_result))
+        stopped = await asked
+        os.kill(stopped, signal.SIGSTOP)
+        waiting.cancel()
+        async with asyncio.timeout(20):
+            await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert await pool.run(Count()) == 1
+        assert stopped not in pool.process_ids
+
+
+async def test_signals_of_a_group_are_not_for_the_processes(tmp_path: Path) -> None:
+    """A service manager and `timeout` signal all processes. The one that transfers decides what it means."""
+    async with pool_of(tmp_path) as pool:
+        for each in pool.process_ids:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                os.kill(each, number)
+        assert [await pool.run(Count()) for _ in range(2)] == [1, 2]
+        assert len(pool.process_ids) == 2
+
+
+async def test_a_process_that_may_open_no_more_files_fails_its_jobs(tmp_path: Path) -> None:
+    """The system drops the files that it sends to such a process. The call does not wait for ever."""
+    descriptors = [os.open(tmp_path, os.O_RDONLY) for _ in range(20)]
+    async with pool_of(tmp_path / "repository", count=1) as pool:
+        resource.prlimit(pool.process_ids[0], resource.RLIMIT_NOFILE, (30, 30))
+        async with asyncio.timeout(20):
+            with pytest.raises(WorkerEnded, match="open files"):
+                await pool.run(Read(), descriptors=descriptors, answer=lambda count: count)
+    for each in descriptors:
+        os.close(each)
+
+
 async def test_more_jobs_than_slots_wait(tmp_path: Path) -> None:
     """Two processes with two slots do four jobs at a time."""
     began: list[int] = []
@@ -259,6 +298,50 @@ async def test_a_process_that_ends_while_it_gets_a_job(tmp_path: Path, caplog: p
         assert not member.link.is_open
     gc.collect()
     assert caplog.messages == []
+
+
+async def test_a_start_without_free_descriptors(tmp_path: Path) -> None:
+    """Also then the pool stays without processes, and leaves nothing open."""
+    async with connect(tmp_path, create=True) as repository:
+        known = _open_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for free in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_lowest_free() + free, hard))
+            try:
+                async with worker_pool(repository, count=3, slots=1):
+                    pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert _open_files() <= known
+
+
+async def test_a_program_without_standard_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets get the numbers of the closed streams, in a program that also has other things than texts in its path."""
+    monkeypatch.setattr(sys, "path", [Path("/"), *sys.path])
+    async with connect(tmp_path, create=True) as repository:
+        saved = [os.dup(stream) for stream in range(3)]
+        try:
+            for stream in range(3):
+                os.close(stream)
+            async with worker_pool(repository, count=2, slots=2, modules=_MODULES) as pool, asyncio.timeout(20):
+                while len(pool.process_ids) < 2:
+                    await asyncio.sleep(0.01)
+                answers = await asyncio.gather(*(pool.run(Identify()) for _ in range(4)))
+        finally:
+            for stream, kept in enumerate(saved):
+                os.dup2(kept, stream)
+                os.close(kept)
+    assert len(set(answers)) == 2
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _lowest_free() -> int:
+    descriptor = os.open("/", os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
 
 
 def test_the_processes_end_with_the_process_that_transfers(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class Link:
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._content = bytearray()
-        self._files: deque[int] = deque()
+        self._files: deque[list[int]] = deque()
+        """The open files of each message that has some. The system gives those of two messages in two calls."""
         self._waiting: deque[_Waiting] = deque()
         self._is_sent = asyncio.Event()
         self._is_sent.set()
@@ -86,7 +87,8 @@ class Link:
         self._socket.close()
         for waiting in self._waiting:
             close_all(waiting.descriptors)
-        close_all(self._files)
+        for files in self._files:
+            close_all(files)
         self._waiting.clear()
         self._files.clear()
         self._is_sent.set()
@@ -127,15 +129,16 @@ class Link:
 
     def _read(self) -> None:
         try:
-            content, files, _, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, _FILES_LIMIT)
+            content, files, flags, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, _FILES_LIMIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            content, files = b"", []
+            content, files, flags = b"", [], 0
         for each in files:
             os.set_inheritable(each, False)  # noqa: FBT003
-        self._files += files
-        if not content:
+        if files:
+            self._files.append(files)
+        if not content or flags & socket.MSG_CTRUNC:  # the end, or this process may open no more files
             self._lose()
             return
         self._content += content
@@ -144,17 +147,19 @@ class Link:
             end = _HEAD.size + size
             if len(self._content) < end:
                 return
-            if len(self._files) < file_count:
-                # This process may not open so many.
+            files = self._files.popleft() if file_count and self._files else []
+            if len(files) != file_count:
+                close_all(files)
                 self._lose()
                 return
             try:
                 message = pickle.loads(memoryview(self._content)[_HEAD.size : end])  # noqa: S301  # as above
             except Exception:  # noqa: BLE001  # a pickle may raise anything
+                close_all(files)
                 self._lose()
                 return
             del self._content[:end]
-            self._received(message, [self._files.popleft() for _ in range(file_count)])
+            self._received(message, files)
 
     def _lose(self) -> None:
         if self.is_open:

@@ -51,7 +51,9 @@ class Ended(NamedTuple):
 
 def main(descriptors: Sequence[int], modules: Sequence[str]) -> None:
     """Run a worker process for each socket in `descriptors`. It imports `modules` first. Call it in a process without threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that transfers, which ends this one
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A terminal or a service manager signals all processes. It is for the one that transfers, which ends this one.
+        signal.signal(number, signal.SIG_IGN)
     keep_heap()
     for name in modules:
         importlib.import_module(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -99,6 +100,22 @@ class _Member:
     @property
     def is_ready(self) -> bool:
         return self.pid is not None and self.link.is_open
+
+    def kill(self) -> None:
+        """End the process at once, if it is still there."""
+        if self.link.is_open and self.pid is not None:
+            # Its end of the socket is open, so it is still this process.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def ended(self, future: asyncio.Future[Any]) -> None:
+        """Wait until a cancelled job has ended. A process that does not react is killed: it may have been stopped."""
+        await asyncio.wait([future], timeout=_END_SECONDS)
+        if not future.done():
+            self.kill()
+            await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # read, so that the loop does not report it as lost
 
     def _receive(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         for each in descriptors:
@@ -205,7 +222,7 @@ class WorkerPool:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
                 member.link.send(("cancel", number))
-                await shield_until_done(_ended(future))
+                await shield_until_done(member.ended(future))
                 raise
         finally:
             del member.calls[number]
@@ -216,11 +233,14 @@ class WorkerPool:
         with ExitStack() as ours, ExitStack() as theirs:
             descriptors = []
             ends = []
-            for _ in range(count):
-                end, other = socket.socketpair()
-                ends.append(ours.enter_context(end))
-                descriptors.append(theirs.enter_context(other).fileno())
             try:
+                for _ in range(count):
+                    end, other = socket.socketpair()
+                    ends.append(ours.enter_context(end))
+                    with other:
+                        # Its number must not be that of a standard stream, which may be closed here.
+                        descriptors.append(fcntl.fcntl(other, fcntl.F_DUPFD_CLOEXEC, 3))
+                    theirs.callback(os.close, descriptors[-1])
                 await in_disk_thread(self._start, interpreter, descriptors, modules)
             except OSError as error:
                 logger.info("no worker processes: %s", error)
@@ -241,10 +261,7 @@ class WorkerPool:
                     if member.link.is_open:
                         await member.gone.wait()
         for member in self._members:
-            if member.link.is_open and member.pid is not None:
-                # Its end of the socket is open, so it is still this process.
-                with suppress(ProcessLookupError):
-                    os.kill(member.pid, signal.SIGKILL)
+            member.kill()
             member.link.close()
         if self._process is not None:
             await in_disk_thread(_reap, self._process)
@@ -268,7 +285,7 @@ class WorkerPool:
 
     def ended_error(self) -> WorkerEnded:
         """Return the error to raise when a process has ended."""
-        return WorkerEnded(self._location, "a signal ended it, or memory ran out")
+        return WorkerEnded(self._location, "a signal ended it, or it had no memory or open files left")
 
     def after_fork(self) -> None:
         """Close the sockets in a forked child, so that the processes end when the parent does."""
@@ -298,7 +315,8 @@ class WorkerPool:
 
 
 def _start(interpreter: str, descriptors: list[int], modules: Sequence[str]) -> subprocess.Popen[bytes]:
-    path = [each or str(Path.cwd()) for each in sys.path]
+    # Python permits other things than texts, and skips them.
+    path = [each or str(Path.cwd()) for each in sys.path if isinstance(each, str)]
     setup = json.dumps({"path": path, "descriptors": descriptors, "modules": list(modules)})
     hears, says = map(os.fdopen, os.pipe(), ("rb", "wb"))
     with hears, suppress(BrokenPipeError), says:  # it may end at once, which its sockets tell
@@ -321,8 +339,3 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-async def _ended(future: asyncio.Future[Any]) -> None:
-    await asyncio.wait([future])
-    future.exception()  # read, so that the loop does not report it as lost
