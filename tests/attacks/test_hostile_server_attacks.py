@@ -28,6 +28,7 @@ from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http import wire
 from filestore.http.client.answers import DOCUMENT_LIMIT, PROBLEM_LIMIT
 from filestore.http.client.channel import HEAD_LIMIT, INTERIM_LIMIT
+from filestore.http.client.chunked import EXCESS_LIMIT, TRAILERS_LIMIT
 from filestore.http.client.repository import RemoteRepository
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.settings import Settings
@@ -48,6 +49,7 @@ from tests.support.tls import trusting
 
 SCHEMES = ["http", "https"]
 MIB = 1 << 20
+CHUNKED = head(None, fields=b"Transfer-Encoding: chunked\r\n")
 _MEASURED = """
 import asyncio, os, sys
 from filestore.errors import FilestoreError
@@ -107,16 +109,20 @@ def peak_of(server: HostileServer, verb: str) -> tuple[str, int]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("start", [b'{"files": [', b"[" * 100, b'{"id": "'], ids=["records", "nested", "text"])
 def test_190_mib_of_json(scheme: str, start: bytes) -> None:
-    """A document that is announced with 190 MiB, or comes without a size, ends after 4 MiB and takes 40 MiB."""
-    answers: list[bytes | Iterable[bytes]] = [
-        _endless(head(190 * MIB), start),
-        _endless(head(None), start),
-        _endless(head(None, fields=b"Transfer-Encoding: chunked\r\n"), start, chunked=True),
+    """A document that is announced with 190 MiB, or comes in chunks without end, ends after 4 MiB and takes 40 MiB.
+
+    One without any size is not read.
+    """
+    answers: list[tuple[Iterable[bytes], str]] = [
+        (_endless(head(190 * MIB), start), "LimitExceeded"),
+        (_endless(head(None), start), "ServerError"),
+        (_endless(CHUNKED, start, chunked=True), "LimitExceeded"),
+        ([CHUNKED + b"%x\r\n" % (190 * MIB), start * (190 * MIB // len(start))], "LimitExceeded"),
     ]
-    for said in answers:
+    for said, expected in answers:
         with hostile_server(lambda _, said=said: said, tls=scheme == "https") as server:  # type: ignore[misc]
             name, size = peak_of(server, "records")
-        assert name in {"LimitExceeded", "ServerError"}
+        assert name == expected
         assert size < 40 * MIB
         # The rest is in the buffers of both kernels.
         assert server.sent < DOCUMENT_LIMIT + 32 * MIB
@@ -242,23 +248,44 @@ async def test_document_that_comes_byte_by_byte(scheme: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_late_document_that_goes_on_for_ever(scheme: str) -> None:
+async def test_chunk_extension_that_comes_byte_by_byte(scheme: str) -> None:
+    """What stands around the content does not keep an answer going, however fast it comes."""
+    said = CHUNKED + b"2\r\n{}\r\n0;" + b"x" * 4000
+    with hostile_server(lambda _: _slowly(lambda: server, said, seconds=0.01), tls=scheme == "https") as server:
+        repository = a_client(server, stall_seconds=1)
+        with pytest.raises(Stalled):
+            await repository.identity()
+        await repository.close()
+    assert server.sent < 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_late_document_that_goes_on_for_ever(scheme: str, *, is_chunked: bool) -> None:
     """Blanks before a late document keep it going, up to 64 KiB of them; after that, it must come as fast as any other."""
+
+    def begun(size: int) -> bytes:
+        return CHUNKED if is_chunked else head(size)
+
+    def piece(content: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(content), content) if is_chunked else content
+
     few = json.dumps({"chunk_count": 1, "stored_size": 1, "is_held": False}).encode()
 
     def late(__: Asked) -> Iterator[bytes]:
-        yield head(12 + len(few) + 3000)
+        yield begun(12 + len(few) + 3000)
         # Longer than the time of a stall.
         for _ in range(12):
             if server.is_over.wait(0.25):
                 return
-            yield b" "
-        yield few + b" " * 3000
+            yield piece(b" ")
+        yield piece(few + b" " * 3000) + b"0\r\n\r\n" * is_chunked
 
     def endless(_: Asked) -> Iterator[bytes]:
-        yield head(1 << 20) + b" " * ((64 << 10) - 2)
+        yield begun(1 << 20) + piece(b" " * ((64 << 10) - 2))
         while not server.is_over.wait(0.25):
-            yield b" "
+            yield piece(b" ")
 
     for said, expected in ((late, ""), (endless, "Stalled")):
         with hostile_server(said, tls=scheme == "https") as server:
@@ -277,14 +304,26 @@ def test_trailers_without_end(scheme: str) -> None:
     """Trailers after the last chunk end in an error, and take no memory."""
 
     def answer(_: Asked) -> Iterator[bytes]:
-        yield head(None, fields=b"Transfer-Encoding: chunked\r\n") + b"2\r\n{}\r\n0\r\n"
+        yield CHUNKED + b"2\r\n{}\r\n0\r\n"
         for number in count():
             yield b"".join(b"X-%d: y\r\n" % (number * 100 + part) for part in range(100))
 
     with hostile_server(answer, tls=scheme == "https") as server:
         name, size = peak_of(server, "identity")
-    assert name in {"ServerError", "Interrupted"}
+    assert name == "Interrupted"
     assert size < 24 * MIB
+    assert server.sent < len(server.asked) * (TRAILERS_LIMIT + 32 * MIB)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("line", [b"1;" + b"x" * 4000 + b"\r\n \r\n", b"1;" + b"x" * 50_000, b"0" * 50_000])
+def test_chunk_extensions_without_end(scheme: str, line: bytes) -> None:
+    """Lines that are much larger than the content between them end in an error. Otherwise 4 MiB of content could take 16 GiB."""
+    with hostile_server(lambda _: _endless(CHUNKED, line), tls=scheme == "https") as server:
+        name, size = peak_of(server, "identity")
+    assert (name, size < 24 * MIB) == ("Interrupted", True)
+    # It was asked several times, and the rest of each answer is in the buffers of both kernels.
+    assert server.sent < len(server.asked) * (EXCESS_LIMIT + 32 * MIB)
 
 
 # Values that no server has.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ LARGE = 32 << 20
 """More than the buffers of a connection's two ends hold."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
 
 
 @dataclass
@@ -133,6 +136,12 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def question(method: str = "GET", **given: Any) -> Request:
     """A short request."""
     return Request(method=method, path="/question", **given)
+
+
+def pieces(content: bytes, size: int) -> bytes:
+    """Content in the chunked coding, without the last line."""
+    parts = [content[start : start + size] for start in range(0, len(content), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
 def sending(*frames: bytes | memoryview, moved: Callable[[int], None] = lambda _: None) -> Request:
@@ -266,6 +275,78 @@ async def test_batch_arrives_in_any_split(kind: Kind) -> None:
     assert [frames] * 3 == answers
 
 
+async def test_document_in_chunks_is_read_on_one_connection(kind: Kind) -> None:
+    """A proxy may turn the announced length into the chunked coding, with extensions and trailers, in any split."""
+
+    async def play(peer: Peer) -> None:
+        for end in (LAST, b"0;last\r\nX: y\r\n\r\n", LAST):
+            await peer.take()
+            await peer.give(CHUNKED + pieces(b"ok", 1) + end)
+        await peer.take()
+        for byte in CHUNKED + pieces(b"ok", 2) + LAST:
+            await peer.give(bytes([byte]))
+
+    async with kind.facing(play) as server:
+        assert [b"ok"] * 4 == [await asked(server.transport) for _ in range(4)]
+        assert 1 == len(server.peers)
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 1 << 30])
+async def test_batch_in_chunks_arrives_in_the_callers_memory(kind: Kind, size: int) -> None:
+    """However the header and the frames are cut, and every byte of the frames is counted once."""
+    frames = [b"abc", octets(3, 10_000 if size < 100 else 3 << 20), b"defgh"]
+    memory = bytearray(sum(map(len, frames)) + 10)
+    moves: list[int] = []
+    answer, encoded = batch(frames, memoryview(memory)[:-10], moves.append)
+
+    async def play(peer: Peer) -> None:
+        await peer.take()
+        await peer.give(CHUNKED + pieces(encoded, size) + LAST)
+        await peer.take()
+        await peer.give(OK)
+
+    async with kind.facing(play) as server:
+        await server.transport.exchange(receiving(), answer)
+        assert b"ok" == await asked(server.transport)
+        assert 1 == len(server.peers)
+    assert frames == whole_frames(answer)
+    assert b"".join(frames) + bytes(10) == memory
+    assert sum(map(len, frames)) == sum(moves)
+
+
+async def test_problem_in_chunks_is_raised(kind: Kind) -> None:
+    """It says what one with a length says."""
+    problem = wire.encode_problem(LimitExceeded("a size in bytes", 5, 4, "upload_limit"))
+    document = json.dumps(problem.document).encode()
+    head = CHUNKED.replace(b"200 OK", b"%d X" % problem.status)
+
+    async def play(peer: Peer) -> None:
+        await peer.take()
+        await peer.give(head + pieces(document, 10) + LAST)
+        await peer.take()
+        await peer.give(OK)
+
+    async with kind.facing(play) as server:
+        with pytest.raises(LimitExceeded, match="5"):
+            await asked(server.transport)
+        assert b"ok" == await asked(server.transport)
+        assert 1 == len(server.peers)
+
+
+async def test_bytes_behind_an_answer_in_chunks_are_no_answer(kind: Kind) -> None:
+    """They are not taken for the answer to the next request, which is sent on another connection."""
+
+    async def play(peer: Peer) -> None:
+        await peer.take()
+        await peer.give(CHUNKED + pieces(b"ok", 2) + LAST + OK.replace(b"ok", b"no"))
+        await peer.take_to_the_end()
+
+    async with kind.facing(play) as server:
+        for count in (1, 2):
+            assert b"ok" == await asked(server.transport)
+            assert count == len(server.peers)
+
+
 async def test_interim_answers_are_passed_over(kind: Kind) -> None:
     """RFC 9110, section 15.2: they may come unasked, and the final answer follows."""
 
@@ -287,6 +368,14 @@ async def test_interim_answers_are_passed_over(kind: Kind) -> None:
         (b"HTTP/1.1 204 No Content\r\n\r\n", ServerError),
         (b"HTTP/1.1 206 Partial\r\nContent-Length: 2\r\n\r\n{}", ServerError),
         (b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ServerError),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", ServerError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n", ServerError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", ServerError),
+        (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ServerError),
+        (CHUNKED + b"x\r\n", Interrupted),
+        (CHUNKED + b"2\r\nokay\r\n0\r\n\r\n", Interrupted),
+        (CHUNKED + b"200000\r\n" + bytes(1 << 21), LimitExceeded),
+        (CHUNKED + b"10000\r\n%b\r\n" % bytes(1 << 16) * 17 + b"0\r\n\r\n", LimitExceeded),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n", LimitExceeded),
         (b"HTTP/1.1 500 X\r\nContent-Length: 999999999999\r\n\r\n", LimitExceeded),
         (b"SSH-2.0-x\r\n\r\n", Interrupted),
@@ -390,7 +479,19 @@ async def test_request_is_sent_once(kind: Kind, method: str) -> None:
         assert 2 == len(taken)
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", HEAD % 10, HEAD % 10 + b"01234"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        HEAD % 10,
+        HEAD % 10 + b"01234",
+        CHUNKED,
+        CHUNKED + b"2",
+        CHUNKED + b"2\r\nok\r\n",
+        CHUNKED + b"2\r\nok\r\n0\r\n",
+    ],
+)
 async def test_answer_that_is_cut_is_interrupted(kind: Kind, sent: bytes) -> None:
     """Before, in and after its head: it never looks whole."""
 
@@ -428,15 +529,17 @@ async def test_frames_of_a_cut_batch_that_are_whole_are_kept(kind: Kind) -> None
     assert [b"abc"] == whole_frames(answer)
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("extra", [1, 1 << 20])
-async def test_batch_that_is_longer_than_its_header_says_is_refused(kind: Kind, extra: int) -> None:
+async def test_batch_that_is_longer_than_its_header_says_is_refused(kind: Kind, extra: int, *, is_chunked: bool) -> None:
     """Nothing is written behind the frames."""
     memory = bytearray(100)
     answer, encoded = batch([b"abc"], memoryview(memory)[:50])
 
     async def play(peer: Peer) -> None:
         await peer.take()
-        await peer.give(HEAD % (len(encoded) + extra) + encoded + b"x" * extra)
+        content = encoded + b"x" * extra
+        await peer.give(CHUNKED + pieces(content, 1000) + LAST if is_chunked else HEAD % len(content) + content)
 
     async with kind.facing(play) as server:
         with pytest.raises(Interrupted):
@@ -507,13 +610,14 @@ async def test_peer_that_moves_no_byte_is_given_up(kind: Kind, request_: Request
 
 
 @pytest.mark.slow
-async def test_peer_that_stops_in_the_middle_of_an_answer_is_given_up(kind: Kind) -> None:
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_peer_that_stops_in_the_middle_of_an_answer_is_given_up(kind: Kind, *, is_chunked: bool) -> None:
     """The time counts from the last byte that came."""
     answer, encoded = batch([b"abc"], memoryview(bytearray(10)))
 
     async def play(peer: Peer) -> None:
         await peer.take()
-        await peer.give(HEAD % len(encoded) + encoded[:-1])
+        await peer.give(CHUNKED + pieces(encoded, 1000) if is_chunked else HEAD % len(encoded) + encoded[:-1])
         await peer.take_to_the_end()
 
     async with kind.facing(play, stall_seconds=0.5) as server:

@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
-from filestore.errors import ForeignAnswer
+from filestore.core.references import Reference
+from filestore.errors import ForeignAnswer, NotFound
 from filestore.format.codec import Codec
 from filestore.http import wire
 from filestore.http.client.foreign import SETTINGS_OF_A_PROXY
 from filestore.http.client.repository import RemoteRepository
+from filestore.transfer.fetch import fetch
+from filestore.transfer.push import push
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.nginx import free_port, running_proxy
@@ -120,6 +123,33 @@ async def test_a_proxy_that_compresses_what_it_can_changes_nothing(tmp_path: Pat
             assert "default" == (await repository.identity()).namespace
         finally:
             await repository.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_sends_answers_in_chunks_changes_nothing(tmp_path: Path, server: RunningServer, scheme: str) -> None:
+    """A proxy that may change what it passes on cannot announce a length. Documents, problems and batches arrive all the same."""
+    port = free_port()
+    tls = f"ssl; ssl_certificate {CERTIFICATE}; ssl_certificate_key {CERTIFICATE}" if scheme == "https" else ""
+    rules = f"proxy_pass {server.url}; client_max_body_size 0; sub_filter_types *; sub_filter no-such-text-{'x' * 50} y;"
+    source, target = tmp_path / "a.bin", tmp_path / "b.bin"
+    source.write_bytes(octets(1, 12 << 20))
+    with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port} {tls}; location / {{ {rules} }} }}"):
+        repository = RemoteRepository(f"{scheme}://localhost:{port}", token=TOKEN)
+        if scheme == "https":
+            trusting(repository)
+        try:
+            result = await push(repository, source)
+            with pytest.raises(NotFound):
+                await repository.record(Reference(name="b.bin"))
+            assert result.record == await repository.record(Reference(name="a.bin"))
+            await fetch(repository, "a.bin", target=target)
+        finally:
+            await repository.close()
+        url = f"{scheme}://localhost:{port}{wire.API}/repository"
+        head = curl("--dump-header", "-", "--header", f"Authorization: Bearer {TOKEN}", url)
+    assert b"transfer-encoding: chunked" in head.lower()
+    assert source.read_bytes() == target.read_bytes()
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ import pytest
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http.client import byte_counter
 from filestore.http.client.byte_counter import ByteCounter
-from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Head, Peer, parse_head
+from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Peer
+from filestore.http.client.chunked import ChunkedCoding
+from filestore.http.client.heads import Head, parse_head
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.tls import client_tls, server_tls
 
@@ -116,6 +118,12 @@ def line(request: pytest.FixtureRequest) -> Iterator[Line]:
         (b"HTTP/1.1 204 No Content", Head(204, 0, keeps_open=True)),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9", Head(304, 0, keeps_open=True)),
         (b"HTTP/1.1 200 OK\r\nX:\r\nContent-Length: 7", Head(200, 7, keeps_open=True)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", Head(200, None, keeps_open=True, is_chunked=True)),
+        (
+            b"HTTP/1.1 503 X\r\ntransfer-encoding:\tChunked \r\nConnection: close",
+            Head(503, None, keeps_open=False, is_chunked=True),
+        ),
+        (b"HTTP/1.1 204 X\r\nTransfer-Encoding: chunked", Head(204, 0, keeps_open=True)),
     ],
 )
 def test_heads_of_answers(raw: bytes, expected: Head) -> None:
@@ -136,14 +144,26 @@ def test_heads_of_answers(raw: bytes, expected: Head) -> None:
         b"Content-Length: \xb2",
         b"Content-Length:",
         b"Content-Length: " + b"9" * 19,
-        b"Transfer-Encoding: chunked",
         b"Transfer-Encoding: identity\r\nContent-Length: 7",
         b"Content-Length: 7\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: x",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked, chunked",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding: chunked;a=b",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding:",
     ],
 )
 def test_lengths_that_are_not_plain(fields: bytes) -> None:
-    """There must be one Content-Length of digits, and nothing that contradicts it."""
+    """There must be one Content-Length of digits or one chunked coding, and nothing that contradicts it."""
     assert Head(200, None, keeps_open=True) == parse_head(b"\r\n".join(filter(None, [b"HTTP/1.1 200 OK", fields])))
+
+
+def test_http_1_0_has_no_chunked_coding() -> None:
+    """RFC 9112, section 6.1: such a framing is faulty."""
+    assert Head(200, None, keeps_open=False) == parse_head(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +279,9 @@ def test_a_head_without_end(line: Line, endless: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", Interrupted),
         (b"SSH-2.0-x\r\n\r\n", Interrupted),
         (b"HTTP/1.1 200 OK\r\n\r\n", ServerError),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ServerError),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", ServerError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", ServerError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ServerError),
     ],
 )
 def test_answers_that_are_refused(line: Line, answer: bytes, expected: type[Exception]) -> None:
@@ -275,9 +297,112 @@ def test_answers_that_are_refused(line: Line, answer: bytes, expected: type[Exce
 
 def test_an_error_of_unknown_length_keeps_its_status(line: Line) -> None:
     """The body of a proxy's error is not read, but its status is used."""
-    head = line.answer(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n")
+    head = line.answer(b"HTTP/1.1 503 Busy\r\nConnection: keep-alive\r\n\r\n")
     assert (503, b"") == (head.status, line.channel.read(10))
     assert not line.channel.is_reusable
+
+
+# Answers in the chunked coding.
+
+
+def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
+    """An answer in these pieces."""
+    coded = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + coded + end
+
+
+def test_an_answer_in_pieces(line: Line) -> None:
+    """Extensions and trailers are passed over, and the connection is used again."""
+    for end in (b"0\r\n\r\n", b"000;last\r\nX: y\r\nContent-Length: 9\r\n\r\n"):
+        head = line.answer(chunked(b"a", b"bcd", end=b'A ; x="y;z"\r\n0123456789\r\n' + end))
+        assert Head(200, None, keeps_open=True, is_chunked=True) == head
+        assert b"abcd0123456789" == line.channel.read(100)
+        assert (0, True) == (line.channel.left, line.channel.is_reusable)
+
+
+def test_an_answer_in_pieces_in_any_split(line: Line) -> None:
+    """Byte by byte it is the same answer, and the next one on the connection is read."""
+    answer = chunked(b"ok", bytes(300), end=b"0;x\r\nX: y\r\n\r\n")
+    for size in (1, 2, 3, 7, len(answer)):
+        asked = line.ask()
+        line.take_head()
+        for start in range(0, len(answer), size):
+            line.server.sendall(answer[start : start + size])
+        assert asked.result(SECONDS).is_chunked
+        assert b"ok" + bytes(300) == line.channel.read(1000)
+        assert line.channel.is_reusable
+
+
+@pytest.mark.slow
+def test_a_large_piece_arrives_in_the_callers_memory(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large piece no more than what comes with its line is copied."""
+    content = struct.pack("<Q", 0x0123456789ABCDEF) * (LARGE // 8)
+    sizes: list[int] = []
+    read = ChunkedCoding.read
+
+    def counted(coding: ChunkedCoding, arrived: memoryview) -> tuple[int, int]:
+        sizes.append(len(arrived))
+        return read(coding, arrived)
+
+    monkeypatch.setattr(ChunkedCoding, "read", counted)
+    answer = chunked(content[: LARGE // 2], content[LARGE // 2 :])
+    asked = line.ask()
+    line.take_head()
+    sender = threading.Thread(target=line.server.sendall, args=(answer,))
+    sender.start()
+    asked.result(SECONDS)
+    memory, received = memoryview(bytearray(LARGE + 1)), 0
+    while count := line.channel.receive_into(memory[received:]):
+        received += count
+    sender.join()
+    assert (LARGE, True) == (received, content == memory[:-1])
+    assert sum(sizes) < 200_000
+
+
+def test_memory_that_is_full_does_not_hide_the_end(line: Line) -> None:
+    """With no memory left, the end is read all the same; and bytes that would still come are counted."""
+    line.answer(chunked(b"abc"))
+    assert 3 == line.channel.receive_into(memoryview(bytearray(3)))
+    assert (0, 0) == (line.channel.receive_into(memoryview(b"")), line.channel.left)
+    assert line.channel.is_reusable
+    line.answer(chunked(b"abc", b"de"))
+    assert 3 == line.channel.receive_into(memoryview(bytearray(3)))
+    assert (0, 2) == (line.channel.receive_into(memoryview(b"")), line.channel.left)
+    assert not line.channel.is_reusable
+
+
+def test_bytes_behind_a_body_in_pieces(line: Line) -> None:
+    """The connection is not used again: the next answer would begin with them."""
+    line.answer(chunked(b"abc") + OK)
+    assert b"abc" == line.channel.read(10)
+    assert not line.channel.is_reusable
+
+
+@pytest.mark.parametrize("cut", range(1, len(b"3\r\nabc\r\n0\r\n\r\n") + 1))
+def test_a_body_in_pieces_that_is_cut(line: Line, cut: int) -> None:
+    """It never looks whole, even if all of its content has arrived."""
+    line.answer(chunked(b"abc")[:-cut])
+    line.server.close()
+    with pytest.raises(Interrupted):
+        line.channel.read(10)
+    assert not line.channel.is_reusable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", [b"1;" + b"x" * 4000, b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 1000], ids=["extension", "trailers"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_lines_without_content_are_no_progress(said: bytes, *, tls: bool) -> None:
+    """They come byte by byte, which is fast enough for content."""
+    with connected(stall_seconds=0.5, tls=tls) as line:
+        line.answer(chunked(end=b""))
+        reading = line.threads.submit(line.channel.read, 10)
+        with pytest.raises(Stalled):
+            for byte in said:
+                line.server.sendall(bytes([byte]))
+                try:
+                    reading.result(0.01)
+                except TimeoutError:
+                    continue
 
 
 def test_a_body_that_is_cut(line: Line) -> None:

@@ -1,15 +1,14 @@
 """HTTP/1.1 on connections of our own, with and without TLS: blocking threads with an async interface.
 
 Bytes move between the caller's memory and the kernel without a copy, and a whole request needs one switch to a thread. A command
-starts in half the time that it takes with an HTTP library loaded. Only the part of HTTP/1.1 that our server uses is
-implemented; all other answers are refused.
-Source: RFC 9112, sections 4 to 6 and 9.
+starts in half the time that it takes with an HTTP library loaded. Only the part of HTTP/1.1 that our server and the proxies
+before it use is implemented; all other answers are refused.
+Source: RFC 9112, sections 4 to 7 and 9.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import select
 import socket
 import ssl
@@ -29,11 +28,12 @@ from filestore.core.unlocked import unlocked
 from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
 from filestore.http import wire
 from filestore.http.client.answers import LATE_SIZE, no_connection
+from filestore.http.client.chunked import ChunkedCoding
 from filestore.http.client.connection import Connection, PlainConnection, TlsConnection, client_tls
 from filestore.http.client.foreign import foreign_answer
+from filestore.http.client.heads import Head, parse_head
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
-from filestore.system.http_answers import Said, said_by
 from filestore.system.metrics import Stage, span
 from filestore.system.proxies import Proxy
 from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, StallTimer
@@ -47,61 +47,13 @@ HEAD_LIMIT = 64 << 10
 INTERIM_LIMIT = 32
 """The most interim answers before the final one. Each may take as long as an answer."""
 _HEAD_PIECE = 4096
+_CODING_PIECE = 16 << 10
+"""How much is received at a time where lines of the chunked coding are expected. Small pieces of content come with them."""
 _BODY_PIECE = 64 << 10
 # RFC 8305, section 8.
 _NEXT_ADDRESS_SECONDS = 0.25
 
 _HEAD_END = b"\r\n\r\n"
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
-_SIZE = re.compile(rb"[0-9]{1,18}")
-_SAID = ("Server", "Content-Type", "Location", "Retry-After", "Date")
-_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-
-
-class Head(NamedTuple):
-    """The head of an answer, parsed."""
-
-    status: int
-    size: int | None
-    """Bytes of the body; None unless the head has exactly one Content-Length and no other framing."""
-    keeps_open: bool
-    said: Said = Said()
-    """The header fields that say who made the answer."""
-
-
-def parse_head(raw: bytes) -> Head:
-    """Parse the head of an answer, given without the empty line at its end. Raises ValueError with a reason."""
-    status_line, *lines = raw.split(b"\r\n")
-    found = _STATUS_LINE.fullmatch(status_line)
-    if found is None:
-        raise ValueError("its answer is not HTTP")
-    fields: dict[bytes, list[bytes]] = {}
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise ValueError("a header of its answer is malformed")
-        fields.setdefault(field[1].lower(), []).append(field[2])
-    options = {option.strip() for value in fields.get(b"connection", []) for option in value.lower().split(b",")}
-    status = int(found[2])
-    return Head(
-        status,
-        0 if status in _BODILESS else _size(fields),
-        keeps_open=found[1] == b"1" and b"close" not in options,
-        said=said_by({name: _text(fields, name) for name in _SAID}),
-    )
-
-
-def _text(fields: dict[bytes, list[bytes]], name: str) -> str:
-    return fields.get(name.lower().encode(), [b""])[0].decode("latin-1")
-
-
-def _size(fields: dict[bytes, list[bytes]]) -> int | None:
-    sizes = fields.get(b"content-length", [])
-    # Two lengths, or a length together with a transfer coding, allow an answer to be smuggled.
-    if b"transfer-encoding" in fields or len(sizes) != 1 or not _SIZE.fullmatch(sizes[0]):
-        return None
-    return int(sizes[0])
 
 
 class Peer(NamedTuple):
@@ -140,7 +92,9 @@ class Channel:
         self._timer = StallTimer(stall_seconds)
         self._ahead = memoryview(b"")
         self.left = 0
-        """Bytes of the answer's body that have not been read yet."""
+        """Bytes of the answer's body that will come and have not been read yet; in the chunked coding, those of one piece."""
+        self._coding: ChunkedCoding | None = None
+        """The coding of a body that has not been read to its end. None where the length was announced."""
         self._late_left = 0
         """How many of them may come slowly, while the server works."""
         self._keeps_open = True
@@ -151,7 +105,9 @@ class Channel:
 
         The last one must be over, and the server must neither have closed the connection nor have sent more bytes.
         """
-        if not (self._is_open and self._keeps_open) or self.left or self._ahead or self._connection.holds_more:
+        if not (self._is_open and self._keeps_open) or self.left or self._coding is not None:
+            return False
+        if self._ahead or self._connection.holds_more:
             return False
         return not (self._ready(select.POLLIN, seconds=0) and self._connection.has_arrived())
 
@@ -248,22 +204,27 @@ class Channel:
                 raise Interrupted(self._peer.location, "it answered before it had the whole request")
             if head.said.is_page:
                 raise foreign_answer(self._peer.location, head.status, head.said)
-            if head.size is None:
+            if head.size is None and not head.is_chunked:
                 raise ServerError(
                     self._peer.location, head.status, "it does not announce the length of its answer by a single Content-Length"
                 )
         self.left = head.size or 0
+        self._coding = ChunkedCoding() if head.is_chunked else None
         # A problem may come late too.
         self._late_left = LATE_SIZE if is_late else 0
         self._timer = StallTimer(self._stall_seconds, least_rate=LEAST_ANSWER_RATE if is_late else LEAST_RATE)
-        self._keeps_open = is_sent and head.keeps_open and head.size is not None
+        self._keeps_open = is_sent and head.keeps_open and (head.size is not None or head.is_chunked)
         return head
 
     def receive_into(self, memory: memoryview) -> int:
-        """Receive the next bytes of the answer's body into `memory`. Return their number, which is 0 only at the end.
+        """Receive the next bytes of the answer's body into `memory`. Return their number.
+
+        It is 0 only at the end, and if `memory` is empty. `left` then says whether more would come.
 
         Raises Interrupted, Stalled.
         """
+        if not self.left and self._coding is not None:
+            self._receive_coding(self._coding)
         wanted = memory[: self.left]
         if not wanted:
             return 0
@@ -271,6 +232,7 @@ class Channel:
             size = min(len(wanted), len(self._ahead))
             wanted[:size] = self._ahead[:size]
             self._ahead = self._ahead[size:]
+            self._timer.count(size)
         else:
             size = self._receive(wanted)
         self.left -= size
@@ -278,6 +240,23 @@ class Channel:
             self._timer = StallTimer(self._stall_seconds)
         self._late_left = max(0, self._late_left - size)
         return size
+
+    def _receive_coding(self, coding: ChunkedCoding) -> None:
+        """Receive lines of `coding`, up to the next piece or the end of the body.
+
+        They do not count as progress: otherwise they would keep an answer without content going.
+        """
+        while not self.left and not coding.is_over:
+            if not self._ahead:
+                piece = memoryview(bytearray(_CODING_PIECE))
+                self._ahead = piece[: self._receive(piece, counts=False)]
+            try:
+                read, self.left = coding.read(self._ahead)
+            except ValueError as error:
+                raise Interrupted(self._peer.location, str(error)) from None
+            self._ahead = self._ahead[read:]
+        if coding.is_over:
+            self._coding = None
 
     def read(self, size: int) -> bytes:
         """Read the next `size` bytes of the answer's body, or all that is left of it. Raises Interrupted, Stalled."""
@@ -337,7 +316,7 @@ class Channel:
             self._timer = StallTimer(self._stall_seconds, connection=self._connection.socket, least_rate=LEAST_ANSWER_RATE)
         raise Interrupted(self._peer.location, f"it sent more than {INTERIM_LIMIT} interim answers")
 
-    def _receive(self, memory: memoryview) -> int:
+    def _receive(self, memory: memoryview, *, counts: bool = True) -> int:
         while True:
             try:
                 size = self._connection.receive_into(memory)
@@ -348,7 +327,8 @@ class Channel:
                 raise Interrupted(self._peer.location, failure_reason(error)) from None
             if not size:
                 raise Interrupted(self._peer.location, "its answer ended too early")
-            self._timer.count(size)
+            if counts:
+                self._timer.count(size)
             return size
 
     def _wait(self, events: int) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 
 from filestore.http.client.answers import PROBLEM_LIMIT, SUCCESSES, SmallAnswer, answer_error, longer_than_announced
 from filestore.http.client.channel import Channel, Channels
+from filestore.http.client.heads import Head
 from filestore.http.client.transport import AnswerBody, Request
 from filestore.system.metrics import Stage, span
 from filestore.system.proxies import Proxy
@@ -17,7 +18,8 @@ from filestore.system.proxies import Proxy
 class ChannelTransport:
     """A `Transport` for `http://` and `https://` URLs.
 
-    The length of a successful answer must be announced by one Content-Length; ServerError is raised for any other.
+    A successful answer must announce its length by one Content-Length, or have the chunked transfer coding. ServerError is raised
+    for any other: if the end of the connection were the end of the body, a cut answer would look whole.
     """
 
     def __init__(
@@ -57,19 +59,19 @@ class ChannelTransport:
         self.has_answered = True
         if head.status not in SUCCESSES:
             problem = SmallAnswer(self._location, limit=PROBLEM_LIMIT)
-            self._receive(channel, problem)
+            self._receive(channel, head, problem)
             sent, has_token = request.size, self._has_token
             raise answer_error(self._location, head.status, problem.content, head.said, sent_size=sent, has_token=has_token)
         # The channel has counted the time until here.
         with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
-            self._receive(channel, body)
+            self._receive(channel, head, body)
             if receiving is not None:
                 receiving.add(body.size)
         return time.monotonic() - started
 
-    def _receive(self, channel: Channel, body: AnswerBody) -> None:
+    def _receive(self, channel: Channel, head: Head, body: AnswerBody) -> None:
         """Receive the rest of the answer into `body`."""
-        body.expect(channel.left)
+        body.expect(head.size)
         while received := channel.receive_into(body.memory()):
             body.add(received)
         if channel.left:

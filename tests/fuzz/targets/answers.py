@@ -41,15 +41,18 @@ from filestore.errors import (
     UnexpectedRecord,
 )
 from filestore.http import wire
-from filestore.http.client import channel, documents
+from filestore.http.client import documents, heads
 from filestore.http.client.answers import answer_error
-from filestore.http.client.channel import Channel, Peer, parse_head
+from filestore.http.client.channel import Channel, Peer
+from filestore.http.client.chunked import ChunkedCoding
+from filestore.http.client.heads import parse_head
 from filestore.http.wire import TEXT_LIMIT
 from filestore.repository import listing
 from filestore.repository.listing import LINE_LIMIT
 from filestore.system import http_answers
 from filestore.system.http_answers import Said
-from tests.fuzz.target import PlantedFault, Target, run, scratch_folder, text_of
+from tests.fuzz.target import PlantedFault, Target, pieces_of, run, scratch_folder, text_of
+from tests.support.coding import decoded
 
 _SERVER = "http://a-server"
 _YEARS_SECONDS = 1e12
@@ -66,6 +69,8 @@ def _check_answer_head(data: bytes) -> None:
     head = parse_head(data)
     assert 100 <= head.status <= 599
     assert head.size is None or 0 <= head.size < 10**18
+    assert head.size is None or not head.is_chunked
+    assert not head.is_chunked or b"content-length" not in data.lower()
     assert all(len(text) <= len(data) for text in head.said)
     _check_said(head.said)
 
@@ -75,6 +80,7 @@ def _answer_heads() -> list[bytes]:
         b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999\r\nServer: filestore\r\nConnection: keep-alive, close",
         b"HTTP/1.0 503 Busy\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\nDate: Sun, 06 Nov 1994 08:49:30 GMT",
         b"HTTP/1.1 204 \r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\nContent-Length: 2",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked",
     ]
 
 
@@ -82,8 +88,48 @@ ANSWER_HEAD = Target(
     check=_check_answer_head,
     errors=(ValueError,),
     seeds=_answer_heads,
-    fault=PlantedFault(owner=channel, function="_size", old="not _SIZE.fullmatch(sizes[0])", new="not sizes[0].isdigit()"),
-    parses=("filestore.http.client.channel", "filestore.system.http_answers"),
+    fault=PlantedFault(owner=heads, function="_size", old="not _SIZE.fullmatch(sizes[0])", new="not sizes[0].isdigit()"),
+    parses=("filestore.http.client.heads", "filestore.system.http_answers"),
+)
+
+
+def _coding_outcome(arriving: list[bytes]) -> bytes | str:
+    try:
+        return decoded(arriving)[0]
+    except (EOFError, ValueError) as error:
+        return repr(error)
+
+
+def _check_chunked(data: bytes) -> None:
+    """The chunked coding gives one body, or one error, in any split; and the body is what its lines say."""
+    body = _coding_outcome([data])
+    assert body == _coding_outcome(pieces_of(data))
+    if isinstance(body, str):
+        return
+    found, rest = bytearray(), data
+    while True:
+        line, _, rest = rest.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        if not size:
+            break
+        found += rest[:size]
+        assert rest[size : size + 2] == b"\r\n"
+        rest = rest[size + 2 :]
+    assert found == body
+    assert rest.startswith(b"\r\n") or b"\r\n\r\n" in rest
+
+
+CHUNKED = Target(
+    check=_check_chunked,
+    errors=(),
+    seeds=lambda: [
+        b"3\r\nabc\r\n0\r\n\r\n",
+        b"3;a=b\r\nabc\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\nHTTP/1.1",
+        b"5\r\n0\r\n\r\n\r\n00;x\r\n\r\n",
+    ],
+    fault=PlantedFault(owner=ChunkedCoding, function="_take", old='if line != b"\\r\\n":', new="if not line:"),
+    parses=("filestore.http.client.chunked",),
+    size_limit=1024,
 )
 
 
@@ -99,14 +145,15 @@ def _check_channel(data: bytes) -> None:
         piece, size = memoryview(bytearray(7)), 0
         while received := opened.receive_into(piece):
             size += received
-            assert size <= (head.size or 0)
-        assert size == (head.size or 0)
+            assert head.is_chunked or size <= (head.size or 0)
+        assert head.is_chunked or size == (head.size or 0)
         assert opened.left == 0
 
 
 def _answers() -> list[bytes]:
     return [
         b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b"twelve bytes",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;a\r\nabc\r\n9\r\nten bytes\r\n0\r\nX: y\r\n\r\n",
         b"HTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: http://u:p@elsewhere/native/v1\r\n\r\n",
@@ -118,7 +165,7 @@ CHANNEL = Target(
     errors=(Interrupted, ServerError, Stalled),
     seeds=_answers,
     fault=PlantedFault(owner=Channel, function="receive_into", old="wanted = memory[: self.left]", new="wanted = memory"),
-    parses=("filestore.http.client.channel", "filestore.http.client.foreign"),
+    parses=("filestore.http.client.channel", "filestore.http.client.chunked", "filestore.http.client.foreign"),
 )
 
 
