@@ -47,9 +47,8 @@ HEAD_LIMIT = 64 << 10
 INTERIM_LIMIT = 32
 """The most interim answers before the final one. Each may take as long as an answer."""
 _HEAD_PIECE = 4096
-_CODING_PIECE = 16 << 10
-"""How much is received at a time where lines of the chunked coding are expected. Small pieces of content come with them."""
 _BODY_PIECE = 64 << 10
+"""How much of a body is received at a time where it cannot go where it stays: to a text, or with lines of its coding."""
 # RFC 8305, section 8.
 _NEXT_ADDRESS_SECONDS = 0.25
 
@@ -91,6 +90,8 @@ class Channel:
         self._poll.register(connected)
         self._timer = StallTimer(stall_seconds)
         self._ahead = memoryview(b"")
+        self._piece = memoryview(b"")
+        """Memory that is received into where lines of the chunked coding are expected. `_ahead` may be a part of it."""
         self.left = 0
         """Bytes of the answer's body that will come and have not been read yet; in the chunked coding, those of one piece."""
         self._coding: ChunkedCoding | None = None
@@ -248,8 +249,8 @@ class Channel:
         """
         while not self.left and not coding.is_over:
             if not self._ahead:
-                piece = memoryview(bytearray(_CODING_PIECE))
-                self._ahead = piece[: self._receive(piece, counts=False)]
+                self._piece = self._piece or memoryview(bytearray(_BODY_PIECE))
+                self._ahead = self._piece[: self._receive(self._piece, counts=False)]
             try:
                 read, self.left = coding.read(self._ahead)
             except ValueError as error:

@@ -20,6 +20,7 @@ TRAILERS_LIMIT = 64 << 10
 """Bytes of the largest trailers, as much as a head has."""
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_NEXT_PIECE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})\r\n")
 _MALFORMED = "the chunked coding of its answer is malformed"
 
 
@@ -48,11 +49,17 @@ class ChunkedCoding:
         self._trailers_left = TRAILERS_LIMIT
 
     def read(self, arrived: memoryview) -> tuple[int, int]:
-        """Read the beginning of `arrived`, up to the next piece or the end of the body.
+        """Read the beginning of `arrived`, which is not empty, up to the next piece or the end of the body.
 
         Return how many bytes were read, and the size of the piece that follows them. The size is 0 at the end of the body, and if
         more lines must arrive first; then all bytes were read. Raises ValueError with a reason.
         """
+        if self._awaited is _Line.END and not self._line:
+            # Nearly all lines are like this. It says what the loop below would say, in a quarter of the time.
+            found = _NEXT_PIECE.match(arrived)
+            if found is not None and (size := int(found[1], 16)):
+                self._note_line(found.end() - 2, size)
+                return found.end(), size
         read = size = 0
         while read < len(arrived) and not size and not self.is_over:
             limit = self._trailers_left if self._awaited is _Line.TRAILER else LINE_LIMIT
@@ -75,10 +82,7 @@ class ChunkedCoding:
                 if found is None:
                     raise ValueError(_MALFORMED)
                 size = int(found[1], 16)
-                # A piece of 1 byte with a short line is allowed, and long extensions are where the pieces are large.
-                self._excess = max(0, self._excess + len(line) - 16 - 2 * size)
-                if self._excess > EXCESS_LIMIT:
-                    raise ValueError("the chunked coding of its answer is much larger than its content")
+                self._note_line(len(line), size)
                 self._awaited = _Line.END if size else _Line.TRAILER
                 return size
             case _Line.END:
@@ -91,3 +95,9 @@ class ChunkedCoding:
                 if not self.is_over and (not line.endswith(b"\r\n") or FIELD.fullmatch(line[:-2]) is None):
                     raise ValueError(_MALFORMED)
         return 0
+
+    def _note_line(self, line_size: int, size: int) -> None:
+        # A piece of 1 byte with a short line is allowed, and long extensions are where the pieces are large.
+        self._excess = max(0, self._excess + line_size - 16 - 2 * size)
+        if self._excess > EXCESS_LIMIT:
+            raise ValueError("the chunked coding of its answer is much larger than its content")
