@@ -41,7 +41,7 @@ from filestore.system.retries import RETRY_SECONDS
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 if TYPE_CHECKING:
-    from filestore.http.client.transport import ClientCertificate
+    from filestore.http.client.exchange import ClientCertificate
     from filestore.system.proxies import Proxy
 
 STALL_SECONDS = 30.0
@@ -185,7 +185,7 @@ class FolderOpening(NamedTuple):
 
 
 def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCertificate | None:
-    from filestore.http.client.transport import ClientCertificate  # noqa: PLC0415  # only for servers
+    from filestore.http.client.exchange import ClientCertificate  # noqa: PLC0415  # only for servers
 
     if cert is None:
         if key is not None:

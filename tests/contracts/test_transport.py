@@ -1,4 +1,4 @@
-"""Rules of every transport: a verb of a remote repository cannot tell which one it has. HTTPS is real TLS on loopback."""
+"""Rules of the transport, by HTTP and HTTPS: a verb of a remote repository cannot tell which it has. TLS is real, on loopback."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.client.answers import BatchAnswer, SmallAnswer
-from filestore.http.client.channel_transport import ChannelTransport
-from filestore.http.client.transport import Request, Transport
+from filestore.http.client.exchange import Request
+from filestore.http.client.transport import Transport
 from filestore.system.metrics import Stage
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.generator import octets
@@ -92,7 +92,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Kind:
-    """A transport, and the URLs that it is for."""
+    """A scheme, and what makes a transport for it."""
 
     scheme: str
     make: Callable[..., Transport]
@@ -122,14 +122,14 @@ class Kind:
 
 
 KINDS = {
-    "http": Kind("http", ChannelTransport),
-    "https": Kind("https", partial(ChannelTransport, tls=client_tls())),
+    "http": Kind("http", Transport),
+    "https": Kind("https", partial(Transport, tls=client_tls())),
 }
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each transport."""
+    """Each scheme."""
     return KINDS[request.param]
 
 
@@ -194,14 +194,13 @@ async def answer_ok(peer: Peer) -> None:
 
 def has_no_usable_connection(transport: Transport) -> bool:
     """Whether the next request needs a new connection."""
-    assert isinstance(transport, ChannelTransport)
     return not any(channel.is_reusable for channel in transport._channels._idle)
 
 
 # Requests and answers.
 
 
-async def test_request_says_the_same_by_every_transport() -> None:
+async def test_request_says_the_same_by_every_scheme() -> None:
     """The head has the server, who asks, the token and the length, and nothing else, such as a wish for compression."""
     for request in (question(), question("DELETE"), question("POST", body=b"body", fields={"X": "y"}), sending(b"frame")):
         said: dict[str, Any] = {}

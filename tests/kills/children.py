@@ -33,7 +33,7 @@ _MODULES = (
     "filestore.cache.seeds",
     "filestore.cache.verify",
     "filestore.download.download",
-    "filestore.http.client.channel_transport",
+    "filestore.http.client.transport",
     "filestore.transfer.fetch_tree",
     "filestore.transfer.push",
     "filestore.repository.maintenance.collect",

@@ -41,7 +41,7 @@ _MODULES = (
     "filestore_cli.transfer",
     "filestore_cli.usage",
     "filestore.backends",
-    "filestore.http.client.channel_transport",
+    "filestore.http.client.transport",
     "filestore.http.server",
     "filestore.repository.maintenance.backup",
     "filestore.repository.maintenance.collect",

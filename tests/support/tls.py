@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from filestore.backends import connect
-from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.repository import RemoteRepository
 from tests.support.listening import listening
 
@@ -32,7 +31,6 @@ def client_tls() -> ssl.SSLContext:
 def trusting(repository: RemoteRepository) -> RemoteRepository:
     """Have a client, which has asked nothing yet, trust this server. In a process of its own, SSL_CERT_FILE does so."""
     transport = repository._requests.transport
-    assert isinstance(transport, ChannelTransport)
     transport._channels._peer = transport._channels._peer._replace(tls=client_tls)
     return repository
 

@@ -21,6 +21,7 @@ from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Peer
 from filestore.http.client.chunked import ChunkedCoding
 from filestore.http.client.heads import Head, parse_head
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.channels import read
 from tests.support.tls import client_tls, server_tls
 
 SECONDS = 30
@@ -248,17 +249,17 @@ def test_an_answer_in_any_split(line: Line) -> None:
 def test_a_body_is_read_as_far_as_asked(line: Line) -> None:
     """The end of a body is not an error, and the number of remaining bytes is known."""
     line.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789")
-    assert b"0123" == line.channel.read(4)
+    assert b"0123" == read(line.channel, 4)
     assert 6 == line.channel.left
     assert not line.channel.is_reusable
-    assert b"456789" == line.channel.read(100)
-    assert (b"", 0) == (line.channel.read(100), line.channel.left)
+    assert b"456789" == read(line.channel, 100)
+    assert (b"", 0) == (read(line.channel, 100), line.channel.left)
 
 
 def test_interim_answers_are_passed_over(line: Line) -> None:
     """RFC 9110, section 15.2: they may come unasked, and the final answer follows."""
     head = line.answer(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK)
-    assert (200, b"ok") == (head.status, line.channel.read(10))
+    assert (200, b"ok") == (head.status, read(line.channel, 10))
 
 
 @pytest.mark.parametrize("endless", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X: y\r\n", b"x"])
@@ -298,7 +299,7 @@ def test_answers_that_are_refused(line: Line, answer: bytes, expected: type[Exce
 def test_an_error_of_unknown_length_keeps_its_status(line: Line) -> None:
     """The body of a proxy's error is not read, but its status is used."""
     head = line.answer(b"HTTP/1.1 503 Busy\r\nConnection: keep-alive\r\n\r\n")
-    assert (503, b"") == (head.status, line.channel.read(10))
+    assert (503, b"") == (head.status, read(line.channel, 10))
     assert not line.channel.is_reusable
 
 
@@ -316,7 +317,7 @@ def test_an_answer_in_pieces(line: Line) -> None:
     for end in (b"0\r\n\r\n", b"000;last\r\nX: y\r\nContent-Length: 9\r\n\r\n"):
         head = line.answer(chunked(b"a", b"bcd", end=b'A ; x="y;z"\r\n0123456789\r\n' + end))
         assert Head(200, None, keeps_open=True, is_chunked=True) == head
-        assert b"abcd0123456789" == line.channel.read(100)
+        assert b"abcd0123456789" == read(line.channel, 100)
         assert (0, True) == (line.channel.left, line.channel.is_reusable)
 
 
@@ -329,7 +330,7 @@ def test_an_answer_in_pieces_in_any_split(line: Line) -> None:
         for start in range(0, len(answer), size):
             line.server.sendall(answer[start : start + size])
         assert asked.result(SECONDS).is_chunked
-        assert b"ok" + bytes(300) == line.channel.read(1000)
+        assert b"ok" + bytes(300) == read(line.channel, 1000)
         assert line.channel.is_reusable
 
 
@@ -338,11 +339,11 @@ def test_a_large_piece_arrives_in_the_callers_memory(line: Line, monkeypatch: py
     """Of a large piece no more than what comes with its line is copied."""
     content = struct.pack("<Q", 0x0123456789ABCDEF) * (LARGE // 8)
     sizes: list[int] = []
-    read = ChunkedCoding.read
+    read_lines = ChunkedCoding.read
 
     def counted(coding: ChunkedCoding, arrived: memoryview) -> tuple[int, int]:
         sizes.append(len(arrived))
-        return read(coding, arrived)
+        return read_lines(coding, arrived)
 
     monkeypatch.setattr(ChunkedCoding, "read", counted)
     answer = chunked(content[: LARGE // 2], content[LARGE // 2 :])
@@ -374,7 +375,7 @@ def test_memory_that_is_full_does_not_hide_the_end(line: Line) -> None:
 def test_bytes_behind_a_body_in_pieces(line: Line) -> None:
     """The connection is not used again: the next answer would begin with them."""
     line.answer(chunked(b"abc") + OK)
-    assert b"abc" == line.channel.read(10)
+    assert b"abc" == read(line.channel, 10)
     assert not line.channel.is_reusable
 
 
@@ -384,7 +385,7 @@ def test_a_body_in_pieces_that_is_cut(line: Line, cut: int) -> None:
     line.answer(chunked(b"abc")[:-cut])
     line.server.close()
     with pytest.raises(Interrupted):
-        line.channel.read(10)
+        read(line.channel, 10)
     assert not line.channel.is_reusable
 
 
@@ -395,7 +396,7 @@ def test_lines_without_content_are_no_progress(said: bytes, *, tls: bool) -> Non
     """They come byte by byte, which is fast enough for content."""
     with connected(stall_seconds=0.5, tls=tls) as line:
         line.answer(chunked(end=b""))
-        reading = line.threads.submit(line.channel.read, 10)
+        reading = line.threads.submit(read, line.channel, 10)
         with pytest.raises(Stalled):
             for byte in said:
                 line.server.sendall(bytes([byte]))
@@ -410,7 +411,7 @@ def test_a_body_that_is_cut(line: Line) -> None:
     line.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123")
     line.server.close()
     with pytest.raises(Interrupted):
-        line.channel.read(10)
+        read(line.channel, 10)
     assert not line.channel.is_reusable
 
 
@@ -423,7 +424,7 @@ def test_an_early_error_is_seen_while_sending(line: Line) -> None:
     line.take_head()
     line.server.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
     assert 413 == asked.result(SECONDS).status
-    assert b"no" == line.channel.read(10)
+    assert b"no" == read(line.channel, 10)
     assert not line.channel.is_reusable
 
 
@@ -435,7 +436,7 @@ def test_an_early_error_of_a_server_that_hangs_up_is_seen(line: Line) -> None:
     # Bytes that were not read make this a reset.
     line.server.close()
     assert 507 == asked.result(SECONDS).status
-    assert b"no" == line.channel.read(10)
+    assert b"no" == read(line.channel, 10)
 
 
 def test_an_early_success_is_none(line: Line) -> None:
@@ -483,7 +484,7 @@ def test_an_abort_ends_an_request(line: Line, frame_size: int) -> None:
 def test_a_line_that_is_not_silent_is_not_reused(line: Line, after: bytes | None) -> None:
     """After an answer a server says nothing until it is asked; one that hung up, or said more, is left."""
     line.answer(OK)
-    line.channel.read(2)
+    read(line.channel, 2)
     assert line.channel.is_reusable
     if after is None:
         line.server.close()
@@ -593,7 +594,7 @@ async def channels_to(location: str, *, count: int = 2) -> AsyncIterator[Channel
 def short_request(channel: Channel) -> bytes:
     """An exchange to its end."""
     channel.ask("", b"")
-    return channel.read(10)
+    return read(channel, 10)
 
 
 async def reached(condition: Callable[[], bool]) -> None:

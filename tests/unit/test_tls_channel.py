@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from filestore.errors import FilestoreError, ForeignAnswer, Interrupted, Stalled, Unreachable
+from tests.support.channels import read
 from tests.support.generator import octets
 from tests.support.tls import server_tls
 from tests.unit.test_channel import LARGE, OK, SECONDS, Line, accepted, connected
@@ -212,7 +213,7 @@ def test_an_answer_that_is_cut_is_interrupted(place: str, *, with_end: bool) -> 
         line.server.shutdown(socket.SHUT_WR)
         with pytest.raises(Interrupted):
             asked.result(SECONDS)
-            line.channel.read(len(body))
+            read(line.channel, len(body))
         assert not line.channel.is_reusable
 
 
@@ -224,7 +225,7 @@ def test_a_whole_answer_before_a_cut_is_an_answer() -> None:
         line.server.sendall(server.encrypted(OK))
         line.server.shutdown(socket.SHUT_WR)
         assert 200 == asked.result(SECONDS).status
-        assert b"ok" == line.channel.read(10)
+        assert b"ok" == read(line.channel, 10)
         assert not line.channel.is_reusable
 
 
@@ -235,7 +236,7 @@ def test_a_connection_that_ends_with_its_answer_is_not_used_again() -> None:
         server.take_head()
         line.server.sendall(server.encrypted(OK) + server.end())
         assert 200 == asked.result(SECONDS).status
-        assert b"ok" == line.channel.read(10)
+        assert b"ok" == read(line.channel, 10)
         assert not line.channel.is_reusable
 
 
@@ -260,7 +261,7 @@ def test_an_answer_of_which_openssl_holds_a_part_is_not_over(size: int) -> None:
         server.take_head()
         line.server.sendall(server.encrypted(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%bmore" % (size, bytes(size))))
         assert 200 == asked.result(SECONDS).status
-        assert bytes(size) == line.channel.read(size)
+        assert bytes(size) == read(line.channel, size)
         assert not line.channel.is_reusable
 
 

@@ -47,8 +47,8 @@ HEAD_LIMIT = 64 << 10
 INTERIM_LIMIT = 32
 """The most interim answers before the final one. Each may take as long as an answer."""
 _HEAD_PIECE = 4096
-_BODY_PIECE = 64 << 10
-"""How much of a body is received at a time where it cannot go where it stays: to a text, or with lines of its coding."""
+_CODING_PIECE = 64 << 10
+"""How much is received at a time where lines of the chunked coding are expected. Small pieces of the body come with them."""
 # RFC 8305, section 8.
 _NEXT_ADDRESS_SECONDS = 0.25
 
@@ -249,7 +249,7 @@ class Channel:
         """
         while not self.left and not coding.is_over:
             if not self._ahead:
-                self._piece = self._piece or memoryview(bytearray(_BODY_PIECE))
+                self._piece = self._piece or memoryview(bytearray(_CODING_PIECE))
                 self._ahead = self._piece[: self._receive(self._piece, counts=False)]
             try:
                 read, self.left = coding.read(self._ahead)
@@ -258,15 +258,6 @@ class Channel:
             self._ahead = self._ahead[read:]
         if coding.is_over:
             self._coding = None
-
-    def read(self, size: int) -> bytes:
-        """Read the next `size` bytes of the answer's body, or all that is left of it. Raises Interrupted, Stalled."""
-        # The memory grows with what has arrived, not with what was announced.
-        body = bytearray()
-        piece = memoryview(bytearray(min(size, _BODY_PIECE)))
-        while received := self.receive_into(piece[: size - len(body)]):
-            body += piece[:received]
-        return bytes(body)
 
     def _send(self, buffers: Sequence[Buffer], moved: Moved) -> bool:
         """Send `buffers`. Return False if an answer arrived, or the connection ended, before everything was sent."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from filestore.core.digest import Buffer
 from filestore.core.unlocked import unlocked
-from filestore.http.client.transport import ClientCertificate
+from filestore.http.client.exchange import ClientCertificate
 from filestore.system.certificates import load_pair
 
 RECORD_SIZE = 16 << 10

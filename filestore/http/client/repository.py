@@ -51,8 +51,8 @@ from filestore.http.client.documents import (
     parse_usage,
     parse_versions,
 )
+from filestore.http.client.exchange import ClientCertificate, Request
 from filestore.http.client.requests import Requests
-from filestore.http.client.transport import ClientCertificate, Request
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
     BY_CORES,

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from filestore.errors import FilestoreError, ForeignAnswer, InvalidBatch, InvalidFrame, InvalidManifest
 from filestore.http.client.answers import DOCUMENT_LIMIT, SmallAnswer
-from filestore.http.client.channel_transport import ChannelTransport
 from filestore.http.client.connection import client_tls
 from filestore.http.client.documents import parse_document, parse_late_document
-from filestore.http.client.transport import ClientCertificate, Request, Transport
+from filestore.http.client.exchange import ClientCertificate, Request
+from filestore.http.client.transport import Transport
 from filestore.repository.protocol import closed_error
 from filestore.system.http_answers import may_try_again
 from filestore.system.proxies import Proxy
@@ -63,7 +63,7 @@ class Requests:
         self.transport = self._open_transport()
 
     def _open_transport(self) -> Transport:
-        return ChannelTransport(
+        return Transport(
             self.location,
             token=self._token,
             count=self._connections,

@@ -1,111 +1,24 @@
-"""The contract between the verbs of a remote repository and its connections.
-
-A verb makes a `Request` and an `AnswerBody`; a `Transport` sends the one and fills the other. A verb never asks whether it has
-HTTP or HTTPS: `channel_transport` is for both.
-"""
+"""HTTP and HTTPS on connections of our own: one hop to a thread for a whole exchange, and no copy of a frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, Protocol
+import ssl
+import time
+from contextlib import nullcontext
+from functools import partial
 
-from filestore.core.digest import Buffer
-from filestore.repository.protocol import Moved
-from filestore.system.metrics import Stage
+from filestore.http.client.answers import PROBLEM_LIMIT, SUCCESSES, SmallAnswer, answer_error, longer_than_announced
+from filestore.http.client.channel import Channel, Channels
+from filestore.http.client.exchange import AnswerBody, Request
+from filestore.http.client.heads import Head
+from filestore.system.metrics import Stage, span
 from filestore.system.proxies import Proxy
 
 
-def _ignore(_: int) -> None:
-    pass
+class Transport:
+    """Sends requests to one server, by HTTP or HTTPS, and receives its answers. For one event loop.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request to a server, which must be idempotent."""
-
-    method: str
-    path: str
-    """Below `wire.API`, percent-encoded, with its query. ASCII without spaces."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """Header fields of this request alone, in ASCII. The transport adds those of every request, such as the token."""
-    body: bytes | None = None
-    """The body, or its beginning if there are `frames`. None if the request has no body."""
-    frames: Sequence[Buffer] = ()
-    """Frames that follow `body` in the body of the request. Their memory belongs to the caller."""
-    moved: Moved = _ignore
-    """Called with the number of bytes of `frames` that were just sent, possibly in another thread than that of the event loop."""
-    is_late: bool = False
-    """Whether the server may send blanks before the document, one per second, while it works."""
-    stage: Stage = Stage.WAIT
-    """The stage for which its time is counted. It is SEND for a batch to send, RECEIVE for a batch to receive,
-    otherwise WAIT.
-    """
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the request is not for a batch. Such a request is short, and never waits for batches."""
-        return self.stage is Stage.WAIT
-
-    @property
-    def frames_size(self) -> int:
-        """Bytes of `frames`."""
-        return sum(len(frame) for frame in self.frames)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole body."""
-        return len(self.body or b"") + self.frames_size
-
-
-class ClientCertificate(NamedTuple):
-    """The files of the certificate of a client, in PEM."""
-
-    cert: Path
-    key: Path | None = None
-    """The private key. None means that it is in the file of the certificate."""
-
-
-class AnswerBody(Protocol):
-    """Memory for the body of an answer, which is filled as the body arrives.
-
-    A transport calls one method at a time, possibly in another thread than that of the event loop. No method may block.
-    Source: `asyncio.BufferedProtocol`, which does the same for a connection.
-    """
-
-    @property
-    def size(self) -> int:
-        """Bytes of content that have arrived. The header of a batch is not content."""
-        ...
-
-    def expect(self, size: int | None) -> None:
-        """Note the announced size of the answer in bytes, or None if it is not announced. This is the first call.
-
-        Raises LimitExceeded if the size is too large.
-        """
-        ...
-
-    def memory(self) -> memoryview:
-        """Return memory for the next bytes. It is empty if the answer must end here."""
-        ...
-
-    def add(self, size: int) -> None:
-        """Note that the first `size` bytes of `memory()` have arrived.
-
-        Raises InvalidBatch, Interrupted or LimitExceeded if these bytes cannot be right.
-        """
-        ...
-
-    def end(self) -> None:
-        """Note that the answer has ended. This is the last call. Raises Interrupted if bytes are missing."""
-        ...
-
-
-class Transport(Protocol):
-    """Sends requests to one server and receives its answers. For one event loop.
-
-    Every transport keeps these rules:
+    It keeps these rules:
 
     - Every request has the token. It is for one server only, so redirects are not followed, and over HTTPS no proxy sees it.
     - A request is sent once; only `Requests` retries.
@@ -117,20 +30,35 @@ class Transport(Protocol):
     - A handshake of TLS must end within the time limit, however slowly its bytes come.
     - A server may answer with an error before it has the whole request: that error is raised. After an early success, Interrupted
       is raised.
+    - A successful answer announces its length by one Content-Length, or has the chunked transfer coding, whose lines do not
+      count as bytes of the answer. ServerError is raised for any other: if the end of the connection were the end of the body,
+      a cut answer would look whole.
     - A cancelled or failed exchange closes its connection. From then on, the transport uses neither the memory of its request nor
       that of its answer.
 
     `tests/contracts/test_transport.py` has a test for each rule.
     """
 
-    def __init__(self, location: str, *, token: str | None, count: int, stall_seconds: float, proxy: Proxy | None = None) -> None:
-        """Make a transport without connecting. `location` is the URL of the server, `token` is printable ASCII."""
-        ...
+    def __init__(
+        self,
+        location: str,
+        *,
+        token: str | None,
+        count: int,
+        stall_seconds: float,
+        proxy: Proxy | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Make a transport without connecting.
 
-    @property
-    def has_answered(self) -> bool:
+        `location` is the URL of the server, `token` is printable ASCII. `tls` is what `client_tls` returns; None means what it
+        returns without a certificate.
+        """
+        self._location = location
+        self._has_token = token is not None
+        self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy, tls=tls)
+        self.has_answered = False
         """Whether an answer of the server has ever arrived."""
-        ...
 
     async def exchange(self, request: Request, body: AnswerBody) -> float:
         """Send a request, and receive the body of a successful answer into `body`. Return the seconds that this took.
@@ -140,8 +68,42 @@ class Transport(Protocol):
         Raises Unreachable, ProxyUnreachable, Stalled, Interrupted, ServerError, the errors of `body`, and the error
         that the server reports by an unsuccessful answer.
         """
-        ...
+        return await self._channels.run(partial(self._exchange, request, body), is_short=request.is_short)
 
     async def close(self) -> None:
         """Close all connections. Exchanges under way raise Interrupted."""
-        ...
+        self._channels.close()
+
+    def _exchange(self, request: Request, body: AnswerBody, channel: Channel) -> float:
+        """Send the request and receive the answer through `channel`. Return the seconds. It runs in a thread."""
+        started = time.monotonic()
+        head = channel.ask(
+            request.path,
+            request.body,
+            request.frames,
+            method=request.method,
+            fields=request.fields,
+            moved=request.moved,
+            is_late=request.is_late,
+        )
+        self.has_answered = True
+        if head.status not in SUCCESSES:
+            problem = SmallAnswer(self._location, limit=PROBLEM_LIMIT)
+            self._receive(channel, head, problem)
+            sent, has_token = request.size, self._has_token
+            raise answer_error(self._location, head.status, problem.content, head.said, sent_size=sent, has_token=has_token)
+        # The channel has counted the time until here.
+        with span(Stage.RECEIVE) if request.stage is Stage.RECEIVE else nullcontext() as receiving:
+            self._receive(channel, head, body)
+            if receiving is not None:
+                receiving.add(body.size)
+        return time.monotonic() - started
+
+    def _receive(self, channel: Channel, head: Head, body: AnswerBody) -> None:
+        """Receive the rest of the answer into `body`."""
+        body.expect(head.size)
+        while received := channel.receive_into(body.memory()):
+            body.add(received)
+        if channel.left:
+            raise longer_than_announced(self._location)
+        body.end()
