@@ -315,6 +315,21 @@ async def test_a_start_without_free_descriptors(tmp_path: Path) -> None:
         assert _open_files() <= known
 
 
+async def test_an_end_does_not_wait_for_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start from a slow disk may take long. The transfer may be complete before that."""
+    interpreter = tmp_path / "python3"
+    interpreter.write_text("#!/bin/sh\nexec sleep 600\n")
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    async with (
+        connect(tmp_path / "repository", create=True) as repository,
+        asyncio.timeout(5),
+        worker_pool(repository, count=2, slots=1) as pool,
+    ):
+        await asyncio.sleep(0.2)
+        assert not pool.is_ready
+
+
 async def test_a_program_without_standard_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets get the numbers of the closed streams, in a program that also has other things than texts in its path."""
     monkeypatch.setattr(sys, "path", [Path("/"), *sys.path])

@@ -254,7 +254,12 @@ class WorkerPool:
     async def end(self) -> None:
         """End the processes, which must have no jobs."""
         for member in self._members:
-            member.link.send(("end",))
+            if member.is_ready:
+                member.link.send(("end",))
+            else:
+                member.link.close()
+        if self._process is not None and not self.is_ready:
+            self._process.kill()  # it still starts, which may take long
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 for member in self._members:
