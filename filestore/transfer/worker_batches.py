@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
@@ -19,8 +20,8 @@ from filestore.transfer.workers import WorkerPool
 _OPEN_FILES = 16
 """How many files stay open between two batches."""
 _FILES_LIMIT = 32
-"""The most files of one job. While it runs, both processes have them open; a process may often open 1024. A batch seldom has more
-large files, but the same chunk may be in any number of them."""
+"""The most files of one job. While it runs, both processes have them open. A batch seldom has more large files, but the same
+chunk may be in any number of them."""
 
 
 class SharedPlace(NamedTuple):
@@ -37,13 +38,17 @@ class WorkerBatches:
     Call `close` at the end.
     """
 
-    def __init__(self, sink: Sink, pool: WorkerPool, *, slots: int, options: TransferOptions) -> None:
-        """Each process receives `slots` batches at a time."""
+    def __init__(self, sink: Sink, pool: WorkerPool, *, processes: int, slots: int, options: TransferOptions) -> None:
+        """Each of the processes receives `slots` batches at a time."""
         self._sink = sink
         self._pool = pool
         self._slots = slots
         self._options = options
         self._files = _OpenFiles(sink)
+        # For all jobs together, half of the files that this process may open.
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = _FILES_LIMIT if limit == resource.RLIM_INFINITY else limit // 2 // max(1, processes * slots)
+        self._files_limit = min(_FILES_LIMIT, share)
 
     @property
     def is_ready(self) -> bool:
@@ -66,7 +71,7 @@ class WorkerBatches:
         for place in places:
             parts = None if place.offsets[0] in kept else self._parts(place)
             more = {part.number for part in parts or ()} - files
-            if parts is None or len(files) + len(more) > _FILES_LIMIT:
+            if parts is None or len(files) + len(more) > self._files_limit:
                 own.append(place)
             else:
                 files |= more

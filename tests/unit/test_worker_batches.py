@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -54,9 +55,10 @@ class FullDisk:
         raise WriteFailed(1, errno.ENOSPC, "no space")
 
 
-def batches_of(sink: FakeSink, pool: object) -> WorkerBatches:
+def batches_of(sink: FakeSink, pool: object, *, processes: int = 1, slots: int = 1) -> WorkerBatches:
     """The batches of a download from a repository that is never used."""
-    return WorkerBatches(cast("Sink", sink), cast("WorkerPool", pool), slots=1, options=TransferOptions(batch_count=40))
+    options = TransferOptions(batch_count=40)
+    return WorkerBatches(cast("Sink", sink), cast("WorkerPool", pool), processes=processes, slots=slots, options=options)
 
 
 def places_of(*counts: int) -> list[Place]:
@@ -92,3 +94,13 @@ async def test_a_file_that_is_open_is_not_opened_again(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="at"):
                 await batches.receive(shared, lambda _: None)
     assert sink.opened == [0, 1, 2]
+
+
+def test_files_of_all_jobs_leave_half_of_the_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job of 32 gets its share of them, and no more than a batch needs."""
+    places = places_of(*[1] * 40)
+    for limit, share in ((1024, 16), (60, 0), (1 << 20, 32), (resource.RLIM_INFINITY, 32)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        with closing(batches_of(FakeSink(tmp_path), FullDisk(), processes=4, slots=8)) as batches:
+            shared, own = batches.divide(places, {})
+        assert (share, 40 - share) == (len(shared), len(own))
