@@ -97,7 +97,7 @@ class Channel:
         self._coding: ChunkedCoding | None = None
         """The coding of a body that has not been read to its end. None where the length was announced."""
         self._late_left = 0
-        """How many of them may come slowly, while the server works."""
+        """How many bytes of the body may come slowly, while the server works."""
         self._keeps_open = True
 
     @property
