@@ -104,7 +104,7 @@ class User(Actor):
 
     def _was_cut(self, outcome: Outcome) -> bool:
         """Whether a second removal may have failed: the first one may have been done just before its process was killed."""
-        return self._met_no_server(outcome) or "not-found" in outcome.error or "no " in outcome.error
+        return self._met_no_server(outcome) or "nothing is stored under" in outcome.error
 
     def _met_no_server(self, outcome: Outcome) -> bool:
         """Whether a command found the server killed before the first answer. Later it tries again by itself."""
