@@ -91,7 +91,9 @@ def default_connections() -> int:
 class RemoteOpening(NamedTuple):
     """How another process opens the same repository: an `Opening`."""
 
-    make: partial[RemoteRepository]
+    make: Callable[..., RemoteRepository]
+    connections: int | None
+    """The most connections of the transfer."""
 
     def __repr__(self) -> str:
         return "RemoteOpening(...)"  # it has the token
@@ -99,8 +101,8 @@ class RemoteOpening(NamedTuple):
     @asynccontextmanager
     async def open(self, *, share: int) -> AsyncIterator[RemoteRepository]:
         """Make a client with its part of the connections. It has at least one."""
-        limit = self.make.keywords["connections"]
-        repository = self.make(connections=None if limit is None else max(1, limit // share))
+        limit = None if self.connections is None else max(1, self.connections // share)
+        repository = self.make(connections=limit)
         try:
             yield repository
         finally:
@@ -182,7 +184,7 @@ class RemoteRepository:
         return self._make, ()
 
     def opening(self) -> RemoteOpening:
-        return RemoteOpening(self._make)
+        return RemoteOpening(self._make, self._make.keywords["connections"])
 
     def after_fork(self) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""
