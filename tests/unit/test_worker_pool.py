@@ -141,7 +141,8 @@ async def test_a_process_that_is_killed_fails_its_jobs_only(tmp_path: Path) -> N
         assert [await pool.run(Count()) for _ in range(3)] == [1, 2, 3]
 
     assert len(others) == 1
-    assert not any(map(is_running, [killed, *others]))
+    # If the first process was killed, nobody waits for the other one, which has closed its socket and is about to end.
+    eventually(lambda: not any(map(is_running, [killed, *others])))
 
 
 async def test_without_a_process_a_job_fails(tmp_path: Path) -> None:
