@@ -147,8 +147,8 @@ tokens.replace_keys = killed
 if place == "after":
     commit = sqlite.SqliteIndex._commit
 
-    def committed(self, connection, **arguments):
-        commit(self, connection, **arguments)
+    def committed(self, connection, *arguments, **named):
+        commit(self, connection, *arguments, **named)
         os.kill(os.getpid(), 9)
 
     sqlite.SqliteIndex._commit = committed
