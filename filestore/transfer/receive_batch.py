@@ -56,6 +56,9 @@ def _decoded(checked: CheckedFrame, decoder: Decoder, memory: memoryview) -> mem
 class BatchWriter(Protocol):
     """Takes the verified content of the chunks of one batch. Its methods block, so they are called in threads."""
 
+    writes_files: bool
+    """Whether `take` is measured as writing."""
+
     def begin(self) -> None:
         """Raise an error if nothing may be written now. Each thread calls it before it writes."""
 
@@ -194,5 +197,6 @@ def _take_each(
                 # The content of a chunk is written while it is in the processor's cache.
                 started = time.perf_counter()
                 writer.take(number, memoryview(content))
-                part(Stage.WRITE, len(content), time.perf_counter() - started)
+                if writer.writes_files:
+                    part(Stage.WRITE, len(content), time.perf_counter() - started)
     return start + len(checked), damage

@@ -108,6 +108,8 @@ class ReceiveJob:
 class _FileWriter:
     """Writes the content of a batch to open files."""
 
+    writes_files = True
+
     def __init__(self, job: ReceiveJob, descriptors: Sequence[int]) -> None:
         self.checksums = array("I")
         self.begin = job.staging.check

@@ -422,6 +422,8 @@ def _copied(sink: Sink, seed: Seed, places: list[Place], found: Matches) -> list
 class _PieceWriter:
     """Keeps the content of a batch."""
 
+    writes_files = False
+
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
 
@@ -434,6 +436,8 @@ class _PieceWriter:
 
 class _SinkWriter:
     """Writes the content of a batch to a sink."""
+
+    writes_files = True
 
     def __init__(self, sink: Sink, places: Sequence[Place]) -> None:
         self._sink = sink

@@ -68,10 +68,11 @@ def test_an_upload_is_counted_to_the_byte(home: Home, server: Server, kind: str)
     taken = sizes(run["server"])
     assert SIZE == taken["verify"]
     # What a batch has beside its frames is its header; a manifest is written too.
-    chunks = run["client"]["stages"]["encode"]["times"]
+    chunks = run["server"]["stages"]["verify"]["times"]
     assert sent + 36 * chunks + 4 == taken["receive"]
     assert sent < taken["write"] < sent + 40 * chunks + 1000
-    assert chunks == run["server"]["stages"]["verify"]["times"]
+    # The chunks of a window are encoded together.
+    assert 0 < run["client"]["stages"]["encode"]["times"] <= chunks
     assert 0 < run["server"]["stages"]["sync"]["times"] <= chunks
 
 

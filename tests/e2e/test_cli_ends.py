@@ -407,7 +407,7 @@ def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: st
             "https://",
             "what answers there does not speak TLS; a URL that begins with http://",
         ),
-        (b"", "https://", "the connection was lost"),
+        (b"", "https://", "it ended the connection in the middle of TLS"),
         (b"", "http://", "its answer ended too early"),
         (None, "http://", "Connection refused"),
         (None, "https://", "Connection refused"),
