@@ -56,10 +56,12 @@ def record_of(server: RunningServer) -> dict[str, str]:
 
 
 def signed(server: RunningServer, token: str) -> str:
-    """The path that the server signs for the large file."""
+    """The path that the server signs for the large file. Both workers know that the token is back."""
     answer = server.ask("POST", f"{API}/files/{record_of(server)['id']}/sign", token=token)
     assert 200 == answer.status
-    return f"/{answer.json['path']}"
+    path = f"/{answer.json['path']}"
+    eventually(lambda: {200} == statuses(server, "HEAD", path, token=None))
+    return path
 
 
 def test_a_removed_token_reads_on(server: RunningServer) -> None:
