@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.peer.nginx import HEAD  # noqa: E402
 from bench.run import FILESTORE, TOKEN, Command, Server, Service, free_port, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 from filestore import connect, fetch, push  # noqa: E402  # found only now
 from filestore.system.metrics import StageTimes, count_into, own_usage  # noqa: E402
@@ -46,22 +47,9 @@ _HANDSHAKES = 1000
 _HELLO_BEGUN = bytes.fromhex("160301020001")
 _VERBS = ("push", "fetch", "GET by curl")
 _CURL = "curl from nginx"
-_CONFIGURATION = """\
-    daemon off;
-    worker_processes auto;
-    pid {folder}/nginx.pid;
-    error_log {folder}/error.log;
-    {user}
-    events {{ worker_connections 256; }}
-    http {{
-        access_log off;
-        sendfile on;
-        client_max_body_size 0;
-        client_body_temp_path {folder}/body;
-        proxy_temp_path {folder}/proxy;
-        fastcgi_temp_path {folder}/fastcgi;
-        uwsgi_temp_path {folder}/uwsgi;
-        scgi_temp_path {folder}/scgi;
+_CONFIGURATION = (
+    HEAD
+    + """\
         ssl_certificate {pair.cert};
         ssl_certificate_key {pair.key};
         proxy_request_buffering off;
@@ -73,6 +61,7 @@ _CONFIGURATION = """\
         server {{ listen 127.0.0.1:{proxy} ssl; location / {{ proxy_pass {url}; proxy_set_header Host $http_host; }} }}
     }}
 """
+)
 
 
 class Spent(NamedTuple):

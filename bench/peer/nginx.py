@@ -10,7 +10,7 @@ from typing import ClassVar
 from bench.peer.base import Peer, shell
 from bench.run import Command, Service, free_port
 
-_CONFIGURATION = """\
+HEAD = """\
     daemon off;
     worker_processes auto;
     pid {folder}/nginx.pid;
@@ -26,6 +26,11 @@ _CONFIGURATION = """\
         fastcgi_temp_path {folder}/fastcgi;
         uwsgi_temp_path {folder}/uwsgi;
         scgi_temp_path {folder}/scgi;
+"""
+"""The beginning of a configuration, up to what a measurement serves. It has no files outside of its folder."""
+_CONFIGURATION = (
+    HEAD
+    + """\
         server {{
             listen 127.0.0.1:{port};
             root {folder}/store;
@@ -37,6 +42,7 @@ _CONFIGURATION = """\
         }}
     }}
 """
+)
 
 
 class Nginx(Peer):
