@@ -222,4 +222,6 @@ def test_request_without_a_descriptor_is_answered_503(tmp_path: Path) -> None:
         for other in waiting:
             other.close()
         _, errors = server.stop()
-    assert errors.count("\n") <= 1, errors
+    # The upkeep at the start of a server says so in one line of its own, if it still runs when there are no descriptors.
+    lines = [line for line in errors.splitlines() if "what ended processes left" not in line]
+    assert len(lines) <= 1, errors
