@@ -35,7 +35,7 @@ from filestore.repository.maintenance.collect import Collection
 from filestore.repository.maintenance.restore import restore
 from filestore.repository.protocol import Repository
 from filestore.runtime.database import open_database
-from filestore.system.files import free_space
+from filestore.system.files import free_space, remove_if_possible, sync_path
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_copy import copy_database
 from tests.support.commands import Home, start_module
@@ -212,6 +212,32 @@ async def test_old_backups_and_their_content_go(root: Path, tmp_path: Path) -> N
     assert 1 == len(list((tmp_path / "backup").glob("manifests/*/*/*/*")))
     restored = await restore(kept.path, tmp_path / "new")
     assert (1, []) == (restored.counts.record_count, restored.damaged)
+
+
+async def test_the_files_of_an_older_backup_go_after_its_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not leave a backup that has its name and no index: no other backup could be made."""
+    durable: set[str] = set()
+    removed: list[str] = []
+
+    def sync_and_note(path: Path) -> None:
+        sync_path(path)
+        if path.name == "backups":
+            durable.clear()
+            durable.update(each.name for each in path.iterdir())
+
+    def note_and_remove(path: Path) -> None:
+        assert path.name in durable
+        removed.append(path.name)
+        remove_if_possible(path)
+
+    monkeypatch.setattr(backups, "sync_path", sync_and_note)
+    monkeypatch.setattr(backups, "remove_if_possible", note_and_remove)
+    for _ in range(3):
+        made = await back_up(root, tmp_path / "backup", full=True, kept=1)
+    assert 2 == len(removed)
+    assert {made.path.name} == durable - set(removed)
 
 
 async def test_a_record_that_is_removed_meanwhile_is_not_in_the_backup(

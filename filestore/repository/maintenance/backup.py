@@ -358,12 +358,18 @@ def _publish(staging: Path, facts: dict[str, Any], kept: int) -> tuple[Path, tup
         sync_path(folder)
         sync_path(folder.parent)
         removed = older[max(kept, 1) - 1 :]
-        for old in removed:
-            # By one rename, so that a backup is never half there.
-            aside = folder / f"{_STAGING}{secrets.token_hex(8)}"
-            old.rename(aside)
-            remove_if_possible(aside)
+        _remove(removed)
     return path, tuple(path.name for path in removed)
+
+
+def _remove(backups: Sequence[Path]) -> None:
+    """Remove backups of one target. Each goes by one rename, so that it is never half there, whatever a power cut leaves."""
+    renamed = [backup.rename(backup.with_name(f"{_STAGING}{secrets.token_hex(8)}")) for backup in backups]
+    if renamed:
+        # Otherwise a backup could have its name, and have lost files: then no other one could be made.
+        sync_path(renamed[0].parent)
+    for aside in renamed:
+        remove_if_possible(aside)
 
 
 async def _remove_unneeded(target: Path, store: DiskStore) -> None:
