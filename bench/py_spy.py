@@ -16,7 +16,9 @@ from typing import Self
 RATE = 500
 """Samples a second."""
 _START_SECONDS = 30
-_PROCESS = re.compile(r"process (\d+)\b")
+_PROCESS = re.compile(r'(?:^|;)process (\d+):"')
+_BARE = re.compile(r'(?:(?:^|;)process \d+:"[^"]*")+$')
+"""A stack without a frame of Python."""
 
 
 def program() -> str | None:
@@ -26,12 +28,19 @@ def program() -> str | None:
 
 
 def lock_seconds(raw: str) -> list[float]:
-    """Return how long each process held the lock: the samples of `py-spy record --gil --format raw`, divided by their rate."""
+    """Return how long each process held the lock: the samples of `py-spy record --gil --format raw`, divided by their rate.
+
+    A stack begins with the process and, before it, those that started it, the first one at the beginning.
+
+    Samples without a frame are left out. They are those of a process at its end: its main thread has left all its Python code and
+    still counts as the holder, while memory is given back and nobody waits for the lock. The command has ended before that.
+    """
     counts: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        found = _PROCESS.match(stack)
-        counts[found[1] if found else ""] += int(count)
+        if not _BARE.search(stack):
+            found = _PROCESS.findall(stack)
+            counts[found[-1] if found else ""] += int(count)
     return [count / RATE for count in counts.values()]
 
 

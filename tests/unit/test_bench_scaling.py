@@ -78,6 +78,19 @@ def test_samples_of_py_spy_are_added_for_each_process() -> None:
     assert [] == lock_seconds("")
 
 
+def test_samples_of_a_child_are_not_those_of_its_parents() -> None:
+    """Each stack begins with all of them. A program is quoted, whatever its arguments are."""
+    parent, worker = 'process 7:"python a b"', 'process 8:"python -c x; y()";process 9:"python -c x; y()"'
+    raw = f"{parent};main (a.py:1) 50\n{parent};{worker};<module> (<string>:1);main 250\n{parent};{worker};main 100\n"
+    assert [0.1, 0.7] == lock_seconds(raw)
+
+
+def test_a_process_without_frames_holds_no_lock() -> None:
+    """It is at its end."""
+    parent, child = 'process 7:"python a; b"', 'process 8:"python"'
+    assert [0.2] == lock_seconds(f"{parent} 900\n{parent};{child} 900\n{parent};{child};main (a.py:1) 100\n")
+
+
 def test_the_time_line_of_a_link_leaves_out_small_requests() -> None:
     """The first and the last 64 KiB may be questions and answers."""
     samples = [(0.0, 1000), (0.3, 2000), (0.5, 1000 + (64 << 10)), (1.0, 60_000_000), (1.5, 100_001_000), (2.0, 100_001_100)]
