@@ -4,6 +4,9 @@ In each round, one process is killed: at a named moment, or at random. Meanwhile
 two more use the cache, and often one of them waits for the same download. After the kill, the processes that are left
 must reach their end with right bytes; the size limit must hold at the moment of the kill and at the end of the round; and
 the next process that wants the same must get it whole, and must leave nothing in staging.
+
+What others do decides whether the victim comes to its moment: one of them may download what it wants. After a few rounds in
+which it did not, the cache is brought to a state in which it must, and nobody else uses the cache.
 """
 
 from __future__ import annotations
@@ -96,6 +99,8 @@ REMOVALS = (
 
 
 _COMMANDS = frozenset({"verify", "prune", "rm"})
+_HITS = frozenset({"hit", "rm", "verify"})
+"""The victims that are to find what they want in the cache."""
 
 
 def plans(random_count: int) -> list[Plan]:
@@ -140,15 +145,17 @@ class CacheKills(Rounds):
         if not self.trial.failures:
             self.prune()
 
-    def round(self, plan: Plan) -> bool:
+    def round(self, plan: Plan, *, is_alone: bool) -> bool:
         """Kill one process and check everything. Return whether it came to its moment."""
         with ExitStack() as stack:
             kept = self._some(self._is_file_or_tree)
             keeper = self.start("keeper", keeping(self._world, kept.name), stack)
             keeper.line()
-            wanted = self._wanted(plan, but=kept)
+            wanted = self._prepared(plan, kept, stack) if is_alone else self._wanted(plan, but=kept)
+            if plan.victim == "verify":
+                self._damage(wanted)
             victim = self.start(f"victim ({plan.victim})", self._victim(plan, wanted), stack)
-            others = [self.start(*other, stack) for other in self._others(plan, wanted)]
+            others = [] if is_alone else [self.start(*other, stack) for other in self._others(plan, wanted)]
             self.kill_sometimes(victim, plan, longest=0.15)
             self.end_victim(victim)
             with frozen([keeper, *others]):
@@ -205,17 +212,24 @@ class CacheKills(Rounds):
     def _wanted(self, plan: Plan, *, but: Item) -> Item:
         """Return an item on which the victim comes to its moment, if there is one."""
         names = {name for names in entry_folders(self._world).values() for name in names}
-        is_hit = plan.victim in {"hit", "rm", "verify"}
-        if plan.victim in {"open", "warm"}:
-            return self._some(lambda item: item.name.startswith("file") and item.name not in names and item != but)
-        if plan.victim == "url":
-            return self._some(lambda item: item.name.startswith("url") and item.name not in names)
-        if plan.victim == "tree":
-            return self._some(lambda item: item.is_tree and item.name not in names)
-        wanted = self._some(lambda item: self._is_file_or_tree(item) and item != but and (item.name in names) == is_hit)
-        if plan.victim == "verify":
-            self._damage(wanted)
+        is_hit = plan.victim in _HITS
+        return self._some(lambda item: self._is_of(plan, item) and item != but and (item.name in names) == is_hit)
+
+    def _prepared(self, plan: Plan, kept: Item, stack: ExitStack) -> Item:
+        """Return an item that is in the cache if the victim is to find it there. Otherwise others fill the cache."""
+        wanted = self._some(lambda item: self._is_of(plan, item) and item.content != kept.content)
+        others = [item.name for item in self._world.items.values() if item.content != wanted.content]
+        names = [wanted.name] if plan.victim in _HITS else others
+        self.must_succeed(self.start("user before", using(self._world, names, "lease"), stack))
         return wanted
+
+    def _is_of(self, plan: Plan, item: Item) -> bool:
+        """Return whether an item is of the kind that a victim wants."""
+        if plan.victim in {"open", "warm"}:
+            return item.name.startswith("file")
+        if plan.victim == "url":
+            return item.name.startswith("url")
+        return item.is_tree if plan.victim == "tree" else self._is_file_or_tree(item)
 
     def _damage(self, item: Item) -> None:
         """Change a byte of an entry that nobody uses, as a program does that writes to it by mistake."""

@@ -47,6 +47,8 @@ class Rounds(ABC):
     """What a victim does, in messages: "a fetch"."""
     attempts: ClassVar[int] = 5
     """How many rounds a process has to come to its moment. What it does depends on what others do."""
+    shared_attempts: ClassVar[int] = 3
+    """In the first rounds, others may do what it was to do. In the later ones, nobody wants the same."""
     calls: ClassVar[int]
     """A random kill comes before a call of the operating system with a number below this."""
 
@@ -58,13 +60,17 @@ class Rounds(ABC):
         self._started = 0
 
     @abstractmethod
-    def round(self, plan: Plan) -> bool:
-        """Kill one process and check everything. Return whether it came to its moment."""
+    def round(self, plan: Plan, *, is_alone: bool) -> bool:
+        """Kill one process and check everything. Return whether it came to its moment.
+
+        With `is_alone`, no other process wants what it wants before it has ended.
+        """
 
     def kill_each(self, plans: Sequence[Plan]) -> None:
         """Do the rounds of all plans, in an order by chance, until a rule is broken."""
         for plan in self.random.sample(plans, len(plans)):
-            if not any(self.round(plan) for _ in range(self.attempts)) and plan.moment is not None:
+            attempts = range(self.attempts)
+            if not any(self.round(plan, is_alone=n >= self.shared_attempts) for n in attempts) and plan.moment is not None:
                 place = f"the moment `{plan.step}` in {self.attempts} rounds"
                 self.trial.fail(f"{self.work} ({plan.victim}) did not come to {place}")
             if self.trial.failures:

@@ -63,7 +63,7 @@ class PushKills(Rounds):
         self._source = plant(trial.folder / "pushed", things(2))
         self._push_cache = trial.folder / "push-cache.sqlite"
 
-    def round(self, plan: Plan) -> bool:
+    def round(self, plan: Plan, *, is_alone: bool) -> bool:  # noqa: ARG002  # no other process pushes
         """Kill one push and check everything. Return whether it came to its moment."""
         changed = self._source / "weights" / f"{self.random.randrange(4)}.bin"
         changed.write_bytes(self.random.randbytes(400_000))

@@ -104,7 +104,7 @@ class TreeKills(Rounds):
         self._server = server
         self.environ |= {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": TOKEN}
 
-    def round(self, plan: Plan) -> bool:
+    def round(self, plan: Plan, *, is_alone: bool) -> bool:
         """Kill one fetch and check everything. Return whether it came to its moment."""
         place = self.trial.folder / "place"
         target = place / "model"
@@ -114,7 +114,7 @@ class TreeKills(Rounds):
         elif plan.victim == "inside":
             target.mkdir()
         with ExitStack() as stack:
-            victim = self._kill_one(plan, target, stack)
+            victim = self._kill_one(plan, target, stack, is_alone=is_alone)
             self._check_target(plan, target)
             held = chunks_on_disk(place, self._new)
             following = self.start("next fetch", self._fetching(plan.victim, target, force=target.exists()), stack)
@@ -133,11 +133,11 @@ class TreeKills(Rounds):
         shutil.rmtree(place)
         return victim.was_killed
 
-    def _kill_one(self, plan: Plan, target: Path, stack: ExitStack) -> Child:
-        """Start a fetch and often another one to the same target, and wait until the first was killed and both have ended."""
+    def _kill_one(self, plan: Plan, target: Path, stack: ExitStack, *, is_alone: bool) -> Child:
+        """Start a fetch and, by chance, another one to the same target. Wait until the first was killed and both have ended."""
         victim = self.start(f"victim ({plan.victim})", self._victim(plan, target), stack)
         self.kill_sometimes(victim, plan, longest=0.2)
-        is_alone = self.random.random() < 0.7
+        is_alone = is_alone or self.random.random() < 0.7
         other = None if is_alone else self.start("other", self._fetching(plan.victim, target), stack)
         self.end_victim(victim)
         if other is not None and other.wait() != 0 and not self._is_published(plan, target):
