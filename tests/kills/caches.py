@@ -218,8 +218,10 @@ class CacheKills(Rounds):
     def _prepared(self, plan: Plan, kept: Item, stack: ExitStack) -> Item:
         """Return an item that is in the cache if the victim is to find it there. Otherwise others fill the cache."""
         wanted = self._some(lambda item: self._is_of(plan, item) and item.content != kept.content)
-        others = [item.name for item in self._world.items.values() if item.content != wanted.content]
-        names = [wanted.name] if plan.victim in _HITS else others
+        others = [item for item in self._world.items.values() if item.content != wanted.content]
+        # Directories are a little larger. Of the smaller ones, as many stay as there is room for.
+        others.sort(key=lambda item: not item.is_tree)
+        names = [wanted.name] if plan.victim in _HITS else [item.name for item in others]
         self.must_succeed(self.start("user before", using(self._world, names, "lease"), stack))
         return wanted
 
