@@ -23,7 +23,9 @@ FILE_NAMES = ("turn.lock", "write.lock")
 PATIENCE_SECONDS = 5.0
 """How long a process waits for others. A process that was stopped in its turn delays each other one once."""
 
-_PAUSE_SECONDS = 0.002
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0001, 0.002
+_PAUSE_SHARE = 1 / 16
+"""A pause takes this share of the time that was waited so far. So little time is lost between two turns, short or long."""
 
 
 class Turnstile:
@@ -101,9 +103,12 @@ class Turnstile:
 
 
 def _acquire(lock: FileLock, deadline: float) -> bool:
-    # With short pauses, because all others wait meanwhile.
+    # A wait inside the kernel could not be cancelled. The pauses are short, because all others wait meanwhile.
+    began = None
     while not lock.try_acquire():
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             return False
-        time.sleep(_PAUSE_SECONDS)
+        began = now if began is None else began
+        time.sleep(min(max((now - began) * _PAUSE_SHARE, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS))
     return True
