@@ -131,12 +131,12 @@ class Steps:
 
     def _wrapped(self, function: Callable[..., Any], call: str) -> Callable[..., Any]:
         # The place of a rename is where the new name is.
-        position = 1 if call in {"rename", "link"} else 0
+        position, folder = (1, "dst_dir_fd") if call in {"rename", "link"} else (0, "dir_fd")
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not self._is_wanted() or (call == "create" and not args[1] & os.O_CREAT):
                 return function(*args, **kwargs)
-            with self._at(call, self.place_of(args[position], kwargs.get("dir_fd"))):
+            with self._at(call, self.place_of(args[position], kwargs.get(folder))):
                 return function(*args, **kwargs)
 
         return wrapper

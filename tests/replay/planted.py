@@ -14,8 +14,7 @@ from filestore.core.digest import Digest
 from filestore.repository import ingest
 from filestore.repository.index import connections, sqlite
 from filestore.repository.maintenance import backup
-from filestore.repository.stores import disk, staging_file
-from filestore.system import files
+from filestore.repository.stores import disk_placement, staging_file
 from filestore.transfer import target
 
 
@@ -43,12 +42,8 @@ def _leave_frames_unsynced() -> None:
 
 def _leave_folders_unsynced() -> None:
     """Rename without a sync of the folder."""
-
-    def sync_path(path: Path | str) -> None:
-        if not Path(path).is_dir():
-            files.sync_path(path)
-
-    _replace(disk, "sync_path", sync_path)
+    _replace(disk_placement, "sync_descriptor", _do_nothing)
+    _replace(disk_placement, "sync_path", _do_nothing)
 
 
 def _write_rows_first() -> None:

@@ -8,16 +8,13 @@
     ROOT/damaged/<key>.<random>       what was set aside because it is not the frame or manifest that its key names
 
 A durable write has three steps. The bytes are written to a staging file and synced. The staging file is renamed to its
-final name (I3). The folder is synced, which makes the name durable. The name of a new folder is synced before a file is
-put into it. So the name of a folder that is not empty is always durable, in every process and after any crash.
+final name (I3). The folder is synced, which makes the name durable (`disk_placement`).
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from io import BytesIO
@@ -30,6 +27,7 @@ from filestore.core.unlocked import unlocked
 from filestore.errors import ReadOnly, StorageError, UsedAfterFork
 from filestore.repository.stores.disk_errors import translated
 from filestore.repository.stores.disk_listing import contents_of, digests_below, size_pages
+from filestore.repository.stores.disk_placement import DiskPlacement, set_aside
 from filestore.repository.stores.disk_space import DiskSpace, SpaceClaim
 from filestore.repository.stores.frame_files import frame_size, open_frame, open_small_file, read_frame, read_small_file
 from filestore.repository.stores.inspection import inspect_file, read_file
@@ -39,14 +37,12 @@ from filestore.repository.stores.staging_folder import StagingFolder, sweep
 from filestore.system.files import is_unreadable, make_folder, sync_path
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.owners import warn_of_others
-from filestore.system.threads import in_disk_thread, run_in_parallel, shield_until_done
+from filestore.system.threads import in_disk_thread, shield_until_done
 
 T = TypeVar("T")
 
-_PLACE_ATTEMPTS = 100
-_DAMAGED = "damaged"
-_Place = tuple[DiskStaging, str]
-"""A staging file, and its final path. It is a text, because this is made for each chunk, while other writers wait."""
+_PLACED_AT_ONCE = 64
+"""How many folders may be open, since a process may have only so many files."""
 
 
 class DiskStore:
@@ -96,14 +92,16 @@ class DiskStore:
     async def make_reserve(self) -> bool:
         return await in_disk_thread(self._make_reserve)
 
+    def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> DiskPlacement:
+        root = str(self._root)
+        files = [(digest, cast("DiskStaging", staging), f"{root}/{chunk_key(namespace, digest)}") for digest, staging in staged]
+        return DiskPlacement(self._root, files)
+
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        """Rename staging files to their final names, and sync their folders. The folders are processed in parallel."""
-        folders: defaultdict[str, list[_Place]] = defaultdict(list)
-        for digest, staging in staged:
-            path = f"{self._root}/{chunk_key(namespace, digest)}"
-            folders[_folder_of(path)].append((cast("DiskStaging", staging), path))
+        """Rename staging files to their final names, and sync their folders."""
         with async_span(Stage.COMMIT):
-            await in_disk_thread(run_in_parallel, self._place, list(folders.values()))
+            for start in range(0, len(staged), _PLACED_AT_ONCE):
+                await in_disk_thread(self.placement(namespace, staged[start : start + _PLACED_AT_ONCE]).place_all)
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         opened: list[BinaryIO | None] = []
@@ -147,7 +145,7 @@ class DiskStore:
 
     async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
         """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
-        await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), encoded)
+        await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), digest, encoded)
 
     async def has_manifest(self, namespace: str, digest: Digest) -> bool:
         with translated(self._root):
@@ -231,30 +229,6 @@ class DiskStore:
         self._format = kept
         return kept
 
-    def _place(self, places: list[_Place]) -> None:
-        """Rename staging files to their final paths, which must all be in one folder. Make the folder if needed."""
-        folder = _folder_of(places[0][1])
-        with translated(self._root):
-            for attempt in range(_PLACE_ATTEMPTS):
-                try:
-                    self._make_folder(folder)
-                    while places:
-                        staging, path = places[0]
-                        # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
-                        try:
-                            staging.move_to(path)
-                        except IsADirectoryError:
-                            self._set_aside(Path(path))
-                            staging.move_to(path)
-                        del places[0]
-                    # I2: a name is durable with its folder; only then may the caller commit its row.
-                    sync_path(folder)
-                    break
-                except FileNotFoundError:
-                    # A collection may have removed the folder while it was empty.
-                    if Path(folder).exists() or attempt == _PLACE_ATTEMPTS - 1:
-                        raise
-
     def _open(self, namespace: str, digests: Sequence[Digest], opened: list[BinaryIO | None]) -> None:
         with translated(self._root), span(Stage.READ):
             for digest in digests:
@@ -300,14 +274,14 @@ class DiskStore:
                 except (IsADirectoryError, PermissionError):  # the second one on macOS
                     if not path.is_dir():
                         raise
-                    self._set_aside(path)
+                    set_aside(self._root, path)
             for folder in {path.parent for path in paths}:
                 # Empty folders take a block each: with small chunks, that is a good part of what was removed.
                 with suppress(OSError):
                     folder.rmdir()
                     folder.parent.rmdir()
 
-    def _put_manifest(self, path: Path, encoded: Buffer) -> None:
+    def _put_manifest(self, path: Path, digest: Digest, encoded: Buffer) -> None:
         if self._read_manifest(path) == encoded:
             # A collection may remove it, and its empty folder, at this moment. Then it is written again.
             with translated(self._root), suppress(FileNotFoundError):
@@ -319,7 +293,7 @@ class DiskStore:
             with span(Stage.WRITE, len(encoded)):
                 staging.write(encoded)
             staging.sync()
-            self._place([(staging, str(path))])
+            DiskPlacement(self._root, [(digest, staging, str(path))]).place_all()
         finally:
             staging.discard()
 
@@ -354,41 +328,12 @@ class DiskStore:
             except FileNotFoundError:
                 return None
 
-    def _make_folder(self, folder: str) -> None:
-        """Make `folder` and its parent folders, and make their names durable. Set aside what is in their place.
-
-        If `folder` is not empty, this returns at once: the names were made durable before the first file was put into it.
-        """
-        if _holds_something(folder):
-            return
-        self._make_folder(_folder_of(folder))
-        try:
-            unlocked(os.mkdir, folder, 0o700)  # a text, as above
-        except FileExistsError:
-            path = Path(folder)
-            if not path.is_dir():
-                self._set_aside(path)
-                path.mkdir(0o700, exist_ok=True)
-        # Also where another process made the folder: it may not have come here yet, or have died before.
-        sync_path(_folder_of(folder))
-
     def _set_frame_aside(self, path: Path) -> str | None:
         with translated(self._root):
             try:
-                return str(self._set_aside(path))
+                return str(set_aside(self._root, path))
             except (FileNotFoundError, NotADirectoryError):
                 return None
-
-    def _set_aside(self, path: Path) -> Path:
-        """Move what is at `path`, which is not a frame or manifest of ours, to the folder for damaged ones.
-
-        Return where it is now. Nothing is removed, because it may be the only copy of something.
-        """
-        aside = self._root / _DAMAGED / f"{path.relative_to(self._root).as_posix().replace('/', '.')}.{secrets.token_hex(4)}"
-        aside.parent.mkdir(0o700, exist_ok=True)
-        path.rename(aside)
-        sync_path(aside.parent)
-        return aside
 
 
 async def open_store(root: Path, *, min_free: int | None = None) -> DiskStore:
@@ -428,15 +373,3 @@ def _close(files: Iterable[BinaryIO | None]) -> None:
     for file in files:
         if file is not None:
             file.close()
-
-
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _holds_something(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except (FileNotFoundError, NotADirectoryError):
-        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -46,6 +46,29 @@ class MemoryStaging:
         data = bytes(self._data)
         self.discard()
         return data
+
+
+class MemoryPlacement:
+    """Frames that get their names."""
+
+    def __init__(self, frames: dict[_Key, bytes], namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
+        self._frames = frames
+        self._namespace = namespace
+        self._staged = staged
+
+    def prepare(self) -> None:
+        """Do nothing: names in memory need no folders."""
+
+    def rename(self, digests: Container[Digest]) -> None:
+        for digest, staging in self._staged:
+            if digest in digests:
+                self._frames[self._namespace, digest] = cast("MemoryStaging", staging).detach()
+
+    def sync(self) -> None:
+        """Do nothing, as for the bytes."""
+
+    def close(self) -> None:
+        """Do nothing, because no resources are held."""
 
 
 class NoSpaceClaim:
@@ -95,9 +118,11 @@ class MemoryStore:
     async def make_reserve(self) -> bool:
         return True
 
+    def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> MemoryPlacement:
+        return MemoryPlacement(self._frames, namespace, staged)
+
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        for digest, staging in staged:
-            self._frames[namespace, digest] = cast("MemoryStaging", staging).detach()
+        self.placement(namespace, staged).rename({digest for digest, _ in staged})
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Open frames for reading. The returned files have no descriptor."""
@@ -155,7 +180,7 @@ class MemoryStore:
         return where
 
     async def namespaces(self) -> list[str]:
-        return sorted({namespace for namespace, _ in self._frames})
+        return sorted({namespace for namespace, _ in list(self._frames)})  # a copy, since a thread may add frames
 
     async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
         for digest in digests:
@@ -208,4 +233,4 @@ class MemoryStore:
 
 
 def _page(stored: dict[_Key, bytes], namespace: str) -> list[tuple[Digest, int]]:
-    return sorted((digest, len(content)) for (kept, digest), content in stored.items() if kept == namespace)
+    return sorted((digest, len(content)) for (kept, digest), content in list(stored.items()) if kept == namespace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -103,6 +103,29 @@ class SpaceClaim(Protocol):
         """
 
 
+class Placement(Protocol):
+    """Synced frames that get their final names in one write transaction. All methods block.
+
+    Call them in their order, and `close` in any case. They raise StorageError, StorageFull, and Busy if somebody has removed
+    the staging files.
+    """
+
+    def prepare(self) -> None:
+        """Do what can be done before the write transaction, for which other writers wait."""
+
+    def rename(self, digests: Container[Digest]) -> None:
+        """Make the frames with these digests readable, and leave the others. Call it inside the write transaction (I2).
+
+        If a frame with the same digest exists, it is replaced: it has the same content (I1).
+        """
+
+    def sync(self) -> None:
+        """Make the new names durable. Then their rows may be committed."""
+
+    def close(self) -> None:
+        """Free the resources. Frames that were not renamed are still staged."""
+
+
 class ChunkStore(Protocol):
     """Stores frames and manifests by namespace and digest.
 
@@ -141,6 +164,9 @@ class ChunkStore(Protocol):
 
     async def make_reserve(self) -> bool:
         """Make the reserve if there is none. Return False if the disk has too little space for it."""
+
+    def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> Placement:
+        """Return what gives synced frames their names in a write transaction. There are at most 64 of them."""
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Make synced frames readable under their digests, durably.

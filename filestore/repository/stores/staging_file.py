@@ -75,10 +75,17 @@ class DiskStaging:
         with suppress(FileExistsError), self._standing():
             os.link(self._path, path)
 
-    def move_to(self, path: str) -> None:
-        """Rename the file to `path`. It is then no longer a staging file: `discard` does nothing. Raises OSError."""
-        with self._standing():
-            unlocked(os.rename, self._path, path)  # texts, as everywhere here
+    def move_to(self, name: str, *, folder: int) -> None:
+        """Rename the file to `name` in an open folder. It is then no longer a staging file: `discard` does nothing.
+
+        Raises FileNotFoundError if the folder was removed, Busy as other methods do, OSError.
+        """
+        try:
+            unlocked(_rename, self._path, name, folder)
+        except FileNotFoundError:
+            with self._standing():
+                os.lstat(self._path)  # a text, as everywhere here
+            raise
         self._exists = False
 
     @contextmanager
@@ -88,3 +95,7 @@ class DiskStaging:
             yield
         except FileNotFoundError:
             raise Busy(str(self._root), "somebody removed the staging files in its folder tmp while they were written") from None
+
+
+def _rename(path: str, name: str, folder: int) -> None:
+    os.rename(path, name, dst_dir_fd=folder)  # relative to a folder

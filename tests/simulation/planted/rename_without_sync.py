@@ -2,7 +2,7 @@
 
 After a power cut the name may be gone, although the row or the record that needs it is kept.
 
-What prevents it: `DiskStore._place` syncs the folder after its renames, and returns only then (I2).
+What prevents it: `DiskPlacement.sync` syncs the folders after the renames, before their rows are committed (I2).
 
 What finds it: the check after each power cut: each file that was acknowledged is read back, and no damage is found.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from filestore.repository.stores.disk import DiskStore
+from filestore.repository.stores.disk_placement import DiskPlacement
 from tests.simulation.planted.patching import rewritten_function
 
 
 def planted() -> AbstractContextManager[None]:
     """Leave the sync of the folder out."""
-    return rewritten_function(DiskStore, "_place", old="sync_path(folder)\n                break", new="break")
+    return rewritten_function(DiskPlacement, "sync", old="call_each(sync_descriptor, ", new="list(")
