@@ -3,7 +3,8 @@
 A window of the content is read and cut in one thread, and hashed in another thread while the next window is read. The chunks
 that the repository does not have are then encoded and put. Windows may overtake one another; only the manifest has an order.
 
-A large push has worker processes: see `send_window`. Then this process only reads and cuts, and keeps the books.
+A large push has worker processes: see `send_window`. They scan the regions of a file that can be divided. Of other content, this
+process reads and cuts the windows. It keeps the books.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import partial
 from http import HTTPStatus
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
@@ -44,13 +45,15 @@ from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
-from filestore.transfer.send_window import ChunkSender, SendWindow
+from filestore.transfer.send_window import ChunkSender, SendRegion, SendWindow
 from filestore.transfer.sources.file import (
     FIRST_WINDOW_SIZE,
     WINDOW_SIZE,
     Content,
     FileSource,
+    Hashed,
     Origin,
+    Region,
     Source,
     Window,
     scan_and_hash,
@@ -58,7 +61,7 @@ from filestore.transfer.sources.file import (
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
-from filestore.transfer.workers import WorkerPool, worker_pool
+from filestore.transfer.workers import Job, WorkerPool, worker_pool
 
 WINDOWS_IN_FLIGHT = 3
 """The windows of a push that does not follow the cores. One window is read, the repository is asked about the second one, and the
@@ -496,6 +499,9 @@ class _Sender:
         """Read and cut the source, beside other tasks that do this as far as it permits, and send the windows in `group`."""
         source, wanted = self.source, self._cutter_limit
         while not source.is_finished and self._cutters <= source.scan_limit(wanted):
+            if isinstance(source, FileSource) and pool is not None and pool.is_ready and source.has_regions:
+                await self._share_region(source, group, pool)
+                continue
             buffer = await self._windows.acquire()
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
@@ -513,6 +519,15 @@ class _Sender:
                 self._cutters += 1
                 group.create_task(self._cut(group, pool))
         self._cutters -= 1
+
+    async def _share_region(self, source: FileSource, group: asyncio.TaskGroup, pool: WorkerPool) -> None:
+        """Give the next region, if there is still one, to a worker process that has time for it."""
+        await self._jobs.acquire()
+        region = source.next_region()
+        if region is None:
+            self._jobs.release()
+        else:
+            group.create_task(self._send_region(source, region, pool))
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Read these chunks of the source again, and send them. Raises SourceChanged if their content has changed."""
@@ -579,6 +594,30 @@ class _Sender:
     async def _send_by_worker(self, shared: _SharedWindow, pool: WorkerPool) -> None:
         """Let a worker process read a window again, and send its missing chunks. The memory of the window is not used."""
         window, origin, checksum = shared
+        with ExitStack() as stack:
+            stack.callback(self._jobs.release)
+            descriptor = await in_disk_thread(_open_origin, origin, stack)
+            job = SendWindow(origin.path, origin.offset, window.sizes, checksum, codec=self._codec, slots=self._slots)
+            await self._run_job(pool, job, descriptor, size=sum(window.sizes), answer=partial(self._answer_window, window))
+
+    async def _send_region(self, source: FileSource, region: Region, pool: WorkerPool) -> None:
+        """Let a worker process scan a region, and send its missing chunks."""
+
+        def answer(hashed: Hashed) -> list[int]:
+            source.take_hashed(region, hashed)
+            return self._new_places(hashed.packed)
+
+        with ExitStack() as stack:
+            stack.callback(self._jobs.release)
+            descriptor = source.open_again()
+            stack.callback(os.close, descriptor)
+            job = SendRegion(region, codec=self._codec, slots=self._slots)
+            await self._run_job(pool, job, descriptor, size=region.size, answer=answer)
+
+    async def _run_job(
+        self, pool: WorkerPool, job: Job[int], descriptor: int, *, size: int, answer: Callable[[Any], list[int]]
+    ) -> None:
+        """Let a worker process send `size` bytes of content."""
         moved = 0
 
         def count_moved(size: int) -> None:
@@ -586,20 +625,19 @@ class _Sender:
             moved += size
             self._count_moved(size)
 
-        with ExitStack() as stack:
-            stack.callback(self._jobs.release)
-            descriptor = await in_disk_thread(_open_origin, origin, stack)
-            job = SendWindow(origin.path, origin.offset, window.sizes, checksum, codec=self._codec, slots=self._slots)
-            answer = partial(self._answer, window)
-            sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
+        sent = await pool.run(job, descriptors=[descriptor], moved=count_moved, answer=answer)
         self._under_way -= moved
         self._sent += sent
-        self._shared += sum(window.sizes) - sent
+        self._shared += size - sent
         self.report_progress()
 
-    def _answer(self, window: Window, packed: bytes) -> list[int]:
-        """Take the packed chunks of a window from a worker process. Return the places of those that it must ask about."""
+    def _answer_window(self, window: Window, packed: bytes) -> list[int]:
+        """Take the packed chunks of a window from a worker process. Return as `_new_places` does."""
         window.fill(packed)
+        return self._new_places(packed)
+
+    def _new_places(self, packed: bytes) -> list[int]:
+        """Return the places of those packed chunks that the repository must be asked about."""
         digests = [digest for digest, _ in DIGEST_AND_NUMBER.iter_unpack(packed)]
         places = {digest: place for place, digest in enumerate(digests) if digest not in self._asked}
         self._note_asked(places)

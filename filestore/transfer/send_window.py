@@ -1,8 +1,10 @@
-"""Send the chunks of one window: in the process that pushes, or as the job of a worker process.
+"""Send the chunks of windows: in the process that pushes, or as a job of a worker process.
 
-A worker process gets the place of a window in an open file, and how it was cut. It reads the window again, which the system still
-has in memory, hashes it, and asks the process that pushes which of the chunks are new to the push. It asks the repository about
-these, encodes those that are missing, and puts them over its own connections.
+A worker process gets a region of an open file, which it reads, cuts and hashes itself. Of a file that nobody can divide, it gets
+the place of a window, and how it was cut. It reads this window again, which the system still has in memory, and hashes it.
+
+Then it asks the process that pushes which of the chunks of a window are new to the push. It asks the repository about these,
+encodes those that are missing, and puts them over its own connections.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Moved, Repository
 from filestore.system.buffers import BufferPool
 from filestore.system.metrics import Stage, span
-from filestore.system.threads import in_cpu_thread, per_thread
-from filestore.transfer.sources.file import WINDOW_SIZE, Window, read_exactly
+from filestore.system.threads import in_cpu_thread, per_thread, task_group
+from filestore.transfer.sources.file import WINDOW_SIZE, Region, RegionScanner, Window, read_exactly
 from filestore.transfer.workers import Worker
 
 _FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
@@ -65,11 +67,44 @@ class ChunkSender:
 
 
 class _Kept:
-    """What a worker process keeps between two windows."""
+    """What a worker process keeps between two jobs."""
 
     def __init__(self, repository: Repository, *, codec: Codec | None, count: int) -> None:
         self.windows = BufferPool(count=count, size=WINDOW_SIZE)
         self.sender = ChunkSender(repository, codec=codec, count=count)
+
+
+class _Lent:
+    """A buffer of a window, which is given back once."""
+
+    def __init__(self, pool: BufferPool, buffer: memoryview) -> None:
+        self._pool = pool
+        self._buffer: memoryview | None = buffer
+
+    def release(self) -> None:
+        """Give it back, if that was not done."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._pool.release(buffer)
+
+
+async def _send_new(worker: Worker, kept: _Kept, question: object, chunks: list[tuple[Digest, memoryview]], lent: _Lent) -> int:
+    """Send the chunks that are new to the push and missing in the repository. Return how many bytes of content these have.
+
+    The process that pushes gets `question`, and answers with the places of the chunks that are new to it.
+    """
+    try:
+        places = await worker.ask(question)
+        pieces = dict([chunks[place] for place in places])
+        missing = await worker.repository.missing(list(pieces)) if pieces else []
+        if not missing:
+            return 0
+        sent = [(digest, pieces[digest]) for digest in missing]
+        size = sum([len(piece) for _, piece in sent])
+        await kept.sender.send(sent, moved=worker.moved, encoded=lent.release)
+        return size
+    finally:
+        lent.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +125,13 @@ class SendWindow:
         """Send the missing chunks. Raises SourceChanged, SourceUnreadable, and what `Repository.put` raises."""
         kept = worker.kept("push", partial(_Kept, worker.repository, codec=self.codec, count=self.slots))
         buffer = await kept.windows.acquire()
-        waiting = [buffer]
-
-        def release() -> None:
-            if waiting:
-                kept.windows.release(waiting.pop())
-
+        lent = _Lent(kept.windows, buffer)
         try:
             row, chunks = await in_cpu_thread(self._hashed, descriptors[0], buffer)
-            places = await worker.ask(row)
-            pieces = dict(chunks[place] for place in places)
-            missing = await worker.repository.missing(list(pieces)) if pieces else []
-            if not missing:
-                return 0
-            sent = [(digest, pieces[digest]) for digest in missing]
-            size = sum(len(piece) for _, piece in sent)
-            await kept.sender.send(sent, moved=worker.moved, encoded=release)
-            return size
-        finally:
-            release()
+        except BaseException:
+            lent.release()
+            raise
+        return await _send_new(worker, kept, row, chunks, lent)
 
     def _hashed(self, descriptor: int, buffer: memoryview) -> tuple[bytes, list[tuple[Digest, memoryview]]]:
         """Read the window again. Return its packed chunks, and the digest and the content of each."""
@@ -121,3 +144,33 @@ class SendWindow:
         row = bytearray()
         chunks = Window.cut(content, list(self.sizes), row).hash()
         return bytes(row), chunks
+
+
+@dataclass(frozen=True, slots=True)
+class SendRegion:
+    """The `Job` of one region, which is read here for the first time. It asks once for each window, with a `Hashed`.
+
+    Its result is how many bytes of content were missing in the repository, and were sent.
+    """
+
+    region: Region
+    codec: Codec | None
+    slots: int
+    """How many windows one worker process has at a time."""
+
+    async def run(self, worker: Worker, descriptors: Sequence[int]) -> int:
+        """Send the missing chunks. Raises SourceChanged, SourceUnreadable, and what `Repository.put` raises."""
+        kept = worker.kept("push", partial(_Kept, worker.repository, codec=self.codec, count=self.slots))
+        scanner = RegionScanner(self.region)
+        sending = []
+        async with task_group() as group:
+            while not scanner.is_finished:
+                buffer = await kept.windows.acquire()
+                lent = _Lent(kept.windows, buffer)
+                try:
+                    hashed, chunks = await in_cpu_thread(scanner.scan, descriptors[0], buffer)
+                except BaseException:
+                    lent.release()
+                    raise
+                sending.append(group.create_task(_send_new(worker, kept, hashed, chunks, lent)))
+        return sum([task.result() for task in sending])

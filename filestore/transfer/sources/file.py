@@ -25,7 +25,7 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
 from filestore.format.chunking.segments import known_segments
-from filestore.system.buffers import copy_memory
+from filestore.system.buffers import allocate_pages, copy_memory
 from filestore.system.files import read_at, source_error, storage_errors
 from filestore.system.metrics import Stage, span
 from filestore.system.writeback import Writeback, write_back, write_back_part, writeback_of
@@ -34,10 +34,13 @@ WINDOW_SIZE = 16 << 20
 """Bytes that are read and cut at a time. It is larger than `LOOKAHEAD`, so that each window has at least one cut."""
 FIRST_WINDOW_SIZE = 8 << 20
 """Bytes of the first window of a push, so that its frames are sent early. It is larger than `LOOKAHEAD` too."""
-REGION_SIZE = 64 << 20
-"""Bytes that each part of a file has at least which is cut on its own. The end of a region costs one short window."""
-_REGIONS_LIMIT = 1024
+REGION_SIZE = 32 << 20
+"""Bytes that each part of a file has at least which is cut on its own. The end of a region costs one short window. The last ones
+are not scanned by all cores, so they must not be large."""
+_REGIONS_LIMIT = 256
 """The most parts of a file. Each takes 2 KB, whatever its size."""
+_TAIL_SIZE = 1 << 20
+"""About how many bytes of a window stay uncut."""
 SETTLED_NANOSECONDS = 2_000_000_000
 """If a file changed less than this before its state was read, a second change may have left its times as they are: both may
 lie in one tick of its clock, and one long write sets the times only when it begins."""
@@ -156,6 +159,85 @@ class Window(NamedTuple):
             packed = b"".join(DIGEST_AND_NUMBER.pack(digest, len(piece)) for digest, piece in chunks)
         self.row[self.place : self.place + len(packed)] = packed
         return chunks
+
+
+class Region(NamedTuple):
+    """A part of a file for another process, which reads, cuts and hashes it. It can be pickled."""
+
+    number: int
+    """Its number in the source."""
+    place: int
+    """The place of its first chunk in the row of the source's region."""
+    offset: int
+    size: int
+    segments: list[int]
+    """Where segments begin inside it: offsets from its start."""
+    chunking_version: int
+    path: str
+    """The name of the file in errors."""
+    is_written_back: bool
+    """Whether each part is written back before it is read."""
+
+
+class Hashed(NamedTuple):
+    """What a `RegionScanner` tells about a window."""
+
+    place: int
+    """The place of its first chunk in the row of the source's region."""
+    packed: bytes
+    """Its packed chunks."""
+    size: int
+    is_written_back: bool
+    """Whether what had to be written back was."""
+
+
+class RegionScanner:
+    """Reads, cuts and hashes a region, window by window. One thread at a time uses it.
+
+    Bytes that were read and not cut are read again. They are few, and the system still has them in memory.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._chunker = Chunker(chunking_version=region.chunking_version, segments=known_segments(region.segments))
+        self._place = region.place
+        self._cut_size = 0
+        self._is_written_back = True
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything is scanned."""
+        return self._cut_size == self._region.size
+
+    def scan(self, descriptor: int, buffer: memoryview) -> tuple[Hashed, list[tuple[Digest, memoryview]]]:
+        """Read the next content of an open file into `buffer`, which has more than `LOOKAHEAD` bytes.
+
+        Return what to tell about it, and the digest and the content of each chunk. Blocks.
+        Raises SourceChanged, SourceUnreadable.
+        """
+        region, start = self._region, self._region.offset + self._cut_size
+        left = region.size - self._cut_size
+        content = buffer[: _even_part(left, len(buffer))]
+        if region.is_written_back and self._is_written_back:
+            self._is_written_back = write_back_part(descriptor, start, len(content))
+        with span(Stage.READ, len(content)):
+            read_exactly(descriptor, content, start, region.path)
+        with span(Stage.CUT, len(content)):
+            sizes = self._chunker.cut(content, final=len(content) == left)
+        row = bytearray()
+        window = Window.cut(content, sizes, row)
+        chunks = window.hash()
+        hashed = Hashed(self._place, bytes(row), len(window.content), self._is_written_back)
+        self._place += len(sizes)
+        self._cut_size += hashed.size
+        return hashed, chunks
+
+
+def _even_part(size: int, limit: int) -> int:
+    """Return how much of `size` bytes to read into a buffer of `limit` bytes, so that the last window is not a short one."""
+    if size <= limit:
+        return size
+    return min(limit, max(LOOKAHEAD, size // -(-size // (limit - _TAIL_SIZE)) + _TAIL_SIZE))
 
 
 class CachedPush(NamedTuple):
@@ -279,13 +361,19 @@ class DescriptorOwner:
 class _Region:
     """A part of a file that is cut on its own: segments begin at its start and at its end. One thread scans it at a time."""
 
-    def __init__(self, start: int, end: int, chunker: Chunker) -> None:
+    def __init__(self, start: int, end: int, chunker: Chunker, carries: list[memoryview], segments: Sequence[int] = ()) -> None:
+        """`carries` has memory of `LOOKAHEAD` bytes that no region uses now."""
         self.chunker = chunker
+        self.segments = segments
+        """The offsets in the file of the segments that begin inside it, as far as they are known."""
+        self._carries = carries
         self.reached = start
         """The offset of the first byte that is not read yet."""
         self.end = end
         self.row = bytearray()
         """The packed chunks."""
+        self.read_again = 0
+        """Bytes that were read here, and that another process still has to read again."""
         self._uncut = _NOTHING
         self._uncut_size = 0
 
@@ -312,10 +400,28 @@ class _Region:
         """Copy the bytes that the next scan begins with."""
         self._uncut_size = len(uncut)
         if self.is_finished:
-            self._uncut = _NOTHING  # a large file has many regions
+            self._let_go()  # a large file has many regions
         elif not self._uncut:
-            self._uncut = memoryview(bytearray(LOOKAHEAD))
+            try:
+                self._uncut = self._carries.pop()
+            except IndexError:
+                self._uncut = allocate_pages(LOOKAHEAD)
         copy_memory(uncut, self._uncut)
+
+    def _let_go(self) -> None:
+        if self._uncut:
+            self._carries.append(self._uncut)
+            self._uncut = _NOTHING
+
+    def give(self, number: int, *, chunking_version: int, path: str, is_written_back: bool) -> Region:
+        """Return what is not cut yet, for another process. Nothing of it is scanned here any more."""
+        start = self.reached - self._uncut_size
+        segments = [boundary - start for boundary in self.segments if boundary > start]
+        place = len(self.row) // PACKED_SIZE
+        self._let_go()
+        self.read_again, self._uncut_size = self._uncut_size, 0
+        self.reached = self.end
+        return Region(number, place, start, self.end - start, segments, chunking_version, path, is_written_back)
 
 
 class FileSource(DescriptorOwner):
@@ -362,18 +468,21 @@ class FileSource(DescriptorOwner):
             raise
         self.state = FileState.of(found)
         self.size = self.state.size
-        self._regions = [_Region(0, self.size, chunker)]
+        self._carries: list[memoryview] = []
+        self._regions = [_Region(0, self.size, chunker, self._carries)]
         """All regions, in the order of the file."""
         self._idle = [0] if self.size else []
         """The numbers of the regions that are not finished, and that no thread scans now: a heap."""
         self._unfinished = len(self._idle)
+        self._given_size = 0
+        """Bytes that other processes still have to read."""
         self._is_divided = False
         self._lock = threading.Lock()
         """Threads hold it to change any of these, and `read`."""
 
     @property
     def files_done(self) -> int:
-        return int(self.is_finished)
+        return int(self.is_finished and not self._given_size)
 
     @property
     def is_finished(self) -> bool:
@@ -414,6 +523,44 @@ class FileSource(DescriptorOwner):
                 heapq.heappush(self._idle, number)
         return [window]
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether `next_region` may return one. It does not block."""
+        return self._is_divided and bool(self._idle)
+
+    def next_region(self) -> Region | None:
+        """Return a part for another process, which no scan reads from now on, or None if there is none. It does not block.
+
+        The manifest is whole when `take_hashed` has got all of it.
+        """
+        with self._lock:
+            if not self.has_regions:
+                return None
+            number = heapq.heappop(self._idle)
+            self._unfinished -= 1
+            region = self._regions[number].give(
+                number,
+                chunking_version=self._chunking_version,
+                path=str(self.path),
+                is_written_back=self._writeback is Writeback.PARTS,
+            )
+            self._given_size += region.size
+            return region
+
+    def take_hashed(self, region: Region, hashed: Hashed) -> None:
+        """Take what another process tells about a window of a region."""
+        start, end = hashed.place * PACKED_SIZE, hashed.place * PACKED_SIZE + len(hashed.packed)
+        with self._lock:
+            given = self._regions[region.number]
+            given.row += bytes(max(0, end - len(given.row)))
+            given.row[start:end] = hashed.packed
+            again = min(given.read_again, hashed.size)
+            given.read_again -= again
+            self.read += hashed.size - again
+            self._given_size -= hashed.size
+            if not hashed.is_written_back:
+                self._writeback = Writeback.NEVER
+
     def manifest(self) -> Manifest:
         chunks = chain.from_iterable(unpacked(region.row) for region in self._regions)
         return self._cached or Manifest.build(chunks, chunking_version=self._chunking_version)
@@ -429,9 +576,10 @@ class FileSource(DescriptorOwner):
         check_end(self._descriptor, self.size, self.path)
 
     def _origin(self, offset: int) -> Origin:
-        return Origin(self._open_again, offset, str(self.path))
+        return Origin(self.open_again, offset, str(self.path))
 
-    def _open_again(self) -> int:
+    def open_again(self) -> int:
+        """Return a new descriptor of the file, which the caller closes. Raises SourceUnreadable."""
         with storage_errors(self.path, translate=source_error):
             return os.dup(self._descriptor)
 
@@ -445,10 +593,11 @@ class FileSource(DescriptorOwner):
             segments = known_segments([boundary - start for boundary in inner])
             chunker = Chunker(chunking_version=self._chunking_version, segments=segments)
             self._idle.append(len(self._regions))  # the numbers rise, so this stays a heap
-            self._regions.append(_Region(start, end, chunker))
+            self._regions.append(_Region(start, end, chunker, self._carries, inner))
         self._unfinished += len(starts)
         if starts:
             first.end = starts[0]
+        first.segments = boundaries[: bisect_left(boundaries, first.end)]
 
     def _read(self, memory: memoryview, offset: int) -> None:
         """Read a part for the first time."""

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
@@ -97,7 +98,7 @@ class _Process:
         self._setup: asyncio.Future[Setup] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[Any]] = {}
-        self._questions: dict[int, asyncio.Future[Any]] = {}
+        self._questions: dict[tuple[int, int], asyncio.Future[Any]] = {}
         self._kept: dict[str, Any] = {}
         self._repository: Repository
         self.link = Link(connected, received=self._receive, lost=_leave)
@@ -123,8 +124,8 @@ class _Process:
         elif kind == "job":
             self._begin(rest[0], rest[1], descriptors)
         elif kind == "answer":
-            number, answer = rest
-            question = self._questions.pop(number, None)
+            number, place, answer = rest
+            question = self._questions.pop((number, place), None)
             if question is not None and not question.done():
                 question.set_result(answer)
         elif kind == "cancel" and rest[0] in self._tasks:
@@ -161,12 +162,13 @@ class _Worker:
         link: Link,
         number: int,
         repository: Repository,
-        questions: dict[int, asyncio.Future[Any]],
+        questions: dict[tuple[int, int], asyncio.Future[Any]],
         kept: dict[str, Any],
     ) -> None:
         self.repository = repository
         self._link = link
         self._number = number
+        self._places = count()
         self._questions = questions
         self._kept = kept
         self._loop = asyncio.get_running_loop()
@@ -176,12 +178,13 @@ class _Worker:
 
     async def ask(self, question: object) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._questions[self._number] = future
-        self._link.send(("ask", self._number, question))
+        place = next(self._places)
+        self._questions[self._number, place] = future
+        self._link.send(("ask", self._number, place, question))
         try:
             return await future
         finally:
-            self._questions.pop(self._number, None)
+            self._questions.pop((self._number, place), None)
 
     def moved(self, size: int) -> None:
         with self._lock:

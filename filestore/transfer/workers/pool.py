@@ -135,7 +135,7 @@ class _Member:
         if kind == "moved":
             self._count(number, call, values[0])
         elif kind == "ask":
-            self._answer(number, call, values[0])
+            self._answer(number, call, *values)
         elif kind == "done":
             call.future.set_result(values[0])
         elif kind == "failed":
@@ -150,13 +150,13 @@ class _Member:
         except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
             self._fail(number, call, error)
 
-    def _answer(self, number: int, call: _Call, question: object) -> None:
+    def _answer(self, number: int, call: _Call, place: int, question: object) -> None:
         try:
             answer = None if call.answer is None else call.answer(question)
         except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
             self._fail(number, call, error)
         else:
-            self.link.send(("answer", number, answer))
+            self.link.send(("answer", number, place, answer))
 
     def _fail(self, number: int, call: _Call, error: Exception) -> None:
         """Cancel a job, because a function of its caller has failed."""
