@@ -476,6 +476,7 @@ class _Sender:
         self._slots = parallelism.slots
         self._cutters = 0
         self._cutter_limit = parallelism.cutters
+        self._region_limit = source.size // (2 * parallelism.processes or 1)
         # With worker processes, this process sends only what they do not: until they are ready, and small windows.
         own = WINDOWS_IN_FLIGHT if parallelism.processes else parallelism.slots
         self._windows = BufferPool(count=max(own, parallelism.cutters), size=WINDOW_SIZE)
@@ -499,9 +500,11 @@ class _Sender:
         """Read and cut the source, beside other tasks that do this as far as it permits, and send the windows in `group`."""
         source, wanted = self.source, self._cutter_limit
         while not source.is_finished and self._cutters <= source.scan_limit(wanted):
-            if isinstance(source, FileSource) and pool is not None and pool.is_ready and source.has_regions:
-                await self._share_region(source, group, pool)
-                continue
+            if isinstance(source, FileSource) and pool is not None and pool.is_ready:
+                source.share_regions(self._region_limit)
+                if source.is_next_shared:
+                    await self._share_region(source, group, pool)
+                    continue
             buffer = await self._windows.acquire()
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]

@@ -112,7 +112,9 @@ def test_regions_that_other_processes_scan_have_the_chunks_of_the_whole(
     with opened(content, region_size=region_size) as source:
         while not source.is_finished:
             source.scan_limit(2)
-            if source.has_regions and data.draw(st.booleans()):
+            if data.draw(st.booleans()):
+                source.share_regions(data.draw(st.sampled_from([0, MIB, 9 * MIB, len(content)])))
+            if source.is_next_shared and data.draw(st.booleans()):
                 region = source.next_region()
                 assert region is not None
                 told = hashed_elsewhere(source, region, buffer)
@@ -145,7 +147,7 @@ def test_a_region_of_another_process_counts_until_it_is_hashed() -> None:
     with opened(content, region_size=3 * MIB) as source:
         assert source.next_region() is None
         source.scan(buffer)
-        source.scan_limit(3)
+        source.share_regions(len(content))
         regions = []
         while (region := source.next_region()) is not None:
             regions.append(region)
@@ -155,6 +157,37 @@ def test_a_region_of_another_process_counts_until_it_is_hashed() -> None:
         for region, hashed in told:
             source.take_hashed(region, hashed)
         assert (len(content), 1) == (source.read, source.files_done)
+
+
+def test_a_large_region_is_not_for_another_process() -> None:
+    """It is scanned here, before the others, until the rest of it is small enough."""
+    sizes = [MIB] * 8 + [16 * MIB] + [MIB] * 8
+    content = safetensors_file(
+        [Tensor(str(place), "I8", (size,), (CONTENT * 2)[place:][:size]) for place, size in enumerate(sizes)]
+    )
+    buffer = memoryview(bytearray(BUFFER_SIZE))
+    with opened(content, region_size=MIB) as source:
+        source.scan(buffer)
+        source.share_regions(8 * MIB)
+        assert not source.is_next_shared
+        scans = 0
+        while not source.is_next_shared:
+            source.scan(buffer)
+            scans += 1
+        assert 2 == scans
+        largest = 0
+        while (region := source.next_region()) is not None:
+            largest = max(largest, region.size)
+        assert 4 * MIB < largest <= 8 * MIB
+
+
+def test_a_file_without_structure_stays_here() -> None:
+    """It has one region, which several processes share window by window."""
+    with opened(CONTENT, region_size=MIB) as source:
+        source.scan(memoryview(bytearray(BUFFER_SIZE)))
+        source.share_regions(5 * MIB)
+        assert not source.is_next_shared
+        assert source.next_region() is None
 
 
 def test_what_another_process_could_not_write_back_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +209,7 @@ def test_what_another_process_could_not_write_back_is_not_remembered(monkeypatch
     buffer = memoryview(bytearray(BUFFER_SIZE))
     with opened(content, region_size=8 * MIB) as source:
         source.scan(buffer)
-        source.scan_limit(3)
+        source.share_regions(len(content))
         assert source.fingerprint()
         while (region := source.next_region()) is not None:
             for hashed in hashed_elsewhere(source, region, buffer):

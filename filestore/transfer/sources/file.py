@@ -381,6 +381,11 @@ class _Region:
     def is_finished(self) -> bool:
         return self.reached == self.end
 
+    @property
+    def left(self) -> int:
+        """Bytes that are not cut yet."""
+        return self.end - self.reached + self._uncut_size
+
     def scan(
         self, buffer: memoryview, read: Callable[[memoryview, int], None], origin: Callable[[int], Origin]
     ) -> tuple[Window, int]:
@@ -473,6 +478,10 @@ class FileSource(DescriptorOwner):
         """All regions, in the order of the file."""
         self._idle = [0] if self.size else []
         """The numbers of the regions that are not finished, and that no thread scans now: a heap."""
+        self._shared: list[int] = []
+        """Those of them that are for other processes: a heap too."""
+        self._share_limit = 0
+        """The most bytes of a region for another process."""
         self._unfinished = len(self._idle)
         self._given_size = 0
         """Bytes that other processes still have to read."""
@@ -502,17 +511,35 @@ class FileSource(DescriptorOwner):
 
     def scan_limit(self, wanted: int) -> int:
         with self._lock:
-            # Not while a thread scans the only region. Once is enough: what is left never becomes more.
-            if wanted > 1 and not self._is_divided and self._idle and self._regions[0].chunker.needs_no_more:
-                self._is_divided = True
-                self._divide()
+            if wanted > 1:
+                self._divide_once()
             return max(1, min(wanted, self._unfinished))
+
+    def share_regions(self, largest: int) -> None:
+        """Give regions of at most `largest` bytes to other processes from now on. It does not block.
+
+        A larger one is scanned here: one process alone would need too long for it.
+        """
+        with self._lock:
+            self._divide_once()
+            if self._is_divided and self._share_limit != largest:
+                self._share_limit = largest
+                waiting = self._idle + self._shared
+                self._idle, self._shared = [], []
+                for number in waiting:
+                    self._note_idle(number)
+
+    @property
+    def is_next_shared(self) -> bool:
+        """Whether `next_region` has a region, and no thread of this process has anything to scan."""
+        return bool(self._shared) and not self._idle
 
     def scan(self, buffer: memoryview) -> list[Window]:
         with self._lock:
-            if not self._idle:
+            waiting = self._idle or self._shared
+            if not waiting:
                 return []  # other threads scan all that is left
-            number = heapq.heappop(self._idle)
+            number = heapq.heappop(waiting)
         region = self._regions[number]
         window, size = region.scan(buffer, self._read, self._origin)
         with self._lock:
@@ -520,13 +547,8 @@ class FileSource(DescriptorOwner):
             if region.is_finished:
                 self._unfinished -= 1
             else:
-                heapq.heappush(self._idle, number)
+                self._note_idle(number)
         return [window]
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether `next_region` may return one. It does not block."""
-        return self._is_divided and bool(self._idle)
 
     def next_region(self) -> Region | None:
         """Return a part for another process, which no scan reads from now on, or None if there is none. It does not block.
@@ -534,9 +556,9 @@ class FileSource(DescriptorOwner):
         The manifest is whole when `take_hashed` has got all of it.
         """
         with self._lock:
-            if not self.has_regions:
+            if not self._shared:
                 return None
-            number = heapq.heappop(self._idle)
+            number = heapq.heappop(self._shared)
             self._unfinished -= 1
             region = self._regions[number].give(
                 number,
@@ -582,6 +604,15 @@ class FileSource(DescriptorOwner):
         """Return a new descriptor of the file, which the caller closes. Raises SourceUnreadable."""
         with storage_errors(self.path, translate=source_error):
             return os.dup(self._descriptor)
+
+    def _note_idle(self, number: int) -> None:
+        heapq.heappush(self._shared if self._regions[number].left <= self._share_limit else self._idle, number)
+
+    def _divide_once(self) -> None:
+        # Not while a thread scans the only region. Once is enough: what is left never becomes more.
+        if not self._is_divided and self._idle and self._regions[0].chunker.needs_no_more:
+            self._is_divided = True
+            self._divide()
 
     def _divide(self) -> None:
         """Divide what is not read yet into regions, as far as it is long enough and its segments permit it."""
