@@ -24,6 +24,8 @@ _PROCESS_MEMORY = 50 * MIB
 """What a process takes before it moves anything."""
 _WINDOW_MEMORY = 33 * MIB
 """A window, its frames, and its small objects."""
+_CUT_MEMORY = 17 * MIB
+"""A window without frames, for a further thread that cuts."""
 _BATCH_MEMORY = 13 * MIB
 """The frames of a batch, and memory to decode a chunk."""
 _LEAST_WINDOWS, _MOST_WINDOWS = 3, CORES_PER_PROCESS + 2
@@ -99,12 +101,15 @@ def _parallelism(
     wanted = cores // CORES_PER_PROCESS if limits.processes is None else limits.processes
     cutters = max(1, cores // CORES_PER_PROCESS)
     # The memory of the process of the caller while it works alone, which it does until the others are ready.
-    own = max(least, cutters if is_cut else 0) * slot_memory
+    own = least * slot_memory + (max(0, cutters - least) * _CUT_MEMORY if is_cut else 0)
     # By default, one worker process does no more than the process of the caller alone.
     fewest = 2 if limits.processes is None else 1
     for count in range(wanted if is_large else 0, fewest - 1, -1):
-        slots = (budget - own - count * _PROCESS_MEMORY) // (count * slot_memory)
+        left = budget - own - count * _PROCESS_MEMORY
+        slots = min(most, left // (count * slot_memory))
         if slots >= 1:
-            return Parallelism(count, min(slots, most), cutters)
-    by_cores = min(most, max(least, cores + 1))
-    return Parallelism(0, max(1, min(by_cores, budget // slot_memory)))
+            # Of content that cannot be divided, these cut for all. Until the others are ready, they are all there are.
+            more = (left - slots * count * slot_memory) // _CUT_MEMORY
+            return Parallelism(count, slots, max(cutters, min(cores // 2, max(cutters, least) + more)) if is_cut else 1)
+    slots = max(1, min(most, max(least, cores + 1), budget // slot_memory))
+    return Parallelism(0, slots, max(1, min(cores // CORES_PER_PROCESS, slots // 2)) if is_cut else 1)

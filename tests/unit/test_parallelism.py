@@ -51,9 +51,9 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
         found[count] = push_parallelism(_LARGE), fetch_parallelism(_LARGE), default_memory() // MIB
     assert found == {
         4: (Parallelism(0, 5), Parallelism(0, 5), 396),
-        8: (Parallelism(2, 5, 2), Parallelism(2, 8, 2), 588),
-        16: (Parallelism(4, 4, 4), Parallelism(4, 8, 4), 972),
-        64: (Parallelism(16, 3, 16), Parallelism(16, 8, 16), 3276),
+        8: (Parallelism(2, 5, 3), Parallelism(2, 8), 588),
+        16: (Parallelism(4, 4, 8), Parallelism(4, 8), 972),
+        64: (Parallelism(16, 3, 32), Parallelism(16, 8), 3276),
     }
     assert push_parallelism(LARGE_SIZE - 1).processes == 0
     assert push_parallelism(LARGE_SIZE).processes == 16
@@ -62,12 +62,12 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
 def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     """By the number of processes, and by memory, which is shared by all of them."""
     cores(16)
-    assert push_parallelism(_LARGE, TransferLimits(processes=0)) == Parallelism(0, 6)
-    assert push_parallelism(_LARGE, TransferLimits(processes=3)) == Parallelism(3, 6, 4)
+    assert push_parallelism(_LARGE, TransferLimits(processes=0)) == Parallelism(0, 6, 3)
+    assert push_parallelism(_LARGE, TransferLimits(processes=3)) == Parallelism(3, 6, 7)
     assert push_parallelism(_LARGE, TransferLimits(memory=300 * MIB)).processes == 0
     assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
     assert push_parallelism(_LARGE, TransferLimits(memory=1)) == Parallelism(0, 1)
-    assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1, 4)
+    assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1)
 
 
 async def test_a_repository_that_only_this_process_has(
@@ -75,7 +75,7 @@ async def test_a_repository_that_only_this_process_has(
 ) -> None:
     """One in memory. The process of the caller does all, with as many windows as it can use."""
     cores(16)
-    assert push_parallelism(_LARGE, limits_of(repository)) == Parallelism(0, 6)
+    assert push_parallelism(_LARGE, limits_of(repository)) == Parallelism(0, 6, 3)
     async with connect(tmp_path / "folder", create=True, transfer_memory=2 << 30) as folder:
         assert limits_of(folder) == TransferLimits(memory=2 << 30)
 
@@ -89,11 +89,12 @@ def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], Non
 
 @given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_holds(count: int, memory: int, processes: int | None) -> None:
-    """50 MiB for a process and 33 MiB for a window are together at most the budget."""
+    """50 MiB for a process, 33 for a window with its frames and 17 for one without are together at most the budget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
         found = push_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
-        own = max(3, found.cutters) if found.processes else found.slots
+        own = 3 if found.processes else found.slots
         windows = found.processes * found.slots + own
-        assert (50 * (1 + found.processes) + 33 * windows) * MIB <= memory
+        cut = max(0, found.cutters - own)
+        assert (50 * (1 + found.processes) + 33 * windows + 17 * cut) * MIB <= memory
         assert default_memory() == LEAST_MEMORY + MEMORY_PER_CORE * max(0, count - 2)
