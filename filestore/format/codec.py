@@ -24,7 +24,9 @@ from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from filestore.core.digest import Buffer, Digest, chunk_digest
+from blake3 import blake3
+
+from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
 from filestore.core.unlocked import unlocked
 from filestore.errors import InvalidFrame
@@ -294,6 +296,12 @@ class Decoder:
 
         return ZstdDecompressor()
 
+    @cached_property
+    def _error(self) -> type[Exception]:
+        from zstandard import ZstdError  # noqa: PLC0415  # on first use
+
+        return ZstdError
+
     def decode(self, frame: Frame, scratch: memoryview) -> memoryview:
         """Return the content of `frame`.
 
@@ -320,7 +328,7 @@ class Decoder:
             if frame.left_over:
                 content[size:] = frame.left_over
             merge_planes(self._planes(frame), content[:size], len(frame.parts), numpy_for(size))
-        if chunk_digest(content) != frame.digest:
+        if unlocked(blake3, content).digest() != frame.digest:
             raise InvalidFrame(str(frame.digest), "its content has another digest")
         return content
 
@@ -337,13 +345,11 @@ class Decoder:
 
     def _unpack(self, payload: memoryview, content: memoryview, digest: Digest) -> None:
         """Fill `content` from a zstd frame that was checked. Raises InvalidFrame."""
-        import zstandard  # noqa: PLC0415  # on first use
-
         try:
             # The content size was checked, and the blocks end where the payload ends. So zstd decodes in one step and
             # in place, and never makes a window buffer for decoding piece by piece.
             size = unlocked(self._zstd.stream_reader(payload).readinto, content)
-        except zstandard.ZstdError as error:
+        except self._error as error:
             raise InvalidFrame(str(digest), str(error)) from None
         if size != len(content):
             raise InvalidFrame(str(digest), f"its header states {len(content)} bytes, but it unpacks to {size}")

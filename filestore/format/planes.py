@@ -73,12 +73,13 @@ def merge_planes(planes: Iterator[memoryview], content: memoryview, count: int, 
             merged[place::count] = next(planes)
         content[:] = merged
         return
-    words = np.frombuffer(content, _WORDS[count])
-    unlocked(np.left_shift, np.frombuffer(next(planes), "u1"), _step(count), words)
-    for place in reversed(range(count - 1)):
-        unlocked(np.bitwise_or, words, np.frombuffer(next(planes), "u1"), words)
+    frombuffer, step = np.frombuffer, _step(count)
+    words = frombuffer(content, _WORDS[count])
+    unlocked(np.left_shift, frombuffer(next(planes), "u1"), step, words)
+    for place in range(count - 2, -1, -1):
+        unlocked(np.bitwise_or, words, frombuffer(next(planes), "u1"), words)
         if place:
-            unlocked(np.left_shift, words, _step(count), words)
+            unlocked(np.left_shift, words, step, words)
 
 
 @cache

@@ -118,6 +118,26 @@ class BatchParser:
             reach += entry.stored_size
         return reach or (0 if self._to_come else limit)
 
+    def take_whole(self, piece: memoryview) -> list[tuple[Digest, memoryview]] | None:
+        """Take `piece` if it is one whole frame or several. Return their digests and views of them.
+
+        Return None, and take nothing, if it is anything else: it is then for `feed`.
+        """
+        if self._left or not self._to_come:
+            return None
+        frames = []
+        end = 0
+        for digest, stored_size in self._to_come:
+            start, end = end, end + stored_size
+            frames.append((digest, piece[start:end]))
+            if end >= len(piece):
+                break
+        if end != len(piece):
+            return None
+        for _ in frames:
+            self._to_come.popleft()
+        return frames
+
     def feed(self, piece: Buffer) -> Iterator[BatchEntry | memoryview]:
         """Yield the content of `piece`.
 

@@ -309,12 +309,15 @@ class _Part:
 class _Span:
     """Measures one block of work in a thread."""
 
-    __slots__ = ("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_stage_times", "_started", "_within")
+    __slots__ = (
+        *("_cpu_started", "_cpu_within", "_outer", "_parts", "_size", "_stage", "_stage_times", "_started", "_times", "_within"),
+    )
 
-    def __init__(self, stage_times: StageTimes, stage: Stage, size: int) -> None:
+    def __init__(self, stage_times: StageTimes, stage: Stage, size: int, times: int) -> None:
         self._stage_times = stage_times
         self._stage = stage
         self._size = size
+        self._times = times
         self._within = self._cpu_within = 0.0
         self._parts: dict[Stage, _Part] = {}
 
@@ -322,12 +325,12 @@ class _Span:
         """Add bytes to the size of the span."""
         self._size += size
 
-    def give(self, which: Stage, size: int, seconds: float) -> None:
+    def give(self, which: Stage, size: int, seconds: float, times: int) -> None:
         """Count a part of the span's time for the stage `which`."""
         found = self._parts.get(which)
         if found is None:
             found = self._parts[which] = _Part()
-        found.times += 1
+        found.times += times
         found.size += size
         found.seconds += seconds
 
@@ -350,7 +353,7 @@ class _Span:
         for which, found in self._parts.items():
             self._stage_times.add(which, found.size, found.seconds, found.seconds * rate, times=found.times)
             own_seconds -= found.seconds
-        self._stage_times.add(self._stage, self._size, own_seconds, own_seconds * rate)
+        self._stage_times.add(self._stage, self._size, own_seconds, own_seconds * rate, times=self._times)
 
 
 class _NoSpan:
@@ -402,15 +405,16 @@ def count_into(stage_times: StageTimes | None) -> None:
 
 
 def _measure_unlocked(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    began = time.thread_time_ns()
+    own, clock = _thread.unlocked, time.thread_time_ns
+    if own is None:
+        own = _thread.unlocked = _Unlocked()
+        _each_unlocked.append(own)
+    began = clock()
     try:
         return function(*args)
     finally:
-        own = _thread.unlocked
-        if own is None:
-            own = _thread.unlocked = _Unlocked()
-            _each_unlocked.append(own)
-        own.nanoseconds += time.thread_time_ns() - began
+        # Nothing comes between the end of the call and the clock: it would count as time without the lock.
+        own.nanoseconds += clock() - began
 
 
 def _unlocked_seconds() -> float:
@@ -457,23 +461,23 @@ def _begin_child() -> None:
 os.register_at_fork(after_in_child=_begin_child)
 
 
-def span(which: Stage, size: int = 0) -> _Span | _NoSpan:
-    """Measure a `with` block as work of the stage `which`.
+def span(which: Stage, size: int = 0, *, times: int = 1) -> _Span | _NoSpan:
+    """Measure a `with` block as work of the stage `which`. It counts as `times` spans.
 
     `size` is the number of bytes. If it is known only during the block, call `add` of the span. The block must stay in
     its thread and must not await anything. A block may contain other such blocks.
     """
-    return _uncounted if _stage_times is None else _Span(_stage_times, which, size)
+    return _uncounted if _stage_times is None else _Span(_stage_times, which, size, times)
 
 
-def part(which: Stage, size: int, seconds: float) -> None:
+def part(which: Stage, size: int, seconds: float, *, times: int = 1) -> None:
     """Count the last `seconds` of this thread for the stage `which`, and not for the stage of the open span.
 
     The processor time of the span is divided in the same ratio. This takes a tenth of the time of a span. Outside a
     span, nothing is counted.
     """
     if _thread.passage is not None:
-        _thread.passage.give(which, size, seconds)
+        _thread.passage.give(which, size, seconds, times)
 
 
 @contextmanager

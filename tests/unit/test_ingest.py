@@ -56,6 +56,19 @@ def staging_files(root: Path) -> list[Path]:
     return [path for path in (root / "tmp").rglob("*") if path.is_file()]
 
 
+async def test_whole_frames_are_verified_together(repository: LocalRepository) -> None:
+    """Those that are wrong are refused, in whichever way, and all others are stored."""
+    sent = frames(4)
+    wrong = [Frame(sent[1].digest, sent[0].data), Frame(sent[2].digest, b"no header")]
+    async with repository.ingest() as ingest:
+        together = [sent[0], *wrong, sent[3]]
+        await in_disk_thread(ingest.write_whole, [(frame.digest, memoryview(frame.data)) for frame in together])
+        ingest.submit()
+        with pytest.raises(InvalidFrame, match=str(sent[1].digest)):
+            await ingest.commit()
+    assert [sent[1].digest, sent[2].digest] == await repository.missing([frame.digest for frame in sent])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 7, 1000, 100_000, 1 << 20])
 async def test_any_split_keeps_the_same_frames(repository: LocalRepository, piece: int) -> None:

@@ -257,6 +257,26 @@ def test_a_lying_batch_header_is_refused_when_it_is_whole(head: bytes) -> None:
         parsed([bytes([octet]) for octet in head], size=100)
 
 
+def test_whole_frames_are_taken_at_once() -> None:
+    """As views of the piece. A piece that begins or ends within a frame is left to `feed`."""
+    sent = frames(3)
+    whole = memoryview(batch(sent))
+    header = wire.batch_header_size(3)
+    parser = BatchParser(size=len(whole))
+    assert parser.take_whole(whole[:header]) is None
+    list(parser.feed(whole[:header]))
+    first, second = len(sent[0].data), len(sent[1].data)
+    assert parser.take_whole(whole[header : header + first - 1]) is None
+    assert parser.take_whole(whole[header : header + first + 1]) is None
+    assert parser.take_whole(memoryview(bytes(whole[header:]) + b"more")) is None
+    assert [(sent[0].digest, sent[0].data)] == parser.take_whole(whole[header : header + first])
+    list(parser.feed(whole[header + first : header + first + 1]))
+    assert parser.take_whole(whole[header + first + 1 : header + first + second]) is None
+    list(parser.feed(whole[header + first + 1 : header + first + second]))
+    assert [(sent[2].digest, sent[2].data)] == parser.take_whole(whole[header + first + second :])
+    assert parser.finished
+
+
 def test_bytes_after_the_last_frame_are_refused() -> None:
     """The frames before them are kept."""
     whole = batch(frames(1))

@@ -44,7 +44,7 @@ RECEIVES_LIMIT = 2048
 """How often a thread receives in one slice. A client of TLS may send records of one byte each, which would hold it for long."""
 
 PIECE_SIZE = 1 << 20
-"""Bytes of a piece, unless the receiver wants one frame that is larger. A piece of this size fits in a processor's
+"""Bytes of a piece, unless the receiver wants frames that are larger. A piece of this size fits in a processor's
 cache."""
 
 _BLANK = bytes(64 << 10)
@@ -53,7 +53,7 @@ Take = Callable[[memoryview], None]
 """A function that receives a piece. The memory is valid only during the call. It may block: it is called in a thread.
 """
 Reach = Callable[[int], int]
-"""A function that returns the best size of the next piece. This is at most the given limit, or the size of one frame.
+"""A function that returns the best size of the next piece. This is at most the given limit, or `FRAME_LIMIT`.
 
 0 ends the slice, because the receiver has had enough work in it.
 """
