@@ -82,8 +82,8 @@ def connect(
     url: `http://` or `https://` and the address of a server; `file:///srv/models`, or the path of a folder, in which a `~/` at
         the beginning is the home folder.
     token: what lets this program in at a server; `filestore token new` makes one.
-    connections: the most connections that a push or a fetch uses at the same time; its worker processes together use as many
-        again, each at least one. By default they follow the cores.
+    connections: the most connections at the same time, together with those of worker processes, of which each needs one: with 1
+        there are none. By default they follow the cores.
     processes: how many worker processes a push or fetch of 256 MiB and more starts; 0 means none. By default it is one for four
         cores, and none with fewer than eight cores.
     transfer_memory: the most bytes of memory of one push or fetch, with all its processes. By default it is 300 MiB, and 48 MiB

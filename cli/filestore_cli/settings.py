@@ -386,8 +386,8 @@ class Settings:
     connections: int | None = field(
         default=None,
         metadata=_setting(
-            "The most connections to a server that a push or a fetch uses at the same time;"
-            " its worker processes together use as many again, each at least one",
+            "The most connections to a server at the same time, together with those of the worker processes of a push or a fetch,"
+            " of which each needs one: with 1 there are none",
             unit="count",
             parse=_whole(1, 1024),
             default="by cores: 4 to 8 for each of its processes",

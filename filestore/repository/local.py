@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Never, TypeVar
@@ -133,6 +133,9 @@ class LocalRepository:
 
     def opening(self) -> Opening | None:
         return self._opening
+
+    def lending(self, processes: int) -> AbstractAsyncContextManager[int]:
+        return nullcontext(processes)  # a folder needs no connections
 
     @property
     def _store(self) -> ChunkStore:

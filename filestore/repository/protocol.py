@@ -35,7 +35,7 @@ class Opening(Protocol):
     """How another process of this machine opens the same repository. It can be pickled, and may contain a token."""
 
     def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:
-        """Open it for a block. `share` is the number of processes that share the connections of one transfer."""
+        """Open it for a block. `share` is the number of processes that share the connections, with the one that asks for it."""
 
 
 class TransferLimits(NamedTuple):
@@ -45,6 +45,8 @@ class TransferLimits(NamedTuple):
     """Worker processes of a large transfer; 0 means none."""
     memory: int | None = None
     """Bytes of memory of all processes of the transfer together."""
+    connections: int | None = None
+    """Connections of all processes together. None means no limit."""
 
 
 BY_CORES = TransferLimits()
@@ -231,6 +233,12 @@ class Repository(Protocol):
 
     def opening(self) -> Opening | None:
         """Return how another process of this machine opens this repository. None where none can, as of one in memory."""
+
+    def lending(self, processes: int) -> AbstractAsyncContextManager[int]:
+        """Let so many other processes have a part of the connections for a block. It gets how many of them have one.
+
+        All parts are equal. They are all that `opening` gives to as many processes and this one.
+        """
 
     async def identity(self) -> Identity:
         """Return the identity. It is requested once and then kept. Raises UnknownFormat if its version is unknown."""

@@ -99,6 +99,9 @@ def _parallelism(
     cores = core_count()
     budget = (default_memory() if limits.memory is None else limits.memory) - _PROCESS_MEMORY
     wanted = cores // CORES_PER_PROCESS if limits.processes is None else limits.processes
+    if limits.connections is not None:
+        # The process of the caller needs one too.
+        wanted = min(wanted, limits.connections - 1)
     cutters = max(1, cores // CORES_PER_PROCESS)
     # The memory of the process of the caller while it works alone, which it does until the others are ready.
     own = least * slot_memory + (max(0, cutters - least) * _CUT_MEMORY if is_cut else 0)

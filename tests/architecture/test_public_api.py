@@ -36,6 +36,7 @@ RAISES_NOTHING = {
     "Record.path",
     "Record.run_path",
     "Record.as_json",
+    "Repository.lending",
     "Repository.opening",
     "Repository.transfer_limits",
     "StreamingFile.size",

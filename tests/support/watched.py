@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
@@ -56,6 +57,9 @@ class WatchedRepository:
 
     def opening(self) -> Opening | None:
         return None  # another process would not call this object
+
+    def lending(self, processes: int) -> AbstractAsyncContextManager[int]:
+        return self.inner.lending(processes)
 
     async def identity(self) -> Identity:
         await self._note("identity")

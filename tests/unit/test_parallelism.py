@@ -43,6 +43,16 @@ def test_one_or_two_cores_work_as_before(cores: Callable[[int], None], count: in
     assert fetch_parallelism(_LARGE) == Parallelism(0, 4)
 
 
+@pytest.mark.parametrize(("connections", "processes"), [(1, 0), (2, 0), (3, 2), (4, 3), (5, 4), (100, 4)])
+def test_each_process_needs_a_connection(cores: Callable[[int], None], connections: int, processes: int) -> None:
+    """The process of the caller, too. One worker process is used only where it is asked for."""
+    cores(16)
+    assert processes == push_parallelism(_LARGE, TransferLimits(connections=connections)).processes
+    assert processes == fetch_parallelism(_LARGE, TransferLimits(connections=connections)).processes
+    asked = TransferLimits(processes=8, memory=4 << 30, connections=connections)
+    assert min(8, connections - 1) == push_parallelism(_LARGE, asked).processes
+
+
 def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], None]) -> None:
     """One process for four cores. A small transfer starts none."""
     found = {}

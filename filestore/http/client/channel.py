@@ -13,9 +13,9 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -340,7 +340,8 @@ class Channel:
 class Channels:
     """The channels to one server, each opened when it is first needed and then kept, and as many threads. For one event loop.
 
-    Up to `count` requests run at a time, and as many short ones in addition, so that these never wait for batches.
+    Up to `count` requests run at a time, and as many short ones in addition, so that these never wait for batches. If `count` is
+    a limit, short ones are counted too: then one of them may wait for the end of a batch.
     """
 
     def __init__(
@@ -349,6 +350,7 @@ class Channels:
         *,
         token: str | None,
         count: int,
+        is_limit: bool = False,
         stall_seconds: float,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
@@ -379,7 +381,8 @@ class Channels:
         self._proxy = proxy
         self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds
-        self._places, self._short_places = asyncio.Semaphore(count), asyncio.Semaphore(count)
+        self._places = asyncio.Semaphore(count)
+        self._short_places = self._places if is_limit else asyncio.Semaphore(count)
         self._threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
         self._idle: list[Channel] = []
         self._busy: set[Channel] = set()
@@ -403,13 +406,31 @@ class Channels:
                 else:
                     channel.close()
 
+    @asynccontextmanager
+    async def lending(self, count: int) -> AsyncIterator[None]:
+        """Have `count` connections less for a block, so that other processes may have them. One call at a time."""
+        lent = 0
+        try:
+            for _ in range(count):
+                await self._places.acquire()
+                lent += 1
+            # Those in use are within the limit now, and none is made while one is idle.
+            self._close_idle()
+            yield
+        finally:
+            for _ in range(lent):
+                self._places.release()
+
     def close(self) -> None:
         """Close idle channels and end the requests that are under way."""
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
         for channel in self._busy:
             channel.abort()
         self._threads.shutdown(wait=False)
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
     def _take_idle(self) -> Channel | None:
         while self._idle:

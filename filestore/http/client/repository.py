@@ -100,7 +100,7 @@ class RemoteOpening(NamedTuple):
 
     @asynccontextmanager
     async def open(self, *, share: int) -> AsyncIterator[RemoteRepository]:
-        """Make a client with its part of the connections. It has at least one."""
+        """Make a client with its part of the connections."""
         limit = None if self.connections is None else max(1, self.connections // share)
         repository = self.make(connections=limit)
         try:
@@ -131,7 +131,8 @@ class RemoteRepository:
     ) -> None:
         """Make a client without asking the server anything yet.
 
-        `connections` is the most batches at a time; None follows the cores. Raises InvalidUrl, InvalidSetting.
+        `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
+        so many batches at a time in each process. Raises InvalidUrl, InvalidSetting.
         """
         try:
             parts = urlsplit(url)
@@ -159,12 +160,14 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
         )
+        self._limit = connections
         if connections is None:
             connections = default_connections()
         self._requests = Requests(
             self.location,
             token=token,
             connections=connections,
+            is_limit=self._limit is not None,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
             first_pause_seconds=first_pause_seconds,
@@ -172,7 +175,8 @@ class RemoteRepository:
             certificate=certificate,
         )
         self._connections = connections
-        self.transfer_limits = transfer_limits
+        self._is_lending = False
+        self.transfer_limits = transfer_limits._replace(connections=self._limit)
         self._concurrency = Concurrency(connections)
         self._identity: Identity | None = None
         self._rate: float | None = None
@@ -184,11 +188,28 @@ class RemoteRepository:
         return self._make, ()
 
     def opening(self) -> RemoteOpening:
-        return RemoteOpening(self._make, self._make.keywords["connections"])
+        return RemoteOpening(self._make, self._limit)
+
+    @asynccontextmanager
+    async def lending(self, processes: int) -> AsyncIterator[int]:
+        if self._limit is None or not processes:
+            yield processes
+            return
+        processes = 0 if self._is_lending else min(processes, self._limit - 1)
+        if not processes:
+            yield 0  # those of another transfer have them
+            return
+        self._is_lending = True
+        try:
+            async with self._requests.transport.lending(processes * (self._limit // (processes + 1))):
+                yield processes
+        finally:
+            self._is_lending = False
 
     def after_fork(self) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""
         self._requests.after_fork()
+        self._is_lending = False
         self._concurrency = Concurrency(self._connections)
 
     @property

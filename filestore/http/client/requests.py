@@ -37,6 +37,7 @@ class Requests:
         *,
         token: str | None,
         connections: int,
+        is_limit: bool,
         stall_seconds: float,
         retry_seconds: float,
         first_pause_seconds: float,
@@ -47,6 +48,7 @@ class Requests:
         self.location = location
         self._token = token
         self._connections = connections
+        self._is_limit = is_limit
         self._stall_seconds = stall_seconds
         self._proxy = proxy
         self._certificate = certificate
@@ -67,6 +69,7 @@ class Requests:
             self.location,
             token=self._token,
             count=self._connections,
+            is_limit=self._is_limit,
             stall_seconds=self._stall_seconds,
             proxy=self._proxy,
             tls=None if self._certificate is None else client_tls(self._certificate),

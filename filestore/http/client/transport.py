@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
 from filestore.http.client.answers import PROBLEM_LIMIT, SUCCESSES, SmallAnswer, answer_error, longer_than_announced
@@ -23,6 +23,7 @@ class Transport:
     - Every request has the token. It is for one server only, so redirects are not followed, and over HTTPS no proxy sees it.
     - A request is sent once; only `Requests` retries.
     - Up to `count` batches run at a time, and as many short requests in addition. Further requests wait without a time limit.
+      If `count` is a limit, there are never more connections than that.
     - A connection is kept and used again, unless the server has closed it.
     - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
     - An answer that has begun must come with `LEAST_RATE`, its head too. Only the first 64 KiB of a late document may be slower.
@@ -45,6 +46,7 @@ class Transport:
         *,
         token: str | None,
         count: int,
+        is_limit: bool = False,
         stall_seconds: float,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
@@ -56,7 +58,9 @@ class Transport:
         """
         self._location = location
         self._has_token = token is not None
-        self._channels = Channels(location, token=token, count=count, stall_seconds=stall_seconds, proxy=proxy, tls=tls)
+        self._channels = Channels(
+            location, token=token, count=count, is_limit=is_limit, stall_seconds=stall_seconds, proxy=proxy, tls=tls
+        )
         self.has_answered = False
         """Whether an answer of the server has ever arrived."""
 
@@ -69,6 +73,10 @@ class Transport:
         that the server reports by an unsuccessful answer.
         """
         return await self._channels.run(partial(self._exchange, request, body), is_short=request.is_short)
+
+    def lending(self, count: int) -> AbstractAsyncContextManager[None]:
+        """Have `count` connections less for a block, of a `count` that is a limit. At least one must stay. One call at a time."""
+        return self._channels.lending(count)
 
     async def close(self) -> None:
         """Close all connections. Exchanges under way raise Interrupted."""

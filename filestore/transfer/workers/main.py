@@ -38,7 +38,7 @@ class Setup(NamedTuple):
 
     opening: Opening
     share: int
-    """How many processes share the connections of the transfer."""
+    """How many processes share the connections, with the one that transfers."""
     is_counting: bool
     """Whether stages are measured."""
 

@@ -57,18 +57,19 @@ async def worker_pool(
     Each does at most `slots` jobs at a time. `modules` are the names of modules that the jobs need, imported once for
     all processes. The block begins while they start.
 
-    The pool stays without processes if `count` is 0, if another process cannot open this repository, or if the system permits no
-    further process.
+    The pool stays without processes if `count` is 0, if another process cannot open this repository, if another transfer with it
+    has the connections, or if the system permits no further process.
     """
     pool = WorkerPool(repository.location, slots=slots)
     opening = repository.opening() if count else None
     interpreter = _interpreter()
-    try:
-        if opening is not None and interpreter is not None:
-            await pool.start(interpreter, opening, count=count, modules=[*_MODULES, type(opening).__module__, *modules])
-        yield pool
-    finally:
-        await shield_until_done(pool.end())
+    async with repository.lending(0 if opening is None or interpreter is None else count) as lent:
+        try:
+            if opening is not None and interpreter is not None and lent:
+                await pool.start(interpreter, opening, count=lent, modules=[*_MODULES, type(opening).__module__, *modules])
+            yield pool
+        finally:
+            await shield_until_done(pool.end())
 
 
 def _interpreter() -> str | None:
@@ -249,7 +250,7 @@ class WorkerPool:
         for end in ends:
             member = _Member(self, end)
             self._members.append(member)
-            member.link.send(("setup", Setup(opening, count, is_counting())))
+            member.link.send(("setup", Setup(opening, count + 1, is_counting())))
 
     async def end(self) -> None:
         """End the processes, which must have no jobs."""
