@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -19,8 +19,8 @@ from filestore.errors import (
 )
 from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, CheckedFrame, Codec, Decoder, Frame, check_frame, decoded_size
 from filestore.repository.index.protocol import ChunkRow, Index
-from filestore.repository.quota_check import check_frames
-from filestore.repository.stores.protocol import ChunkStore, Staging
+from filestore.repository.quota_check import check_stored
+from filestore.repository.stores.protocol import ChunkStore, Placement, Staging
 from filestore.system.buffers import Budget
 from filestore.system.metrics import Event, Stage, count, part, span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
@@ -224,17 +224,38 @@ class Ingest:
         await in_disk_thread(_settle, [incoming for incoming in verify_group if incoming.row is not None])
 
     async def _publish(self, verified: dict[_IncomingFrame, ChunkRow]) -> None:
-        async with self._index.transaction() as transaction:
-            live = await transaction.sizes(self._namespace, [row.digest for row in verified.values()])
-            # I1: the frame of a live row is not changed. I2: for any other row, the frame is renamed into place, even
-            # if a file is there.
-            new = {incoming: row for incoming, row in verified.items() if row.digest not in live}
-            await check_frames(transaction, self._namespace, self._quota, list(new.values()))
-            await self._store.publish(self._namespace, [(row.digest, incoming.staging) for incoming, row in new.items()])
-            await transaction.add_chunks(self._namespace, list(new.values()))
-            await transaction.refresh(self._namespace, list(live))
-        self._staged.difference_update(incoming.staging for incoming in new)
-        _count_stored(new.values())
+        staged = {row.digest: incoming.staging for incoming, row in verified.items()}
+        rows = {row.digest: row for row in verified.values()}
+        placement = self._store.placement(self._namespace, list(staged.items()))
+        new = await self._index.publish(FramePublication(self._namespace, list(rows.values()), placement, self._quota))
+        self._staged.difference_update(staged[row.digest] for row in new)
+        _count_stored(new)
+
+
+class FramePublication:
+    """The frames of one transaction."""
+
+    def __init__(self, namespace: str, rows: Sequence[ChunkRow], placement: Placement, quota: Quota) -> None:
+        self.namespace = namespace
+        self.rows = rows
+        self.is_limited = quota.stored_size is not None
+        self._placement = placement
+        self._quota = quota
+
+    def prepare(self) -> None:
+        self._placement.prepare()
+
+    def check(self, stored_size: int) -> None:
+        check_stored(self.namespace, self._quota, stored_size)
+
+    def rename(self, digests: Container[Digest]) -> None:
+        self._placement.rename(digests)
+
+    def sync(self) -> None:
+        self._placement.sync()
+
+    def close(self) -> None:
+        self._placement.close()
 
 
 _decoder = per_thread(Decoder)

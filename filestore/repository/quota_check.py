@@ -6,7 +6,7 @@ limit, nothing is asked. What removes something never comes here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
@@ -14,21 +14,17 @@ from filestore.core.quotas import Quota
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import QuotaExceeded
-from filestore.repository.index.protocol import ChunkRow, Index, NamespaceUsage, Transaction
+from filestore.repository.index.protocol import Index, NamespaceUsage, Transaction
 
 _STORED = "the stored bytes"
 _SIZE = "the bytes of all files"
 _NAMES = "the number of names"
 
 
-async def check_frames(transaction: Transaction, namespace: str, quota: Quota, rows: Sequence[ChunkRow]) -> None:
-    """Raise QuotaExceeded if the namespace would store too much with these rows, which are not live."""
-    if quota.stored_size is None or not rows:
-        return
-    # Condemned rows are replaced, and count already.
-    counted = await transaction.stored_size(namespace, [row.digest for row in rows])
-    used = stored_of(await transaction.usage(namespace)) - counted + sum(row.stored_size for row in rows)
-    _check(_STORED, namespace, used, quota.stored_size)
+def check_stored(namespace: str, quota: Quota, stored_size: int) -> None:
+    """Raise QuotaExceeded if the namespace may not store so many bytes."""
+    if quota.stored_size is not None:
+        _check(_STORED, namespace, stored_size, quota.stored_size)
 
 
 async def check_announced(index: Index, namespace: str, quota: Quota, sizes: Mapping[Digest, int]) -> None:

@@ -29,7 +29,7 @@ from filestore.repository.ingest import PUBLISHED_AT_ONCE
 from filestore.repository.local import LocalRepository
 from filestore.repository.manifest_check import SLICE
 from filestore.repository.removal import UnneededChunks
-from filestore.repository.stores.memory import MemoryStore
+from filestore.repository.stores.memory import MemoryPlacement, MemoryStore
 from filestore.repository.stores.protocol import Staging
 from filestore.system import turnstile
 from filestore.system.locks import FileLock
@@ -67,10 +67,10 @@ class CountingStore(MemoryStore):
         super().__init__()
         self.published: list[int] = []
 
-    async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
-        """Publish, and count."""
+    def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> MemoryPlacement:
+        """Count, and return what publishes."""
         self.published.append(len(staged))
-        await super().publish(namespace, staged)
+        return super().placement(namespace, staged)
 
 
 @pytest.fixture

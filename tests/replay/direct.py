@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
 from filestore.repository.index import connections
-from filestore.repository.stores import disk, disk_space
+from filestore.repository.stores import disk_placement, disk_space
 from filestore.system import threads
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ def without_threads() -> Iterator[None]:
     with (
         patch.object(threads, "in_stoppable_thread", _call),
         patch.object(connections, "in_stoppable_thread", _call),
-        patch.object(disk, "run_in_parallel", _call_each),
+        patch.object(disk_placement, "run_in_parallel", _call_each),
         patch.object(disk_space, "_RESERVE_SIZE", RESERVE_SIZE),
     ):
         yield

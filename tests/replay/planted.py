@@ -49,14 +49,15 @@ def _leave_folders_unsynced() -> None:
 def _write_rows_first() -> None:
     """Write rows before their frames have names."""
 
-    async def publish(self: Any, verified: Any) -> None:
-        async with self._index.transaction() as transaction:
-            await transaction.add_chunks(self._namespace, list(verified.values()))
-        staged = [(row.digest, incoming.staging) for incoming, row in verified.items()]
-        await self._store.publish(self._namespace, staged)
-        self._staged.difference_update(incoming.staging for incoming in verified)
+    def late(self: Any) -> None:
+        self.prepare()
+        self._placement.rename({row.digest for row in self.rows})
+        self._placement.sync()
+        self._placement.close()
 
-    _replace(ingest.Ingest, "_publish", publish)
+    _replace(ingest.FramePublication, "rename", _do_nothing)
+    _replace(ingest.FramePublication, "sync", _do_nothing)
+    _replace(ingest.FramePublication, "close", late)
 
 
 def _set_synchronous(value: str) -> None:

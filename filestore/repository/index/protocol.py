@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -282,6 +282,40 @@ class TokenRow(NamedTuple):
         return self.expires_at is not None and now >= self.expires_at
 
 
+class Publication(Protocol):
+    """Verified and synced frames that become readable together with their rows. All methods block; a thread calls them.
+
+    A failure of a method is that of the publication. `close` is called in the end, whatever happens.
+    """
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the rows."""
+
+    @property
+    def rows(self) -> Sequence[ChunkRow]:
+        """The rows of all frames, with different digests."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `check` may refuse anything."""
+
+    def prepare(self) -> None:
+        """Do what needs no transaction. It is called before it."""
+
+    def check(self, stored_size: int) -> None:
+        """Raise QuotaExceeded if the namespace may not store so many bytes, which it would with the new frames."""
+
+    def rename(self, digests: Container[Digest]) -> None:
+        """Make these frames, which have no live row, readable. This is called in the transaction."""
+
+    def sync(self) -> None:
+        """Make that durable. This is called after `rename`, and before the rows are written."""
+
+    def close(self) -> None:
+        """Free the resources."""
+
+
 class Index(Protocol):
     """An index of a repository. A read sees all data that was committed before it began.
 
@@ -300,6 +334,14 @@ class Index(Protocol):
 
         If the block raises an error or is cancelled, the transaction is rolled back. The start waits for other writers.
         Raises Busy if this takes longer than the time limit with which the index was opened.
+        """
+
+    async def publish(self, publication: Publication) -> list[ChunkRow]:
+        """Make frames readable, and add the rows of those that have no live row, durably. Return these rows.
+
+        The last-seen times of live rows are set to now, as by `Transaction.refresh`. One transaction may do this for several
+        callers, each of which has its own outcome. After a cancel the rows may be there or not, and no thread uses the
+        publication any more. Raises what the publication raises, and Busy as `transaction` does.
         """
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -39,11 +40,13 @@ from filestore.repository.index.protocol import (
     NamespaceUsage,
     Policy,
     PositionedRecord,
+    Publication,
     QuotaRow,
     RemovedRows,
     TokenRow,
     Use,
 )
+from filestore.repository.index.publishing import Group, Publishing, Waiter, drop, next_group
 from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
 from filestore.system.files import storage_errors
@@ -98,6 +101,7 @@ class SqliteIndex:
         self._read_only = read_only
         self._writing = Turns()
         self._looking = Turns()
+        self._publishing = Publishing(self._commit_next)
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -126,6 +130,11 @@ class SqliteIndex:
             raise
         finally:
             self._writing.release()
+
+    async def publish(self, publication: Publication) -> list[ChunkRow]:
+        waiter = Waiter(publication, deadline=asyncio.get_running_loop().time() + self._busy_seconds)
+        await self._publishing.publish(waiter)
+        return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
@@ -325,6 +334,56 @@ class SqliteIndex:
     def _leave(self) -> None:
         if self._turnstile is not None:
             self._turnstile.leave()
+
+    async def _commit_next(self, queue: deque[Waiter]) -> None:
+        """Commit the first publications of a queue in one transaction, and end them."""
+        loop = asyncio.get_running_loop()
+        try:
+            await self._acquire(queue[0].deadline)
+        except Busy as busy:
+            kept = drop(queue, busy, now=loop.time())
+            queue.clear()
+            queue.extend(kept)
+            return
+        group = next_group(queue)
+        failure: BaseException | None = None
+        try:
+            while group.waiters and not await self._writer.run(self._publish, group):
+                failed = Busy(self._writer.path, "another process is writing to it")
+                group.waiters = drop(group.waiters, failed, now=loop.time())
+        except BaseException as error:  # noqa: BLE001  # the waiters raise it
+            failure = error
+        try:
+            if failure is not None or not group.waiters:
+                # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
+                await shield_until_done(self._give_up(group))
+        except BaseException as error:  # noqa: BLE001  # as above
+            failure = failure or error
+        finally:
+            self._writing.release()
+        for waiter in group.waiters:
+            waiter.end(failure)
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure
+
+    def _publish(self, connection: sqlite3.Connection, group: Group) -> bool:
+        """Do a whole transaction in the thread, since all others wait for each change of threads. Return False if it is busy."""
+        group.prepare()
+        try:
+            self._begin(connection)
+        except Busy:
+            return False
+        group.write(connection, self._now())
+        self._commit(connection)
+        group.close()
+        return True
+
+    async def _give_up(self, group: Group) -> None:
+        try:
+            if not self._writer.closed:
+                await self._writer.run(self._roll_back)
+        finally:
+            await in_disk_thread(group.close)
 
     async def _acquire(self, deadline: float) -> None:
         try:

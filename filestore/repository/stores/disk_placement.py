@@ -85,7 +85,7 @@ class DiskPlacement:
 
     def _rename(self, file: StagedFile) -> None:
         for attempt in range(_ATTEMPTS):
-            # I3: the bytes were verified at the door and synced. I1: what is replaced has the same content.
+            # I3: the bytes were verified when they arrived, and synced. I1: what is replaced has the same content.
             try:
                 file.staging.move_to(file.name, folder=self._folders[file.folder])
                 break

@@ -2,8 +2,8 @@
 
 A process that ends in between leaves a row without a frame: pushes do not send this chunk any more.
 
-What prevents it: `Ingest._publish` renames the frames and adds their rows inside one write transaction (I2), so the
-commit of the rows comes after the frames are durable.
+What prevents it: `Group.write` renames the frames and then adds their rows, in one write transaction (I2), so the commit of
+the rows comes after the frames are durable.
 
 What finds it: the check after each power cut, which reports a frame that is missing.
 """
@@ -15,13 +15,12 @@ from contextlib import AbstractContextManager
 from filestore.repository.ingest import Ingest
 from tests.simulation.planted.patching import rewritten_function
 
-_PUBLISH = "await self._store.publish(self._namespace, [(row.digest, incoming.staging) for incoming, row in new.items()])"
-_ROWS = """
-        await transaction.add_chunks(self._namespace, list(new.values()))
-        await transaction.refresh(self._namespace, list(live))
-"""
+_PLACEMENT = "self._store.placement(self._namespace, list(staged.items()))"
+_ROWS = "new = await self._index.publish(FramePublication(self._namespace, list(rows.values()), placement, self._quota))"
 
 
 def planted() -> AbstractContextManager[None]:
     """Rename the frames after the transaction."""
-    return rewritten_function(Ingest, "_publish", old=f"{_PUBLISH}{_ROWS}", new=f"{_ROWS.lstrip()}    {_PUBLISH}\n")
+    late = f"{_ROWS}; await self._store.publish(self._namespace, list(staged.items()))"
+    old, new = f"{_PLACEMENT}\n    {_ROWS}", f"self._store.placement(self._namespace, [])\n    {late}"
+    return rewritten_function(Ingest, "_publish", old=old, new=new)
