@@ -50,8 +50,9 @@ class SmallAnswer:
         """`location` is the name of the server in errors, `limit` the largest accepted size in bytes."""
         self._location = location
         self._limit = limit
-        self._piece = memoryview(bytearray(min(limit + 1, _PIECE)))
+        self._piece = memoryview(b"")
         self._content = bytearray()
+        self._announced: int | None = None
 
     @property
     def content(self) -> bytes:
@@ -63,9 +64,14 @@ class SmallAnswer:
         return len(self._content)
 
     def expect(self, size: int | None) -> None:
+        self._announced = size
         self._check(size or 0)
 
     def memory(self) -> memoryview:
+        if not self._piece:
+            # Most answers have a few bytes. To clear 64 KiB would take longer than all else of the exchange.
+            most = min(self._limit + 1, _PIECE)
+            self._piece = memoryview(bytearray(most if self._announced is None else min(self._announced + 1, most)))
         return self._piece
 
     def add(self, size: int) -> None:

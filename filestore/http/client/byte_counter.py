@@ -8,7 +8,7 @@ import time
 from filestore.repository.protocol import Moved
 
 TELL_SECONDS = 0.05
-"""Time between two reports. Waking the event loop for each piece would cost more than moving the piece."""
+"""Time between two reports, and before the first one. Waking the event loop for each piece would cost more than moving it."""
 
 
 class ByteCounter:
@@ -21,7 +21,7 @@ class ByteCounter:
         self._moved = moved
         self._loop = asyncio.get_running_loop()
         self._count = self._told = 0
-        self._tell_at = 0.0
+        self._tell_at = time.monotonic() + TELL_SECONDS
         self._is_settled = False
 
     def add(self, size: int) -> None:

@@ -20,6 +20,10 @@ _HEAD = struct.Struct("<IB")
 _RECEIVE_SIZE = 64 << 10
 _FILES_LIMIT = 250
 """The most open files that one message may have; Linux takes 253."""
+_DESCRIPTOR = struct.Struct("i")
+_FILES_SIZE = socket.CMSG_LEN(_FILES_LIMIT * _DESCRIPTOR.size)
+_IS_CUT = int(socket.MSG_CTRUNC)
+"""A number: an operation on a flag of `enum` takes longer than to receive a message."""
 
 Received = Callable[[Any, list[int]], None]
 """A function that is called with a message and the descriptors that came with it, which it must close."""
@@ -129,16 +133,14 @@ class Link:
 
     def _read(self) -> None:
         try:
-            content, files, flags, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, _FILES_LIMIT)
+            content, others, flags, _ = self._socket.recvmsg(_RECEIVE_SIZE, _FILES_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            content, files, flags = b"", [], 0
-        for each in files:
-            os.set_inheritable(each, False)  # noqa: FBT003
-        if files:
-            self._files.append(files)
-        if not content or flags & socket.MSG_CTRUNC:  # the end, or this process may open no more files
+            content, others, flags = b"", [], 0
+        if others:
+            self._take_files(others)
+        if not content or flags & _IS_CUT:  # the end, or this process may open no more files
             self._lose()
             return
         self._content += content
@@ -160,6 +162,18 @@ class Link:
                 return
             del self._content[:end]
             self._received(message, files)
+
+    def _take_files(self, others: list[tuple[int, int, bytes]]) -> None:
+        """Keep the open files that came with a message, as `socket.recv_fds` finds them."""
+        files = []
+        for level, kind, data in others:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size]
+                files += [each for (each,) in _DESCRIPTOR.iter_unpack(whole)]
+        for each in files:
+            os.set_inheritable(each, False)  # noqa: FBT003
+        if files:
+            self._files.append(files)
 
     def _lose(self) -> None:
         if self.is_open:
