@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future, wait
+
+import pytest
 
 from filestore.system.fair_pool import FairPool
 from filestore.system.turns import working_for
@@ -60,4 +64,42 @@ def test_errors_and_cancels_are_those_of_the_call() -> None:
     assert last.result(timeout=60) is None
     assert busy.result()
     assert [2] == ran
+    pool.shutdown()
+
+
+def test_a_process_waits_for_the_calls_that_run() -> None:
+    """What was begun, such as the removal of a file, is not cut in the middle."""
+    code = """
+import atexit, threading
+from filestore.system.fair_pool import FairPool
+started, go_on = threading.Event(), threading.Event()
+def call():
+    started.set()
+    go_on.wait()
+    print("ended")
+FairPool("test", count=2, share=1).submit(call)
+started.wait()
+atexit.register(go_on.set)
+"""
+    assert (
+        "ended\n" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    )
+
+
+def test_a_pool_that_may_have_no_more_threads_goes_on_with_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any thread, the caller is told."""
+    pool, none_yet, go_on = FairPool("test", count=2, share=2), FairPool("test", count=2, share=2), threading.Event()
+    busy = pool.submit(go_on.wait)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    waiting = pool.submit(int, "7")
+    with pytest.raises(RuntimeError, match="new thread"):
+        none_yet.submit(int, "7")
+    assert 0 == none_yet.waiting
+    go_on.set()
+    assert 7 == waiting.result(timeout=60)
+    assert busy.result()
     pool.shutdown()

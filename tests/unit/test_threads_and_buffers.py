@@ -4,15 +4,19 @@ import asyncio
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
 import pytest
 
 from filestore.errors import NotFound
 from filestore.system.buffers import Budget, BufferPool
+from filestore.system.fair_pool import FairPool
 from filestore.system.threads import (
     SingleFlight,
     in_cpu_thread,
     in_disk_thread,
+    in_thread,
     per_thread,
     run_in_parallel,
     task_group,
@@ -172,6 +176,44 @@ async def test_a_cancelled_call_waits_for_its_thread() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     assert left
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_never_runs() -> None:
+    """And its caller does not wait for the thread that is busy with another call."""
+    pool, entered, may_leave, ran = FairPool("test", count=1, share=1), threading.Event(), threading.Event(), list[int]()
+
+    def hold() -> None:
+        entered.set()
+        may_leave.wait(30)
+
+    busy = asyncio.create_task(in_thread(pool, hold))
+    while not entered.is_set():
+        await asyncio.sleep(0)
+    waiting = asyncio.create_task(in_thread(pool, ran.append, 1))
+    await settle()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not busy.done()
+    may_leave.set()
+    await busy
+    await in_thread(pool, ran.append, 2)
+    assert [2] == ran
+    pool.shutdown()
+
+
+async def test_a_call_in_a_thread_has_the_outcome_of_its_function() -> None:
+    """Its result or its error, in the context of the task that waits."""
+    place = ContextVar("place", default="")
+    place.set("task")
+    assert 7 == await in_cpu_thread(int, "7")
+    with pytest.raises(ValueError, match="invalid literal"):
+        await in_cpu_thread(int, "x")
+    with ThreadPoolExecutor(1) as other:
+        assert 8 == await in_thread(other, int, "8")
+        with pytest.raises(ValueError, match="invalid literal"):
+            await in_thread(other, int, "x")
+    assert "task" == place.get()
 
 
 async def test_calls_side_by_side_wait_for_each_other() -> None:
