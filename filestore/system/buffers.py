@@ -45,15 +45,17 @@ def copy_memory(source: memoryview, target: memoryview) -> None:
     if size < _SMALL_COPY:
         target[:size] = source
     else:
-        unlocked(_memcpy(), _address(target), _address(source), size)
+        unlocked(memcpy(), address_of(target), address_of(source), size)
 
 
-def _address(memory: memoryview) -> int:
+def address_of(memory: memoryview) -> int:
+    """Return where memory is that can be written to. It is valid as long as the memory is kept."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 @cache
-def _memcpy() -> Callable[[int, int, int], object]:
+def memcpy() -> Callable[[int, int, int], object]:
+    """Return a function that copies from an address to another one: target, source, size. It gives up the interpreter lock."""
     # Not `ctypes.memmove`, which holds the lock.
     call = ctypes.CDLL(None).memcpy
     call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

@@ -40,12 +40,13 @@ class Writeback(Enum):
 
 
 _OVERLAY = 0x794C7630
+_TMPFS = 0x01021994
 _KNOWN = {
     0xEF53: Writeback.PARTS,  # ext2, ext3, ext4
     0x58465342: Writeback.PARTS,  # XFS
     0x9123683E: Writeback.PARTS,  # btrfs
     0xF2F52010: Writeback.PARTS,  # F2FS
-    0x01021994: Writeback.NEVER,  # tmpfs, which is never written back; also /dev/shm and the files of memfd_create
+    _TMPFS: Writeback.NEVER,  # tmpfs, which is never written back; also /dev/shm and the files of memfd_create
     0x858458F6: Writeback.NEVER,  # ramfs
     0x958458F6: Writeback.NEVER,  # hugetlbfs
 }
@@ -71,6 +72,11 @@ def writeback_of(descriptor: int) -> Writeback:
         return Writeback.WHOLE if _has_extents(descriptor) and not _is_volatile(descriptor) else Writeback.NEVER
     found = _KNOWN.get(magic, Writeback.WHOLE)
     return Writeback.WHOLE if found is Writeback.PARTS and _sync_file_range() is None else found
+
+
+def is_tmpfs(descriptor: int) -> bool:
+    """Return whether an open file is on tmpfs, a file system in memory. Blocks."""
+    return _magic(descriptor) == _TMPFS
 
 
 def write_back(descriptor: int) -> bool:

@@ -308,7 +308,7 @@ class _PartialFile:
     def open_file(self, number: int) -> int:  # noqa: ARG002  # the protocol's
         with self._write_errors():
             try:
-                descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 raise OvertakenError from None
         if not os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor)):

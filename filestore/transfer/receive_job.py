@@ -12,7 +12,7 @@ from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.manifest import Chunk
 from filestore.format.zip.checksum import crc32
 from filestore.system.buffers import BufferPool
-from filestore.system.files import write_at
+from filestore.system.mappings import SharedFile
 from filestore.transfer.receive_batch import BatchReceiver
 from filestore.transfer.sinks.protocol import Staging
 from filestore.transfer.workers import Worker
@@ -106,7 +106,11 @@ class ReceiveJob:
 
 
 class _FileWriter:
-    """Writes the content of a batch to open files."""
+    """Writes the content of a batch to open files.
+
+    A file in memory may be mapped meanwhile, because all processes write to the same file. So a worker process may end by
+    SIGBUS if someone cuts that file short. The process of the caller never does: it does not map it.
+    """
 
     writes_files = True
 
@@ -114,14 +118,14 @@ class _FileWriter:
         self.checksums = array("I")
         self.begin = job.staging.check
         self._job = job
-        self._descriptors = descriptors
+        self._files = [SharedFile(descriptor) for descriptor in descriptors]
         self._place = 0
 
     def take(self, number: int, content: memoryview) -> None:
         job = self._job
         while self._place < len(job.numbers) and job.numbers[self._place] == number:
             try:
-                write_at(self._descriptors[job.files[self._place]], content, job.offsets[self._place])
+                self._files[job.files[self._place]].write(content, job.offsets[self._place])
             except OSError as error:
                 raise WriteFailed(self._place, error.errno or 0, error.strerror or str(error)) from None
             self._place += 1

@@ -7,9 +7,10 @@ import filecmp
 import os
 import resource
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.paths import chunk_key
 from filestore.core.progress import Progress
 from filestore.core.records import Record
-from filestore.errors import DamagedChunk, StorageError, TransferError, WorkerEnded
+from filestore.errors import DamagedChunk, StorageError, StorageFull, TransferError, WorkerEnded
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.protocol import Opening, Repository, TransferLimits
 from filestore.transfer import receiver as receiver_module
@@ -30,6 +31,7 @@ from filestore.transfer.push import push
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.seeds import has_data
 from filestore.transfer.workers import WorkerPool, worker_pool
+from tests.support.disks import small_disk
 from tests.support.generator import octets
 from tests.support.server import RunningServer, running_server
 from tests.support.watched import WatchedRepository
@@ -96,6 +98,17 @@ def act_when_ready(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
     monkeypatch.setattr(receiver_module, "worker_pool", pool_of)
 
 
+@pytest.fixture(params=["usual", "in memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder for targets. On tmpfs, worker processes map the files."""
+    if request.param == "usual":
+        (tmp_path / "targets").mkdir()
+        yield tmp_path / "targets"
+    else:
+        with small_disk(tmp_path / "targets", "size=256m"):
+            yield tmp_path / "targets"
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A file that no codec makes smaller, of which a part is there three times."""
@@ -118,22 +131,22 @@ def left_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("processes")
-async def test_a_file(repository: Watched, record: Record, source: Path, tmp_path: Path) -> None:
+async def test_a_file(repository: Watched, record: Record, source: Path, folder: Path) -> None:
     """The worker processes receive and write all of it. The progress is that of one process."""
     shown: list[Progress] = []
-    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=shown.append)
+    found = await fetch_record(repository, record, target=folder / "back", options=OPTIONS, report=shown.append)
 
-    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    assert filecmp.cmp(source, folder / "back", shallow=False)
     assert ["manifest"] == repository.calls
     assert SIZE < found.bytes_received < SIZE + 10 * MIB
     assert 0 == found.bytes_reused
     assert [each.done for each in shown] == sorted(each.done for each in shown)
     assert (record.size, found.bytes_received) == (shown[-1].done, shown[-1].moved)
-    assert [] == left_in(tmp_path)
+    assert [] == left_in(folder)
 
 
 @pytest.mark.usefixtures("processes")
-async def test_a_directory(repository: Watched, tmp_path: Path) -> None:
+async def test_a_directory(repository: Watched, tmp_path: Path, folder: Path) -> None:
     """Large files are written by worker processes. Small ones, and the ends of large ones, by the process of the fetch."""
     tree = tmp_path / "tree"
     (tree / "inner").mkdir(parents=True)
@@ -145,14 +158,14 @@ async def test_a_directory(repository: Watched, tmp_path: Path) -> None:
     (tree / "link").symlink_to("script")
     pushed = (await push(repository.inner, tree)).record
     shown: list[Progress] = []
-    await fetch_record_tree(repository, pushed, target=tmp_path / "back", options=OPTIONS, report=shown.append)
+    await fetch_record_tree(repository, pushed, target=folder / "back", options=OPTIONS, report=shown.append)
 
     names = sorted(path.relative_to(tree) for path in tree.rglob("*"))
-    assert names == sorted(path.relative_to(tmp_path / "back") for path in (tmp_path / "back").rglob("*"))
+    assert names == sorted(path.relative_to(folder / "back") for path in (folder / "back").rglob("*"))
     for name in names:
         if (tree / name).is_file():
-            assert filecmp.cmp(tree / name, tmp_path / "back" / name, shallow=False)
-            assert os.access(tree / name, os.X_OK) == os.access(tmp_path / "back" / name, os.X_OK)
+            assert filecmp.cmp(tree / name, folder / "back" / name, shallow=False)
+            assert os.access(tree / name, os.X_OK) == os.access(folder / "back" / name, os.X_OK)
     assert repository.chunks_got < 20
     assert (pushed.size, 8, 8) == (shown[-1].done, shown[-1].files_done, shown[-1].file_count)
 
@@ -181,7 +194,7 @@ async def test_a_directory_with_more_equal_files_than_a_message_may_have(reposit
 
 
 async def test_a_killed_worker_process_ends_the_fetch_and_the_next_one_goes_on(
-    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, folder: Path
 ) -> None:
     """One sentence says so. Only the staging file stays, and what it has is not received again."""
     pools: list[WorkerPool] = []
@@ -192,16 +205,16 @@ async def test_a_killed_worker_process_ends_the_fetch_and_the_next_one_goes_on(
             os.kill(pools[-1].process_ids[0], signal.SIGKILL)
 
     with pytest.raises(WorkerEnded) as caught:
-        await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=kill_half_way)
+        await fetch_record(repository, record, target=folder / "back", options=OPTIONS, report=kill_half_way)
     assert "\n" not in str(caught.value)
     assert [] == pools[-1].process_ids
-    assert not (tmp_path / "back").exists()
-    assert 1 == len(left_in(tmp_path))
+    assert not (folder / "back").exists()
+    assert 1 == len(left_in(folder))
 
-    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
-    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    found = await fetch_record(repository, record, target=folder / "back", options=OPTIONS)
+    assert filecmp.cmp(source, folder / "back", shallow=False)
     assert found.bytes_reused > 0
-    assert [] == left_in(tmp_path)
+    assert [] == left_in(folder)
 
 
 @pytest.mark.usefixtures("processes")
@@ -225,7 +238,7 @@ async def test_a_server_that_ends_half_way(server: RunningServer, record: Record
 
 
 async def test_a_cancelled_fetch_leaves_no_process(
-    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, folder: Path
 ) -> None:
     """It ends when all worker processes have ended, and the next fetch goes on."""
     pools: list[WorkerPool] = []
@@ -238,7 +251,7 @@ async def test_a_cancelled_fetch_leaves_no_process(
             fetching.cancel()
 
     fetching = asyncio.create_task(
-        fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS, report=cancel_half_way)
+        fetch_record(repository, record, target=folder / "back", options=OPTIONS, report=cancel_half_way)
     )
     with pytest.raises(asyncio.CancelledError):
         await fetching
@@ -246,14 +259,14 @@ async def test_a_cancelled_fetch_leaves_no_process(
     for process in started:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
-    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
-    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    found = await fetch_record(repository, record, target=folder / "back", options=OPTIONS)
+    assert filecmp.cmp(source, folder / "back", shallow=False)
     assert found.bytes_reused > 0
 
 
 @pytest.mark.usefixtures("processes")
 async def test_damage_in_the_repository(  # fixtures
-    repository: Watched, server: RunningServer, record: Record, source: Path, tmp_path: Path
+    repository: Watched, server: RunningServer, record: Record, source: Path, folder: Path
 ) -> None:
     """The worker process lets the repository verify its chunks, so that the next push sends what is damaged."""
     chunks = Manifest.parse(await repository.inner.manifest(record.digest)).chunks
@@ -262,11 +275,11 @@ async def test_damage_in_the_repository(  # fixtures
     damaged[len(damaged) // 2] ^= 1
     frame.write_bytes(damaged)
     with pytest.raises(DamagedChunk, match="push the file"):
-        await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
-    assert not (tmp_path / "back").exists()
+        await fetch_record(repository, record, target=folder / "back", options=OPTIONS)
+    assert not (folder / "back").exists()
     assert 0 < (await push(repository.inner, source)).bytes_sent < SIZE // 2
-    await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
-    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    await fetch_record(repository, record, target=folder / "back", options=OPTIONS)
+    assert filecmp.cmp(source, folder / "back", shallow=False)
 
 
 async def test_a_write_that_fails_in_a_worker_process(
@@ -283,6 +296,79 @@ async def test_a_write_that_fails_in_a_worker_process(
         await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
     assert str(tmp_path / "back") in str(caught.value)
     assert not (tmp_path / "back").exists()
+
+
+_KEEP_LOCKED = """
+import contextlib, fcntl, sys
+files = [open(name, "r+b") for name in sys.argv[1:]]
+for file in files:
+    with contextlib.suppress(OSError):  # an earlier process has it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+"""Seem to write to files all the time, so that all others map them."""
+
+
+@contextmanager
+def memory_with_mapped_files(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, size: str = "size=256m"
+) -> Iterator[Callable[[str], None]]:
+    """Mount a tmpfs at `folder`. Worker processes map each large chunk there. When they are ready, it gets the size `size`.
+
+    Yield a function that changes its size.
+    """
+    lockers: list[subprocess.Popen[bytes]] = []
+    sizes = [size]
+    with small_disk(folder, "size=256m") as change:
+
+        def begin(_: WorkerPool) -> None:
+            locker = subprocess.Popen(
+                [sys.executable, "-c", _KEEP_LOCKED, *folder.rglob("*.filestore-partial")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            lockers.append(locker)
+            assert locker.stdout is not None
+            assert b"locked\n" == locker.stdout.readline()
+            change(sizes.pop() if sizes else "size=256m")
+
+        act_when_ready(monkeypatch, begin)
+        try:
+            yield change
+        finally:
+            for locker in lockers:
+                locker.communicate()
+
+
+async def test_a_file_in_memory_is_mapped(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """All chunks are stored through mappings, and none is lost at the pages that two of them share."""
+    with memory_with_mapped_files(monkeypatch, tmp_path / "memory"):
+        await fetch_record(repository, record, target=tmp_path / "memory/back", options=OPTIONS)
+        assert filecmp.cmp(source, tmp_path / "memory/back", shallow=False)
+        assert ["manifest"] == repository.calls
+
+
+async def test_memory_that_is_full(
+    monkeypatch: pytest.MonkeyPatch, repository: Watched, record: Record, source: Path, tmp_path: Path
+) -> None:
+    """It fills up after the space was checked. The error is that of a write, no process ends, and the next fetch goes on."""
+    target = tmp_path / "memory/back"
+    with memory_with_mapped_files(monkeypatch, tmp_path / "memory", size="size=50m") as change:
+        with pytest.raises(StorageFull) as caught:
+            await fetch_record(repository, record, target=target, options=OPTIONS)
+        assert "\n" not in str(caught.value)
+        assert str(target.parent) in str(caught.value)
+        assert not target.exists()
+        (left,) = target.parent.iterdir()
+        assert 40 * MIB < left.stat().st_blocks * 512 <= 50 * MIB
+
+        change("size=256m")
+        found = await fetch_record(repository, record, target=target, options=OPTIONS)
+        assert filecmp.cmp(source, target, shallow=False)
+        assert found.bytes_reused > 20 * MIB
 
 
 async def test_nothing_is_written_to_what_another_process_has_published(
@@ -349,10 +435,10 @@ def is_running(process: str) -> bool:
 
 
 async def test_a_killed_fetch_leaves_no_process_that_writes(
-    server: RunningServer, repository: Watched, record: Record, source: Path, tmp_path: Path
+    server: RunningServer, repository: Watched, record: Record, source: Path, folder: Path
 ) -> None:
     """Its worker processes end with it, in the middle of their work. The next fetch goes on with the same file."""
-    arguments = (server.url, server.token, record.id, str(tmp_path / "back"))
+    arguments = (server.url, server.token, record.id, str(folder / "back"))
     fetching = await asyncio.create_subprocess_exec(sys.executable, "-c", _FETCH, *arguments, stdout=asyncio.subprocess.PIPE)
     assert fetching.stdout is not None
     async with asyncio.timeout(60):
@@ -362,10 +448,10 @@ async def test_a_killed_fetch_leaves_no_process_that_writes(
         await fetching.wait()
         while any(is_running(process) for process in workers):
             await asyncio.sleep(0.01)
-    found = await fetch_record(repository, record, target=tmp_path / "back", options=OPTIONS)
-    assert filecmp.cmp(source, tmp_path / "back", shallow=False)
+    found = await fetch_record(repository, record, target=folder / "back", options=OPTIONS)
+    assert filecmp.cmp(source, folder / "back", shallow=False)
     assert found.bytes_reused > 0
-    assert [] == left_in(tmp_path)
+    assert [] == left_in(folder)
 
 
 @pytest.mark.usefixtures("processes")

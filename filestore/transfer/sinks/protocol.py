@@ -81,7 +81,8 @@ class Sink(Protocol):
     def open_file(self, number: int) -> int:
         """Open a file of `file_at`, so that another process can write to it. The caller closes the descriptor.
 
-        It shares no lock with the descriptors of the sink. Raises what `write` raises, and OvertakenError.
+        It is also open for reading, so that it can be mapped, unless its permissions forbid that. It shares no lock with
+        the descriptors of the sink. Raises what `write` raises, and OvertakenError.
         """
 
     def note_written(self, offset: int, size: int, checksum: int) -> None:

@@ -50,8 +50,8 @@ from filestore.transfer.sinks.zip_index import (
 )
 from filestore.transfer.sinks.zip_stream import EntryStream, inflated
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _UNKEPT = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
 """Errors of a file system for a name that it cannot have, or that something else has already."""
@@ -160,8 +160,20 @@ class TreeStaging:
         return None if part is None or self._done[part.number] else part
 
     def open_file(self, number: int) -> int:
-        with self._errors(self._zip.members[number].path):
-            return self._open(number)
+        member = self._zip.members[number]
+        with self._errors(member.path):
+            try:
+                descriptor = self._open(number, access=os.O_RDWR)
+            except PermissionError:  # an unusual umask
+                descriptor = self._open(number)
+            # Where a file has ended, it cannot be mapped. Another fetch gives it the same size.
+            try:
+                if os.fstat(descriptor).st_size < member.size:
+                    os.ftruncate(descriptor, member.size)
+            except OSError:
+                os.close(descriptor)
+                raise
+        return descriptor
 
     def note_written(self, offset: int, size: int, checksum: int) -> None:
         part = self._zip.content_at(offset, size)
@@ -376,24 +388,24 @@ class TreeStaging:
     def _note_done(self, number: int) -> None:
         self._done[number] = _FOLDER_ENTRY if self._zip.members[number].is_folder else _FILE
 
-    def _open(self, number: int) -> int:
+    def _open(self, number: int, *, access: int = os.O_WRONLY) -> int:
         """Open a file that is written in any order. It is made on first use."""
         member = self._zip.members[number]
         with self._lock:
             part = self._part(number)
             if not part.is_made:
-                descriptor = self._create(member)
+                descriptor = self._create(member, access)
                 part.is_made = True
                 return descriptor
-        return os.open(member.path, _WRITE, dir_fd=self._root)
+        return os.open(member.path, access | _REOPEN, dir_fd=self._root)
 
-    def _create(self, member: Member) -> int:
+    def _create(self, member: Member, access: int = os.O_WRONLY) -> int:
         """Make a file and open it. If it exists, another or an earlier process made it, under exactly this name."""
         try:
-            return os.open(member.path, _CREATE, 0o777 if member.is_executable else 0o666, dir_fd=self._root)
+            return os.open(member.path, access | _CREATE, 0o777 if member.is_executable else 0o666, dir_fd=self._root)
         except FileExistsError:
             self._check_name(member.path)
-        descriptor = os.open(member.path, _WRITE, dir_fd=self._root)
+        descriptor = os.open(member.path, access | _REOPEN, dir_fd=self._root)
         if os.fstat(descriptor).st_size > member.size:
             os.ftruncate(descriptor, member.size)
         return descriptor
