@@ -404,7 +404,7 @@ def count_into(stage_times: StageTimes | None) -> None:
     measure_unlocked(None if stage_times is None else _measure_unlocked)
 
 
-def _measure_unlocked(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _measure_unlocked(function: Callable[..., Any], args: tuple[Any, ...], times: int = 1) -> Any:
     own, clock = _thread.unlocked, time.thread_time_ns
     if own is None:
         own = _thread.unlocked = _Unlocked()
@@ -414,7 +414,7 @@ def _measure_unlocked(function: Callable[..., Any], args: tuple[Any, ...]) -> An
         return function(*args)
     finally:
         # Nothing comes between the end of the call and the clock: it would count as time without the lock.
-        own.nanoseconds += clock() - began
+        own.nanoseconds += times * (clock() - began)
 
 
 def _unlocked_seconds() -> float:

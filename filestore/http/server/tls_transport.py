@@ -1,9 +1,9 @@
 """TLS on a connection of the server: a transport of asyncio whose bytes threads may move, as on a plain connection.
 
 The transport of asyncio for TLS keeps a buffer of 256 KiB for each connection, from before the handshake on, and encrypts on the
-event loop. Here a connection keeps at most one record of TLS and what was written to the transport (I6), and a thread that sends
-or receives a body encrypts and decrypts it too. OpenSSL allows one thread at a time: while a thread has the connection (`held`),
-the event loop leaves it alone, and a close waits.
+event loop. Here a connection keeps at most one record while it is idle, at most 64 KiB that the kernel does not take, and what
+was written to the transport (I6). A thread that sends or receives a body encrypts and decrypts it too. OpenSSL allows one thread
+at a time: while a thread has the connection (`held`), the event loop leaves it alone, and a close waits.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from functools import partial
 from typing import Any, Self
 
 from filestore.core.digest import Buffer
-from filestore.core.unlocked import unlocked
+from filestore.core.unlocked import unlocked, unlocked_in_series
 
 RECORD_SIZE = 16 << 10
 """Bytes of the largest record of TLS. Source: RFC 8446, section 5.1."""
+PIECE_SIZE = 64 << 10
+"""Bytes that OpenSSL sends in a call. It needs the same bytes again until the kernel has taken all of them."""
 _HIGH_WATER = 64 << 10
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -42,8 +44,10 @@ class TlsTransport(asyncio.Transport):
         self._protocol = protocol
         self._waiting = bytearray()
         """What was written and is not encrypted yet."""
-        self._record = b""
-        """What OpenSSL has encrypted, and the kernel has not taken. OpenSSL wants the same bytes again."""
+        self._piece = b""
+        """What was given to OpenSSL, and the kernel has not taken all of. OpenSSL wants the same bytes again."""
+        self._receives = 0
+        """How many calls of threads have received."""
         self._high, self._low = _HIGH_WATER, _HIGH_WATER // 4
         self._is_protocol_paused = False
         self._is_paused = False
@@ -96,7 +100,7 @@ class TlsTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes the kernel has not taken yet."""
-        return len(self._waiting) + len(self._record)
+        return len(self._waiting) + len(self._piece)
 
     def write(self, data: Buffer) -> None:
         """Send bytes, or keep those that the kernel does not take now."""
@@ -133,8 +137,8 @@ class TlsTransport(asyncio.Transport):
         """Leave the connection to one thread during the block. Raises ConnectionResetError if it is closed."""
         if self._is_lost:
             raise ConnectionResetError("the connection is closed")
+        # What is watched stays watched: to change it twice for each slice would cost more than an event that comes meanwhile.
         self._is_held = True
-        self._update()
         try:
             yield
         finally:
@@ -143,26 +147,27 @@ class TlsTransport(asyncio.Transport):
                 self._when_free()
             else:
                 self.send_waiting()
+                self._read_pending()
 
     def send_now(self, data: Buffer) -> int:
         """Encrypt bytes and send them, as many as the kernel takes now. Return their number.
 
-        Up to one record of them may wait in OpenSSL; the next call or the event loop sends it. Raises BlockingIOError,
+        Up to 64 KiB of them may wait here and in OpenSSL; the next call or the event loop sends them. Raises BlockingIOError,
         ConnectionError.
         """
         if self._is_lost:
             raise ConnectionResetError("the connection is closed")
-        if not self._flush_record():
+        if not self._flush():
             raise BlockingIOError
-        # A call of OpenSSL sends one record, so this loop makes 65,000 steps for a GB.
         view, send, sent = memoryview(data), self._connection.send, 0
         try:
             while sent < len(view):
-                record = view[sent : sent + RECORD_SIZE]
-                sent += unlocked(send, record)
+                piece = view[sent : sent + PIECE_SIZE]
+                sent += unlocked(send, piece)
         except _WANTS:
-            self._record = bytes(record)
-            sent += len(record)
+            # The caller may use its memory for something else, so this is a copy.
+            self._piece = bytes(piece)
+            sent += len(piece)
         except OSError as error:
             raise _failed(error) from None
         return sent
@@ -174,10 +179,12 @@ class TlsTransport(asyncio.Transport):
         """
         if self._is_lost:
             raise ConnectionResetError("the connection is closed")
+        # A record takes a call, so a GB takes 61,000.
         receive, received, size = self._connection.recv_into, 0, len(memory)
         try:
             while received < size:
-                moved = unlocked(receive, memory[received:])
+                moved = unlocked_in_series(self._receives, receive, memory[received:], size - received)
+                self._receives += 1
                 received += moved
                 if moved < RECORD_SIZE:
                     break
@@ -201,9 +208,7 @@ class TlsTransport(asyncio.Transport):
             self._reads = reads
             if reads:
                 self._loop.add_reader(self._descriptor, self._read_ready)
-                if not self._has_ended and self._connection.pending():
-                    # These bytes have left the kernel already.
-                    self._loop.call_soon(self._read_ready)
+                self._read_pending()
             else:
                 self._loop.remove_reader(self._descriptor)
         if writes != self._writes:
@@ -213,7 +218,14 @@ class TlsTransport(asyncio.Transport):
             else:
                 self._loop.remove_writer(self._descriptor)
 
+    def _read_pending(self) -> None:
+        """Read soon what has left the kernel already."""
+        if self._reads and not (self._is_held or self._has_ended) and self._connection.pending():
+            self._loop.call_soon(self._read_ready)
+
     def _read_ready(self) -> None:
+        if self._is_held:
+            self._update()
         if not self._reads:
             return
         try:
@@ -231,16 +243,16 @@ class TlsTransport(asyncio.Transport):
                 self.close()
             return
         self._protocol.data_received(data)
-        if self._reads and not self._has_ended and self._connection.pending():
-            self._loop.call_soon(self._read_ready)
+        self._read_pending()
 
     def send_waiting(self) -> None:
         """Send what waits, as far as the kernel takes it."""
         if self._is_held or self._is_lost:
+            self._update()
             self._regulate()
             return
         try:
-            while self._flush_record() and self._waiting:
+            while self._flush() and self._waiting:
                 del self._waiting[: self.send_now(bytes(self._waiting[:_HIGH_WATER]))]
         except OSError as error:
             self._cut(error)
@@ -256,16 +268,15 @@ class TlsTransport(asyncio.Transport):
         self._update()
         self._regulate()
 
-    def _flush_record(self) -> bool:
-        """Send the rest of a record. Return whether the kernel has taken it."""
-        if self._record:
-            try:
-                unlocked(self._connection.send, self._record)
-            except _WANTS:
-                return False
-            except OSError as error:
-                raise _failed(error) from None
-            self._record = b""
+    def _flush(self) -> bool:
+        """Send the rest of a piece. Return whether the kernel has taken it."""
+        try:
+            while self._piece:
+                self._piece = self._piece[unlocked(self._connection.send, self._piece) :]
+        except _WANTS:
+            return False
+        except OSError as error:
+            raise _failed(error) from None
         return True
 
     def _end_tls(self) -> None:
@@ -336,7 +347,7 @@ class TlsConnection:
         return self._transport.receive_into(memory)
 
     def close(self) -> None:
-        """Close the descriptor. The event loop sends what is left of the last record."""
+        """Close the descriptor. The event loop sends what is left of the last piece."""
         self.socket.close()
         self._transport.send_waiting()
 
