@@ -6,6 +6,8 @@ import asyncio
 import mmap
 import time
 from collections.abc import Collection, Container, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -23,7 +25,7 @@ from filestore.repository.quota_check import check_stored
 from filestore.repository.stores.protocol import ChunkStore, Placement, Staging
 from filestore.system.buffers import Budget
 from filestore.system.metrics import Event, Stage, count, part, span
-from filestore.system.threads import in_cpu_thread, in_disk_thread, per_thread
+from filestore.system.threads import calls_ended, disk_threads, in_cpu_thread, in_disk_thread, per_thread, shield_until_done
 
 _VERIFY_GROUP_SIZE = 4 << 20
 """Frames are verified and synced in groups of about this many bytes. Decoded bytes are added if they are not verified yet."""
@@ -101,6 +103,9 @@ class Ingest:
         self._verify_group: list[_IncomingFrame] = []
         self._verify_group_weight = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._calls: list[Future[None]] = []
+        """The syncs of frames that are verified."""
+        self._loop = asyncio.get_running_loop()
 
     def start(self, digest: Digest, stored_size: int) -> None:
         """Start the next frame. If the frame before is not complete, it is never stored."""
@@ -180,6 +185,9 @@ class Ingest:
         self._start_verify_group()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await calls_ended(self._calls)
+        for call in self._calls:
+            call.result()
         incoming_frames, self._incoming_frames = self._incoming_frames, []
         verified = {incoming: incoming.row for incoming in incoming_frames if incoming.row is not None and incoming.is_synced}
         waiting = list(verified.items())
@@ -191,10 +199,13 @@ class Ingest:
                 raise incoming.refusal
         return len(verified)
 
-    def stop(self) -> None:
-        """Cancel the background work."""
+    async def stop(self) -> None:
+        """Cancel the background work. When this returns or raises, no thread syncs a frame any more."""
         for task in self._tasks:
             task.cancel()
+        running = [call for call in self._calls if not call.cancel()]
+        if not all(call.done() for call in running):
+            await shield_until_done(calls_ended(running))
 
     def _new_frame(self, digest: Digest, stored_size: int) -> _IncomingFrame:
         incoming = _IncomingFrame(digest, stored_size, self._store.new_staging())
@@ -212,8 +223,28 @@ class Ingest:
     def _start_verify_group(self) -> None:
         verify_group, self._verify_group = self._verify_group, []
         self._verify_group_weight = 0
-        if verify_group:
+        verified = [incoming for incoming in verify_group if incoming.row is not None]
+        if len(verified) < len(verify_group):
             self._tasks.append(self._group.create_task(self._check(verify_group)))
+        elif verified:
+            # Not a task for each: the loop has nothing to do until all are synced, or one fails.
+            call = disk_threads().submit(_settle, verified)
+            self._calls.append(call)
+            call.add_done_callback(self._note_end)
+
+    def _note_end(self, call: Future[None]) -> None:
+        """End the block that uses this object if a sync has failed. This runs in a thread."""
+        failure = None if call.cancelled() else call.exception()
+        if failure is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._fail, failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        raising = _raise(failure)
+        try:
+            self._group.create_task(raising)
+        except RuntimeError:  # the block has ended
+            raising.close()
 
     async def _check(self, verify_group: list[_IncomingFrame]) -> None:
         unverified = [incoming for incoming in verify_group if incoming.row is None]
@@ -256,6 +287,10 @@ class FramePublication:
 
     def close(self) -> None:
         self._placement.close()
+
+
+async def _raise(failure: BaseException) -> None:
+    raise failure
 
 
 _decoder = per_thread(Decoder)

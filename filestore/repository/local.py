@@ -228,7 +228,7 @@ class LocalRepository:
                 try:
                     yield ingest
                 finally:
-                    ingest.stop()
+                    await ingest.stop()
         finally:
             if staged:
                 await shield_until_done(in_disk_thread(discard_all, staged))

@@ -7,8 +7,8 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Sequence
-from concurrent.futures import Executor, wait
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Iterable, Sequence
+from concurrent.futures import Executor, Future, wait
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -179,6 +179,15 @@ async def in_stoppable_thread(
     if call.cancelled():
         raise asyncio.CancelledError
     return call.result()
+
+
+async def calls_ended(calls: Iterable[Future[Any]]) -> None:
+    """Wait until calls in threads have ended or are cancelled, in whatever way. If this is cancelled, they go on."""
+    for call in calls:
+        if not call.done():
+            waiter = _Waiter(asyncio.get_running_loop())
+            call.add_done_callback(waiter.end)
+            await waiter
 
 
 class _Call(Protocol[T_co]):
