@@ -148,10 +148,8 @@ class SqliteIndex:
         old = [] if self._read_only else [state.row.digest for state in states if state.last_seen < horizon]
         removed: set[Digest] = set()
         if old:
-            async with self.transaction() as transaction:
-                await transaction.refresh(namespace, old)
-                # I9: a chunk that a collection condemned since the read above is reported missing.
-                removed = set(old) - set(await transaction.sizes(namespace, old))
+            # I9: a chunk that a collection condemned since the read above is reported missing.
+            removed = set(old) - set(await self._write(partial(_refresh, namespace=namespace, digests=old, now=self._now())))
         return [state.row for state in states if state.row.digest not in removed]
 
     async def removals(self, namespace: str) -> int:
@@ -296,6 +294,27 @@ class SqliteIndex:
         if self._turnstile is not None:
             self._turnstile.close()
         await shield_until_done(self._reader.close())
+
+    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function` in a transaction, all in one change of threads, since others wait for each."""
+
+        def run(connection: sqlite3.Connection) -> T:
+            self._begin(connection)
+            found = function(connection)
+            self._commit(connection)
+            return found
+
+        deadline = asyncio.get_running_loop().time() + self._busy_seconds
+        await self._acquire(deadline)
+        try:
+            return await run_when_free(self._writer, run, deadline)
+        except BaseException:
+            # As in `transaction`.
+            if not self._writer.closed:
+                await shield_until_done(self._writer.run(self._roll_back))
+            raise
+        finally:
+            self._writing.release()
 
     def _note_token_uses(self, connection: sqlite3.Connection, digests: Sequence[Digest]) -> None:
         """Do the whole transaction in the thread. Others in this process wait for it, so it waits for nobody."""
@@ -586,6 +605,12 @@ async def open_index_for_reading(
         await index.close()
         raise
     return index
+
+
+def _refresh(connection: sqlite3.Connection, *, namespace: str, digests: Sequence[Digest], now: int) -> dict[Digest, int]:
+    """Set the last-seen times of live rows. Return the sizes of those that are still live."""
+    chunks.update_last_seen(connection, namespace, digests, now)
+    return chunks.select_sizes(connection, namespace, digests)
 
 
 def _files_size(path: str) -> int:
