@@ -138,6 +138,20 @@ async def test_same_digest_twice_in_one_publish(store: ChunkStore) -> None:
     assert b"second" == await read(store, digest)
 
 
+async def test_placement_renames_only_what_it_is_told(store: ChunkStore) -> None:
+    """The other frames stay staged: nobody reads them, and they may be discarded, or placed later."""
+    (one, first), (other, second) = staged(store, b"one"), staged(store, b"other")
+    placement = store.placement(A, [(one, first), (other, second)])
+    placement.prepare()
+    placement.rename({one})
+    placement.sync()
+    placement.close()
+    placement.close()
+    assert (b"one", None) == (await read(store, one), await read(store, other))
+    await store.publish(A, [(other, second)])
+    assert b"other" == await read(store, other)
+
+
 @pytest.mark.slow
 async def test_publish_of_many(store: ChunkStore) -> None:
     """There are more frames than threads, in as many folders."""

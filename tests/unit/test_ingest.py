@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -212,3 +213,49 @@ async def test_failing_disk_ends_the_ingest(repository: LocalRepository, root: P
             await ingest.commit()
     assert 6 == len(await repository.missing([frame.digest for frame in sent]))
     assert [] == staging_files(root)
+
+
+async def test_failing_disk_ends_a_block_that_waits_for_more(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of whole frames is no task. Its failure still cancels whoever receives the next frame."""
+
+    def fail(_: DiskStaging) -> None:
+        raise StorageFull("a disk", "no space")
+
+    monkeypatch.setattr(DiskStaging, "sync", fail)
+    (frame,) = frames(1, size=300_000)
+    with pytest.raises(StorageFull):
+        async with repository.ingest() as ingest:
+            await send(ingest, [frame])
+            ingest._start_verify_group()
+            await asyncio.Event().wait()
+
+
+async def test_block_ends_only_after_its_syncs(repository: LocalRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its staging files are discarded after that, so no thread may use them any more."""
+    began, may_end, calls = threading.Event(), threading.Event(), list[str]()
+
+    def sync(_: DiskStaging) -> None:
+        began.set()
+        may_end.wait(60)
+        calls.append("synced")
+
+    monkeypatch.setattr(DiskStaging, "sync", sync)
+    monkeypatch.setattr(DiskStaging, "discard", lambda _: calls.append("discarded"))
+    (frame,) = frames(1, size=300_000)
+
+    async def receive() -> None:
+        async with repository.ingest() as ingest:
+            await send(ingest, [frame])
+            ingest._start_verify_group()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(receive())
+    await in_disk_thread(began.wait, 60)
+    task.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ["synced", "discarded"] == calls
