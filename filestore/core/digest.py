@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Self, TypeAlias
 
 from blake3 import blake3
@@ -53,6 +54,15 @@ class Digest(bytes):
 def chunk_digest(content: Buffer) -> Digest:
     """Return the digest of a chunk's decoded bytes."""
     return Digest(unlocked(blake3, content).digest())
+
+
+def chunk_digests(contents: Sequence[Buffer]) -> list[Digest]:
+    """Return the digest of each chunk. It takes less of the interpreter lock than `chunk_digest` for each.
+
+    A MiB of data replaces what the processor had in its cache, so there is little to do between two hashes.
+    """
+    hashes = [unlocked(blake3, content) for content in contents]
+    return [Digest(each.digest()) for each in hashes]
 
 
 def manifest_digest(manifest: Buffer) -> Digest:

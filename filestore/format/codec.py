@@ -153,7 +153,7 @@ class Encoder:
     def __init__(self, *, codec: Codec | None = None) -> None:
         self._codec = codec
         self._choices = [choice for choice in _CHOICES if codec in (None, choice.codec)]
-        self._plane = memoryview(bytearray(CHUNK_LIMIT // 2))
+        self._plane: memoryview | None = None
 
     @cached_property
     def _ordinary(self) -> ZstdCompressor:
@@ -274,6 +274,10 @@ class Encoder:
 
     def _coded_plane(self, content: memoryview, place: int, count: int, np: ModuleType | None) -> bytes | None:
         """Return one plane with Huffman coding. Return None if this does not save enough: it then stays raw."""
+        if self._plane is None:
+            # Memory of numpy is not cleared, which would take 0.5 ms under the lock.
+            size = CHUNK_LIMIT // 2
+            self._plane = memoryview(bytearray(size) if np is None else np.empty(size, "u1"))
         plane = self._plane[: len(content) // count]
         take_plane(content, place, count, plane, np)
         coded = unlocked(self._huffman.compress, plane)

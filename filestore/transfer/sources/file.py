@@ -16,11 +16,11 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_digest
+from filestore.core.digest import DIGEST_AND_NUMBER, Buffer, Digest, chunk_digests
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import SourceChanged, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION, LOOKAHEAD, Chunker
@@ -149,16 +149,12 @@ class Window(NamedTuple):
 
     def hash(self) -> list[tuple[Digest, memoryview]]:
         """Return the digest and the content of each chunk. Call it in a thread; the next scan may run meanwhile."""
-        chunks = []
-        start = 0
         with span(Stage.HASH, len(self.content)):
-            for size in self.sizes:
-                piece = self.content[start : start + size]
-                chunks.append((chunk_digest(piece), piece))
-                start += size
-            packed = b"".join(DIGEST_AND_NUMBER.pack(digest, len(piece)) for digest, piece in chunks)
+            pieces = [self.content[end - size : end] for size, end in zip(self.sizes, accumulate(self.sizes), strict=True)]
+            digests = chunk_digests(pieces)
+            packed = b"".join(map(DIGEST_AND_NUMBER.pack, digests, self.sizes))
         self.row[self.place : self.place + len(packed)] = packed
-        return chunks
+        return list(zip(digests, pieces, strict=True))
 
 
 class Region(NamedTuple):
