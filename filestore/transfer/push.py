@@ -500,12 +500,14 @@ class _Sender:
         """Read and cut the source, beside other tasks that do this as far as it permits, and send the windows in `group`."""
         source, wanted = self.source, self._cutter_limit
         while not source.is_finished and self._cutters <= source.scan_limit(wanted):
-            if isinstance(source, FileSource) and pool is not None and pool.is_ready:
-                source.share_regions(self._region_limit)
-                if source.is_next_shared:
-                    await self._share_region(source, group, pool)
-                    continue
+            if pool is not None and self._is_next_shared(pool):
+                await self._share_region(group, pool)
+                continue
             buffer = await self._windows.acquire()
+            if pool is not None and self._is_next_shared(pool):
+                # They became ready meanwhile: all windows may have waited for this process to encode them.
+                self._windows.release(buffer)
+                continue
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
             own, shared = await in_cpu_thread(_scanned, source, memory, has_workers=has_workers)
@@ -523,14 +525,21 @@ class _Sender:
                 group.create_task(self._cut(group, pool))
         self._cutters -= 1
 
-    async def _share_region(self, source: FileSource, group: asyncio.TaskGroup, pool: WorkerPool) -> None:
+    def _is_next_shared(self, pool: WorkerPool) -> bool:
+        """Return whether what comes next is a region for a worker process."""
+        if not isinstance(self.source, FileSource) or not pool.is_ready:
+            return False
+        self.source.share_regions(self._region_limit)
+        return self.source.is_next_shared
+
+    async def _share_region(self, group: asyncio.TaskGroup, pool: WorkerPool) -> None:
         """Give the next region, if there is still one, to a worker process that has time for it."""
         await self._jobs.acquire()
-        region = source.next_region()
-        if region is None:
-            self._jobs.release()
-        else:
+        source = self.source
+        if isinstance(source, FileSource) and (region := source.next_region()) is not None:
             group.create_task(self._send_region(source, region, pool))
+        else:
+            self._jobs.release()
 
     async def send_again(self, manifest: Manifest, digests: set[Digest]) -> None:
         """Read these chunks of the source again, and send them. Raises SourceChanged if their content has changed."""
