@@ -39,6 +39,7 @@ class Workers:
     def __init__(self, patches: pytest.MonkeyPatch) -> None:
         self.count = 2
         self.jobs = 0
+        self.kinds: set[str] = set()
         self.process_ids: list[int] = []
         self.before: Callable[[], None] = lambda: None
         """It runs before each job is given."""
@@ -61,6 +62,7 @@ class Workers:
 
             async def watched(job: Any, **options: Any) -> Any:
                 self.before()
+                self.kinds.add(type(job).__name__)
                 answer = options.pop("answer")
 
                 def answered(question: object) -> object:
@@ -136,6 +138,21 @@ async def test_a_file_has_the_same_digest(
     done = [progress.done for progress in seen]
     assert sorted(done) == done
     assert (size, size, pushed.bytes_sent) == (seen[-1].done, seen[-1].read, seen[-1].moved)
+
+
+@pytest.mark.slow
+async def test_a_tensor_that_is_too_large_for_one_process(server: RunningServer, workers: Workers, tmp_path: Path) -> None:
+    """Its windows are cut here and go to all processes; the tensors around it go to one each."""
+    rng = random.Random(3)
+    tensors = [Tensor(str(place), "I8", (size * MIB,), rng.randbytes(size * MIB)) for place, size in enumerate([20, 60, 20])]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_file(tensors))
+    async with connect(server.url, token=server.token) as repository:
+        pushed = await push(repository, path)
+        again = await push(repository, path)
+    assert (await manifest_of(path)).digest == pushed.record.digest == again.record.digest
+    assert workers.kinds == {"SendRegion", "SendWindow"}
+    assert (path.stat().st_size, 0) == (pushed.bytes_read, again.bytes_sent)
 
 
 @pytest.mark.slow
