@@ -60,11 +60,34 @@ class SharedFile:
 
     def write(self, content: memoryview, offset: int) -> None:
         """Write all of `content` from `offset` on. Its memory can be written to. Blocks. Raises OSError."""
-        is_done = False
-        if self._calls is not None and len(content) >= MAPPED_MIN:
-            is_done = self._write_alone(content, offset) or self._store(self._calls, content, offset)
-        if not is_done:
+        is_plain = self._calls is None or len(content) < MAPPED_MIN
+        if is_plain or not (self._write_alone(content, offset) or self.store(content, offset)):
             write_at(self._descriptor, content, offset)
+
+    def store(self, content: memoryview, offset: int) -> bool:
+        """Store `content` from `offset` on through a mapping. Return whether this was possible. Blocks. Raises OSError.
+
+        If it was not, a write may be possible, or it tells why it is not.
+        """
+        calls = self._calls
+        if calls is None:
+            return False
+        start = offset // _PAGE * _PAGE
+        stop = offset + len(content)
+        # Behind the end, the last page takes stores that the file does not get.
+        if os.fstat(self._descriptor).st_size < stop:
+            return False
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = unlocked(calls.mmap, None, stop - start, protection, mmap.MAP_SHARED, self._descriptor, start)
+        if address is None or address == _FAILED:
+            return False
+        try:
+            if unlocked(calls.madvise, address, stop - start, _POPULATE_WRITE):
+                return False
+            unlocked(memcpy(), address + offset - start, address_of(content), len(content))
+        finally:
+            unlocked(calls.munmap, address, stop - start)
+        return True
 
     def _write_alone(self, content: memoryview, offset: int) -> bool:
         """Write, unless another thread or process does so now. Return whether this was done."""
@@ -82,25 +105,6 @@ class SharedFile:
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1)
             _written.discard(self._inode)
-        return True
-
-    def _store(self, calls: _Calls, content: memoryview, offset: int) -> bool:
-        """Store through a mapping. Return whether this was possible. If not, a write may be, or it tells why it is not."""
-        start = offset // _PAGE * _PAGE
-        stop = offset + len(content)
-        # Behind the end, the last page takes stores that the file does not get.
-        if os.fstat(self._descriptor).st_size < stop:
-            return False
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = unlocked(calls.mmap, None, stop - start, protection, mmap.MAP_SHARED, self._descriptor, start)
-        if address is None or address == _FAILED:
-            return False
-        try:
-            if unlocked(calls.madvise, address, stop - start, _POPULATE_WRITE):
-                return False
-            unlocked(memcpy(), address + offset - start, address_of(content), len(content))
-        finally:
-            unlocked(calls.munmap, address, stop - start)
         return True
 
 

@@ -45,14 +45,14 @@ def descriptor(disk: Path) -> Iterator[int]:
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Another thread always writes, so that a mapping is used. The list gets a value for each try: whether it was possible."""
     tries: list[bool] = []
-    store = SharedFile._store
+    store = SharedFile.store
 
-    def watched(self: SharedFile, *args: object) -> bool:
-        tries.append(store(self, *args))  # type: ignore[arg-type]
+    def watched(self: SharedFile, content: memoryview, offset: int) -> bool:
+        tries.append(store(self, content, offset))
         return tries[-1]
 
     monkeypatch.setattr(SharedFile, "_write_alone", lambda *_: False)
-    monkeypatch.setattr(SharedFile, "_store", watched)
+    monkeypatch.setattr(SharedFile, "store", watched)
     return tries
 
 
