@@ -47,6 +47,8 @@ class Parallelism(NamedTuple):
     """Windows, or batches, in flight in each process."""
     cutters: int = 1
     """Threads that read and cut a file whose structure is known."""
+    own_slots: int = 0
+    """Batches of a fetch in flight in the process of the caller while it has worker processes that are not ready yet."""
 
 
 def default_memory() -> int:
@@ -103,6 +105,7 @@ def _parallelism(
         # The process of the caller needs one too.
         wanted = min(wanted, limits.connections - 1)
     cutters = max(1, cores // CORES_PER_PROCESS)
+    by_cores = min(most, max(least, cores + 1))
     # The memory of the process of the caller while it works alone, which it does until the others are ready.
     own = least * slot_memory + (max(0, cutters - least) * _CUT_MEMORY if is_cut else 0)
     # By default, one worker process does no more than the process of the caller alone.
@@ -112,7 +115,9 @@ def _parallelism(
         slots = min(most, left // (count * slot_memory))
         if slots >= 1:
             # Of content that cannot be divided, these cut for all. Until the others are ready, they are all there are.
-            more = (left - slots * count * slot_memory) // _CUT_MEMORY
-            return Parallelism(count, slots, max(cutters, min(cores // 2, max(cutters, least) + more)) if is_cut else 1)
-    slots = max(1, min(most, max(least, cores + 1), budget // slot_memory))
+            left -= slots * count * slot_memory
+            if not is_cut:
+                return Parallelism(count, slots, own_slots=min(by_cores, least + left // slot_memory))
+            return Parallelism(count, slots, max(cutters, min(cores // 2, max(cutters, least) + left // _CUT_MEMORY)))
+    slots = max(1, min(by_cores, budget // slot_memory))
     return Parallelism(0, slots, max(1, min(cores // CORES_PER_PROCESS, slots // 2)) if is_cut else 1)

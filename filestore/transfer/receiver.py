@@ -185,7 +185,7 @@ class Receiver:
         self._kept.clear()
 
     async def _download_all(self, chains: Iterator[list[Batch]], sink: Sink, parallelism: Parallelism) -> None:
-        processes, slots, _ = parallelism
+        processes, slots = parallelism.processes, parallelism.slots
         batches = round_robin(chains, max(self._own_count, processes * slots))
         modules = [ReceiveJob.__module__]
         async with worker_pool(self._repository, count=processes, slots=slots, modules=modules) as pool:

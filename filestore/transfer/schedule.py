@@ -55,9 +55,6 @@ class TransferOptions:
 
 DEFAULT_OPTIONS = TransferOptions()
 
-OWN_BATCHES = 4
-"""Batches in flight in the process of a fetch that has worker processes, until these are ready."""
-
 
 def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) -> Parallelism:
     """Return what a fetch of `size` missing bytes may do at the same time."""
@@ -67,7 +64,7 @@ def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) 
 
 def own_batches(parallelism: Parallelism, options: TransferOptions) -> int:
     """Return how many batches the process of the fetch itself has in flight."""
-    return OWN_BATCHES if parallelism.processes and options.batches_in_flight is None else parallelism.slots
+    return parallelism.own_slots if parallelism.processes and options.batches_in_flight is None else parallelism.slots
 
 
 class Batch(NamedTuple):
