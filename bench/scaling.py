@@ -2,10 +2,15 @@
 
 python bench/scaling.py --folder /dev/shm                     # 1, 2, 4, ... cores, as many as there are
 python bench/scaling.py --cores 1,2 --size 1GiB --rounds 5 --json scaling.json --plot scaling.png
+python bench/scaling.py --cores 16 --size 8GiB --peers "" --folder /dev/shm          # about four minutes
 
 Server and clients share the first 1, 2, 4, ... of the cores that this process may use. The workloads are a push, a push of the
-same file that reads and hashes every byte again, a fetch, and several fetches at once. A first run that does not count touches
-the memory. Rounds are interleaved, and medians are shown. The start of Python does not count.
+same file that reads and hashes every byte again, a fetch, and several fetches at once. What a machine does only once does not
+count: a small file is transferred first, and in a folder in memory, files of zeros take as much as the rounds will. Rounds are
+interleaved, and medians are shown. The start of Python does not count. All that was fetched is compared with the source.
+
+py-spy samples in rounds of their own, which count for nothing else, with the largest number of cores unless `--spy-cores` says
+others.
 
 Beside filestore, curl with nginx (one, and several at once) and restic do the same, if they are installed. `sync` is called
 before each workload. Nothing else is needed but Python packages.
@@ -22,13 +27,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,12 +46,16 @@ from bench.peer.backups import Restic  # noqa: E402
 from bench.peer.base import Peer  # noqa: E402
 from bench.peer.nginx import Curl  # noqa: E402
 from bench.py_spy import Spy, reason_against  # noqa: E402
-from bench.run import TOKEN, Command, Server, parse_size, run, run_all, start_server, unwind_when_told_to_end  # noqa: E402
+from bench.run import TOKEN, Command, Server, parse_size, run_all, start_server, unwind_when_told_to_end  # noqa: E402
 from filestore.system.files import free_space  # noqa: E402
 from filestore_cli.text import in_units  # noqa: E402
 
 MIB = 1 << 20
-_SPY_ROUNDS = 3
+_FIRST_SIZE = 64 * MIB
+"""Of the file of the first run."""
+_PIECE = 8 * MIB
+"""What a thread reads, writes or compares at a time."""
+T = TypeVar("T")
 _PEERS: dict[str, type[Peer]] = {"curl": Curl, "restic": Restic}
 
 
@@ -133,7 +143,8 @@ class Bench:
                         ["fetch", self._source.name, "-o", target, "--json"] for target in targets
                     ]
                     yield self._moved(Workload(name, count), server, cores, commands, spied=spied)
-                    run(["cmp", self._source, targets[0]])
+                    if not same_content(self._source, targets):
+                        raise SystemExit(f"{name}: a file that was fetched is not the one that was pushed")
         finally:
             server.service.stop()
             shutil.rmtree(server.root)
@@ -154,7 +165,8 @@ class Bench:
                 client.wait_until_ready()
             pids = [client.pid for client in clients]
             spies = [stack.enter_context(Spy(pid, self._folder)) for pid in (server.pid, *pids)] if spied else []
-            watch = stack.enter_context(MemoryWatch([server.pid, *pids]))
+            # It takes time from the others, and is not looked at where py-spy does.
+            watch = stack.enter_context(MemoryWatch([] if spied else [server.pid, *pids]))
             cpu, locks = server.cpu_seconds(), _server_locks(server)
             for client in clients:
                 client.begin()
@@ -168,8 +180,8 @@ class Bench:
             sum(one.cpu_seconds for one in used),
             server_cpu,
             Locks(sum(client_locks), max(client_locks), sum(server_locks), max(server_locks)),
-            watch.peak(pids),
-            watch.peak([server.pid]),
+            0 if spied else watch.peak(pids),
+            0 if spied else watch.peak([server.pid]),
         )
         return workload, sample, _spied(spies) if spied else None
 
@@ -216,7 +228,50 @@ class Bench:
         try:
             yield [folder / str(place) for place in range(count)]
         finally:
+            _side_by_side(lambda path: path.unlink(), [path for path in folder.iterdir() if not path.is_dir()])
             shutil.rmtree(folder)
+
+
+def _side_by_side(act: Callable[[T], object], items: Iterable[T]) -> list[Any]:
+    with ThreadPoolExecutor(max(2, min(16, len(usable_cores())))) as pool:
+        return list(pool.map(act, items))
+
+
+def same_content(source: Path, others: Sequence[Path]) -> bool:
+    """Return whether files have the same bytes as `source`, which threads read."""
+    size = source.stat().st_size
+    if any(other.stat().st_size != size for other in others):
+        return False
+    with ExitStack() as stack:
+        first, *files = (stack.enter_context(path.open("rb", buffering=0)).fileno() for path in (source, *others))
+
+        def is_same(offset: int) -> bool:
+            wanted = os.pread(first, _PIECE, offset)
+            return all(wanted == os.pread(file, _PIECE, offset) for file in files)
+
+        return all(_side_by_side(is_same, range(0, size, _PIECE)))
+
+
+def _is_in_memory(folder: Path) -> bool:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    found = [(len(path), kind) for _, path, kind, *_ in mounts if folder.resolve().is_relative_to(path)]
+    return max(found, default=(0, ""))[1] in {"tmpfs", "ramfs"}
+
+
+def touch_space(folder: Path, size: int) -> None:
+    """Write and remove files of zeros, so that the system has given their space once. Threads write."""
+    count = max(1, min(16, len(usable_cores())))
+    zeros = bytes(_PIECE)
+
+    def fill(place: int) -> None:
+        with (folder / f"zeros-{place}").open("wb", buffering=0) as file:
+            for _ in range(0, size // count, _PIECE):
+                file.write(zeros)
+
+    try:
+        _side_by_side(fill, range(count))
+    finally:
+        _side_by_side(lambda place: (folder / f"zeros-{place}").unlink(missing_ok=True), range(count))
 
 
 def _seconds(used: Sequence[ClientUsage]) -> float:
@@ -252,12 +307,17 @@ def main() -> None:
             raise SystemExit(f"{folder.parent} has less than {in_units(needed)} free; give a smaller --size or fewer --fetches")
         spies = _spies(options, folder)
         peers = _present(options.peers)
+        print("a first run of a small file, which does not count", flush=True)
+        small = folder / "small.safetensors"
+        write_safetensors(small, size=min(options.size, _FIRST_SIZE))
+        for _ in Bench(folder, small, options).session(max(options.cores)):
+            pass
+        small.unlink()
+        if sys.platform == "linux" and _is_in_memory(folder):
+            touch_space(folder, needed)
         source = folder / "weights.safetensors"
         write_safetensors(source, size=options.size)
         bench = Bench(folder, source, options)
-        print("a first run, which does not count", flush=True)
-        for _ in bench.session(max(options.cores)):
-            pass
         found, found_peers = _measure(bench, options, peers)
         locks = _spy(bench, options) if spies else {}
     rows = rows_of(found, locks, gil_by=options.gil_by if spies else "processor-time")
@@ -288,12 +348,18 @@ def _arguments() -> argparse.Namespace:
         default="both",
         help="how the time under the interpreter lock is measured (default %(default)s, if py-spy can be used)",
     )
+    parser.add_argument("--spy-cores", help="numbers of cores with which py-spy samples (default: the largest of --cores)")
+    parser.add_argument("--spy-rounds", type=int, default=3, help="of py-spy (default %(default)s)")
     parser.add_argument("--json", type=Path, help="a file for all results")
     parser.add_argument("--plot", type=Path, help="a file for a plot: .png, .svg or .pdf; needs matplotlib")
     options = parser.parse_args()
     options.cores = [int(text) for text in options.cores.split(",")] if options.cores else default_cores(available)
     if not all(1 <= cores <= available for cores in options.cores):
         parser.error(f"this process may use {available} cores, so --cores has numbers from 1 to {available}")
+    spied = options.spy_cores
+    options.spy_cores = [int(text) for text in spied.split(",")] if spied else [max(options.cores)]
+    if not set(options.spy_cores) <= set(options.cores):
+        parser.error("--spy-cores has numbers of --cores")
     options.peers = [name for name in options.peers.split(",") if name]
     if unknown := set(options.peers) - set(_PEERS):
         parser.error(f"unknown peers: {', '.join(sorted(unknown))}; known are {', '.join(_PEERS)}")
@@ -349,9 +415,9 @@ def _measure(bench: Bench, options: argparse.Namespace, peers: Sequence[str]) ->
 def _spy(bench: Bench, options: argparse.Namespace) -> FoundLocks:
     """Return the time under the interpreter lock per GB, as py-spy samples it."""
     found: FoundLocks = defaultdict(list)
-    for number in range(_SPY_ROUNDS):
-        for cores in _turned(options.cores, number):
-            print(f"py-spy, round {number + 1} of {_SPY_ROUNDS}, {cores} cores", flush=True)
+    for number in range(options.spy_rounds):
+        for cores in _turned(options.spy_cores, number):
+            print(f"py-spy, round {number + 1} of {options.spy_rounds}, {cores} cores", flush=True)
             for workload, sample, locks in bench.session(cores, spied=True):
                 if locks is not None:
                     found[workload.name, cores].append(per_gigabyte(locks, sample.size))

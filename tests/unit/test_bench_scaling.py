@@ -12,7 +12,17 @@ import pytest
 from bench.clients import Client, MemoryWatch, on_cores, usable_cores
 from bench.py_spy import lock_seconds
 from bench.run import family
-from bench.scaling import Locks, PeerSample, Sample, default_cores, peer_rows_of, per_gigabyte, rows_of
+from bench.scaling import (
+    Locks,
+    PeerSample,
+    Sample,
+    default_cores,
+    peer_rows_of,
+    per_gigabyte,
+    rows_of,
+    same_content,
+    touch_space,
+)
 from bench.shaped import time_line
 
 KEYS = (
@@ -69,6 +79,28 @@ def test_seconds_are_for_a_gigabyte_of_all_clients() -> None:
 def test_cores_are_doubled_up_to_those_that_are_there(available: int, cores: list[int]) -> None:
     """The last number is that of all."""
     assert cores == default_cores(available)
+
+
+def test_one_byte_makes_a_file_another_one(tmp_path: Path) -> None:
+    """In its last piece, in any of the files, or at its end."""
+    size = (16 << 20) + 5
+    content = bytearray(os.urandom(size))
+    paths = [tmp_path / str(place) for place in range(3)]
+    for path in paths:
+        path.write_bytes(content)
+    assert same_content(paths[0], paths[1:])
+    content[-2] ^= 1
+    paths[2].write_bytes(content)
+    assert same_content(paths[0], paths[1:2])
+    assert not same_content(paths[0], paths[1:])
+    paths[2].write_bytes(paths[0].read_bytes() + b"x")
+    assert not same_content(paths[0], paths[1:])
+
+
+def test_space_is_given_back(tmp_path: Path) -> None:
+    """Nothing of the zeros stays."""
+    touch_space(tmp_path, 20 << 20)
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_samples_of_py_spy_are_added_for_each_process() -> None:
