@@ -19,6 +19,7 @@ _START_SECONDS = 30
 _PROCESS = re.compile(r'(?:^|;)process (\d+):"')
 _BARE = re.compile(r'(?:(?:^|;)process \d+:"[^"]*")+$')
 """A stack without a frame of Python."""
+_LATE = re.compile(r"([0-9.]+)s behind in sampling")
 
 
 def program() -> str | None:
@@ -33,7 +34,8 @@ def lock_seconds(raw: str) -> list[float]:
     A stack begins with the process and, before it, those that started it, the first one at the beginning.
 
     Samples without a frame are left out. They are those of a process at its end: its main thread has left all its Python code and
-    still counts as the holder, while memory is given back and nobody waits for the lock. The command has ended before that.
+    still counts as the holder, while memory is given back and nobody waits for the lock. The command has ended before that. There
+    may be many, since py-spy makes up for late samples then (`late_seconds`).
     """
     counts: Counter[str] = Counter()
     for line in raw.splitlines():
@@ -44,6 +46,15 @@ def lock_seconds(raw: str) -> list[float]:
     return [count / RATE for count in counts.values()]
 
 
+def late_seconds(log: str) -> float:
+    """Return how late py-spy was at most, as its messages tell: 0 if it was never a second late.
+
+    It takes the samples that it missed as soon as it can. So there are too few of the time when all were busy, and too many of
+    the time after that.
+    """
+    return max(map(float, _LATE.findall(log)), default=0.0)
+
+
 class Spy:
     """Samples a process and those that it starts, until it ends or the block ends."""
 
@@ -51,6 +62,8 @@ class Spy:
         """`folder` is for its files. Raises SystemExit if py-spy is not permitted to do it."""
         self.lock_seconds: list[float] = []
         """How long each process held the lock, after the block."""
+        self.late_seconds = 0.0
+        """How late py-spy was at most, after the block."""
         found = program()
         if found is None:
             raise SystemExit("py-spy is not installed")
@@ -74,6 +87,7 @@ class Spy:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         self._process.wait()
+        self.late_seconds = late_seconds(self._said())
         self.lock_seconds = lock_seconds(self._raw.read_text(encoding="utf-8")) or [0.0]
         for path in (self._raw, self._log):
             path.unlink(missing_ok=True)

@@ -183,6 +183,9 @@ class Bench:
             0 if spied else watch.peak(pids),
             0 if spied else watch.peak([server.pid]),
         )
+        late = max((spy.late_seconds for spy in spies), default=0.0)
+        if late:
+            print(f"py-spy was up to {late:.1f} s late at {workload.name}: it saw too little of the busy time", flush=True)
         return workload, sample, _spied(spies) if spied else None
 
     def peer(self, name: str, cores: int) -> Iterator[tuple[str, PeerSample]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.clients import Client, MemoryWatch, on_cores, usable_cores
-from bench.py_spy import lock_seconds
+from bench.py_spy import late_seconds, lock_seconds
 from bench.run import family
 from bench.scaling import (
     Locks,
@@ -115,6 +115,13 @@ def test_samples_of_a_child_are_not_those_of_its_parents() -> None:
     parent, worker = 'process 7:"python a b"', 'process 8:"python -c x; y()";process 9:"python -c x; y()"'
     raw = f"{parent};main (a.py:1) 50\n{parent};{worker};<module> (<string>:1);main 250\n{parent};{worker};main 100\n"
     assert [0.1, 0.7] == lock_seconds(raw)
+
+
+def test_py_spy_says_that_it_is_late() -> None:
+    """The worst counts. Usually it says nothing."""
+    said = "py-spy> {}s behind in sampling, results may be inaccurate. Try reducing the sampling rate\n"
+    assert 2.25 == late_seconds(said.format("1.00") + said.format("2.25") + said.format("1.5"))
+    assert 0 == late_seconds("py-spy> Sampling process 500 times a second. Press Control-C to exit.\n")
 
 
 def test_a_process_without_frames_holds_no_lock() -> None:
