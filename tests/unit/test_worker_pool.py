@@ -145,6 +145,24 @@ async def test_a_process_that_is_killed_fails_its_jobs_only(tmp_path: Path) -> N
     eventually(lambda: not any(map(is_running, [killed, *others])))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+async def test_a_process_that_is_stopped_alone_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs fail as if it had been killed. One that is stopped without a job holds up nobody."""
+    monkeypatch.setattr(pool_module, "_WATCH_SECONDS", 0.01)
+    async with pool_of(tmp_path) as pool:
+        asked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(pool.run(Wait(), answer=asked.set_result))
+        stopped = await asked
+        (other,) = set(pool.process_ids) - {stopped}
+        for each in (other, stopped):
+            os.kill(each, signal.SIGSTOP)
+        with pytest.raises(WorkerEnded):
+            await waiting
+        assert [other] == pool.process_ids
+        os.kill(other, signal.SIGCONT)
+        assert 1 == await pool.run(Count())
+
+
 async def test_without_a_process_a_job_fails(tmp_path: Path) -> None:
     """All are killed: `is_ready` says so, and a job that comes then does not wait."""
     async with pool_of(tmp_path) as pool:

@@ -37,6 +37,8 @@ _MODULES = ("numpy", "pyfastcdc", "zstandard")
 """What every worker process needs, besides what its jobs need."""
 _END_SECONDS = 10.0
 """How long worker processes may take to end. They have nothing to do then."""
+_WATCH_SECONDS = 10.0
+"""How often the pool looks for processes that were stopped. One that is found twice is killed."""
 
 _USAGE_LIMIT = 1 << 10
 """How many processes are remembered. A program may make transfers for months."""
@@ -101,6 +103,13 @@ class _Member:
     @property
     def is_ready(self) -> bool:
         return self.pid is not None and self.link.is_open
+
+    def is_stopped(self) -> bool:
+        """Return whether a signal has stopped the process, so that its jobs cannot go on. False where it is not told."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b") ")[2].startswith(b"T")
+        except OSError:
+            return False
 
     def kill(self) -> None:
         """End the process at once, if it is still there."""
@@ -181,6 +190,7 @@ class WorkerPool:
         self._slots = slots
         self._members: list[_Member] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._number = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         """Those who wait for a slot."""
@@ -251,9 +261,12 @@ class WorkerPool:
             member = _Member(self, end)
             self._members.append(member)
             member.link.send(("setup", Setup(opening, count + 1, is_counting())))
+        self._watching = asyncio.create_task(self._watch())
 
     async def end(self) -> None:
         """End the processes, which must have no jobs."""
+        if self._watching is not None:
+            self._watching.cancel()
         for member in self._members:
             if member.is_ready:
                 member.link.send(("end",))
@@ -301,6 +314,19 @@ class WorkerPool:
     def _start(self, interpreter: str, descriptors: list[int], modules: Sequence[str]) -> None:
         # In the thread, so that the process is known, and is waited for, even if the call is cancelled.
         self._process = _start(interpreter, descriptors, modules)
+
+    async def _watch(self) -> None:
+        """Kill processes that were stopped alone: the transfer would wait for ever, and the server for what they send.
+
+        All processes of a terminal are often stopped together. This one then finds them at work when it goes on.
+        """
+        stopped: set[_Member] = set()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            before, stopped = stopped, {member for member in self._members if member.calls and member.is_stopped()}
+            for member in before & stopped:
+                logger.warning("a worker process was stopped, and is ended")
+                member.kill()
 
     async def _free_member(self) -> _Member:
         while True:
