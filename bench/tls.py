@@ -2,11 +2,12 @@
 
 python bench/tls.py                                    # 1 GiB, three rounds after one that does not count
 python bench/tls.py --size 128MiB --rounds 1 --folder /dev/shm
+python bench/tls.py --content bf16                     # weights, which filestore compresses to 0.7 and curl does not
 
 The ways are `http` (our server), `https` (our server with a certificate) and `nginx` (nginx speaks TLS in front of our server).
-All take turns in each round. The content is random bytes, so that nothing is compressed. Each push is to a new repository.
-Without nginx, its rows are left out. `lock` is the processor time in which a process may have held the interpreter lock. At the
-end, 1,000 connections begin a handshake and do not finish it, and the growth of the server is printed.
+All take turns in each round. The content is random bytes by default, so that nothing is compressed. Each push is to a new
+repository. Without nginx, its rows are left out. `lock` is the processor time in which a process may have held the interpreter
+lock. At the end, 1,000 connections begin a handshake and do not finish it, and the growth of the server is printed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.data import bf16  # noqa: E402
 from bench.peer.nginx import HEAD  # noqa: E402
 from bench.run import FILESTORE, TOKEN, Command, Server, Service, free_port, parse_size, run, serving, unwind_when_told_to_end  # noqa: E402
 from filestore import connect, fetch, push  # noqa: E402  # found only now
@@ -45,6 +47,7 @@ from tests.support.slow_clients import allow_many_files  # noqa: E402
 _PLAIN = ("--insecure",)
 _HANDSHAKES = 1000
 _HELLO_BEGUN = bytes.fromhex("160301020001")
+_PART = 1 << 20
 _VERBS = ("push", "fetch", "GET by curl")
 _CURL = "curl from nginx"
 _CONFIGURATION = (
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, default=1 << 30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--content", choices=["random", "bf16"], default="random")
     parser.add_argument("--client", nargs=2, metavar=("VERB", "PATH"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.client:
@@ -87,7 +91,7 @@ def main() -> None:
         return
     unwind_when_told_to_end()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
-        _measure(Path(name), asked.size, asked.rounds)
+        _measure(Path(name), asked.size, asked.rounds, content=asked.content)
 
 
 async def _transfer(verb: str, path: str) -> None:
@@ -128,14 +132,15 @@ def _untrusting() -> ssl.SSLContext:
     return context
 
 
-def _measure(folder: Path, size: int, rounds: int) -> None:
+def _measure(folder: Path, size: int, rounds: int, *, content: str) -> None:
     authority = Authority(folder / "authority")
     pair = authority.pair("server")
     (folder / "source").mkdir()
     source = folder / "source" / "model.bin"
     with source.open("wb") as file:
-        for start in range(0, size, 1 << 20):
-            file.write(os.urandom(min(1 << 20, size - start)))
+        for start in range(0, size, _PART):
+            part = bf16(start, _PART) if content == "bf16" else os.urandom(_PART)
+            file.write(part[: size - start])
     ways = ["http", "https", *(["nginx"] if shutil.which("nginx") else [])]
     found: dict[tuple[str, str], list[Spent]] = defaultdict(list)
     for number in range(rounds + 1):
