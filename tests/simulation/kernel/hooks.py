@@ -24,6 +24,7 @@ from _thread import get_ident
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from queue import SimpleQueue
 from types import CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +248,8 @@ def _install_threads(world: World, patches: Patches) -> None:
         for name, value in list(vars(module).items()):
             if value is _REAL_POOL:
                 patches.set(module, name, chosen)
+    pools = sys.modules["filestore.system.fair_pool"]
+    patches.set(pools, "SimpleQueue", _choice(world, partial(primitives.WorkQueue, scheduler), SimpleQueue))
     _install_objects(world, patches)
 
 

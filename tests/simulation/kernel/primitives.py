@@ -143,6 +143,26 @@ class Event:
         return self._is_set
 
 
+class WorkQueue:
+    """A `queue.SimpleQueue` of wake-ups for threads that have nothing to do meanwhile."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._count = 0
+        self._waiters: list[Thread] = []
+
+    def put(self, _: None) -> None:
+        """Wake a thread."""
+        self._count += 1
+        self._scheduler.wake_one(self._waiters)
+
+    def get(self) -> None:
+        """Wait for a wake-up."""
+        while not self._count:
+            self._scheduler.wait("work", self._waiters, is_idle=True)
+        self._count -= 1
+
+
 class SimulatedThread:
     """A `threading.Thread`."""
 
