@@ -77,7 +77,10 @@ class DiskStore:
     async def space_for(self, size: int, *, place: Path | None = None, for_reader: bool = False) -> AsyncIterator[SpaceClaim]:
         claims: list[SpaceClaim] = []
         try:
-            await in_disk_thread(self._claim_space, size, place, for_reader, claims)
+            if place is None and not for_reader and (claim := self._space.soon_after(size)) is not None:
+                claims.append(claim)
+            else:
+                await in_disk_thread(self._claim_space, size, place, for_reader, claims)
             yield claims[0]
         finally:
             for claim in claims:

@@ -10,8 +10,10 @@ again. So pushes never take the space that a removal needs.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
+import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +33,9 @@ _RESERVE_SHARE = 64
 """The reserve of a small disk is this part of its size, and at least 1 MiB."""
 _STEP_SIZE = 1 << 20
 """Content of unknown size is promised so many bytes at once."""
+_MOMENT_SECONDS = 0.25
+_FAR_SIZE = 8 << 30
+"""More bytes than all processes of a machine write in this time."""
 _CHECK_SIZE = 8 << 20
 """A write that goes on looks at the free space after so many bytes."""
 _SMALL_ANSWER_SIZE = 256 << 10
@@ -56,6 +61,10 @@ class SpaceClaim:
     def add(self, size: int) -> None:
         """Promise `size` more bytes."""
         self._space.promise(size, self._place, self._device, for_reader=self._for_reader)
+        self.take(size)
+
+    def take(self, size: int) -> None:
+        """Note that `size` bytes were promised."""
         self._left += size
 
     def written(self, size: int) -> None:
@@ -94,6 +103,8 @@ class DiskSpace:
         self._promised: defaultdict[int | None, int] = defaultdict(int)
         """What was promised on each file system, by its device number. None is the one of the repository."""
         self._has_released = False
+        self._look = -math.inf, 0
+        """When a claim looked at the file system, with the reserve in its place, and how many bytes could be stored then."""
         self._changing = threading.Lock()
 
     def claim(self, size: int, *, place: Path | None = None, for_reader: bool = False) -> SpaceClaim:
@@ -111,6 +122,26 @@ class DiskSpace:
             raise StorageFull(str(self._root), "No space left on device", hint="free-repository")
         if size or not for_reader:
             claim.add(size)
+        if not for_reader and other is None:
+            free, limit = self._free(self._root, for_reader=False)
+            self._look = time.monotonic(), free - limit
+        return claim
+
+    def soon_after(self, size: int) -> SpaceClaim | None:
+        """Promise `size` bytes of the repository's file system without a look at it, which may block.
+
+        Return None unless this process has looked at it a moment ago, and found far more space than anybody could have taken
+        since.
+        """
+        looked_at, spare = self._look
+        if time.monotonic() - looked_at > _MOMENT_SECONDS:
+            return None
+        with self._changing:
+            if spare - self._promised[None] - size < _FAR_SIZE:
+                return None
+            self._promised[None] += size
+        claim = SpaceClaim(self, self._root, None, for_reader=False)
+        claim.take(size)
         return claim
 
     def promise(self, size: int, place: Path, device: int | None, *, for_reader: bool) -> None:
@@ -153,6 +184,7 @@ class DiskSpace:
             (self._root / RESERVE_NAME).unlink()
         except FileNotFoundError:
             return False
+        self._look = -math.inf, 0
         self._has_released = True
         return True
 
