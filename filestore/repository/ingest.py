@@ -167,6 +167,7 @@ class Ingest:
         for incoming in whole:
             if incoming.refusal is None:
                 self._add_to_group(incoming)
+        self._start_large_group()
 
     def add(self, frame: Frame) -> None:
         """Add a complete frame. The caller must keep its memory unchanged until `commit` returns or the block ends."""
@@ -217,6 +218,11 @@ class Ingest:
         # Collect frames first, because a change of threads costs as much as hashing 200 KiB.
         self._verify_group.append(incoming)
         self._verify_group_weight += incoming.weight
+        # A frame that is verified needs no memory any more. Those of a slice are synced together.
+        if incoming.row is None:
+            self._start_large_group()
+
+    def _start_large_group(self) -> None:
         if self._verify_group_weight >= _VERIFY_GROUP_SIZE or len(self._verify_group) >= PUBLISHED_AT_ONCE:
             self._start_verify_group()
 

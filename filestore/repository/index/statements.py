@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from filestore.core.digest import Digest
+from filestore.core.unlocked import unlocked
 
 _PARAMETERS = 500
 """The largest number of digests in one statement. SQLite before 3.32 allows 999 parameters."""
@@ -17,13 +18,14 @@ def read(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of `statement` for all `digests`. The digests replace `{}` in it, and follow `parameters`."""
     for batch in _batches(digests):
-        yield from connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+        cursor = unlocked(connection.execute, statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+        yield from unlocked(cursor.fetchall)
 
 
 def write(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]) -> None:
     """Execute `statement` for all `digests`, as `read` does."""
     for batch in _batches(digests):
-        connection.execute(statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+        unlocked(connection.execute, statement.format(",".join("?" * len(batch))), (*parameters, *batch))
 
 
 def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
