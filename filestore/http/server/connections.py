@@ -291,6 +291,10 @@ class RequestConnection(web.RequestHandler):
 
     def pause_reading(self) -> None:
         """Hold the body until the handler of the request has taken what there is."""
+        if self._body_left == 0:
+            # All of it was read, and what comes next waits until the answer is sent. To pause and to resume are two calls of the
+            # system each time.
+            return
         self._is_body_held = True
         super().pause_reading()
 

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 
+from filestore.core.unlocked import unlocked
 from filestore.errors import Stalled
 from filestore.format.codec import FRAME_LIMIT
 from filestore.http.server.body.connection import (
@@ -213,7 +214,7 @@ class BodyReader:
             try:
                 size = receive(piece[filled:])
             except BlockingIOError:
-                if poll.poll(PATIENCE_MILLISECONDS):
+                if unlocked(poll.poll, PATIENCE_MILLISECONDS):
                     continue
                 self._is_dry = True
                 break

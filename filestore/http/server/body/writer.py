@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from filestore.core.digest import Buffer
+from filestore.core.unlocked import unlocked
 from filestore.errors import Stalled
 from filestore.http.server.body.connection import (
     PATIENCE_MILLISECONDS,
@@ -207,7 +208,7 @@ class FileWriter:
                 part = self._parts[self.place]
                 sent = self._send(part, part.size if limit is None else end - self.sent)
             except BlockingIOError:
-                if poll.poll(PATIENCE_MILLISECONDS):
+                if unlocked(poll.poll, PATIENCE_MILLISECONDS):
                     continue
                 self.is_held_up = True
                 return False
