@@ -48,7 +48,8 @@ class Frames:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await shield_until_done(self._begin_again())
+        if self._groups:
+            await shield_until_done(self._begin_again())
 
     async def entries(self) -> list[wire.BatchEntry]:
         """Return an entry with the size of its frame for each digest. The size of an absent frame is 0.
@@ -76,7 +77,8 @@ class Frames:
             await answer.send(header[sent:])
         place = 0
         while (group := self._begin_opening(place)) is not None:
-            await group.opening
+            if not group.opening.done():
+                await group.opening
             if self._together > 1:
                 self._begin_opening(place + group.count)
             place += await self._send_group(answer, group, entries[place : place + group.count])
@@ -138,11 +140,15 @@ class Frames:
                 await self._close(group)
 
     async def _close(self, group: _Group) -> None:
-        await asyncio.wait([group.opening])
+        if not group.opening.done():
+            await asyncio.wait([group.opening])
         if not group.opening.cancelled() and group.opening.exception() is None:
-            # Close in a thread: to close a file that was replaced in the meantime frees its disk space, which can
-            # block.
-            await in_disk_thread(_close_files, group.opening.result())
+            # Those that were sent are closed already.
+            left = [file for file in group.opening.result() if file is not None and not file.closed]
+            if left:
+                # Close in a thread: to close a file that was replaced in the meantime frees its disk space, which can
+                # block.
+                await in_disk_thread(_close_files, left)
         del self._groups[group.place]
         self._open_frames.give_back(group.counted)
 

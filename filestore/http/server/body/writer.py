@@ -99,7 +99,7 @@ class BodyWriter:
         return sending.sent
 
     def files(self, parts: Sequence[FilePart]) -> FileWriter:
-        """Return an object that sends the files of frames, for `offer_files`. What they send is measured."""
+        """Return an object that sends the files of frames, for `offer_files`, measured. It closes each one when it is sent."""
         return FileWriter(self._connection, parts, stage=Stage.SEND)
 
     async def offer_files(self, sending: FileWriter) -> bool:
@@ -162,7 +162,7 @@ class FileWriter:
     """Send files in threads, in one thread at a time."""
 
     def __init__(self, connection: Connection, parts: Sequence[FilePart], *, stage: Stage | None = None) -> None:
-        """`stage` is the one to which the time and the bytes are counted."""
+        """`stage` is the one to which the time and the bytes are counted. With it, the files are closed."""
         self.sent = 0
         self.is_held_up = False
         self.place = 0
@@ -202,6 +202,9 @@ class FileWriter:
             if self.sent >= end:
                 return False
             if self._offset == self._parts[self.place].size:
+                if self._stage is not None and self._offset:
+                    # Here, because it may block, and the next frames need a thread anyway.
+                    unlocked(self._parts[self.place].file.close)
                 self.place, self._offset, self._is_unreadable = self.place + 1, 0, False
                 continue
             try:
