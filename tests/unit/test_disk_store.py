@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +18,7 @@ from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores import disk
 from filestore.repository.stores.disk import DiskStore, open_store
+from filestore.repository.stores.disk_space import DiskSpace
 from filestore.repository.stores.protocol import Removed
 from filestore.repository.stores.staging_file import DiskStaging
 from tests.support.disks import refuse_locks
@@ -43,6 +45,30 @@ async def test_a_file_system_without_locks_is_told_as_one(root: Path, monkeypatc
     refuse_locks(monkeypatch)
     with pytest.raises(StorageError, match=r"file locks do not work there \(No locks available\), .* or use a local disk"):
         await open_store(root)
+
+
+def test_space_is_promised_without_a_look_only_while_much_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only soon after a look that found the reserve in its place."""
+    free = 100 << 30
+
+    class Found(NamedTuple):
+        f_frsize: int = 1
+        f_bavail: int = free
+        f_blocks: int = 2 * free
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Found())
+    space = DiskSpace(tmp_path, min_free=0)
+    assert space.soon_after(1) is None
+    space.claim(1).end()
+    claims = [space.soon_after(45 << 30), space.soon_after(45 << 30)]
+    assert None not in claims
+    assert space.soon_after(5 << 30) is None
+    for claim in claims:
+        assert claim is not None
+        claim.end()
+    assert space.soon_after(5 << 30) is not None
+    assert space.release_reserve()
+    assert space.soon_after(1) is None
 
 
 async def test_files_lie_where_the_layout_says(root: Path) -> None:
