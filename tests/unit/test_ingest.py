@@ -218,7 +218,7 @@ async def test_failing_disk_ends_the_ingest(repository: LocalRepository, root: P
 async def test_failing_disk_ends_a_block_that_waits_for_more(
     repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sync of whole frames is no task. Its failure still cancels whoever receives the next frame."""
+    """The sync of whole frames is not a task. Its failure still cancels whoever receives the next frame."""
 
     def fail(_: DiskStaging) -> None:
         raise StorageFull("a disk", "no space")

@@ -102,7 +102,7 @@ async def test_what_waits_is_synced_once_all_is_renamed(index: SqliteIndex) -> N
 
 @pytest.mark.parametrize("step", ["prepare", "rename", "sync"])
 async def test_a_failure_is_that_of_one_publication(index: SqliteIndex, step: str) -> None:
-    """The others are committed. Of the one that failed there is no row."""
+    """The others are committed. Of the one that failed no row is there."""
     calls: list[str] = []
     one, failed, other = rows(1), rows(2), rows(3)
     publications = [Frames(calls, one), Frames(calls, failed, fails_at=step), Frames(calls, other)]
