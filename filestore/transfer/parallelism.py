@@ -26,7 +26,7 @@ _WINDOW_MEMORY = 33 * MIB
 """A window, its frames, and its small objects."""
 _CUT_MEMORY = 17 * MIB
 """A window without frames, for a further thread that cuts."""
-_BATCH_MEMORY = 13 * MIB
+_BATCH_MEMORY = 21 * MIB
 """The frames of a batch, and memory to decode a chunk."""
 _LEAST_WINDOWS, _MOST_WINDOWS = 3, CORES_PER_PROCESS + 2
 """In one process. One window is read, the repository is asked about the second one, and the third one is encoded."""

@@ -38,6 +38,7 @@ from filestore.transfer.schedule import (
     own_batches,
     parallelism_of,
     round_robin,
+    sized_for,
 )
 from filestore.transfer.seeds import Seed
 from filestore.transfer.sinks.protocol import Ordering, Sink
@@ -74,7 +75,7 @@ class Receiver:
         self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
-        self._options = options
+        self._options = options = sized_for(manifest.size, options)
         self._batches = BatchReceiver(repository, moved=self._count_moved)
         self._own_count = own_batches(parallelism_of(manifest.size, limits_of(repository), options), options)
         self._buffers = BufferPool(count=self._own_count, size=options.batch_size)

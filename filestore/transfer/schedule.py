@@ -6,7 +6,7 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from filestore.core.batches import batched_by_size
@@ -32,8 +32,8 @@ class TransferOptions:
     """Number of batches that one process receives and writes at a time. None means what cores and memory allow."""
     shared_min: int = 1 << 20
     """A worker process gets a part of a batch only if it has at least this size."""
-    batch_size: int = 8 << 20
-    """The size of one batch, decoded."""
+    batch_size: int = 16 << 20
+    """The size of one batch, decoded. A smaller fetch has smaller ones: see `sized_for`."""
     batch_count: int = 4096
     """The most chunks of a batch."""
     followed_batch_size: int = 2 << 20
@@ -54,12 +54,24 @@ class TransferOptions:
 
 
 DEFAULT_OPTIONS = TransferOptions()
+_SMALL_BATCH_SIZE = 8 << 20
+_BATCHES_WANTED = 16
+"""In a fetch of content that does not fill as many of the largest size."""
 
 
 def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) -> Parallelism:
     """Return what a fetch of `size` missing bytes may do at the same time."""
     found = fetch_parallelism(size, limits, large_size=options.large_size)
     return found if options.batches_in_flight is None else found._replace(slots=options.batches_in_flight)
+
+
+def sized_for(size: int, options: TransferOptions) -> TransferOptions:
+    """Return the options for a fetch of `size` bytes.
+
+    Each batch is a request, which costs both ends about a millisecond in their event loops. So batches are large, as long as
+    enough of them can be in flight.
+    """
+    return replace(options, batch_size=min(options.batch_size, max(_SMALL_BATCH_SIZE, size // _BATCHES_WANTED)))
 
 
 def own_batches(parallelism: Parallelism, options: TransferOptions) -> int:

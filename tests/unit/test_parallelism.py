@@ -61,9 +61,9 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
         found[count] = push_parallelism(_LARGE), fetch_parallelism(_LARGE), default_memory() // MIB
     assert found == {
         4: (Parallelism(0, 5), Parallelism(0, 5), 396),
-        8: (Parallelism(2, 5, 3), Parallelism(2, 8, own_slots=8), 588),
-        16: (Parallelism(4, 4, 8), Parallelism(4, 8, own_slots=8), 972),
-        64: (Parallelism(16, 3, 32), Parallelism(16, 8, own_slots=8), 3276),
+        8: (Parallelism(2, 5, 3), Parallelism(2, 8, own_slots=4), 588),
+        16: (Parallelism(4, 4, 8), Parallelism(4, 7, own_slots=6), 972),
+        64: (Parallelism(16, 3, 32), Parallelism(16, 6, own_slots=8), 3276),
     }
     assert push_parallelism(LARGE_SIZE - 1).processes == 0
     assert push_parallelism(LARGE_SIZE).processes == 16
@@ -77,8 +77,8 @@ def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     assert push_parallelism(_LARGE, TransferLimits(memory=300 * MIB)).processes == 0
     assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
     assert push_parallelism(_LARGE, TransferLimits(memory=1)) == Parallelism(0, 1)
-    assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(3, 1, own_slots=4)
-    assert fetch_parallelism(_LARGE, TransferLimits(memory=310 * MIB)) == Parallelism(3, 1, own_slots=5)
+    assert fetch_parallelism(_LARGE, TransferLimits(memory=300 * MIB)) == Parallelism(2, 1, own_slots=5)
+    assert fetch_parallelism(_LARGE, TransferLimits(memory=350 * MIB)) == Parallelism(3, 1, own_slots=4)
 
 
 async def test_a_repository_that_only_this_process_has(
@@ -113,10 +113,10 @@ def test_the_budget_holds(count: int, memory: int, processes: int | None) -> Non
 
 @given(st.integers(1, 256), st.integers(102 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_of_a_fetch_holds(count: int, memory: int, processes: int | None) -> None:
-    """50 MiB for a process and 13 MiB for a batch."""
+    """50 MiB for a process and 21 MiB for a batch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
         found = fetch_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
         batches = found.processes * found.slots + (found.own_slots if found.processes else found.slots)
-        assert (50 * (1 + found.processes) + 13 * batches) * MIB <= memory
+        assert (50 * (1 + found.processes) + 21 * batches) * MIB <= memory
         assert found.own_slots <= min(8, max(4, count + 1))

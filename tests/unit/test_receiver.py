@@ -19,7 +19,7 @@ from filestore.transfer.places import Places, PlaceTable
 from filestore.transfer.push import manifest_of, push
 from filestore.transfer.receive_batch import verified
 from filestore.transfer.receiver import Receiver
-from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, TransferOptions, ordered_chains, round_robin
+from filestore.transfer.schedule import DEFAULT_OPTIONS, Batch, TransferOptions, ordered_chains, round_robin, sized_for
 from filestore.transfer.seeds import FileSeed
 from filestore.transfer.sinks.protocol import Ordering
 from tests.support.fetching_trees import stored
@@ -182,3 +182,13 @@ async def test_what_was_written_is_synced_while_more_arrives(
     record = (await push(repository, source)).record
     await fetch_record(repository, record, target=tmp_path / "back", options=TransferOptions(sync_size=MIB))
     assert 2 <= len(synced) <= 21
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size"),
+    [(0, 8 * MIB), (100 * MIB, 8 * MIB), (192 * MIB, 12 * MIB), (256 * MIB, 16 * MIB), (1 << 40, 16 * MIB)],
+)
+def test_a_large_fetch_has_larger_batches(size: int, batch_size: int) -> None:
+    """A small one has more of them in flight. Neither has larger ones than it was told."""
+    assert batch_size == sized_for(size, DEFAULT_OPTIONS).batch_size
+    assert 64 == sized_for(size, TransferOptions(batch_size=64)).batch_size
