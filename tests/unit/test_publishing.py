@@ -186,6 +186,19 @@ async def test_a_publication_ends_while_another_process_writes(tmp_path: Path, b
     await other.close()
 
 
+async def test_a_publication_waits_for_another_process_longer_than_one_try(tmp_path: Path) -> None:
+    """Each try waits a tenth of a second for the lock of SQLite. After it comes the next one, until the limit."""
+    other = await open_index(tmp_path / "index.sqlite")
+    index = await open_index(tmp_path / "index.sqlite", busy_seconds=60)
+    async with other.transaction():
+        task = asyncio.create_task(outcome(index, Frames([], rows(1))))
+        ended, _ = await asyncio.wait([task], timeout=0.4)
+        assert set() == ended
+    assert rows(1) == await task
+    await index.close()
+    await other.close()
+
+
 async def test_many_publications_take_several_turns(index: SqliteIndex) -> None:
     """Others wait for a transaction of 64 rows at most."""
     calls: list[str] = []

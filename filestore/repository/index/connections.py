@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -74,9 +74,11 @@ class Connection:
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that excludes all other writers. Call it by `run`.
 
-        Raises IndexReplaced if another program has replaced a file of the index.
+        Raises Busy, also if another program holds the lock of SQLite, and IndexReplaced if another one has replaced a file of the
+        index.
         """
-        unlocked(connection.execute, "BEGIN IMMEDIATE")
+        with self._errors():
+            unlocked(connection.execute, "BEGIN IMMEDIATE")
         self._check_files()
 
     def commit(self, connection: sqlite3.Connection) -> None:
@@ -84,12 +86,15 @@ class Connection:
         self._check_files()
         unlocked(connection.execute, "COMMIT")
 
+    def _errors(self) -> AbstractContextManager[None]:
+        return sqlite_errors(self.path, full_hint="free-repository", damaged=IndexDamaged)
+
     def _check_files(self) -> None:
         assert self._files is not None  # noqa: S101  # the connection is open
         self._files.check()
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path, full_hint="free-repository", damaged=IndexDamaged), span(Stage.COMMIT):
+        with self._errors(), span(Stage.COMMIT):
             if self._connection is None:
                 self._may_be_open = True
                 if self._makes_file:
@@ -134,7 +139,7 @@ class ReadingConnection(Connection):
         super().__init__(path.absolute(), timeout_seconds=timeout_seconds)
 
     def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with sqlite_errors(self.path, full_hint="free-repository", damaged=IndexDamaged), span(Stage.COMMIT):
+        with self._errors(), span(Stage.COMMIT):
             for attempt in range(1, _READ_ATTEMPTS + 1):
                 before = state_of(self.path)
                 try:
