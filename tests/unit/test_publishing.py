@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from filestore.repository.index.protocol import ChunkRow
 from filestore.repository.index.sqlite import SqliteIndex, open_index
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.staging_file import DiskStaging
+from filestore.repository.stores.staging_folder import StagingFolder
 
 A = "a"
 
@@ -129,6 +132,22 @@ async def test_a_quota_refuses_only_what_does_not_fit(index: SqliteIndex) -> Non
     assert await live(index, *rows(1, 5))
 
 
+async def test_a_quota_counts_what_is_published_without_one(index: SqliteIndex) -> None:
+    """A namespace may get its quota while requests that began without one still wait."""
+    calls: list[str] = []
+    publications = [
+        Frames(calls, rows(1)),
+        Frames(calls, rows(2), limit=25),
+        Frames(calls, rows(3)),
+        Frames(calls, rows(4), limit=25),
+    ]
+    outcomes = await publish_together(index, *publications)
+    assert [list, list, list, QuotaExceeded] == [type(each) for each in outcomes]
+    failed = await publish_together(index, Frames(calls, rows(5)), Frames(calls, rows(6), limit=40))
+    assert [list, QuotaExceeded] == [type(each) for each in failed]
+    assert await live(index, *rows(1, 2, 3, 5))
+
+
 async def test_a_chunk_that_two_publish_is_renamed_once(index: SqliteIndex) -> None:
     """The second one finds a live row, whose frame is not changed (I1), or no row if the first one has failed."""
     calls: list[str] = []
@@ -229,6 +248,22 @@ async def test_a_folder_that_a_collection_removes_is_made_again(tmp_path: Path, 
     placement.sync()
     placement.close()
     assert [7] == await store.sizes(A, [digest])
+    await store.close()
+
+
+async def test_a_frame_whose_name_is_taken_again_and_again_is_not_published(tmp_path: Path) -> None:
+    """A folder that comes back is set aside only so often. Then its name is told, and no row may follow (I2)."""
+    store = await open_store(tmp_path)
+    digest = chunk_digest(b"content")
+
+    class Staged(DiskStaging):
+        def move_to(self, name: str, *, folder: int) -> None:
+            os.mkdir(name, dir_fd=folder)
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", name)
+
+    placement = store.placement(A, [(digest, Staged(StagingFolder(tmp_path / "tmp"), tmp_path))])
+    with pytest.raises(StorageError, match="it is a folder"):
+        placement.place_all()
     await store.close()
 
 

@@ -71,7 +71,8 @@ class Group:
         """Rename the frames of rows that are not live, and then write the rows (I2)."""
         namespace = self.waiters[0].publication.namespace
         live = chunks.select_sizes(connection, namespace, [digest for waiter in self._good() for digest in waiter.digests])
-        stored_size = _StoredSize(connection, namespace)
+        is_limited = any(waiter.publication.is_limited for waiter in self._good())
+        stored_size = _StoredSize(connection, namespace, is_limited=is_limited)
         for waiter in self._good():
             # I1: the frame of a live row is not changed. I2: for any other row, the frame is renamed into place, even if a
             # file is there.
@@ -102,15 +103,17 @@ class Group:
 class _StoredSize:
     """What a namespace would store with the new rows of the publications that were checked so far."""
 
-    def __init__(self, connection: sqlite3.Connection, namespace: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, namespace: str, *, is_limited: bool) -> None:
+        """`is_limited` is whether any publication may be refused. Otherwise nothing is counted."""
         self._connection = connection
         self._namespace = namespace
+        self._is_limited = is_limited
         self.size: int | None = None
         """None until it is needed."""
 
     def checked(self, waiter: Waiter) -> int | None:
         """Return the size with the new rows of a publication, unless that refuses it."""
-        if not waiter.publication.is_limited or not waiter.new:
+        if not self._is_limited or not waiter.new:
             return self.size
         if self.size is None:
             found = usage.select_usage(self._connection, self._namespace)

@@ -89,14 +89,15 @@ class DiskPlacement:
             try:
                 file.staging.move_to(file.name, folder=self._folders[file.folder])
                 break
-            except IsADirectoryError:
-                set_aside(self._root, Path(file.folder, file.name))
-            except FileNotFoundError:
-                # A collection has removed the folder while it was empty.
+            except (IsADirectoryError, FileNotFoundError) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise
-                os.close(self._folders.pop(file.folder))
-                self._open_folder(file.folder)
+                if isinstance(error, IsADirectoryError):
+                    set_aside(self._root, Path(file.folder, file.name))
+                else:
+                    # A collection has removed the folder while it was empty.
+                    os.close(self._folders.pop(file.folder))
+                    self._open_folder(file.folder)
         self._renamed.add(file.folder)
 
     def _open_folder(self, folder: str) -> None:
