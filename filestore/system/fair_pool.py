@@ -160,6 +160,8 @@ class _FutureCall:
             result = self._function(*self._args, **self._kwargs)
         except BaseException as error:  # noqa: BLE001  # the caller gets it
             self.future.set_exception(error)
+            # The error refers to this frame, and would keep itself and the arguments until a collection of garbage.
+            del self
         else:
             self.future.set_result(result)
 

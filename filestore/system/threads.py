@@ -227,6 +227,8 @@ class _ThreadCall(Generic[T]):
         # In this order: who finds it not done after `add_done_callback` is told.
         self._is_done = True
         self._waiter(self)
+        # An error refers to this frame, and would keep itself and the arguments until a collection of garbage.
+        del self
 
     def cancel(self) -> bool:
         """Return whether the call has not begun, and never will."""

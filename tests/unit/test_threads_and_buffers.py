@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 
 import pytest
@@ -214,6 +217,50 @@ async def test_a_call_in_a_thread_has_the_outcome_of_its_function() -> None:
         with pytest.raises(ValueError, match="invalid literal"):
             await in_thread(other, int, "x")
     assert "task" == place.get()
+
+
+class Large:
+    """Something that a call uses."""
+
+
+@pytest.mark.parametrize("way", ["awaited", "submitted", "cancelled"])
+async def test_a_failed_call_keeps_nothing(way: str) -> None:
+    """Its arguments may be large, and a collection of garbage may come late."""
+    pool, started, go_on = FairPool("test", count=1, share=1), threading.Event(), threading.Event()
+
+    def fail(_: Large) -> None:
+        started.set()
+        go_on.wait()
+        raise ValueError
+
+    async def call(large: Large) -> None:
+        if way == "submitted":
+            go_on.set()
+            pool.submit(fail, large).result()
+        task = asyncio.create_task(in_thread(pool, fail, large))
+        while not started.is_set():
+            await asyncio.sleep(0)
+        if way == "cancelled":
+            task.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        try:
+            await task
+        finally:
+            del task  # the error refers to this frame
+
+    large = Large()
+    kept = weakref.ref(large)
+    gc.disable()
+    try:
+        with suppress(ValueError, asyncio.CancelledError):
+            await call(large)
+        del large
+        pool.shutdown()
+        await asyncio.sleep(0)  # the loop has let go of the task
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_calls_side_by_side_wait_for_each_other() -> None:
