@@ -203,7 +203,7 @@ class _Call(Protocol[T_co]):
 class _ThreadCall(Generic[T]):
     """A call in a thread, for which one task waits. A future of Python has a lock and a condition, which cost more than this."""
 
-    __slots__ = ("_args", "_error", "_function", "_is_done", "_kwargs", "_result", "_turn", "_waiter")
+    __slots__ = ("_args", "_error", "_function", "_is_cancelled", "_is_done", "_kwargs", "_result", "_turn", "_waiter")
 
     def __init__(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], waiter: _Waiter) -> None:
         self._function = function
@@ -212,7 +212,7 @@ class _ThreadCall(Generic[T]):
         self._waiter: Callable[[Any], object] = waiter.end
         self._turn = [True]
         """Who takes the only item runs the call, or cancels it. To take it is one step for all threads."""
-        self._is_done = False
+        self._is_done = self._is_cancelled = False
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -224,11 +224,14 @@ class _ThreadCall(Generic[T]):
             self._result = self._function(*self._args, **self._kwargs)
         except BaseException as error:  # noqa: BLE001  # the caller gets it
             self._error = error
+        self._end()
+        # An error refers to this frame, and would keep itself and the arguments until a collection of garbage.
+        del self
+
+    def _end(self) -> None:
         # In this order: who finds it not done after `add_done_callback` is told.
         self._is_done = True
         self._waiter(self)
-        # An error refers to this frame, and would keep itself and the arguments until a collection of garbage.
-        del self
 
     def cancel(self) -> bool:
         """Return whether the call has not begun, and never will."""
@@ -236,11 +239,13 @@ class _ThreadCall(Generic[T]):
             self._turn.pop()
         except IndexError:
             return False
+        # Its pool may have cancelled it, at its own end.
+        self._is_cancelled = True
+        self._end()
         return True
 
     def cancelled(self) -> bool:
-        """Return False: who has cancelled it does not ask."""
-        return False
+        return self._is_cancelled
 
     def done(self) -> bool:
         return self._is_done

@@ -219,6 +219,23 @@ async def test_a_call_in_a_thread_has_the_outcome_of_its_function() -> None:
     assert "task" == place.get()
 
 
+async def test_a_call_that_a_pool_cancels_ends() -> None:
+    """Who waits for it is told, as for a future. It never runs."""
+    pool, go_on, ran = FairPool("test", count=1, share=1), threading.Event(), list[int]()
+    busy = pool.submit(go_on.wait)
+    while not busy.running():
+        await asyncio.sleep(0)
+    task = asyncio.create_task(in_thread(pool, ran.append, 1))
+    while not pool.waiting:
+        await asyncio.sleep(0)
+    pool.shutdown(wait=False, cancel_futures=True)
+    await asyncio.wait([task], timeout=10)
+    go_on.set()
+    assert task.cancelled()
+    assert busy.result()
+    assert [] == ran
+
+
 class Large:
     """Something that a call uses."""
 
