@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from filestore.errors import StorageFull
 from filestore.repository.protocol import Identity
@@ -96,3 +99,18 @@ class Count(NamedTuple):
         done: list[None] = worker.kept("done", list)
         done.append(None)
         return len(done)
+
+
+class StopsOthers(NamedTuple):
+    """An `Opening` that opens nothing. A process that another worker process has forked notes its id, and is stopped."""
+
+    pid: int
+    """The process that transfers."""
+    noted: Path
+
+    @asynccontextmanager
+    async def open(self, *, share: int) -> AsyncIterator[Any]:  # noqa: ARG002
+        if os.getppid() != self.pid:
+            self.noted.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield None

@@ -23,7 +23,18 @@ from filestore.transfer.workers import WorkerPool, usage, worker_pool
 from filestore.transfer.workers import pool as pool_module
 from tests.support.runtimes import is_running
 from tests.support.server import eventually
-from tests.support.worker_jobs import Block, CancelItself, Count, Fail, FailUnreadably, Identify, Read, ReturnUnreadably, Wait
+from tests.support.worker_jobs import (
+    Block,
+    CancelItself,
+    Count,
+    Fail,
+    FailUnreadably,
+    Identify,
+    Read,
+    ReturnUnreadably,
+    StopsOthers,
+    Wait,
+)
 
 _MODULES = ("tests.support.worker_jobs",)
 
@@ -161,6 +172,19 @@ async def test_a_process_that_is_stopped_alone_is_ended(tmp_path: Path, monkeypa
         assert [other] == pool.process_ids
         os.kill(other, signal.SIGCONT)
         assert 1 == await pool.run(Count())
+
+
+async def test_a_process_that_is_stopped_before_it_is_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transfer never uses it. It is gone after the end, as all others are."""
+    noted = tmp_path / "noted"
+    async with connect(tmp_path / "repository", create=True) as repository:
+        monkeypatch.setattr(repository, "opening", lambda: StopsOthers(os.getpid(), noted))
+        async with worker_pool(repository, count=2, slots=1, modules=_MODULES) as pool:
+            await asyncio.to_thread(eventually, lambda: noted.exists() and noted.read_text() != "")
+            while not pool.is_ready:
+                await asyncio.sleep(0.01)
+
+    assert not is_running(int(noted.read_text()))
 
 
 async def test_without_a_process_a_job_fails(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pickle  # between processes of one transfer
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 _TELL_SECONDS = 0.1
 """How often moved bytes are told."""
+_END_SECONDS = 5.0
+"""How long the first process waits for the end of the others. The process that transfers waits longer for the first one."""
+_PAUSE_SECONDS = 0.005
 
 
 class Setup(NamedTuple):
@@ -80,11 +84,21 @@ def _work(descriptor: int, children: Sequence[int] = ()) -> NoReturn:
     with suppress(BaseException):
         run_in_loop(_serve(socket.socket(fileno=descriptor)))
         status = 0
-    # They end by themselves: at the same time, for the same reason.
+    _wait_for(children)
+    os._exit(status)
+
+
+def _wait_for(children: Sequence[int]) -> None:
+    """Wait until these processes have ended, as they do by themselves at the same time. One that was stopped is killed."""
+    deadline = time.monotonic() + _END_SECONDS
     for child in children:
         with suppress(OSError):
-            os.waitpid(child, 0)
-    os._exit(status)
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                if time.monotonic() >= deadline:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    break
+                time.sleep(_PAUSE_SECONDS)
 
 
 async def _serve(connected: socket.socket) -> None:
