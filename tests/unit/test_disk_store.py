@@ -16,7 +16,7 @@ from filestore.core.paths import chunk_key, hashed
 from filestore.errors import StorageError, StorageFull
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores import disk
+from filestore.repository.stores import disk, disk_space
 from filestore.repository.stores.disk import DiskStore, open_store
 from filestore.repository.stores.disk_space import DiskSpace
 from filestore.repository.stores.protocol import Removed
@@ -57,6 +57,7 @@ def test_space_is_promised_without_a_look_only_while_much_is_free(tmp_path: Path
         f_blocks: int = 2 * free
 
     monkeypatch.setattr(os, "statvfs", lambda _: Found())
+    monkeypatch.setattr(disk_space, "_MOMENT_SECONDS", 3600)
     space = DiskSpace(tmp_path, min_free=0)
     assert space.soon_after(1) is None
     space.claim(1).end()
@@ -67,6 +68,9 @@ def test_space_is_promised_without_a_look_only_while_much_is_free(tmp_path: Path
         assert claim is not None
         claim.end()
     assert space.soon_after(5 << 30) is not None
+    with monkeypatch.context() as patches:
+        patches.setattr(disk_space, "_MOMENT_SECONDS", -1)
+        assert space.soon_after(5 << 30) is None
     assert space.release_reserve()
     assert space.soon_after(1) is None
 
