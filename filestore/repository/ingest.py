@@ -150,11 +150,11 @@ class Ingest:
         incoming_frames = [_IncomingFrame(digest, len(data), new_staging()) for digest, data in frames]
         self._incoming_frames += incoming_frames
         self._staged.update([incoming.staging for incoming in incoming_frames])
-        datas = [data for _, data in frames]
+        wholes = [data for _, data in frames]
         with span(Stage.VERIFY, times=len(frames)) as verifying:
-            verifying.add(_verify_whole(incoming_frames, datas))
+            verifying.add(_verify_whole(incoming_frames, wholes))
             began = time.perf_counter()
-            intact = [(incoming, data) for incoming, data in zip(incoming_frames, datas, strict=True) if incoming.row is not None]
+            intact = [each for each in zip(incoming_frames, wholes, strict=True) if each[0].row is not None]
             for incoming, data in intact:
                 incoming.staging.write(data)
                 incoming.staging.rest()
@@ -329,7 +329,7 @@ def _verify(incoming: _IncomingFrame, data: Buffer | None) -> None:
         verifying.add(_verify_whole([incoming], [data]))
 
 
-def _verify_whole(incoming_frames: Sequence[_IncomingFrame], datas: Sequence[Buffer]) -> int:
+def _verify_whole(incoming_frames: Sequence[_IncomingFrame], wholes: Sequence[Buffer]) -> int:
     """Verify frames, and set `row` or `refusal` of each. Return the decoded size of those with a row.
 
     All are checked before the first one is decoded: to decode a frame empties the processor's cache, and what Python does next is
@@ -337,7 +337,7 @@ def _verify_whole(incoming_frames: Sequence[_IncomingFrame], datas: Sequence[Buf
     """
     decoder, scratch = _decoder(), _content_buffer()
     checked_frames: list[tuple[_IncomingFrame, CheckedFrame, Buffer]] = []
-    for incoming, data in zip(incoming_frames, datas, strict=True):
+    for incoming, data in zip(incoming_frames, wholes, strict=True):
         try:
             checked_frames.append((incoming, check_frame(Frame(incoming.digest, data)), data))
         except InvalidFrame as refusal:
