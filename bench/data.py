@@ -102,5 +102,5 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in _tensors(seeds, tensor_size):
-            file.write(tensor)
+            file.write(tensor.data)
     return tensor_size * sum(fresh)

@@ -47,9 +47,9 @@ class Frames:
         if self._limit is not None and stored_size > self._limit:
             raise QuotaExceeded("bytes", stored_size, self._limit)
 
-    def rename(self, digests: Collection[Digest]) -> None:
+    def rename(self, digests: Container[Digest]) -> None:
         self._note("rename")
-        self.renamed |= set(digests)
+        self.renamed |= {row.digest for row in self.rows if row.digest in digests}
 
     def sync(self) -> None:
         self._note("sync")

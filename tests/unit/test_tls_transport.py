@@ -131,7 +131,7 @@ async def test_the_event_loop_reads_what_a_thread_has_left_in_openssl() -> None:
                         break
                     except BlockingIOError:
                         await asyncio.sleep(0.01)
-            assert b"body" == memory
+            assert b"body" == memory.tobytes()
             await asyncio.wait_for(protocol.arrived.wait(), SECONDS)
             assert b"next" == protocol.data
 
