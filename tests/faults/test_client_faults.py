@@ -17,6 +17,7 @@ from filestore.errors import Unauthorized
 from filestore.format.codec import Codec, Frame
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
+from tests.support.links import PIECE, as_it_is, running_link, slowly
 from tests.support.server import TOKEN, running_server
 from tests.support.tls import CERTIFICATE, behind_tls, client_of
 
@@ -60,8 +61,9 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
     digests = [frame.digest for frame in frames]
     moved: list[int] = []
     with running_server(tmp_path / "root", check=False) as first:
-        async with client_of(first.port, scheme, token=TOKEN) as repository:
+        async with running_link(first.port, buffer_size=PIECE) as link, client_of(link.port, scheme, token=TOKEN) as repository:
             await repository.put(frames[:4] if verb == "put" else frames)
+            link.up = link.down = slowly
 
             def kill(size: int) -> None:
                 if not moved:
@@ -73,7 +75,9 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
             )
             while not moved:
                 await asyncio.sleep(0)
+            assert not asking.done()
             first.process.wait()
+            link.up = link.down = as_it_is
             with running_server(tmp_path / "root", port=first.port):
                 got = await asking
                 if got is None:
@@ -104,8 +108,9 @@ async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str
     buffer = buffer_for(16)
     before = sockets()
     with running_server(tmp_path / "root") as server:
-        async with client_of(server.port, scheme, token=TOKEN) as repository:
+        async with running_link(server.port, buffer_size=PIECE) as link, client_of(link.port, scheme, token=TOKEN) as repository:
             await repository.put(frames[:8] if verb == "put" else frames)
+            link.up = link.down = slowly
             moved: list[int] = []
             asking = asyncio.create_task(
                 repository.put(frames, moved=moved.append)
@@ -117,6 +122,7 @@ async def test_a_cancelled_batch_lets_go_of_its_memory(tmp_path: Path, verb: str
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
+            link.up = link.down = as_it_is
             buffer[:] = bytes(len(buffer))
             await repository.put(frames)
             assert not any(buffer)

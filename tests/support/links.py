@@ -13,7 +13,8 @@ from tests.support.listening import listening
 PIECE = 1 << 16
 
 
-async def _as_it_is(piece: bytes) -> bytes:
+async def as_it_is(piece: bytes) -> bytes:
+    """Let a piece pass."""
     return piece
 
 
@@ -26,8 +27,8 @@ class Link:
     """A link that is open. `up` is the direction to the server."""
 
     server_port: int
-    up: Change = _as_it_is
-    down: Change = _as_it_is
+    up: Change = as_it_is
+    down: Change = as_it_is
     port: int = 0
     up_size: int = 0
     down_size: int = 0
@@ -114,3 +115,9 @@ def cut_once(after: int) -> Change:
         return piece
 
     return change
+
+
+async def slowly(piece: bytes) -> bytes:
+    """Let 64 KiB pass in 2 ms at the most. So a batch of 16 MB takes half a second on any machine."""
+    await asyncio.sleep(0.002 * len(piece) / PIECE)
+    return piece
