@@ -300,9 +300,9 @@ class Platter:
         return call
 
     def _wrap_rename(self, plain: Callable[..., None]) -> Callable[..., None]:
-        def call(source: Path, target: Path) -> None:
-            self._synced_names.discard(Path(target))
-            plain(source, target)
+        def call(source: str | Path, target: str | Path, *, dst_dir_fd: int | None = None) -> None:
+            self._synced_names.discard(Path(target) if dst_dir_fd is None else self._paths[dst_dir_fd] / target)
+            plain(source, target, dst_dir_fd=dst_dir_fd)
 
         return call
 
