@@ -198,9 +198,7 @@ def _lines(quota: Quota, used: dict[str, int]) -> list[str]:
 
 
 def _used(usage: NamespaceUsage) -> dict[str, int]:
-    from filestore.repository.quota_check import stored_of  # heavy
-
-    return {"stored_size": stored_of(usage), "size": usage.size, "name_count": usage.name_count}
+    return {"stored_size": usage.whole_stored_size, "size": usage.size, "name_count": usage.name_count}
 
 
 def _result(row: QuotaRow, used: dict[str, int]) -> dict[str, object]:

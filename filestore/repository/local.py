@@ -60,7 +60,7 @@ from filestore.repository.protocol import (
     closed_error,
     reference_of,
 )
-from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full, stored_of
+from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
 from filestore.system.buffers import Budget
@@ -424,7 +424,7 @@ class LocalRepository:
         if quota is None:
             return None
         kept = await self._index.usage(self._namespace)
-        return QuotaUse(quota, kept.size, stored_of(kept), kept.name_count)
+        return QuotaUse(quota, kept.size, kept.whole_stored_size, kept.name_count)
 
     async def sign(self, file_id: str) -> str:
         record = await self.record(Reference(id=file_id))

@@ -14,7 +14,7 @@ from filestore.core.quotas import Quota
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import QuotaExceeded
-from filestore.repository.index.protocol import Index, NamespaceUsage, Transaction
+from filestore.repository.index.protocol import Index, Transaction
 
 _STORED = "the stored bytes"
 _SIZE = "the bytes of all files"
@@ -31,7 +31,7 @@ async def check_announced(index: Index, namespace: str, quota: Quota, sizes: Map
     """Raise QuotaExceeded if the namespace would store too much with frames of these sizes, as far as they are new."""
     if quota.stored_size is None:
         return
-    used = stored_of(await index.usage(namespace))
+    used = (await index.usage(namespace)).whole_stored_size
     if used + sum(sizes.values()) > quota.stored_size:
         used += sum(sizes[digest] for digest in await index.unknown(namespace, list(sizes)))
         _check(_STORED, namespace, used, quota.stored_size)
@@ -43,7 +43,7 @@ async def check_not_full(index: Index, namespace: str, quota: Quota) -> None:
         return
     usage = await index.usage(namespace)
     if quota.stored_size is not None:
-        _check(_STORED, namespace, stored_of(usage) + 1, quota.stored_size)
+        _check(_STORED, namespace, usage.whole_stored_size + 1, quota.stored_size)
     if quota.size is not None:
         _check(_SIZE, namespace, usage.size + 1, quota.size)
 
@@ -59,7 +59,7 @@ async def check_commit(index: Index, namespace: str, quota: Quota, manifest: Man
         return
     usage = await index.usage(namespace)
     if quota.stored_size is not None:
-        _check(_STORED, namespace, stored_of(usage) + len(manifest.encoded), quota.stored_size)
+        _check(_STORED, namespace, usage.whole_stored_size + len(manifest.encoded), quota.stored_size)
     if quota.size is not None and manifest.size:
         _check(_SIZE, namespace, usage.size + manifest.size, quota.size)
     names = quota.name_count
@@ -78,17 +78,12 @@ async def added_record(transaction: Transaction, namespace: str, quota: Quota, a
     record = await add()
     after = await transaction.usage(namespace)
     if quota.stored_size is not None and after.manifests_size > before.manifests_size:
-        _check(_STORED, namespace, stored_of(after), quota.stored_size)
+        _check(_STORED, namespace, after.whole_stored_size, quota.stored_size)
     if quota.size is not None and after.size > before.size:
         _check(_SIZE, namespace, after.size, quota.size)
     if quota.name_count is not None and after.name_count > before.name_count:
         _check(_NAMES, namespace, after.name_count, quota.name_count)
     return record
-
-
-def stored_of(usage: NamespaceUsage) -> int:
-    """Return the stored bytes that count for a quota: those of frames and manifests."""
-    return usage.stored_size + usage.manifests_size
 
 
 def _limits_records(quota: Quota) -> bool:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from filestore.core.digest import Digest
 from filestore.errors import SourceChanged
@@ -24,6 +25,8 @@ from filestore.system.metrics import Stage, span
 from filestore.system.threads import in_cpu_thread, per_thread, task_group
 from filestore.transfer.sources.file import WINDOW_SIZE, Region, RegionScanner, Window, read_exactly
 from filestore.transfer.workers import Worker
+
+T = TypeVar("T")
 
 _FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
 """Bytes for all frames of a window. The window of a tree may contain many small segments."""
@@ -72,6 +75,21 @@ class _Kept:
     def __init__(self, repository: Repository, *, codec: Codec | None, count: int) -> None:
         self.windows = BufferPool(count=count, size=WINDOW_SIZE)
         self.sender = ChunkSender(repository, codec=codec, count=count)
+
+    @classmethod
+    def of(cls, worker: Worker, *, codec: Codec | None, slots: int) -> _Kept:
+        """Return what the process of `worker` keeps."""
+        return worker.kept("push", partial(cls, worker.repository, codec=codec, count=slots))
+
+    async def filled(self, fill: Callable[[memoryview], T]) -> tuple[T, _Lent]:
+        """Call `fill` with a buffer of a window, in a thread. Return its result, and the buffer, which the caller gives back."""
+        buffer = await self.windows.acquire()
+        lent = _Lent(self.windows, buffer)
+        try:
+            return await in_cpu_thread(fill, buffer), lent
+        except BaseException:
+            lent.release()
+            raise
 
 
 class _Lent:
@@ -123,14 +141,8 @@ class SendWindow:
 
     async def run(self, worker: Worker, descriptors: Sequence[int]) -> int:
         """Send the missing chunks. Raises SourceChanged, SourceUnreadable, and what `Repository.put` raises."""
-        kept = worker.kept("push", partial(_Kept, worker.repository, codec=self.codec, count=self.slots))
-        buffer = await kept.windows.acquire()
-        lent = _Lent(kept.windows, buffer)
-        try:
-            row, chunks = await in_cpu_thread(self._hashed, descriptors[0], buffer)
-        except BaseException:
-            lent.release()
-            raise
+        kept = _Kept.of(worker, codec=self.codec, slots=self.slots)
+        (row, chunks), lent = await kept.filled(partial(self._hashed, descriptors[0]))
         return await _send_new(worker, kept, row, chunks, lent)
 
     def _hashed(self, descriptor: int, buffer: memoryview) -> tuple[bytes, list[tuple[Digest, memoryview]]]:
@@ -160,17 +172,11 @@ class SendRegion:
 
     async def run(self, worker: Worker, descriptors: Sequence[int]) -> int:
         """Send the missing chunks. Raises SourceChanged, SourceUnreadable, and what `Repository.put` raises."""
-        kept = worker.kept("push", partial(_Kept, worker.repository, codec=self.codec, count=self.slots))
+        kept = _Kept.of(worker, codec=self.codec, slots=self.slots)
         scanner = RegionScanner(self.region)
         sending = []
         async with task_group() as group:
             while not scanner.is_finished:
-                buffer = await kept.windows.acquire()
-                lent = _Lent(kept.windows, buffer)
-                try:
-                    hashed, chunks = await in_cpu_thread(scanner.scan, descriptors[0], buffer)
-                except BaseException:
-                    lent.release()
-                    raise
+                (hashed, chunks), lent = await kept.filled(partial(scanner.scan, descriptors[0]))
                 sending.append(group.create_task(_send_new(worker, kept, hashed, chunks, lent)))
         return sum([task.result() for task in sending])

@@ -104,6 +104,11 @@ class NamespaceUsage(NamedTuple):
     stored_size: int = 0
     """Bytes of their frames."""
 
+    @property
+    def whole_stored_size(self) -> int:
+        """The stored bytes that count for a quota: those of frames and manifests."""
+        return self.stored_size + self.manifests_size
+
 
 class QuotaRow(NamedTuple):
     """The quota of a namespace, or of one of its tokens."""
@@ -174,9 +179,6 @@ class Transaction(Protocol):
 
     async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
         """Add edges. They are removed together with the row of their `digest`."""
-
-    async def stored_size(self, namespace: str, digests: Sequence[Digest]) -> int:
-        """Return the stored bytes of the rows of `digests`, live and condemned ones. `digests` has no repeats."""
 
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""

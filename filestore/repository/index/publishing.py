@@ -116,8 +116,7 @@ class _StoredSize:
         if not self._is_limited or not waiter.new:
             return self.size
         if self.size is None:
-            found = usage.select_usage(self._connection, self._namespace)
-            self.size = found.stored_size + found.manifests_size
+            self.size = usage.select_usage(self._connection, self._namespace).whole_stored_size
         # Condemned rows are replaced, and count already.
         counted = chunks.select_stored_size(self._connection, self._namespace, [row.digest for row in waiter.new])
         size = self.size - counted + sum(row.stored_size for row in waiter.new)

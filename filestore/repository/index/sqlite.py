@@ -116,20 +116,11 @@ class SqliteIndex:
 
         The namespaces of this process take turns, and then the processes do.
         """
-        deadline = asyncio.get_running_loop().time() + self._busy_seconds
-        await self._acquire(deadline)
-        try:
+        async with self._turn() as deadline:
             await run_when_free(self._writer, self._begin, deadline)
             transaction = SqliteTransaction(self._writer, self._now)
             yield transaction
             await shield_until_done(self._writer.run(self._commit, transaction))
-        except BaseException:
-            # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
-            if not self._writer.closed:
-                await shield_until_done(self._writer.run(self._roll_back))
-            raise
-        finally:
-            self._writing.release()
 
     async def publish(self, publication: Publication) -> list[ChunkRow]:
         waiter = Waiter(publication, deadline=asyncio.get_running_loop().time() + self._busy_seconds)
@@ -304,12 +295,18 @@ class SqliteIndex:
             self._commit(connection)
             return found
 
+        async with self._turn() as deadline:
+            return await run_when_free(self._writer, run, deadline)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[float]:
+        """Take the turn of this process for a transaction, and roll back if the block fails. Yield until when it may wait."""
         deadline = asyncio.get_running_loop().time() + self._busy_seconds
         await self._acquire(deadline)
         try:
-            return await run_when_free(self._writer, run, deadline)
+            yield deadline
         except BaseException:
-            # As in `transaction`.
+            # Also after a cancel during BEGIN, which may have begun, or during COMMIT, which may have committed.
             if not self._writer.closed:
                 await shield_until_done(self._writer.run(self._roll_back))
             raise
@@ -460,9 +457,6 @@ class SqliteTransaction:
 
     async def add_bases(self, namespace: str, bases: Sequence[Base]) -> None:
         await self._run(chunks.insert_bases, namespace, bases)
-
-    async def stored_size(self, namespace: str, digests: Sequence[Digest]) -> int:
-        return await self._run(chunks.select_stored_size, namespace, digests)
 
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._run(chunks.select_needed_bases, namespace, digests)
