@@ -4,7 +4,7 @@ A window of the content is read and cut in one thread, and hashed in another thr
 that the repository does not have are then encoded and put. Windows may overtake one another; only the manifest has an order.
 
 A large push has worker processes: see `send_window`. They scan the regions of a file that can be divided. Of other content, this
-process reads and cuts the windows. It keeps the books.
+process reads and cuts the windows. It remembers what was asked for, counts what has moved, and commits.
 """
 
 from __future__ import annotations

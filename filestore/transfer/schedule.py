@@ -56,7 +56,7 @@ class TransferOptions:
 DEFAULT_OPTIONS = TransferOptions()
 _SMALL_BATCH_SIZE = 8 << 20
 _BATCHES_WANTED = 16
-"""In a fetch of content that does not fill as many of the largest size."""
+"""How many batches a smaller fetch has, if they are not smaller than `_SMALL_BATCH_SIZE` then."""
 
 
 def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) -> Parallelism:

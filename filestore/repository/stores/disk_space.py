@@ -34,6 +34,7 @@ _RESERVE_SHARE = 64
 _STEP_SIZE = 1 << 20
 """Content of unknown size is promised so many bytes at once."""
 _MOMENT_SECONDS = 0.25
+"""How long a look at the file system is remembered."""
 _FAR_SIZE = 8 << 30
 """More bytes than all processes of a machine write in this time."""
 _CHECK_SIZE = 8 << 20
