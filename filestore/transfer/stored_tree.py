@@ -35,7 +35,6 @@ from filestore.format.zip.read import (
     check_crc,
     check_descriptor,
     check_local_header,
-    parse_central_directory,
 )
 from filestore.repository.protocol import Moved, Repository
 from filestore.system.threads import in_cpu_thread
@@ -140,7 +139,7 @@ class StoredTree:
         at = self._place(_key(path))
         if at == len(self._order):
             return None
-        found = self.members[self._order[at]].path
+        found = self.members.path(self._order[at])
         if found == path:
             return self._entry(at)
         return StoredEntry(path, EntryKind.FOLDER) if found.startswith(f"{path}/") else None
@@ -157,7 +156,7 @@ class StoredTree:
         latest = after
         """The path before the next one: the folders that both are in were yielded."""
         while at < len(self._order):
-            path = self.members[self._order[at]].path
+            path = self.members.path(self._order[at])
             if not path.startswith(prefix):
                 return
             if not recursive:
@@ -200,7 +199,7 @@ class StoredTree:
 
     def _place(self, key: str) -> int:
         """Return the place in `_order` of the first member whose key is not less."""
-        return bisect_left(self._order, key, key=lambda number: _key(self.members[number].path))
+        return bisect_left(self._order, key, key=lambda number: _key(self.members.path(number)))
 
     def _is_folder(self, at: int) -> bool:
         return self.members[self._order[at]].is_folder
@@ -348,16 +347,16 @@ class _Gatherer:
 
 
 def _parsed(manifest: Manifest, tail: bytes, end: End, limits: ZipLimits) -> StoredTree:
-    checked = parse_central_directory(tail, end, limits=limits)
+    members = Members.checked(tail, end, limits=limits)
     order = array("I")
     latest = ""  # some archives have an entry for the tree itself, and some name a folder twice
-    keys = [_key(member.path) for member in checked]
+    keys = [_key(members.path(number)) for number in range(len(members))]
     for number in sorted(range(len(keys)), key=keys.__getitem__):
         if keys[number] != latest:
             order.append(number)
             latest = keys[number]
-    del checked, keys
-    return StoredTree(manifest, tail, end, Members(tail, end, limits=limits), order)
+    del keys
+    return StoredTree(manifest, tail, end, members, order)
 
 
 def _key(path: str) -> str:
