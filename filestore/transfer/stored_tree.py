@@ -148,7 +148,7 @@ class StoredTree:
         """Yield what is in a folder, in the order of the paths. With `recursive`, also what is in its folders.
 
         With `after`, a path in the folder, yield only what follows this path, so that a listing can go on where another one
-        ended. Yields nothing if there is no such folder.
+        ended. Without such a folder, it yields nothing.
         """
         prefix = f"{folder}/" if folder else ""
         at = 0 if after is None else self._place(_key(after))
@@ -190,6 +190,12 @@ class StoredTree:
             return None
         end = self.offsets[stop] if stop < len(self.offsets) else self.manifest.size
         return self.manifest.chunks.between(first, stop) if end == entry.extent.end else None
+
+    def member_numbers(self, folder: str) -> array[int]:
+        """Return the numbers of all members that are in a folder, also in folders of it, in the order of their paths."""
+        if not folder:
+            return self._order
+        return self._order[self._place(_key(folder) + "\0") : self._place(_key(folder) + _AFTER)]
 
     def overlapping(self, wanted: range) -> range:
         """Return the numbers of the chunks that have a part of these bytes of the zip file."""

@@ -148,6 +148,8 @@ class Member(NamedTuple):
     """The offset of its local header in the file."""
     end: int
     """The offset of the next local header, or of the central directory."""
+    full_path: str = ""
+    """The path that the archive states, where `path` is only its end, in a folder of the tree. Otherwise empty."""
 
     @property
     def is_folder(self) -> bool:
@@ -389,7 +391,8 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
         raise _refused(member.path, "its local header states another way of packing")
     extra = data[name_end:data_start]
     other_name = _unicode_path(member.raw_name, extra)
-    if other_name is not None and member.path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
+    path = member.full_path or member.path
+    if other_name is not None and path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
         raise _refused(member.path, "its local header has another name in its extra field")
     if flags & zip_.FLAG_DESCRIPTOR and not _has_zip64(extra):
         # Some tools write the Zip64 mark for a size that only the descriptor states, without a Zip64 field.
