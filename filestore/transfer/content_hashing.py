@@ -1,8 +1,8 @@
 """Compute the secondary digests of a stored file, or of all files of a stored tree, from their verified chunks.
 
     hashing = TreeHashing(repository, tree, pause=pause)
-    known = await index.content_digests(namespace, await hashing.large_files())
-    packed = await hashing.run(known, keep=keep)
+    large = await hashing.large_files()
+    packed = await hashing.run(what the index knows of them, keep=keep)
 
 The chunks are read in the order of the zip file, each once, and those of files whose digests are known are not read. One
 batch is in memory at a time.
@@ -86,10 +86,10 @@ class TreeHashing:
         self._large: dict[int, LargeFile] = {}
         """The large files by the numbers of their members."""
 
-    async def large_files(self) -> list[Digest]:
-        """Return the file digests of the large files. Their secondary digests may be known from another tree."""
+    async def large_files(self) -> list[LargeFile]:
+        """Return the large files, equal ones once. Their secondary digests may be known from another tree."""
         self._large = await in_cpu_thread(_large_files, self._tree)
-        return list({file.digest: None for file in self._large.values()})
+        return list({file.digest: file for file in reversed(self._large.values())}.values())
 
     async def run(self, known: Mapping[Digest, FileDigests], *, keep: Keep) -> bytes:
         """Return the packed digests of all files, in the order of the members. Call `large_files` first.

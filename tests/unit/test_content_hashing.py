@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -13,19 +12,18 @@ import pytest
 from filestore.core.content_digests import EMPTY, PACKED_SIZE, ContentHasher, FileDigests
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
-from filestore.core.records import Record
 from filestore.errors import ChunksMissing, InvalidArchive
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
 from filestore.transfer.content_hashing import KEEP_SIZE, LargeFile, TreeHashing, Work, hash_file
 from filestore.transfer.push import push
-from filestore.transfer.sources.walk import Symlinks
-from filestore.transfer.stored_tree import EntryKind, StoredTree, read_entry
+from filestore.transfer.stored_tree import StoredTree
 from tests.support.archives import Forged, forged
 from tests.support.fetching_trees import stored
 from tests.support.generator import octets, prose
-from tests.support.trees import Folder, Link, Planted, Script, plant
+from tests.support.secondary_digests import digests_of, expected_of, pushed
+from tests.support.trees import Folder, Link, Planted, Script
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -49,28 +47,11 @@ TREE: dict[str, Planted] = {
 Kept = list[tuple[LargeFile, FileDigests]]
 
 
-def digests_of(content: bytes) -> FileDigests:
-    """What `sha256sum` and `git hash-object` print."""
-    blob = b"blob " + str(len(content)).encode() + b"\0" + content
-    return FileDigests(hashlib.sha256(content).digest(), hashlib.sha1(blob, usedforsecurity=False).digest())
-
-
 def content_of(thing: Planted) -> bytes:
     """The content of a file."""
     content = thing.content if isinstance(thing, Script) else thing
     assert isinstance(content, bytes)
     return content
-
-
-async def expected_of(repository: Repository, tree: StoredTree) -> bytes:
-    """The digests of what a reader of the entries gets."""
-    packed = b""
-    for member in tree.members:
-        entry = tree.entry(member.path)
-        if entry is not None and entry.kind is EntryKind.FILE:
-            content = b"".join([piece async for piece in read_entry(repository, tree, entry)])
-            packed += digests_of(content).packed
-    return packed
 
 
 async def no_pause(_: Work) -> None:
@@ -87,11 +68,6 @@ async def hashed(repository: Repository, tree: StoredTree, known: dict[Digest, F
     hashing = TreeHashing(repository, tree, pause=no_pause)
     await hashing.large_files()
     return await hashing.run(known or {}, keep=keep), kept
-
-
-async def pushed(repository: Repository, folder: Path, things: dict[str, Planted]) -> Record:
-    """A record of a tree."""
-    return (await push(repository, plant(folder, things), symlinks=Symlinks.KEEP)).record
 
 
 def test_digests_are_those_of_git_and_sha256sum() -> None:
