@@ -81,6 +81,8 @@ class Route(NamedTuple):
     """Returns the namespace in which a request needs no token, or None if it needs one."""
     is_for_prefixes: bool = True
     """Whether a token that sees only the names with a prefix may be used."""
+    dialect: Callable[[Handler], Handler] | None = None
+    """Returns a handler that tells errors, those of the token too, as the clients of this route understand them."""
 
 
 ROUTES = (
@@ -325,7 +327,7 @@ class RequestAuthenticator:
             with connected, transferring, working_for(repository.namespace):
                 return await route.answer(await self._context(request, access), repository)
 
-        return handler
+        return handler if route.dialect is None else route.dialect(handler)
 
     def expected_for(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
         """Return a handler of `Expect: 100-continue` for the requests of a route.
