@@ -15,7 +15,8 @@ from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT
 from filestore.format.codec import Codec
 from filestore.http import wire
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
+from filestore.http.server.route import Route
 from filestore.http.wire import API, BatchEntry
 from tests.support.frames import contents, encoded, frames, manifest
 from tests.support.generator import octets

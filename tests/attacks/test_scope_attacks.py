@@ -16,7 +16,8 @@ import pytest
 from filestore.core.digest import chunk_digest, token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.scopes import Scope
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
+from filestore.http.server.route import Route
 from filestore.http.wire import API, NAME_HEADER
 from tests.support.changed_tokens import ASKED, answered, changed, ends, is_closing, statuses
 from tests.support.commands import Home

@@ -13,8 +13,9 @@ import pytest
 from filestore.core.scopes import Scope
 from filestore.errors import Forbidden, InvalidInput, OutsidePrefix, ScopeMissing
 from filestore.http.server.access import Access
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
 from filestore.http.server.context import RequestContext
+from filestore.http.server.route import Route
 from filestore.repository.local import LocalRepository
 from filestore.runtime.routes import Routes
 from filestore.runtime.routes.pipelines import PipelineRoutes

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -33,6 +32,7 @@ from filestore.http.server.quotas import Quotas, throttle_of
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
+from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import versions
@@ -52,37 +52,11 @@ from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
 from filestore.transfer.parallelism import IN_A_SERVER
 
-Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
-
 _USAGE_SECONDS = 0.05
 _REPOSITORIES_LIMIT = 256
 """The most repositories that are kept for further requests with the same token. One takes 1 KiB."""
 PATH_LIMIT = 200
 """Characters of a path that are written to the log."""
-
-
-class Route(NamedTuple):
-    """A kind of request that needs a token, and the function that answers it."""
-
-    method: str
-    path: str
-    answer: Answer
-    scope: Scope
-    """The scope that the token of a request needs."""
-    is_transfer: bool = False
-    """Whether the request is a part of a transfer, which may continue while the server stops."""
-    continues: bool = False
-    """Whether a server that is stopping takes the request on any connection: it continues an upload that began earlier, or
-    asks how the server is.
-    """
-    can_be_signed: bool = False
-    """Whether a signed URL is accepted instead of a token."""
-    public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
-    """Returns the namespace in which a request needs no token, or None if it needs one."""
-    is_for_prefixes: bool = True
-    """Whether a token that sees only the names with a prefix may be used."""
-    dialect: Callable[[Handler], Handler] | None = None
-    """Returns a handler that tells errors, those of the token too, as the clients of this route understand them."""
 
 
 ROUTES = (
