@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 
 from filestore.errors import StorageError, UnknownFormat
-from filestore.repository.index import quotas, tasks, usage, uses
+from filestore.repository.index import content_digests, quotas, tasks, usage, uses
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _OLDEST_VERSION = 2
 
 _RECORD_INDEXES = (
@@ -92,6 +92,7 @@ _SCHEMA = (
     *tasks.TABLES,
     *usage.TABLES,
     *quotas.TABLES,
+    *content_digests.TABLES,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _MIGRATIONS = {
@@ -117,6 +118,7 @@ _MIGRATIONS = {
         *quotas.TABLES,
         "PRAGMA user_version = 5",
     ),
+    5: (*content_digests.TABLES, "PRAGMA user_version = 6"),
 }
 """The statements that lead from each older version to the next one, in one transaction."""
 
