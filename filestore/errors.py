@@ -23,6 +23,7 @@ FilestoreError
 │       └── UnexpectedRecord
 ├── NotFound
 │   ├── RevisionNotFound      of a name that exists
+│   ├── EntryNotFound         in a directory that exists
 │   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
@@ -367,6 +368,17 @@ class RevisionNotFound(NotFound):
     hint = "list-versions"
     reference: str
     revision: str
+
+
+class EntryNotFound(NotFound):
+    """A directory exists, but not the file or folder in it that a path names."""
+
+    slug = "entry-not-found"
+    facts = ("reference", "path")
+    sentence = "{reference!r} has nothing at {path!r}"
+    hint = ""
+    reference: str
+    path: str
 
 
 class RecordChanged(NotFound):
