@@ -116,6 +116,7 @@ class Gauge(StrEnum):
     BUDGET_TAKEN = "budget_taken"
     """Bytes of memory that bodies take. Label: budget."""
     MANIFESTS_SIZE = "manifests_size"
+    TREES_SIZE = "trees_size"
     QUEUE = "queue"
     """Tasks that wait. Label: what they wait for."""
     MEMORY = "memory"
