@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import struct
@@ -50,8 +51,10 @@ def example(route: str, path: str) -> str:
     """Return a path that matches a route."""
     if route.startswith("/{path"):
         return path
+    route = re.sub(r":[^}]+", "", route)
     known = {"digest": path.split("/")[-2], "id": f"file_{'0' * 32}", "upload_id": "0" * 32}
-    return route.format(**known, number=1, size_limit=1, name="a")
+    hub = {"type": "models", "repository": "team/model", "revision": "main", "path": "a.txt"}
+    return route.format(**known, **hub, number=1, size_limit=1, name="a")
 
 
 # Tests of tokens.

@@ -65,6 +65,9 @@ def path_of(route: Route, server: RunningServer) -> str:
         "number": "1",
         "size_limit": "9",
         "name": "a",
+        "type": "models",
+        "repository": "other.txt",
+        "revision": "main",
     }
     if "run_files" in route.path:
         values["path"] = f"run_files/{record['path'].partition('/')[2]}"

@@ -37,9 +37,11 @@ from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import history, versions
+from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
+from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.traffic import Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
@@ -104,6 +106,8 @@ ROUTES = (
     Route("GET", "/v3/pipeline_files/download/{id}", files.download_file, Scope.READ),
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
     Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
+    # They begin with any name, so they follow all others.
+    *HUB_ROUTES,
 )
 
 
@@ -279,6 +283,7 @@ class RequestAuthenticator:
         self._open_frames = OpenFrames()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
+        self._trees = SharedTrees(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
         self._observers = observers
@@ -341,6 +346,7 @@ class RequestAuthenticator:
             note(Gauge.BUDGET_TAKEN, name, value=budget.taken)
             note(Gauge.QUEUE, f"memory-{name}", value=budget.waiting)
         note(Gauge.MANIFESTS_SIZE, value=self._manifests.size)
+        note(Gauge.TREES_SIZE, value=self._trees.size)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
@@ -352,6 +358,7 @@ class RequestAuthenticator:
             budget=self._budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
+            trees=self._trees,
             open_frames=self._open_frames,
             rechecks=self._rechecks,
             spool_folder=self._spool_folder,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from filestore.core.names import checked_name
+from filestore.core.names import checked_name, checked_new_full_name, split_full_name
 from filestore.errors import InvalidName, NotFound
 
 _NAME = "[^/]+(?:/[^/]+)?"
 REPOSITORY = f"{{repository:(?:(?:datasets|spaces|kernels)/)?{_NAME}}}"
 """The part of a route for a repository, where the type of a model has no prefix: `team/my-model`, `datasets/team/texts`."""
-API_REPOSITORY = f"{{type:models|datasets|spaces|kernels}}/{{repository:{_NAME}}}"
+API_TYPE = "{type:models|datasets|spaces|kernels}"
+"""The part of a route for the type of a repository, after `/api/`."""
+API_REPOSITORY = f"{API_TYPE}/{{repository:{_NAME}}}"
 """The part of a route for a repository after `/api/`: `models/team/my-model`."""
 REVISION = "{revision:[^/]+}"
 """The part of a route for a revision. A slash in it is percent-encoded, so it is one segment."""
@@ -22,8 +23,6 @@ PREFIXES = ("datasets", "spaces", "kernels")
 """The beginnings of paths that say the type of a repository. A model has none."""
 PATH_LIMIT = 4096
 """Bytes of a path inside a repository, as the limit for the entries of a stored directory."""
-
-_OWNED_NAME = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git\Z)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,14 @@ def hub_name(text: str) -> str:
 
     A request for it is answered as one for a name that is absent, without a look at the index.
     """
-    owner, slash, name = text.rpartition("/")
+    owner, name = split_full_name(text)
     try:
-        checked_name(name)
+        if owner is None:
+            checked_name(name)
+        else:
+            checked_new_full_name(text)
     except InvalidName:
         raise NotFound(text[:PATH_LIMIT]) from None
-    if slash and not (_OWNED_NAME.match(owner) and _OWNED_NAME.match(name)):
-        raise NotFound(text[:PATH_LIMIT])
     return text
 
 
