@@ -60,6 +60,15 @@ class RemovedRows(NamedTuple):
     """The chunks whose rows were condemned or removed since, and perhaps others. None if nobody knows any more."""
 
 
+class Heads(NamedTuple):
+    """A page of names."""
+
+    heads: list[tuple[str, Commit]]
+    """Each full name, with the newest commit of `main`."""
+    next_after: str | None
+    """The name after which the next page begins. None if this is the last one."""
+
+
 class ContentDigests(NamedTuple):
     """The secondary digests of some content: a stored file, or a file of a stored tree that has chunks of its own."""
 
@@ -469,6 +478,21 @@ class Index(Protocol):
 
     async def labels(self, namespace: str, name: str) -> list[Label]:
         """Return the tags and branches of a name, in the order of their names."""
+
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        """Return at most `limit` names that follow `after`, each with the newest commit of `main`.
+
+        Only names that contain `search`, in whatever case, that have this owner, and that begin with `prefix`.
+        """
 
     async def owners(self) -> list[tuple[str, str]]:
         """Return each owner of names, and its namespace, in the order of namespaces."""
