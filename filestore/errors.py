@@ -23,6 +23,7 @@ FilestoreError
 │       └── UnexpectedRecord
 ├── NotFound
 │   ├── RevisionNotFound      of a name that exists
+│   ├── EntryNotFound         in a directory that exists
 │   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
@@ -367,6 +368,17 @@ class RevisionNotFound(NotFound):
     hint = "list-versions"
     reference: str
     revision: str
+
+
+class EntryNotFound(NotFound):
+    """A stored directory exists, but has nothing at a path inside it."""
+
+    slug = "entry-not-found"
+    facts = ("reference", "path")
+    sentence = "{reference!r} has no entry {path!r}"
+    hint = "list-entries"
+    reference: str
+    path: str
 
 
 class RecordChanged(NotFound):
