@@ -18,15 +18,20 @@ from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, minute, table
+from filestore_cli.versions import list_versions
 
 _PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
+@click.argument("reference", metavar="[NAME]", required=False)
 @click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @takes("url", "token")
-def ls(context: CommandContext, limit: int | None) -> None:
-    """List the stored files and directories, the newest first."""
+def ls(context: CommandContext, reference: str | None, limit: int | None) -> None:
+    """List the stored files and directories, the newest first. With NAME, list the versions of this name."""
+    if reference is not None:
+        run_to_end(list_versions(context, reference, limit))
+        return
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:

@@ -66,7 +66,9 @@ def check_older_record(home: Home, record: Record, environ: dict[str, str]) -> N
     for command in COMMANDS:
         # It is read as the entry `30@noon.png` of the directory `12`.
         sentence = home.failure(*command, OLD_NAME, environ=environ)
-        assert sentence.startswith(("nothing is stored under '12'", f"{OLD_NAME!r} names no file: it has a path inside a directory"))
+        assert sentence.startswith(
+            ("nothing is stored under '12'", f"{OLD_NAME!r} names no file: it has a path inside a directory")
+        )
     assert [[OLD_NAME]] == [entry["names"] for entry in home.result("cache", "ls")["entries"]]
     assert "removed" in home.run("cache", "rm", OLD_NAME).stdout
     assert record.id == home.result("rm", record.id, environ=environ)["removed"][0]["id"]
