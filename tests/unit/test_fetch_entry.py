@@ -19,6 +19,7 @@ from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Moved, Repository, Wanted
 from filestore.transfer.fetch import fetch, fetch_entry
+from filestore.transfer.fetch_entry import find_entry
 from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_tree
 from filestore.transfer.leftovers import leftovers
 from filestore.transfer.push import push
@@ -218,8 +219,9 @@ async def gets_of_open(repository: Repository, record: Record) -> int:
 async def test_a_large_file_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
+    found = await find_entry(failing, model, "weights/0.bin")
     with pytest.raises(Interrupted):
-        await fetch_entry(failing, model, "weights/0.bin", target=tmp_path / "file", options=SMALL_BATCHES)
+        await fetch_entry(failing, model, found, target=tmp_path / "file", options=SMALL_BATCHES)
     result = await fetch(repository, "model.zip:weights/0.bin", target=tmp_path / "file")
     assert TREE["weights/0.bin"] == (tmp_path / "file").read_bytes()
     assert 0 < result.bytes_reused < result.size
@@ -228,8 +230,9 @@ async def test_a_large_file_is_resumed(repository: LocalRepository, model: Recor
 async def test_a_folder_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again, and what another folder left is not mixed in."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
+    found = await find_entry(failing, model, "weights")
     with pytest.raises(Interrupted):
-        await fetch_entry_tree(failing, model, "weights", target=tmp_path / "target", options=SMALL_BATCHES)
+        await fetch_entry_tree(failing, model, found, target=tmp_path / "target", options=SMALL_BATCHES)
     result = await fetch_tree(repository, "model.zip:weights", target=tmp_path / "target")
     assert below("weights") == standing(tmp_path / "target")
     assert 0 < result.bytes_reused < result.size
