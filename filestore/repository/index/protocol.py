@@ -60,6 +60,31 @@ class RemovedRows(NamedTuple):
     """The chunks whose rows were condemned or removed since, and perhaps others. None if nobody knows any more."""
 
 
+class Heads(NamedTuple):
+    """A page of names."""
+
+    heads: list[tuple[str, Commit]]
+    """Each full name, with the newest commit of `main`."""
+    next_after: str | None
+    """The name after which the next page begins. None if this is the last one."""
+
+
+class ContentDigests(NamedTuple):
+    """The secondary digests of some content: a stored file, or a file of a stored tree that has chunks of its own."""
+
+    digest: Digest
+    """Its file digest, which is the digest of its manifest."""
+    size: int
+    sha256: bytes
+    """The 32 bytes of SHA-256 of the content."""
+    blob_id: bytes
+    """The 20 bytes of the id that git gives the content: SHA-1 of `blob SIZE`, a zero byte and the content."""
+    source: Digest
+    """The digest of a record in whose content it lies. It is `digest` itself for a stored file."""
+    start: int
+    """Where it begins in the content of `source`."""
+
+
 class PositionedRecord(NamedTuple):
     """A record, and its position in the order in which the records of a namespace were stored."""
 
@@ -295,6 +320,19 @@ class Transaction(Protocol):
         It is removed together with its token.
         """
 
+    async def add_content_digests(self, namespace: str, rows: Sequence[ContentDigests]) -> None:
+        """Add the secondary digests of contents. A row whose source has no record is skipped, so add the record first.
+
+        They were computed from the content: a row that exists keeps its digests. It gets the new source if a record of that
+        is newer. A row is removed with the last record of its source.
+        """
+
+    async def set_tree_digests(self, namespace: str, digest: Digest, packed: bytes) -> None:
+        """Add the secondary digests of the files of a stored tree, as `Index.tree_digests` returns them.
+
+        Without a record of the tree nothing is added. What is there stays. It is removed with the last record of the tree.
+        """
+
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         """Keep the state of a maintenance task, which must be valid JSON. None removes it."""
 
@@ -441,6 +479,21 @@ class Index(Protocol):
     async def labels(self, namespace: str, name: str) -> list[Label]:
         """Return the tags and branches of a name, in the order of their names."""
 
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        """Return at most `limit` names that follow `after`, each with the newest commit of `main`.
+
+        Only names that contain `search`, in whatever case, that have this owner, and that begin with `prefix`.
+        """
+
     async def owners(self) -> list[tuple[str, str]]:
         """Return each owner of names, and its namespace, in the order of namespaces."""
 
@@ -517,6 +570,21 @@ class Index(Protocol):
 
     async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests without a row, live or condemned, in order. Unlike `missing`, this changes nothing."""
+
+    async def content_digests(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        """Return the secondary digests of contents by their file digests. Those that are not known are left out."""
+
+    async def contents_by_sha256(self, namespace: str, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        """Return a stored content for each SHA-256. Those that are not known are left out."""
+
+    async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
+        """Return SHA-256 and git's blob id (32 and 20 bytes) of each file of a stored tree, in the order of its members.
+
+        Folders and links are left out. Return None if they are not known yet.
+        """
+
+    async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those of `digests` for which `tree_digests` returns something, without reading it."""
 
     async def policy(self, namespace: str) -> Policy:
         """Return the policy of a namespace."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from filestore.errors import StorageError, UnknownFormat
-from filestore.repository.index import history, quotas, tasks, usage, uses
+from filestore.repository.index import content_digests, history, quotas, tasks, usage, uses
 
 SCHEMA_VERSION = 6
 _OLDEST_VERSION = 2
@@ -94,6 +94,7 @@ _SCHEMA = (
     *usage.TABLES,
     *quotas.TABLES,
     *history.TABLES,
+    *content_digests.TABLES,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] = {
@@ -119,7 +120,7 @@ _MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] =
         *quotas.TABLES,
         "PRAGMA user_version = 5",
     ),
-    5: (*history.TABLES, history.commit_all_records, "PRAGMA user_version = 6"),
+    5: (*history.TABLES, history.commit_all_records, *content_digests.TABLES, "PRAGMA user_version = 6"),
 }
 """The statements and functions that lead from each older version to the next one, in one transaction."""
 

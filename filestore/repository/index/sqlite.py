@@ -27,7 +27,7 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, history, quotas, records, tasks, tokens, usage, uses
+from filestore.repository.index import chunks, content_digests, history, names, quotas, records, tasks, tokens, usage, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
@@ -36,6 +36,8 @@ from filestore.repository.index.protocol import (
     Base,
     ChunkRow,
     ChunkState,
+    ContentDigests,
+    Heads,
     IndexProblem,
     IndexVersion,
     ListingGrowth,
@@ -173,6 +175,20 @@ class SqliteIndex:
     async def labels(self, namespace: str, name: str) -> list[Label]:
         return await self._reader.run(history.select_labels, namespace, name)
 
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        return await self._reader.run(
+            names.select_heads, namespace, search=search, owner=owner, after=after, limit=limit, prefix=prefix
+        )
+
     async def owners(self) -> list[tuple[str, str]]:
         return await self._reader.run(history.select_owners)
 
@@ -231,6 +247,18 @@ class SqliteIndex:
 
     async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._reader.run(chunks.select_unknown, namespace, digests)
+
+    async def content_digests(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        return await self._reader.run(content_digests.select_contents, namespace, digests)
+
+    async def contents_by_sha256(self, namespace: str, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        return await self._reader.run(content_digests.select_contents_by_sha256, namespace, sha256s)
+
+    async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
+        return await self._reader.run(content_digests.select_tree, namespace, digest)
+
+    async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
+        return await self._reader.run(content_digests.select_trees, namespace, digests)
 
     async def policy(self, namespace: str) -> Policy:
         return await self._reader.run(tasks.select_policy, namespace)
@@ -575,6 +603,12 @@ class SqliteTransaction:
 
     async def set_quota(self, namespace: str, quota: Quota, *, token: Digest | None = None) -> None:
         await self._run(quotas.replace_quota, namespace, token, quota)
+
+    async def add_content_digests(self, namespace: str, rows: Sequence[ContentDigests]) -> None:
+        await self._run(content_digests.insert_contents, namespace, rows)
+
+    async def set_tree_digests(self, namespace: str, digest: Digest, packed: bytes) -> None:
+        await self._run(content_digests.insert_tree, namespace, digest, packed)
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         await self._run(tasks.replace_state, namespace, task, state)
