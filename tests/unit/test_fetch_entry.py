@@ -126,7 +126,7 @@ async def test_a_folder_of_a_directory(repository: LocalRepository, model: Recor
 
 
 async def test_the_directory_itself(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
-    """An empty path means the whole tree, which is no file."""
+    """An empty path means the whole tree, which is not a file."""
     await fetch_tree(repository, f"{model.id}:", target=tmp_path / "target")
     assert TREE == standing(tmp_path / "target")
     with pytest.raises(InvalidReference, match="it is a folder"):
@@ -153,7 +153,7 @@ async def test_every_kind_of_reference(repository: LocalRepository, model: Recor
         ("latest", InvalidReference, "it is a symbolic link to 'weights/1.bin'; give the path that it leads to"),
     ],
 )
-async def test_what_is_no_file_of_it(
+async def test_what_fetch_refuses(
     repository: LocalRepository, model: Record, tmp_path: Path, *, path: str, error: type[Exception], words: str
 ) -> None:
     """The error says what is at the path, and nothing is written."""
@@ -171,7 +171,7 @@ async def test_what_is_no_file_of_it(
         ("latest", InvalidReference, "it is a symbolic link"),
     ],
 )
-async def test_what_is_no_folder_of_it(
+async def test_what_fetch_tree_refuses(
     repository: LocalRepository, model: Record, tmp_path: Path, *, path: str, error: type[Exception], words: str
 ) -> None:
     """As for a file."""
