@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import NamedTuple
 
+from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
 from filestore.errors import Busy
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
-from filestore.repository.index.protocol import BLOB_ID_SIZE, SHA256_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread
@@ -36,14 +36,6 @@ FOLLOWED_LIMIT = 40
 _Key = tuple[str, Digest]
 
 
-class FileDigests(NamedTuple):
-    """The digests of a file that other tools know."""
-
-    sha256: bytes
-    blob_id: bytes
-    """The SHA-1 of its git blob."""
-
-
 class OpenedTree:
     """A stored tree, with the targets of its links and the secondary digests of its files."""
 
@@ -59,23 +51,21 @@ class OpenedTree:
     @property
     def size_in_memory(self) -> int:
         """Bytes of memory that it takes, with the digests of its files, also if they are not known yet."""
-        own = len(self._places) * (self._places.itemsize + SHA256_SIZE + BLOB_ID_SIZE)
+        own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
         return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
 
     async def learn(self, repository: LocalRepository, digest: Digest) -> None:
         """Ask for the digests of the files, if they are not known."""
         if self._digests is None:
             found = await repository.tree_digests(digest)
-            if found is not None and len(found) == self._file_count * (SHA256_SIZE + BLOB_ID_SIZE):
+            if found is not None and len(found) == self._file_count * PACKED_SIZE:
                 self._digests = found
 
     def digests_of(self, entry: StoredEntry) -> FileDigests | None:
         """Return the digests of a file. Return None if they are not known, or if it is not a file."""
         if self._digests is None or entry.kind is not EntryKind.FILE or entry.member_number is None:
             return None
-        start = self._places[entry.member_number] * (SHA256_SIZE + BLOB_ID_SIZE)
-        packed = self._digests[start : start + SHA256_SIZE + BLOB_ID_SIZE]
-        return FileDigests(packed[:SHA256_SIZE], packed[SHA256_SIZE:])
+        return FileDigests.unpack(self._digests, self._places[entry.member_number])
 
     def find(self, path: str) -> StoredEntry | None:
         """Return the file or folder at `path`, which may lead through links. Return None if there is none.

@@ -16,9 +16,9 @@ from urllib.parse import urlencode
 from blake3 import blake3
 
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
+from filestore.core.content_digests import FileDigests
 from filestore.core.digest import Digest
 from filestore.http.server.routes.hub.names import HubRepository
-from filestore.http.server.stored_trees import FileDigests
 
 LFS_SIZE = 1 << 20
 """Files of this size and more are told with their SHA-256, as those that the Hub keeps in LFS. The ETag of a smaller one is the

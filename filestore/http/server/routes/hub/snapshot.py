@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import islice
 
 from filestore.core.commits import Commit
+from filestore.core.content_digests import FileDigests
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind
 from filestore.errors import EntryNotFound
@@ -14,7 +15,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.hub.dialect import note_commit
 from filestore.http.server.routes.hub.documents import Entry
 from filestore.http.server.routes.hub.names import HubRepository
-from filestore.http.server.stored_trees import FileDigests, OpenedTree
+from filestore.http.server.stored_trees import OpenedTree
 from filestore.repository.local import LocalRepository
 from filestore.transfer.stored_tree import EntryKind, StoredEntry
 
