@@ -193,8 +193,8 @@ class SharedTrees:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Forget trees that nobody uses until the others fit."""
-        for key, entry in list(self._entries.items()):
+        """Forget trees that nobody uses until the others fit. The one that was used last stays, however large it is."""
+        for key, entry in list(self._entries.items())[:-1]:
             if self.size <= self._limit:
                 return
             if not entry.users and entry.size:
