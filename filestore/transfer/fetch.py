@@ -131,8 +131,8 @@ async def fetch_entry(
     Only the chunks are received that have a part of it. A file of 256 KiB or more in a pushed directory is resumed like any
     file.
 
-    Raises EntryNotFound; InvalidReference for a folder, a link, and a record that is not a zip file; InvalidArchive, LimitExceeded,
-    and what `fetch_record` raises.
+    Raises EntryNotFound; InvalidReference for a folder, a link, and a record that is not a zip file; InvalidArchive,
+    LimitExceeded, and what `fetch_record` raises.
     """
     started = time.monotonic()
     found = await find_entry(repository, record, entry_path, limits=limits)
