@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
-from filestore.errors import Busy
+from filestore.errors import Busy, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
+from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread
@@ -39,8 +40,9 @@ _Key = tuple[str, Digest]
 class OpenedTree:
     """A stored tree, with the targets of its links and the secondary digests of its files."""
 
-    def __init__(self, tree: StoredTree, links: Mapping[str, str], files: _Files) -> None:
+    def __init__(self, tree: StoredTree, links: Mapping[str, str], files: _Files, card: ModelCard) -> None:
         self.tree = tree
+        self.card = card
         self.used_storage = files.size
         """Bytes of all files together."""
         self._links = links
@@ -182,7 +184,7 @@ class SharedTrees:
             tree = await StoredTree.open(repository, digest, limits=self._limits)
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
-            return OpenedTree(tree, links, files)
+            return OpenedTree(tree, links, files, await _card(repository, tree))
 
     def _opened(self, key: _Key, entry: _Entry, opening: asyncio.Task[OpenedTree]) -> None:
         if opening.cancelled() or opening.exception() is not None:
@@ -230,6 +232,16 @@ def _survey(tree: StoredTree) -> _Files:
 
 async def _target(repository: LocalRepository, tree: StoredTree, link: StoredEntry) -> str:
     return b"".join([piece async for piece in read_entry(repository, tree, link)]).decode(errors="replace")
+
+
+async def _card(repository: LocalRepository, tree: StoredTree) -> ModelCard:
+    found = tree.entry("README.md")
+    if found is None or found.kind is not EntryKind.FILE:
+        return NO_CARD
+    try:
+        return parse_card(b"".join([piece async for piece in read_entry(repository, tree, found, 0, CARD_LIMIT)]))
+    except FilestoreError:
+        return NO_CARD  # the other files can be read without it
 
 
 def _with_parents(path: str) -> Iterator[str]:
