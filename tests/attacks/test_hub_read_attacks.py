@@ -105,7 +105,7 @@ def test_a_cursor_leads_to_no_other_folder(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("limit", ["-1", "1e9", "", "x", "9" * 40, "²"])
-def test_a_limit_that_is_no_number_is_refused(server: RunningServer, limit: str) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(server: RunningServer, limit: str) -> None:
     """Nothing else happens."""
     assert 400 == server.ask("GET", f"/api/models/{NAME}/tree/main?limit={quote(limit)}").status
     assert 200 == server.ask("GET", f"/api/models/{NAME}/tree/main?limit=999999999").status
