@@ -284,6 +284,11 @@ class Members(Sequence[Member]):
         """The offsets of the local headers."""
         self._places = array("Q", (places[number] for number in order))
 
+    @property
+    def size_in_memory(self) -> int:
+        """Bytes that the `directory` of the constructor and the arrays take."""
+        return len(self._directory) + 2 * self.starts.itemsize * len(self.starts)
+
     def __len__(self) -> int:
         return len(self.starts)
 
