@@ -22,11 +22,17 @@ FilestoreError
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
+│   ├── RevisionNotFound      of a name that exists
+│   ├── EntryNotFound         in a directory that exists
 │   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
 ├── PartRefused               a part of an upload that arrived before with other bytes
 ├── FileInUse                 a file that pipelines need is not removed
+├── VersionLabelled           a version with a tag or a branch is not removed
+├── HeadMoved                 a commit that was made for another state of its branch
+├── LabelExists
+├── OwnerTaken                by another namespace
 ├── LimitExceeded
 │   ├── TooManyUploads
 │   └── UploadsTooLarge       of one namespace
@@ -353,6 +359,28 @@ class NotFound(FilestoreError):
     hint = "list-files"
 
 
+class RevisionNotFound(NotFound):
+    """A name exists, but not the version of it that a revision names."""
+
+    slug = "revision-not-found"
+    facts = ("reference", "revision")
+    sentence = "{reference!r} has no version {revision!r}"
+    hint = "list-versions"
+    reference: str
+    revision: str
+
+
+class EntryNotFound(NotFound):
+    """A stored directory exists, but has nothing at a path inside it."""
+
+    slug = "entry-not-found"
+    facts = ("reference", "path")
+    sentence = "{reference!r} has no entry {path!r}"
+    hint = "list-entries"
+    reference: str
+    path: str
+
+
 class RecordChanged(NotFound):
     """A record is not removed, because it is not in the state in which it was chosen for the removal."""
 
@@ -417,6 +445,47 @@ class FileInUse(FilestoreError):
     hint = "remove-anyway"
     file_id: str
     pipelines: str
+
+
+class VersionLabelled(FilestoreError):
+    """A version is not removed, because a tag or a branch names it. `labels` has their names."""
+
+    slug = "version-labelled"
+    facts = ("file_id", "labels")
+    sentence = "{file_id} has the label {labels}; remove each label that names it first, or remove it by force"
+    hint = "remove-labelled"
+    file_id: str
+    labels: str
+
+
+class HeadMoved(FilestoreError):
+    """A commit is not made, because the newest commit of its branch is not the one that it was made for."""
+
+    slug = "head-moved"
+    facts = ("name", "branch", "parent", "head")
+    sentence = (
+        "the newest commit of {name!r} on {branch!r} is {head!r} and not {parent!r}, for which this one was made;"
+        " read the newest one, and try again"
+    )
+    head: str
+
+
+class LabelExists(FilestoreError):
+    """A tag or a branch is not made, because another commit has it."""
+
+    slug = "label-exists"
+    facts = ("name", "label", "commit_id")
+    sentence = "{name!r} has the label {label!r} already, at the commit {commit_id}; remove it first, or move it by force"
+    hint = "move-label"
+    commit_id: str
+
+
+class OwnerTaken(FilestoreError):
+    """A name cannot be stored, because its owner belongs to another namespace."""
+
+    slug = "owner-taken"
+    facts = ("owner",)
+    sentence = "the owner {owner!r} belongs to another namespace of this repository; choose another owner"
 
 
 class LimitExceeded(FilestoreError):

@@ -101,7 +101,7 @@ def _show_record(context: CommandContext, repository: Repository, record: Record
             id=record.id,
             digest=record.digest,
             path=for_display(record.path),
-            name=for_display(record.name),
+            name=for_display(record.full_name),
             size=exactly(record.size),
             kind=record.kind.value,
             namespace=record.namespace,
@@ -116,7 +116,7 @@ def _show_record(context: CommandContext, repository: Repository, record: Record
 def record_line(record: Record) -> str:
     """Return a record as a line for a person."""
     kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
-    return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.name)}{kind}"
+    return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.full_name)}{kind}"
 
 
 def _count(count: int, size: int) -> str:

@@ -103,7 +103,7 @@ async def _rm(context: CommandContext, request: _Request, *, yes: bool, dry_run:
             freed = None if removed else FreedContent(0, 0)
         if not dry_run and context.is_local:
             for record in removed:
-                named = {"record": record.id, "name": record.name, "digest": str(record.digest), "size": record.size}
+                named = {"record": record.id, "name": record.full_name, "digest": str(record.digest), "size": record.size}
                 audit(context.settings, "remove", {"namespace": record.namespace, **named})
         _show(context, repository, plan, removed, freed, dry_run=dry_run)
     if plan.failed:
@@ -135,7 +135,7 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
     rule = {"keep_last": request.keep_last, "older_than_seconds": request.older_than_seconds}
     page = await repository.versions(reference, limit=1 if is_one else _PAGE, **rule)  # type: ignore[arg-type]  # as declared
     if reference.digest is not None and page.total > 1 and not request.every:
-        names = list(dict.fromkeys(record.name for record in page.records))
+        names = list(dict.fromkeys(record.full_name for record in page.records))
         more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
         shown = ", ".join(map(repr, names[:_SHOWN_NAMES]))
         reason = f"{page.total} records have this content ({shown}{more}); give the id of one, or --all for all of them"
@@ -150,7 +150,7 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
             raise LimitExceeded(f"the number of versions at {repository.location}", len(seen), _VERSIONS_LIMIT)
         for record in page.records:
             if reference.digest is None:
-                plan.totals[record.name] = page.total
+                plan.totals[record.full_name] = page.total
             plan.choose(record, user=page.users.get(record.id), request=request)
         if is_one or len(page.records) < _PAGE:
             break
@@ -198,7 +198,7 @@ async def _remove(repository: Repository, plan: _Plan, request: _Request) -> lis
         except (NotFound, RecordChanged) as error:
             plan.failed.append((record.id, explained(error)))
         except FilestoreError as error:
-            plan.failed.append((record.id, f"{record.id} ({record.name!r}) was not removed: {explained(error)}"))
+            plan.failed.append((record.id, f"{record.id} ({record.full_name!r}) was not removed: {explained(error)}"))
     return removed
 
 
@@ -214,8 +214,8 @@ def _show(
     verb = "would remove" if dry_run else "removed"
     left = dict(plan.totals)
     for record in removed:
-        if record.name in left:
-            left[record.name] -= 1
+        if record.full_name in left:
+            left[record.full_name] -= 1
     size = None if freed is None else freed.stored_size
     result = {
         "removed": [record.as_json() for record in removed],

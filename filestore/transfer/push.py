@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
-from filestore.core.names import archive_name, checked_new_name
+from filestore.core.names import archive_name, checked_new_full_name
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
 from filestore.errors import (
@@ -149,6 +149,8 @@ async def push(
     path: str | Path,
     *,
     name: str | None = None,
+    message: str = "",
+    author: str = "",
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -166,8 +168,10 @@ async def push(
 
     repository: what `connect` gives.
     path: a file or a directory of this machine. A file must not change during the push.
-    name: the name of the record, without `@` and `:`. The default is the name of the file, or that of the directory with `.zip`
-        after it.
+    name: the name of the record, without `@` and `:`. It may have an owner, `OWNER/NAME`. The default is the name of the file, or
+        that of the directory with `.zip` after it.
+    message: what the commit of this version says, at most 2048 bytes.
+    author: who the commit is by. A server takes the label of the token instead.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
@@ -195,7 +199,7 @@ async def push(
     path = given_path(path)
     chosen = _checked_codec(codec)
     started = time.monotonic()
-    kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
+    kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
@@ -212,7 +216,7 @@ async def push(
         if source.cached_size:
             await sending.send_lost(manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
-        record = await _commit(sending, manifest, kept_name, kind)
+        record = await _commit(sending, manifest, kept_name, kind, message=message, author=author)
         if push_cache is not None:
             fingerprint = await in_cpu_thread(source.fingerprint)
             if fingerprint:
@@ -431,12 +435,12 @@ def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> 
     return entries
 
 
-async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -> Record:
+async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind, *, message: str = "", author: str = "") -> Record:
     for attempt in count(1):
         # A source that changed meanwhile is not recorded: its chunks may come from two versions.
         await in_cpu_thread(sending.source.check_unchanged)
         try:
-            return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, message=message, author=author)
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from filestore.core.commits import printable
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
 from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, NOT_OURS
@@ -21,6 +22,7 @@ from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
 from filestore.http.server.context import RequestContext
 from filestore.http.server.descriptors import OpenFrames
+from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
@@ -35,7 +37,7 @@ from filestore.http.server.request_record import Observer, note_answer, record_o
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
-from filestore.http.server.routes import versions
+from filestore.http.server.routes import history, versions
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
@@ -98,6 +100,10 @@ ROUTES = (
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file, Scope.READ),
     Route("POST", f"{API}/files/freed", versions.measure_freed, Scope.READ),
     Route("GET", f"{API}/versions", versions.list_versions, Scope.READ),
+    Route("GET", f"{API}/commits", history.list_commits, Scope.READ),
+    Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
+    Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
+    Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
@@ -138,6 +144,7 @@ def make_app(
     traffic: Traffic,
     shared_times: SharedTimes,
     rates: SharedRates,
+    digests: DigestPass,
     more_routes: Sequence[Route] = (),
     observers: Sequence[Observer] = (),
 ) -> web.Application:
@@ -203,6 +210,7 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
+    app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
@@ -382,6 +390,7 @@ class RequestAuthenticator:
             keys=await self._tokens.keys(),
             origin=self._origin,
             issuer=NO_ISSUER if access is None else access.issuer,
+            author="" if access is None else printable(access.label),
             signed_until=None if access is None else access.expires_at,
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,

@@ -73,6 +73,8 @@ class RequestContext:
     store: ChunkStore
     throttle: Throttle | None = None
     """What limits the rate of the bodies, if a quota does."""
+    author: str = ""
+    """The label of the token, which the commits of the request have as their author."""
     upload_setting: str = "upload_limit"
     """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 
