@@ -118,7 +118,8 @@ def _arguments() -> argparse.Namespace:
 def _source(folder: Path, files: int, size: int) -> Path:
     folder.mkdir()
     for number in range(files):
-        write_safetensors(folder / f"model-{number + 1:05}-of-{files:05}.safetensors", size=size, seed=number, tensor_size=_TENSOR)
+        path = folder / f"model-{number + 1:05}-of-{files:05}.safetensors"
+        write_safetensors(path, size=size, seed=number, tensor_size=_TENSOR)
     (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     return folder
 
