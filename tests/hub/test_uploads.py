@@ -171,12 +171,22 @@ def test_the_owner_of_another_namespace(hub: Hub, client: HubClient, stored: str
     assert "HfHubHTTPError" in refused.classes
 
 
+@pytest.mark.parametrize("client", ["0.36", "1.0", "1.19"], indirect=True)
+def test_a_large_folder_is_uploaded(hub: Hub, client: HubClient, name: str, model: Path, tmp_path: Path) -> None:
+    """`upload_large_folder`, which is gone in 2.0, sends the same files in several commits."""
+    client.call("upload_large_folder", repo_id=name, folder_path=str(model), repo_type="model", print_report=False)
+    assert contents(model) == fetched(hub, name, tmp_path / "ours")
+
+
 @BY_XET
-def test_an_upload_by_xet_is_explained(client: HubClient, name: str, model: Path) -> None:
-    """A client that uploads by its own protocol is told the variable that makes it use the protocol of the Hub's Git."""
+def test_an_upload_by_xet_is_explained(hub: Hub, client: HubClient, name: str, model: Path) -> None:
+    """The answer names the variable. The client shows only its status and the URL, which our documentation explains."""
     done = client.run("upload", name, model, environ={"HF_HUB_DISABLE_XET": "0"})
     assert 0 != done.returncode
-    assert "HF_HUB_DISABLE_XET=1" in done.stdout + done.stderr
+    assert "xet-write-token" in done.stderr
+    (answer,) = (one.answered for one in hub.relay.asked if "/xet-write-token/" in one.path)
+    assert "HF_HUB_DISABLE_XET=1" in answer["x-error-message"]
+    assert "xet-write-token" in (REPOSITORY / "docs/hub.md").read_text()
 
 
 @pytest.mark.parametrize("client", ["0.36", "newest"], indirect=True)
