@@ -31,7 +31,10 @@ def test_a_command_downloads_a_pushed_folder(hub: Hub, client: HubClient, stored
     files = contents(model)
     assert files == contents(snapshot(client, stored))
     tree = {"GET tree": 1} if client.version == "newest" else {}
-    assert {"GET info": 1, "HEAD resolve": len(files), "GET resolve": len(files), **tree} == asked
+    tree = {"GET tree": 1} if client.version == "newest" else {}
+    # Nothing is left to ask about a file whose size is 0.
+    full = len([content for content in files.values() if content])
+    assert {"GET info": 1, "HEAD resolve": len(files), "GET resolve": full, **tree} == asked
     for path, content in files.items():
         assert (snapshot(client, stored) / path).resolve().name in named_digests(content)
 
