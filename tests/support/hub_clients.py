@@ -115,7 +115,9 @@ class HubClient:
 
     def calls(self, *calls: tuple[str, Mapping[str, object]], environ: Mapping[str, str] | None = None) -> list[Any]:
         """Call methods of `HfApi` one after another. A failure is the last result."""
-        results: list[Any] = self.script("calls.py", json.dumps(calls), environ=environ)
+        file = self.home.folder / "calls.json"
+        file.write_text(json.dumps(calls))
+        results: list[Any] = self.script("calls.py", file, environ=environ)
         if isinstance(results[-1], dict) and "raised" in results[-1]:
             results[-1] = Failed(results[-1]["raised"], results[-1]["message"])
         return results

@@ -1,6 +1,6 @@
-"""Call methods of `HfApi` one after another, and print their results as JSON. Usage: calls.py '[[METHOD, {ARGUMENTS}], ...]'.
+"""Call methods of `HfApi` one after another, and print their results as JSON. Usage: calls.py FILE.
 
-An exception ends the calls. Runs in an environment with a client of the Hub.
+The file has JSON: [[METHOD, {ARGUMENTS}], ...]. An exception ends the calls. Runs in an environment with a client of the Hub.
 """
 
 import base64
@@ -45,7 +45,7 @@ def main() -> None:
     """Call and print."""
     results = []
     api = huggingface_hub.HfApi()
-    for method, arguments in json.loads(sys.argv[1]):
+    for method, arguments in json.loads(Path(sys.argv[1]).read_text()):
         try:
             results.append(shown(getattr(api, method)(**{key: given(value) for key, value in arguments.items()})))
         except Exception as error:  # noqa: BLE001  # the test says which one is right
