@@ -373,12 +373,12 @@ class RevisionNotFound(NotFound):
 
 
 class EntryNotFound(NotFound):
-    """A directory exists, but not the file or folder in it that a path names."""
+    """A stored directory exists, but has nothing at a path inside it."""
 
     slug = "entry-not-found"
     facts = ("reference", "path")
-    sentence = "{reference!r} has nothing at {path!r}"
-    hint = ""
+    sentence = "{reference!r} has no entry {path!r}"
+    hint = "list-entries"
     reference: str
     path: str
 

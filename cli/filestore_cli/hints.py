@@ -29,6 +29,7 @@ HINTS = {
     "FILESTORE_TOKEN gives it",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
     "the first start of `filestore serve` prints one, and `filestore token new` makes another",
+    "list-entries": "`filestore ls {reference}:` shows its entries",
     "list-files": "`filestore ls` shows what is",
     "list-versions": "`filestore log {reference}` shows its versions, and `filestore tag {reference}` its tags and branches",
     "move-label": "`filestore tag --force` moves it",

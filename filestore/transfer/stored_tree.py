@@ -35,7 +35,6 @@ from filestore.format.zip.read import (
     check_crc,
     check_descriptor,
     check_local_header,
-    parse_central_directory,
 )
 from filestore.repository.protocol import Moved, Repository
 from filestore.system.threads import in_cpu_thread
@@ -140,7 +139,7 @@ class StoredTree:
         at = self._place(_key(path))
         if at == len(self._order):
             return None
-        found = self.members[self._order[at]].path
+        found = self.members.path(self._order[at])
         if found == path:
             return self._entry(at)
         return StoredEntry(path, EntryKind.FOLDER) if found.startswith(f"{path}/") else None
@@ -149,7 +148,7 @@ class StoredTree:
         """Yield what is in a folder, in the order of the paths. With `recursive`, also what is in its folders.
 
         With `after`, a path in the folder, yield only what follows this path, so that a listing can go on where another one
-        ended. Yields nothing if there is no such folder.
+        ended. Without such a folder, it yields nothing.
         """
         prefix = f"{folder}/" if folder else ""
         at = 0 if after is None else self._place(_key(after))
@@ -157,7 +156,7 @@ class StoredTree:
         latest = after
         """The path before the next one: the folders that both are in were yielded."""
         while at < len(self._order):
-            path = self.members[self._order[at]].path
+            path = self.members.path(self._order[at])
             if not path.startswith(prefix):
                 return
             if not recursive:
@@ -192,6 +191,12 @@ class StoredTree:
         end = self.offsets[stop] if stop < len(self.offsets) else self.manifest.size
         return self.manifest.chunks.between(first, stop) if end == entry.extent.end else None
 
+    def member_numbers(self, folder: str) -> array[int]:
+        """Return the numbers of all members that are in a folder, also in folders of it, in the order of their paths."""
+        if not folder:
+            return self._order
+        return self._order[self._place(_key(folder) + "\0") : self._place(_key(folder) + _AFTER)]
+
     def overlapping(self, wanted: range) -> range:
         """Return the numbers of the chunks that have a part of these bytes of the zip file."""
         if not wanted:
@@ -200,7 +205,7 @@ class StoredTree:
 
     def _place(self, key: str) -> int:
         """Return the place in `_order` of the first member whose key is not less."""
-        return bisect_left(self._order, key, key=lambda number: _key(self.members[number].path))
+        return bisect_left(self._order, key, key=lambda number: _key(self.members.path(number)))
 
     def _is_folder(self, at: int) -> bool:
         return self.members[self._order[at]].is_folder
@@ -348,16 +353,16 @@ class _Gatherer:
 
 
 def _parsed(manifest: Manifest, tail: bytes, end: End, limits: ZipLimits) -> StoredTree:
-    checked = parse_central_directory(tail, end, limits=limits)
+    members = Members.checked(tail, end, limits=limits)
     order = array("I")
     latest = ""  # some archives have an entry for the tree itself, and some name a folder twice
-    keys = [_key(member.path) for member in checked]
+    keys = [_key(members.path(number)) for number in range(len(members))]
     for number in sorted(range(len(keys)), key=keys.__getitem__):
         if keys[number] != latest:
             order.append(number)
             latest = keys[number]
-    del checked, keys
-    return StoredTree(manifest, tail, end, Members(tail, end, limits=limits), order)
+    del keys
+    return StoredTree(manifest, tail, end, members, order)
 
 
 def _key(path: str) -> str:

@@ -156,7 +156,7 @@ async def test_a_tree_without_files_has_empty_digests(index: Index) -> None:
 
 
 async def test_a_check_finds_values_that_no_content_has(open_shared: OpenIndex) -> None:
-    """Both tables are checked. What is valid is no problem."""
+    """Both tables are checked. What is valid gives none."""
     index = await open_shared()
     await store(index, TREE)
     await add(index, row(b"content"))

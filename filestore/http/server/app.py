@@ -21,6 +21,7 @@ from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
 from filestore.http.server.context import RequestContext
 from filestore.http.server.descriptors import OpenFrames
+from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
@@ -123,6 +124,7 @@ def make_app(
     traffic: Traffic,
     shared_times: SharedTimes,
     rates: SharedRates,
+    digests: DigestPass,
     more_routes: Sequence[Route] = (),
     observers: Sequence[Observer] = (),
 ) -> web.Application:
@@ -188,6 +190,7 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
+    app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(

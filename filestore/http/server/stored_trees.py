@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import NamedTuple
 
+from filestore.core.content_digests import BLOB_ID_SIZE, SHA256_SIZE
 from filestore.core.digest import Digest
 from filestore.errors import Busy
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
-from filestore.repository.index.protocol import BLOB_ID_SIZE, SHA256_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread

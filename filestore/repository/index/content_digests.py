@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from filestore.core.content_digests import BLOB_ID_SIZE, PACKED_SIZE, SHA256_SIZE
 from filestore.core.digest import DIGEST_SIZE, Digest
-from filestore.repository.index.protocol import BLOB_ID_SIZE, SHA256_SIZE, ContentDigests
+from filestore.repository.index.protocol import ContentDigests
 from filestore.repository.index.statements import read
 
 TABLES = (
@@ -73,7 +74,7 @@ _VALID_CONTENT = (
 )
 _VALID_TREE = (
     f"typeof(digest) = 'blob' AND length(digest) = {DIGEST_SIZE}"
-    f" AND typeof(content) = 'blob' AND length(content) % {SHA256_SIZE + BLOB_ID_SIZE} = 0"
+    f" AND typeof(content) = 'blob' AND length(content) % {PACKED_SIZE} = 0"
 )
 
 

@@ -24,8 +24,6 @@ TOKEN_ID_LENGTH = 16
 """The digits of the digest of a token by which logs and lists name it."""
 USED_MICROSECONDS = 60 * 1_000_000
 """The time of last use of a token is written again after this time."""
-SHA256_SIZE = 32
-BLOB_ID_SIZE = 20
 
 
 class ChunkRow(NamedTuple):
