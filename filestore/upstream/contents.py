@@ -15,6 +15,7 @@ each byte was verified against the digest of the upstream, and no client can put
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -124,8 +125,12 @@ class Contents:
 
     def _ended(self, content_id: str, task: asyncio.Task[None]) -> None:
         del self._fetches[content_id]
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Refused):
-            log_failure(f"the content {content_id} of the upstream is not stored", error)
+        error = None if task.cancelled() else task.exception()
+        if error is None or isinstance(error, Refused | LimitExceeded | Busy):
+            return
+        # A fault of the upstream is not one of this server.
+        level = logging.WARNING if isinstance(error, UpstreamFailed) else logging.ERROR
+        log_failure(f"the content {content_id} of the upstream is not stored", error, level=level)
 
     async def _fetch(self, wanted: WantedContent, token: str | None) -> None:
         with await in_disk_thread(self._lock, f"locks/{wanted.id}") as lock:
@@ -136,8 +141,8 @@ class Contents:
             async with self._downloads:
                 await self._arrive(wanted, staging, token)
             async with self._pushes:
-                # What has arrived is stored, also if the server stops meanwhile.
-                await shield_until_done(self._store(wanted, staging))
+                # If the server stops meanwhile, the verified file stays, and the next fetch stores it.
+                await self._store(wanted, staging)
 
     async def _arrive(self, wanted: WantedContent, staging: ArrivingFile, token: str | None) -> None:
         """Download what is missing, and verify the whole."""
@@ -238,7 +243,10 @@ class Contents:
         return stored
 
     def _kept(self) -> list[_Kept]:
-        return [*_listed(self._folder / "contents"), *_listed(self._folder / "incoming")]
+        # While a content is stored, it is in both folders, and counts once.
+        found = {kept.id: kept for kept in _listed(self._folder / "incoming")}
+        found |= {kept.id: kept for kept in _listed(self._folder / "contents")}
+        return list(found.values())
 
 
 class _Kept(NamedTuple):

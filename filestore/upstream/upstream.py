@@ -39,6 +39,11 @@ from filestore.upstream.options import UpstreamOptions
 KINDS = ("models", "datasets", "spaces")
 MAIN = "main"
 
+PATIENCE_SECONDS = 5.0
+"""How long a request waits for the answer about a revision that is known. After that, the last answer counts.
+
+Clients wait for 10 seconds, and then take what they have in their own caches.
+"""
 FAILURE_SECONDS = 10.0
 """How long the upstream is not asked again for what it has just refused or failed to give."""
 _FAILURES_KEPT = 4096
@@ -130,12 +135,13 @@ class Upstream:
             raise NotFound(name)
         if listing is None:
             try:
-                listing = await self._asked(kind, name, revision, token)
+                async with asyncio.timeout(None if known is None else PATIENCE_SECONDS):
+                    listing = await self._asked(kind, name, revision, token)
                 self._log.succeeded()
-            except UpstreamFailed as error:
+            except (UpstreamFailed, TimeoutError) as error:
                 listing = None if known is None else await self._kept(kind, name, known)
                 if listing is None:
-                    raise
+                    raise UpstreamFailed(name, "it does not answer") if isinstance(error, TimeoutError) else error from None
                 self._log.failed(error)
             except Refused as refused:
                 raise await self._refusal(kind, name, revision, token, refused) from None
