@@ -191,7 +191,7 @@ def _server_words(context: CommandContext) -> str:
 
 
 @click.command(short_help="Fetch a stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
+@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
 @click.option(
     "-o", "--output", metavar="TARGET", help="A folder, or the path of the new file or directory.  [default: current folder]"
 )
@@ -206,6 +206,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
     Content of an older version and of an interrupted fetch is not transferred again.
 
+    With `:` and a path, as in `my_model.zip:tokenizer/config.json`, only this file or folder of a stored directory is fetched.
+
     Without -o, and in a folder, the file gets its stored name. If you gave an id or a digest, you did not see that
     name: then an existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
     """
@@ -214,6 +216,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     if output == "":
         raise click.UsageError(f"--output: {EMPTY_PATH}")
     wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
+    if wanted.entry_path and (keeps_zip or unzip):
+        raise click.UsageError("an entry of a directory is written as it is; leave out --zip and --unzip")
     done = run_to_end(_fetch(context, wanted))
     record, fetched = done.record, done.fetched
     context.show(
@@ -224,17 +228,19 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
             **({} if record.owner is None else {"owner": record.owner}),
             "path": str(fetched.path),
             "size": fetched.size,
-            "file_count": done.file_count,
+            "file_count": 1 if done.file_count is None else done.file_count,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": fetched.bytes_reused,
             "seconds": fetched.seconds,
             "repository": done.location,
+            **({"entry_path": wanted.entry_path} if wanted.entry_path else {}),
         },
         *table(
             path=for_display(fetched.path),
+            **({"directory": for_display(record.full_name)} if wanted.entry_path else {}),
             digest=record.digest,
             size=exactly(fetched.size),
-            **_files(done.file_count, is_tree=wanted.is_tree(record)),
+            **_files(done.file_count or 0, is_tree=done.file_count is not None),
             received=exactly(fetched.bytes_received),
             reused=exactly(fetched.bytes_reused),
             time=_time(fetched.seconds, fetched.size),
@@ -274,16 +280,24 @@ class FetchRequest(NamedTuple):
     unzip: bool
     force: bool
 
+    @property
+    def entry_path(self) -> str | None:
+        """The path in a directory that follows the reference."""
+        return Reference.parse(self.reference).entry_path
+
     def is_tree(self, record: Record) -> bool:
-        """Return whether a tree is written, and not a file."""
-        return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
+        """Return whether a tree is written, and not a file. For an entry of a directory, that depends on the entry."""
+        return self.unzip or self.entry_path == "" or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
         """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name.
 
         A folder as the target of a file does not choose the name in it.
         """
-        typed = {self.reference.rpartition("/")[2], Reference.parse(self.reference).name}
+        if self.entry_path:
+            typed = {self.entry_path.rpartition("/")[2]}
+        else:
+            typed = {self.reference.rpartition("/")[2], Reference.parse(self.reference).name or ""}
         return self.force or name in typed or (self.output is not None and not self.names_folder)
 
     @property
@@ -306,7 +320,8 @@ class Done(NamedTuple):
 
     record: Record
     fetched: FetchResult | FetchTreeResult
-    file_count: int
+    file_count: int | None
+    """The number of files in a tree. None for a file."""
     place: str
     location: str
 
@@ -390,15 +405,18 @@ async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
     tune_process()
     reference = Reference.parse(wanted.reference)
     async with context.repository(read_only=True) as repository:
-        record = await record_of(repository, reference)
+        record = await record_of(repository, reference.without_entry)
         if not reference.means(record):
             what = "id" if reference.id is not None else "digest"
             context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
         place, location = context.place(repository), repository.location
+        if reference.entry_path:
+            fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference.entry_path)
+            return Done(record, fetched, file_count, place, location)
         if wanted.is_tree(record):
             unpacked = await _fetch_tree(context, repository, record, wanted)
             return Done(record, unpacked, unpacked.file_count, place, location)
-        return Done(record, await _fetch_file(context, repository, record, wanted), 1, place, location)
+        return Done(record, await _fetch_file(context, repository, record, wanted), None, place, location)
 
 
 async def _fetch_file(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchResult:
@@ -408,6 +426,28 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     target = target_path(wanted, record.name)
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         return await fetch_file(repository, record, target=target, report=report, force=wanted.is_chosen(record.name))
+
+
+async def _fetch_entry(
+    context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest, path: str
+) -> tuple[FetchResult | FetchTreeResult, int | None]:
+    """Fetch one file or folder of a directory. Return the result, and how many files a folder has."""
+    from filestore.transfer.fetch import fetch_entry  # heavy
+    from filestore.transfer.fetch_entry import find_entry  # heavy
+    from filestore.transfer.fetch_tree import fetch_entry_tree  # heavy
+    from filestore.transfer.stored_tree import EntryKind  # heavy
+
+    name = path.rpartition("/")[2]
+    found = await find_entry(repository, record, path, limits=context.settings.zip_limits)
+    async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
+        if found.entry.kind is not EntryKind.FOLDER:
+            target = target_path(wanted, name)
+            force = wanted.is_chosen(name)
+            return await fetch_entry(repository, record, found, target=target, force=force, report=report), None
+        folder = Path(name if wanted.output is None else wanted.output)
+        unpacked = await fetch_entry_tree(repository, record, found, target=folder, force=wanted.force, report=report)
+    _note_tree(context, unpacked, folder)
+    return unpacked, unpacked.file_count
 
 
 async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
@@ -420,11 +460,15 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     limits = context.settings.zip_limits
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
+    _note_tree(context, unpacked, target)
+    return unpacked
+
+
+def _note_tree(context: CommandContext, unpacked: FetchTreeResult, target: Path) -> None:
     if not unpacked.is_atomic:
         context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")
     if unpacked.left is not None:
         context.note(f"The old content could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
-    return unpacked
 
 
 async def _hash(context: CommandContext, path: Path, selection: Selection) -> Manifest:

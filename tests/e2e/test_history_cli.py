@@ -146,7 +146,10 @@ def test_ls_lists_the_versions_of_a_name(home: Home, environ: dict[str, str]) ->
     lines = home.run("ls", NAME, environ=environ).stdout.splitlines()
     assert lines[0].endswith(f"  {newest[:10]}  (directory)  (main, v1)  one again")
     assert lines[2].startswith(f"2 versions of {NAME}, ")
-    assert "give the name alone" in home.failure("ls", f"{NAME}@~1", environ=environ)
+    # What means one version lists what is in it.
+    for reference in (f"{NAME}:", f"{NAME}@dev", f"{NAME}@dev:", second["id"]):
+        assert ["weights.bin"] == [entry["path"] for entry in home.result("ls", reference, environ=environ)["entries"]]
+    assert "give its name with a ':' after it" in home.run("ls", NAME, "--recursive", environ=environ).stderr
     assert "nothing is stored under 'team/x'" in home.failure("ls", "team/x", environ=environ)
 
 
