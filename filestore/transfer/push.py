@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +45,7 @@ from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.system.threads import cpu_threads, in_cpu_thread, in_disk_thread, in_thread, task_group
 from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendRegion, SendWindow
 from filestore.transfer.sources.file import (
@@ -227,14 +228,17 @@ async def push(
     return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
-async def send(repository: Repository, content: Content) -> None:
-    """Send the chunks of `content` that the repository does not have, and record nothing.
+async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
+    """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
-    It starts where the scan of `content` is: chunks that were scanned before are not sent.
+    It starts where the scan of `content` is: chunks that were scanned before are not sent. It is scanned in `threads`, if its
+    scan waits for more than a file, and otherwise in those for work of the processor.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    await _Sender(repository, content, codec=None, report=None).send_all()
+    sending = _Sender(repository, content, codec=None, report=None, threads=threads)
+    await sending.send_all()
+    return sending.moved
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
@@ -470,9 +474,11 @@ class _Sender:
         codec: Codec | None,
         report: Report | None,
         parallelism: Parallelism = _ONE_PROCESS,
+        threads: Executor | None = None,
     ) -> None:
         self.repository = repository
         self.source = source
+        self._threads = cpu_threads() if threads is None else threads
         self.moved = 0
         self.read_again = 0
         self._shared = 0
@@ -517,7 +523,7 @@ class _Sender:
                 continue
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
-            own, shared = await in_cpu_thread(_scanned, source, memory, has_workers=has_workers)
+            own, shared = await in_thread(self._threads, _scanned, source, memory, has_workers=has_workers)
             self.report_progress()
             if own:
                 group.create_task(self._send_windows(own, buffer))

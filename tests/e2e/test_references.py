@@ -23,7 +23,6 @@ WITH_ENTRIES: list[tuple[str, ...]] = [("fetch",), ("info",), ("ls",)]
 """The commands that take a path inside a directory."""
 OF_RECORDS: list[tuple[str, ...]] = [("cache", "warm"), ("rm",)]
 """Those that take a reference without such a path."""
-COMMANDS = [*WITH_ENTRIES, *OF_RECORDS]
 NO_ENTRY = "it has a path inside a directory; here a whole file or directory is needed, without the ':'"
 
 
@@ -116,24 +115,6 @@ def test_every_command_reads_every_part(home: Home, tmp_path: Path) -> None:
         assert "it is a single file and not a directory, so no path can follow it" in home.failure(*command, "m:a/b")
     for command in OF_RECORDS:
         assert NO_ENTRY in home.failure(*command, "m:a/b")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    ("reference", "said"),
-    [
-        ("team/my_model", "nothing is stored under 'team/my_model'"),
-        ("m@v2", "nothing is stored under 'm@v2'"),
-        ("-team/m", "'-team/m' names no file: an owner has up to 96 letters"),
-        ("m@", "'m@' names no file: what follows its '@' is not a revision"),
-        ("m:../a", "'m:../a' names no file: "),
-    ],
-)
-def test_commands_read_each_part_of_a_reference(home: Home, command: tuple[str, ...], reference: str, said: str) -> None:
-    """Each command that takes a reference."""
-    # A text that begins with a dash would be an option.
-    assert home.failure(*command, "--", reference).startswith(said)
 
 
 @pytest.mark.slow
