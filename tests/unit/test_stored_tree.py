@@ -232,6 +232,7 @@ async def test_a_part_of_an_entry(repository: LocalRepository, *, is_deflated: b
     for start, stop in [(start, stop) for start in ends for stop in ends if start <= stop]:
         assert content[start:stop] == await content_of(repository, tree, "file", start, stop)
     assert content[5:] == await content_of(repository, tree, "file", 5, size + 100)
+    assert b"" == await content_of(repository, tree, "file", size + 1)
     assert content == await content_of(repository, tree, "file")
 
 
