@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filestore.core.records import Record
+from filestore.core.references import Reference
 from filestore.errors import Interrupted, InvalidArchive
 from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.protocol import Repository
@@ -156,7 +157,7 @@ def parents(things: Iterable[str]) -> set[str]:
 
 async def fetched_part(repository: Repository, record: Record, path: str, target: Path, rng: random.Random) -> None:
     """Fetch a folder of a tree in place of what is there, after an attempt that was cut off."""
-    found = await find_entry(repository, record, path)
+    found = await find_entry(repository, record, Reference(id=record.id, entry_path=path))
     left = rng.randrange(4)
 
     async def cut(verb: str) -> None:
