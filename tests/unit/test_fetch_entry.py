@@ -26,6 +26,7 @@ from filestore.transfer.push import push
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.walk import Symlinks
 from filestore.transfer.stored_tree import StoredTree
+from filestore.transfer.target import tree_label
 from tests.support.archives import Forged, forged
 from tests.support.fetching_trees import stored, things_in
 from tests.support.generator import octets, prose
@@ -243,6 +244,16 @@ async def test_a_folder_is_resumed(repository: LocalRepository, model: Record, t
     result = await fetch_tree(repository, "model.zip:weights", target=tmp_path / "target")
     assert below("weights") == standing(tmp_path / "target")
     assert 0 < result.bytes_reused < result.size
+
+
+async def test_a_folder_with_a_name_that_a_fetch_uses(repository: LocalRepository, tmp_path: Path) -> None:
+    """It would be taken for what an interrupted fetch has left, so it is refused as it is for a whole tree."""
+    label = tree_label("target")
+    things: dict[str, Planted] = {f"a/.{'0' * 32}-{label}.filestore-moving/x": b"x"}
+    await push(repository, plant(tmp_path / "model", things))
+    with pytest.raises(TargetError, match="which a fetch to this target uses itself"):
+        await fetch_tree(repository, "model.zip:a", target=tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 async def test_two_folders_with_the_same_chunks(repository: LocalRepository, tmp_path: Path) -> None:

@@ -310,6 +310,33 @@ async def test_a_damaged_directory(repository: LocalRepository) -> None:
         await StoredTree.open(repository, good.digest, limits=ZipLimits(entries=1))
 
 
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "C:x", "a\0b", "..\\x"])
+async def test_a_path_that_leads_out(repository: LocalRepository, name: str) -> None:
+    """Such a tree is not opened: nobody can then be given an entry with this path."""
+    with pytest.raises(InvalidArchive):
+        await opened(repository, await stored(repository, forged([Forged(name, b"x"), Forged("good", b"y")])))
+
+
+async def test_an_archive_that_unpacks_to_too_much(repository: LocalRepository) -> None:
+    """A zip bomb is refused when it is opened, before anything is inflated."""
+    packed = forged([Forged("bomb", bytes(30 * MIB), deflated=True)])
+    with pytest.raises(LimitExceeded, match="ratio"):
+        await opened(repository, await stored(repository, packed))
+
+
+async def test_an_entry_that_inflates_to_more_than_it_states(repository: LocalRepository) -> None:
+    """Reading ends where the stated size is exceeded."""
+    packed = forged([Forged("a", prose(1, MIB), deflated=True, size=100_000)])
+    tree = await opened(repository, await stored(repository, packed))
+    entry = tree.entry("a")
+    assert entry is not None
+    received = 0
+    with pytest.raises(InvalidArchive, match="states 100000 bytes, but has more"):
+        async for piece in read_entry(repository, tree, entry):
+            received += len(piece)
+    assert received <= 100_000
+
+
 @pytest.mark.parametrize("is_deflated", [False, True])
 async def test_data_that_is_not_what_the_directory_says(repository: LocalRepository, *, is_deflated: bool) -> None:
     """The last bytes of a whole entry come only after its checksum was right."""
