@@ -16,6 +16,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference, redact_url
 from filestore.errors import TargetError, TransferError, Unauthorized
 from filestore.system.files import EMPTY_PATH
+from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, creates, is_pipeline, takes
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
@@ -93,14 +94,23 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(short_help="Store a file or directory.")
 @click.argument("path", type=_PATH)
-@click.option("--name", help="The name of the record.  [default: file name, or DIR.zip]")
+@click.option("--name", help="The name of the record, with or without OWNER/.  [default: file name, or DIR.zip]")
+@click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about this version.")
 @click.option("--rehash", is_flag=True, help="Read files even if they have not changed since their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
 @takes(*_CONNECTION, "codec", "push_cache", "min_free")
 def push(
-    context: CommandContext, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
+    context: CommandContext,
+    path: Path,
+    name: str | None,
+    *,
+    message: str,
+    rehash: bool,
+    dry_run: bool,
+    create: bool,
+    selection: Selection,
 ) -> None:
     """Store the file or directory at PATH, and send only what the repository does not have."""
     selection.check(path)
@@ -111,7 +121,7 @@ def push(
         context.show(_plan_result(plan, location), *_plan_lines(plan, place))
         return
     pushed, place, location, created = run_to_end(
-        _push(context, path, name=name, rehash=rehash, create=create, selection=selection)
+        _push(context, path, name=name, message=message, rehash=rehash, create=create, selection=selection)
     )
     context.show(
         _pushed_result(pushed, location, created=created),
@@ -119,7 +129,7 @@ def push(
             id=pushed.record.id,
             digest=pushed.record.digest,
             path=for_display(pushed.record.path),
-            name=for_display(pushed.record.name),
+            name=for_display(pushed.record.full_name),
             size=exactly(pushed.record.size),
             **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
             sent=exactly(pushed.bytes_sent),
@@ -215,6 +225,7 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
             "id": record.id,
             "digest": str(record.digest),
             "name": record.name,
+            **({} if record.owner is None else {"owner": record.owner}),
             "path": str(fetched.path),
             "size": fetched.size,
             "file_count": 1 if done.file_count is None else done.file_count,
@@ -283,8 +294,11 @@ class FetchRequest(NamedTuple):
 
         A folder as the target of a file does not choose the name in it.
         """
-        typed = (self.entry_path or self.reference).rpartition("/")[2]
-        return self.force or typed == name or (self.output is not None and not self.names_folder)
+        if self.entry_path:
+            typed = {self.entry_path.rpartition("/")[2]}
+        else:
+            typed = {self.reference.rpartition("/")[2], Reference.parse(self.reference).name or ""}
+        return self.force or name in typed or (self.output is not None and not self.names_folder)
 
     @property
     def names_folder(self) -> bool:
@@ -334,7 +348,14 @@ def target_path(wanted: FetchRequest, name: str) -> Path:
 
 
 async def _push(
-    context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
+    context: CommandContext,
+    path: Path,
+    *,
+    name: str | None,
+    rehash: bool,
+    create: bool,
+    selection: Selection,
+    message: str = "",
 ) -> tuple[PushResult, str, str, bool]:
     """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
     from filestore.system.own_process import tune_process  # heavy
@@ -354,6 +375,8 @@ async def _push(
                 repository,
                 path,
                 name=name,
+                message=message,
+                author=user_name(),
                 push_cache=push_cache,
                 rehash=rehash,
                 codec=codec_of(settings.codec),

@@ -117,6 +117,17 @@ def test_every_command_reads_every_part(home: Home, tmp_path: Path) -> None:
         assert NO_ENTRY in home.failure(*command, "m:a/b")
 
 
+@pytest.mark.slow
+def test_rm_removes_no_entry_of_a_directory(home: Home, tmp_path: Path) -> None:
+    """A path inside a directory is refused, and the directory stays."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/a").write_bytes(CONTENT)
+    record = home.result("push", tmp_path / "m", "--name", "team/m")
+    for path in ("a", ""):
+        assert "it has a path inside a directory" in home.failure("rm", f"team/m:{path}")
+    assert [record["id"]] == [each["id"] for each in home.result("ls")["files"]]
+
+
 def by_alias(server: RunningServer, name: str) -> Reply:
     """The alias of a form, as the SDK's --name sends it."""
     return server.upload("plain.bin", CONTENT, query=f"?name={quote(name)}")
