@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest
 from filestore.backends import connect, open_backend
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
-from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS
+from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS, DigestPass
 from filestore.repository.local import LocalRepository
 from filestore.transfer.content_hashing import KEEP_SIZE, READ_SIZE
 from filestore.transfer.push import push
@@ -23,6 +24,7 @@ from tests.support.archives import Forged, forged
 from tests.support.commands import start_module
 from tests.support.fetching_trees import stored
 from tests.support.generator import octets, prose
+from tests.support.process_memory import peak_growth
 from tests.support.secondary_digests import World, a_world, digests_of, nothing, pushed
 from tests.support.trees import Planted
 
@@ -285,6 +287,21 @@ async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_pa
     assert await world.digest_pass.work()
     assert [True] == [place < reads for place in done_at]
     assert await world.expected(large) == await world.known(large)
+
+
+@pytest.mark.slow
+async def test_memory_does_not_grow_with_content(tmp_path: Path) -> None:
+    """I6: one batch is in memory, whatever the size of a file."""
+    content = random.Random(1).randbytes(200 * MIB)
+    async with connect(tmp_path / "root", create=True) as repository:
+        record = await pushed(repository, tmp_path / "tree", {"model.bin": content}, name="team/tree")
+    store, index = await open_backend(tmp_path / "root")
+    with peak_growth(os.getpid()) as growth:
+        assert await DigestPass(store, index).work()
+        assert growth() < 48 * MIB
+    assert digests_of(content).packed == await index.tree_digests(N, record.digest)
+    await index.close()
+    await store.close()
 
 
 @pytest.mark.slow
