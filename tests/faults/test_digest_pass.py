@@ -193,6 +193,22 @@ async def test_a_tree_that_nobody_can_unpack(world: World, caplog: pytest.LogCap
     assert 2 == len(caplog.records)
 
 
+async def test_a_fault_of_our_own(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others are done."""
+    good = await pushed(world.repository, tmp_path / "good", {"a": b"a"}, name="team/good")
+    bad = await pushed(world.repository, tmp_path / "bad", {"b": b"b"}, name="team/bad")
+
+    async def fail() -> None:
+        world.store.before = nothing
+        raise ZeroDivisionError
+
+    world.store.before = fail
+    assert await world.digest_pass.work()
+    assert (None, await world.expected(good)) == (await world.known(bad), await world.known(good))
+    assert "ZeroDivisionError" in caplog.text
+    assert "'team/bad'" in caplog.text
+
+
 async def test_a_foreign_archive_as_a_directory(world: World, tmp_path: Path) -> None:
     """Deflated entries have digests too."""
     archive = forged([Forged("a", prose(1, MIB), deflated=True), Forged("b", prose(2, 100), deflated=True), Forged("c", LARGE)])
