@@ -17,6 +17,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS, DigestPass
 from filestore.repository.local import LocalRepository
+from filestore.system.threads import work_beside
 from filestore.transfer.content_hashing import KEEP_SIZE, READ_SIZE
 from filestore.transfer.push import push
 from filestore.transfer.stored_tree import StoredTree
@@ -279,6 +280,20 @@ async def test_a_question_is_answered_in_the_middle(world: World, tmp_path: Path
     assert await world.digest_pass.work()
     assert 3 < known_at < reads
     assert await world.expected(large) == await world.known(large)
+
+
+async def test_a_question_to_another_process_is_answered(world: World, tmp_path: Path) -> None:
+    """While one process has a long pass under way, another one does what it is asked for, and nothing else."""
+    due = await pushed(world.repository, tmp_path / "due", {"a": b"due"}, name="team/due")
+    asked = await pushed(world.repository, tmp_path / "asked", {"a": b"asked"}, name="asked")
+    async with world.index.try_lock(TASK) as is_ours, work_beside(world.digest_pass.run()):
+        assert is_ours
+        world.digest_pass.wanted(N, asked.digest)
+        while await world.known(asked) is None:
+            await asyncio.sleep(0)
+    assert await world.known(due) is None
+    assert await world.digest_pass.work()
+    assert await world.expected(due) == await world.known(due)
 
 
 async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ logger = logging.getLogger("filestore.maintenance")
 
 TASK = "digests"
 """The name of the state of the pass in the index, and of its lock."""
+ASKED_TASK = "digests-asked"
+"""The lock of a process that only answers questions, while another one has a pass under way."""
 LOOK_SECONDS = 60.0
 """The time between two looks at what other processes have stored."""
 BUSY_SECONDS = 60.0
@@ -130,6 +132,8 @@ class DigestPass:
         self._queue = DigestQueue()
         self._places: dict[str, _Place] = {}
         self._taken_over_at: float | None = None
+        self._is_due_ours = False
+        """Whether this process does what is due, and not only what it was asked for."""
         self._failed_at: dict[tuple[str, Digest], float] = {}
         self._under_way: list[tuple[str, float]] = []
         """The namespaces of the contents that are read, and when each began. The second one is in the middle of the first."""
@@ -166,6 +170,10 @@ class DigestPass:
             try:
                 async with self._index.try_lock(TASK) as is_ours:
                     is_over = await self.work() if is_ours else not is_woken
+                if not is_ours and self._queue.has_wanted:
+                    async with self._index.try_lock(ASKED_TASK) as may_answer:
+                        if may_answer:
+                            await self._answer()
             except FilestoreError as error:
                 logger.warning("the secondary digests of stored files are computed later: %s", error)
                 await asyncio.sleep(BUSY_SECONDS if isinstance(error, Busy) else STORAGE_SECONDS)
@@ -190,6 +198,7 @@ class DigestPass:
         The caller has the lock. Raises Busy, StorageFull, StorageError.
         """
         ends_at = self._clock() + TURN_SECONDS
+        self._is_due_ours = True
         if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
             self._taken_over_at = self._clock()
             for namespace in await self._index.newest_positions():
@@ -204,13 +213,19 @@ class DigestPass:
             if self._clock() >= ends_at:
                 return not len(self._queue)
 
+    async def _answer(self) -> None:
+        """Compute what was asked for in this process. The other one may compute the same, but no further one does."""
+        self._is_due_ours = False
+        while self._queue.has_wanted:
+            await self._compute_next()
+
     async def _compute_next(self, *, not_in: str | None = None) -> bool:
         """Compute what is wanted, or else due in another namespace than `not_in`. Return False if there is nothing."""
         wanted = self._queue.take_wanted()
         if wanted is not None:
             await self._compute(*wanted)
             return True
-        found = self._queue.take_due(not_in=not_in)
+        found = self._queue.take_due(not_in=not_in) if self._is_due_ours else None
         if found is None:
             return False
         namespace, due = found
@@ -326,7 +341,7 @@ class DigestPass:
         count(Event.DIGESTED_SIZE, amount=work.size)
         if len(self._under_way) == 1:
             ((namespace, began),) = self._under_way
-            is_long = self._clock() >= began + LONG_SECONDS
+            is_long = self._is_due_ours and self._clock() >= began + LONG_SECONDS
             if is_long:
                 self._woken.clear()
                 await self._look()
