@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import Interrupted, InvalidArchive
+from filestore.errors import Interrupted, InvalidArchive, LimitExceeded, NotAnArchive
 from filestore.format.zip.read import TAIL_SIZE
 from filestore.repository.protocol import Repository
+from filestore.transfer.content_hashing import TreeHashing
 from filestore.transfer.fetch_entry import find_entry
 from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_record_tree
 from filestore.transfer.push import push
@@ -31,6 +32,7 @@ from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
 from tests.support.fetching_trees import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
 from tests.support.generator import octets, prose
+from tests.support.secondary_digests import digests_of, expected_of
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
 from tests.support.watched import WatchedRepository
 
@@ -244,6 +246,62 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
             with pytest.raises(InvalidArchive):
                 await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
             assert [] == [path for path in folder.iterdir() if "index" not in path.name]
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(check(Path(folder)))
+
+
+async def digests_in(repository: Repository, tree: StoredTree) -> bytes:
+    """The secondary digests of all files, each read in its turn."""
+
+    async def nothing(_: object) -> None:
+        return None
+
+    hashing = TreeHashing(repository, tree, pause=nothing)
+    await hashing.large_files()
+    return await hashing.run({}, keep=nothing)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(archives(), seeds)
+def test_digests_are_those_of_what_is_unpacked(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
+    """In one pass over the chunks, wherever they are cut."""
+    archive, things = made
+
+    async def check(folder: Path) -> None:
+        async with memory_repository(folder) as repository:
+            record = await stored_in_chunks(repository, archive, cuts(len(archive), random.Random(seed)))
+            tree = await StoredTree.open(repository, record.digest)
+            paths = [member.path for member in tree.members if not member.is_folder]
+            expected = b"".join(digests_of(contents_of(things[path])).packed for path in paths)
+            assert expected == await digests_in(repository, tree)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(check(Path(folder)))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(archives(), seeds, st.data())
+def test_digests_of_a_damaged_archive_are_those_of_what_a_reader_gets(
+    made: tuple[bytes, dict[str, Planted]], seed: int, data: st.DataObject
+) -> None:
+    """Or there are none, with an error of ours."""
+    archive = bytearray(made[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(archive) - 1))
+        archive[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(min_size=1, max_size=3))
+
+    async def check(folder: Path) -> None:
+        async with memory_repository(folder) as repository:
+            record = await stored_in_chunks(repository, bytes(archive), cuts(len(archive), random.Random(seed)))
+            try:
+                tree = await StoredTree.open(repository, record.digest)
+                packed = await digests_in(repository, tree)
+            except (InvalidArchive, NotAnArchive, LimitExceeded):
+                return
+            assert await expected_of(repository, tree) == packed
 
     with tempfile.TemporaryDirectory() as folder:
         run(check(Path(folder)))

@@ -56,6 +56,11 @@ class OpenedTree:
         own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
         return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether the digests of the files are known."""
+        return self._digests is not None
+
     async def learn(self, repository: LocalRepository, digest: Digest) -> None:
         """Ask for the digests of the files, if they are not known."""
         if self._digests is None:

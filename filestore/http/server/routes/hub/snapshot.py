@@ -12,6 +12,7 @@ from filestore.core.names import split_full_name
 from filestore.core.records import Kind
 from filestore.errors import EntryNotFound
 from filestore.http.server.context import RequestContext
+from filestore.http.server.digest_pass import DIGESTS
 from filestore.http.server.model_card import NO_CARD, ModelCard
 from filestore.http.server.routes.hub.dialect import note_commit
 from filestore.http.server.routes.hub.documents import Entry
@@ -114,8 +115,12 @@ async def snapshot_of(
     """
     if commit.kind is Kind.DIRECTORY:
         async with context.trees.reading(repository, commit.digest) as opened:
+            if not opened.has_digests:
+                context.request.app[DIGESTS].wanted(repository.namespace, commit.digest)
             yield Snapshot(asked.name, commit, opened, None)
         return
     known = (await repository.content_digests([commit.digest])).get(commit.digest)
+    if known is None:
+        context.request.app[DIGESTS].wanted(repository.namespace, commit.digest)
     digests = None if known is None else FileDigests(known.sha256, known.blob_id)
     yield Snapshot(asked.name, commit, None, digests)
