@@ -354,6 +354,18 @@ def test_the_head_of_a_huge_file_states_no_size(server: RunningServer) -> None:
 
 
 @pytest.mark.slow
+def test_a_repository_of_10000_files(server: RunningServer, tmp_path: Path) -> None:
+    """All are in the description, and on pages of 1,000. A second question has the same answer."""
+    names = [f"{number // 1000}/{number:05}-{'n' * 40}.txt" for number in range(10_000)]
+    push_tree(server, tmp_path / "many", {name: name.encode() for name in names}, "team/many")
+    for query in ("", "", "?blobs=true", "?blobs=true"):
+        assert names == [file["rfilename"] for file in server.ask("GET", f"/api/models/team/many{query}").json["siblings"]]
+    found = pages(server, "/api/models/team/many/tree/main", recursive="True")
+    assert [1000] * 10 + [10] == [len(page) for page in found]
+    assert names == [entry["path"] for page in found for entry in page if entry["type"] == "file"]
+
+
+@pytest.mark.slow
 def test_a_cursor_is_valid_after_a_restart(tmp_path: Path) -> None:
     """It has the place itself."""
     things: dict[str, Planted] = {f"{number:02}.txt": str(number).encode() for number in range(6)}

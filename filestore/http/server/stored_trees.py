@@ -45,6 +45,8 @@ class OpenedTree:
         self.card = card
         self.used_storage = files.size
         """Bytes of all files together."""
+        self.file_list: bytes | None = None
+        """The names of all files, as the one who asked first has put them together for others. Smaller than the directory."""
         self._links = links
         self._places = files.places
         self._file_count = files.file_count
@@ -52,8 +54,8 @@ class OpenedTree:
 
     @property
     def size_in_memory(self) -> int:
-        """Bytes of memory that it takes, with the digests of its files, also if they are not known yet."""
-        own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
+        """Bytes of memory that it takes, with the digests and the list of its files, also if they are not there yet."""
+        own = len(self._places) * (self._places.itemsize + PACKED_SIZE) + len(self.tree.tail)
         return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
 
     async def learn(self, repository: LocalRepository, digest: Digest) -> None:

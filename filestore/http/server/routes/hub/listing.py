@@ -15,6 +15,7 @@ from aiohttp import web
 from filestore.core.commits import Commit
 from filestore.core.records import parse_json, value_count
 from filestore.errors import EntryNotFound, InvalidInput, LimitExceeded, RevisionNotFound
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import (
@@ -64,12 +65,24 @@ async def describe(context: RequestContext, repository: LocalRepository) -> web.
 def _described(document: Document, snapshot: Snapshot, *, with_blobs: bool) -> Iterator[bytes]:
     """Yield the description of a repository in pieces."""
     yield json.dumps(document).encode()[:-1] + b', "siblings": ['
+    opened = snapshot.opened
+    if opened is None or with_blobs:
+        yield from _siblings(snapshot, with_blobs=with_blobs)
+    else:
+        if opened.file_list is None:
+            # Each download of a whole repository asks for it, also if nothing has changed.
+            opened.file_list = b"".join(_siblings(snapshot, with_blobs=False))
+        yield opened.file_list
+    yield b"]}"
+
+
+def _siblings(snapshot: Snapshot, *, with_blobs: bool) -> Iterator[bytes]:
+    """Yield the files of a repository in JSON, without the brackets around the list."""
     files = islice(snapshot.files(), SIBLINGS_LIMIT)
     separator = b""
     while siblings := [sibling_document(file, with_blobs=with_blobs) for file in islice(files, _SIBLINGS_AT_ONCE)]:
-        yield separator + json.dumps(siblings).encode()[1:-1]
-        separator = b", "
-    yield b"]}"
+        yield separator + json.dumps(siblings, ensure_ascii=False, separators=(",", ":")).encode()[1:-1]
+        separator = b","
 
 
 async def list_tree(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -212,18 +225,25 @@ async def check_access(context: RequestContext, repository: LocalRepository) -> 
 
 
 async def _answer_pieces(context: RequestContext, pieces: Iterator[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-    """Answer with JSON that a thread makes piece by piece, so that it takes little memory."""
-    first = [await in_cpu_thread(next, pieces, b"") for _ in range(2)]
-    last = await in_cpu_thread(next, pieces, b"")
-    following = await in_cpu_thread(next, pieces, b"")
-    if not following:
-        return web.Response(body=b"".join([*first, last]), content_type=_JSON, headers=headers)
+    """Answer with JSON that a thread makes piece by piece. A long answer waits in a spool, and not in memory."""
+    piece = await in_cpu_thread(_gathered, pieces)
+    if len(piece) < PIECE:
+        return web.Response(body=piece, content_type=_JSON, headers=headers)
     async with context.spool() as spool:
-        piece = b"".join([*first, last, following])
         while piece:
             await spool.write(piece)
-            piece = await in_cpu_thread(next, pieces, b"")
+            piece = await in_cpu_thread(_gathered, pieces)
         return await context.answer_with(spool, web.StreamResponse(headers={"Content-Type": _JSON, **headers}))
+
+
+def _gathered(pieces: Iterator[bytes]) -> bytes:
+    """Return the next pieces: as many as an answer may have in memory, or one that is larger. The result is empty at the end."""
+    gathered = bytearray()
+    for piece in pieces:
+        gathered += piece
+        if len(gathered) >= PIECE:
+            break
+    return bytes(gathered)
 
 
 def _next(context: RequestContext, path: str, query: Mapping[str, str], place: str) -> str:
