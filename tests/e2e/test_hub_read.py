@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.digest import token_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
+from filestore.core.scopes import Scope
 from filestore.format.chunking import CHUNKING_VERSION
+from tests.support.changed_tokens import changed
 from tests.support.frames import encoded
 from tests.support.generator import octets, prose
 from tests.support.hub import git_id, know_digests, pages, push_tree, push_zip, resolve, sha256
@@ -167,6 +171,11 @@ def test_links_are_followed(server: RunningServer, tmp_path: Path) -> None:
     listed = {entry["path"]: entry for entry in server.ask("GET", "/api/models/team/links/tree/main?recursive=1").json}
     assert {"data", "data/model.bin", "data/again", "data/up", "latest", "weights.bin"} == set(listed)
     assert (len(LARGE), "directory") == (listed["weights.bin"]["size"], listed["latest"]["type"])
+    for folder in ("latest", "latest/up/data"):
+        found = pages(server, f"/api/models/team/links/tree/main/{folder}", limit="1")
+        assert [f"{folder}/{name}" for name in ("again", "model.bin", "up")] == [
+            entry["path"] for page in found for entry in page
+        ]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +217,20 @@ def test_who_may_not_read(server: RunningServer) -> None:
     assert (401, "Invalid credentials in Authorization header") == (wrong.status, wrong.headers["X-Error-Message"])
     other = server.ask("GET", path, token=OTHER_TOKEN)
     assert (404, "RepoNotFound") == (other.status, other.headers["X-Error-Code"])
+
+
+def test_a_token_with_a_prefix_sees_only_its_repositories(server: RunningServer, record: Record, tmp_path: Path) -> None:
+    """Neither by name nor in a list. Others are absent for it."""
+    push_tree(server, tmp_path / "tree", {"a.txt": b"other"}, "prefixed/model")
+    properties = {"namespace": DEFAULT_NAMESPACE, "label": "", "scope": Scope.READ, "prefix": "prefixed/"}
+    changed(server, lambda _, transaction: transaction.add_token(token_digest("prefixed"), **properties))
+    for name, status in ((record.full_name, 404), ("prefixed/model", 200)):
+        for path in (f"/api/models/{name}", f"/api/models/{name}/refs", f"/api/models/{name}/auth-check"):
+            assert status == server.ask("GET", path, token="prefixed").status
+    assert 404 == server.ask("GET", f"/{NAME}/resolve/main/config.json", token="prefixed").status
+    assert ["prefixed/model"] == [each["id"] for each in server.ask("GET", "/api/models", token="prefixed").json]
+    assert [] == server.ask("GET", "/api/models?author=team", token="prefixed").json
+    assert "read" == server.ask("GET", "/api/whoami-v2", token="prefixed").json["auth"]["accessToken"]["role"]
 
 
 @pytest.mark.usefixtures("record")
