@@ -8,6 +8,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,10 +173,10 @@ def test_links_are_followed(server: RunningServer, tmp_path: Path) -> None:
     assert {"data", "data/model.bin", "data/again", "data/up", "latest", "weights.bin"} == set(listed)
     assert (len(LARGE), "directory") == (listed["weights.bin"]["size"], listed["latest"]["type"])
     for folder in ("latest", "latest/up/data"):
-        found = pages(server, f"/api/models/team/links/tree/main/{folder}", limit="1")
-        assert [f"{folder}/{name}" for name in ("again", "model.bin", "up")] == [
-            entry["path"] for page in found for entry in page
+        found = [
+            entry["path"] for page in pages(server, f"/api/models/team/links/tree/main/{folder}", limit="1") for entry in page
         ]
+        assert [f"{folder}/{name}" for name in ("again", "model.bin", "up")] == found
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_who_may_not_read(server: RunningServer) -> None:
 def test_a_token_with_a_prefix_sees_only_its_repositories(server: RunningServer, record: Record, tmp_path: Path) -> None:
     """Neither by name nor in a list. Others are absent for it."""
     push_tree(server, tmp_path / "tree", {"a.txt": b"other"}, "prefixed/model")
-    properties = {"namespace": DEFAULT_NAMESPACE, "label": "", "scope": Scope.READ, "prefix": "prefixed/"}
+    properties: dict[str, Any] = {"namespace": DEFAULT_NAMESPACE, "label": "", "scope": Scope.READ, "prefix": "prefixed/"}
     changed(server, lambda _, transaction: transaction.add_token(token_digest("prefixed"), **properties))
     for name, status in ((record.full_name, 404), ("prefixed/model", 200)):
         for path in (f"/api/models/{name}", f"/api/models/{name}/refs", f"/api/models/{name}/auth-check"):
