@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
-from filestore.errors import Busy, FilestoreError
+from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
 from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
@@ -182,7 +182,7 @@ class SharedTrees:
         return sum(entry.size for entry in self._entries.values() if entry.users)
 
     async def _open(self, repository: LocalRepository, digest: Digest) -> OpenedTree:
-        async with self._openings:
+        async with self._openings, lost_as_damaged():
             tree = await StoredTree.open(repository, digest, limits=self._limits)
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
@@ -204,6 +204,15 @@ class SharedTrees:
             if not entry.users and entry.size:
                 del self._entries[key]
                 self.size -= entry.size
+
+
+@asynccontextmanager
+async def lost_as_damaged() -> AsyncIterator[None]:
+    """Raise DamagedChunk if a chunk is missing that the block reads. ChunksMissing would ask the client to send it."""
+    try:
+        yield
+    except ChunksMissing as error:
+        raise DamagedChunk(error.digests[0], "its frame is gone or cannot be read") from None
 
 
 class _Files(NamedTuple):

@@ -16,6 +16,7 @@ from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import Entry
 from filestore.http.server.routes.hub.names import path_in, repository_in, revision_in
 from filestore.http.server.routes.hub.snapshot import Snapshot, commit_of, snapshot_of
+from filestore.http.server.stored_trees import lost_as_damaged
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.repository.local import LocalRepository
 from filestore.transfer.stored_tree import read_entry
@@ -90,7 +91,7 @@ async def _send_unpacked(
     context: RequestContext, pieces: AsyncIterator[bytes], wanted: range, response: web.StreamResponse
 ) -> web.StreamResponse:
     """Send a part of a file that is not a range of the stored zip file: it is deflated, or only its header says where it is."""
-    async with context.trees.unpacking():
+    async with context.trees.unpacking(), lost_as_damaged():
         # The first piece before the head: a damaged chunk can still be answered with an error.
         first = await anext(pieces, b"")
         async with context.answering(response, size=len(wanted)) as answer:
