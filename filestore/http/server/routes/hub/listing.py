@@ -6,7 +6,7 @@ Source: `hf_api.py` of the Python client.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from urllib.parse import parse_qsl, quote
 
@@ -167,7 +167,7 @@ async def list_refs(context: RequestContext, repository: LocalRepository) -> web
         head = await repository.find_commit(asked.name)
     except RevisionNotFound:
         head = None
-    return web.json_response(refs_document(head, labels))
+    return await _answer(lambda: refs_document(head, labels))
 
 
 async def list_commits(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -183,7 +183,7 @@ async def list_commits(context: RequestContext, repository: LocalRepository) -> 
     if len(commits) == limit and commits[-1].number > 1:
         query = {"limit": str(limit)} | ({"expand[]": "formatted"} if formatted else {})
         headers["Link"] = _next(context, f"{asked.api_path}/commits/{commit.id}", query, str(commits[-1].number))
-    return web.json_response([commit_document(each, is_formatted=formatted) for each in commits], headers=headers)
+    return await _answer(lambda: [commit_document(each, is_formatted=formatted) for each in commits], headers)
 
 
 async def list_repositories(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -193,15 +193,18 @@ async def list_repositories(context: RequestContext, repository: LocalRepository
     limit = _limit(request)
     search, author = (request.query.get(key) or None for key in ("search", "author"))
     page = await repository.list_names(search=search, owner=author, after=_place(request), limit=limit)
-    found = [
-        repository_document(HubRepository(kind, name), commit, created_at=commit.created_at, used_storage=commit.size)
-        for name, commit in page.heads
-    ]
+
+    def documents() -> list[Document]:
+        return [
+            repository_document(HubRepository(kind, name), commit, created_at=commit.created_at, used_storage=commit.size)
+            for name, commit in page.heads
+        ]
+
     headers = {}
     if page.next_after is not None:
         query = {"limit": str(limit)} | {key: value for key, value in (("search", search), ("author", author)) if value}
         headers["Link"] = _next(context, f"/api/{kind}", query, page.next_after)
-    return web.json_response(found, headers=headers)
+    return await _answer(documents, headers)
 
 
 async def describe_account(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -222,6 +225,12 @@ async def check_access(context: RequestContext, repository: LocalRepository) -> 
     """Answer whether the token may read a repository: it may if the repository exists for it."""
     await commit_of(context, repository, repository_in(context.request), None)
     return web.json_response({})
+
+
+async def _answer(made: Callable[[], object], headers: Mapping[str, str] | None = None) -> web.Response:
+    """Answer with JSON of many items, which a thread makes and encodes."""
+    body = await in_cpu_thread(lambda: json.dumps(made()).encode())
+    return web.Response(body=body, content_type=_JSON, headers=headers)
 
 
 async def _answer_pieces(context: RequestContext, pieces: Iterator[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
