@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -114,7 +114,8 @@ class SharedTrees:
         self._limits = limits
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._openings = asyncio.Semaphore(OPENINGS_LIMIT)
-        self._unpackings = asyncio.Semaphore(UNPACKINGS_LIMIT)
+        self._unpackings: Counter[str] = Counter()
+        """How many entries of each namespace are unpacked now."""
         self._waiting: set[asyncio.Future[None]] = set()
         self.size = 0
         """Bytes of memory that all trees take."""
@@ -136,22 +137,29 @@ class SharedTrees:
         finally:
             entry.users -= 1
             self._make_room()
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._tell_waiting()
 
     @asynccontextmanager
-    async def unpacking(self) -> AsyncIterator[None]:
-        """Permit to send an entry during the block that is unpacked on the way. Raises Busy if others do so for too long."""
+    async def unpacking(self, namespace: str) -> AsyncIterator[None]:
+        """Permit to send an entry during the block that is unpacked on the way. Raises Busy if others do so for too long.
+
+        One namespace has at most half of the entries that may be unpacked at the same time.
+        """
+        taken = self._unpackings
         try:
             async with asyncio.timeout(self._wait_seconds):
-                await self._unpackings.acquire()
+                while taken.total() >= UNPACKINGS_LIMIT or taken[namespace] >= UNPACKINGS_LIMIT // 2:
+                    await self._released()
         except TimeoutError:
             raise Busy("the server", "it is unpacking files for others; fetch the whole directory, or push it unpacked") from None
+        taken[namespace] += 1
         try:
             yield
         finally:
-            self._unpackings.release()
+            taken[namespace] -= 1
+            if not taken[namespace]:
+                del taken[namespace]
+            self._tell_waiting()
 
     async def _entry_of(self, repository: LocalRepository, digest: Digest) -> _Entry:
         key = (repository.namespace, digest)
@@ -168,8 +176,13 @@ class SharedTrees:
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def _tell_waiting(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
     async def _released(self) -> None:
-        """Wait until a request does not use its tree any more."""
+        """Wait until a request does not use its tree any more, or has unpacked its entry."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
         try:
