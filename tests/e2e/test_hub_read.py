@@ -216,6 +216,9 @@ def test_who_may_not_read(server: RunningServer) -> None:
     assert (401, "RepoNotFound") == (nobody.status, nobody.headers["X-Error-Code"])
     wrong = server.ask("GET", path, token="wrong")
     assert (401, "Invalid credentials in Authorization header") == (wrong.status, wrong.headers["X-Error-Message"])
+    asked = {"Expect": "100-continue", "Content-Type": "application/json"}
+    early = server.ask("POST", f"/api/models/{NAME}/paths-info/main", b"{}", headers=asked, token="wrong")
+    assert (401, wrong.headers["X-Error-Message"]) == (early.status, early.headers["X-Error-Message"])
     other = server.ask("GET", path, token=OTHER_TOKEN)
     assert (404, "RepoNotFound") == (other.status, other.headers["X-Error-Code"])
 
