@@ -47,7 +47,7 @@ from tests.support.trees import Folder, Link, Planted, Script
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
-WEIGHTS = octets(1, 12 * MIB)
+WEIGHTS = octets(1, 3 * MIB)
 THINGS: dict[str, Planted] = {
     "README.md": b"a model",
     "config.json": b"{}",
@@ -55,7 +55,7 @@ THINGS: dict[str, Planted] = {
     "model.safetensors": WEIGHTS,
     "now": Link("run.sh"),
     "onnx/config.json": b"[]",
-    "onnx/model.onnx": octets(2, 2 * MIB),
+    "onnx/model.onnx": octets(2, 300_000),
     "run.sh": Script(b"#!/bin/sh"),
     "tokenizer/vocab.txt": prose(1, 200_000),
 }

@@ -253,19 +253,19 @@ class StoredEntries:
         return self.file_numbers[bisect_left(self.entries, path, key=sort_key)]
 
     def _listed(self) -> Iterator[_Listed]:
-        members = self.tree.members
         folders = {""}
-        for member in members:
-            _note_folders(member.path, folders)
+        own_entries: dict[str, int] = {}
         file_number = 0
-        for number, member in enumerate(members):
-            if not member.is_folder:
-                yield _Listed(self._entry(number, member), member.crc, number, file_number)
-                file_number += not member.is_link
-            elif member.path not in folders:
-                # A push lists only empty folders, and each of them once.
-                folders.add(member.path)
-                yield _Listed(Entry(member.path, is_folder=True), 0, number, 0)
+        for number, member in enumerate(self.tree.members):
+            _note_folders(member.path, folders)
+            if member.is_folder:
+                own_entries.setdefault(member.path, number)
+                continue
+            yield _Listed(self._entry(number, member), member.crc, number, file_number)
+            file_number += not member.is_link
+        # A push lists only empty folders.
+        for path in own_entries.keys() - folders:
+            yield _Listed(Entry(path, is_folder=True), 0, own_entries[path], 0)
 
     def _entry(self, number: int, member: Member) -> Entry:
         if not member.is_link:
