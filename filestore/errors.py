@@ -19,6 +19,7 @@ FilestoreError
 │   │   └── NotAnArchive
 │   ├── DamagedChunk
 │   ├── DamagedRecord
+│   ├── ObjectMismatch        of an LFS object
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
@@ -32,6 +33,7 @@ FilestoreError
 ├── VersionLabelled           a version with a tag or a branch is not removed
 ├── HeadMoved                 a commit that was made for another state of its branch
 ├── LabelExists
+├── NameExists                a repository that is created, and is there
 ├── OwnerTaken                by another namespace
 ├── LimitExceeded
 │   ├── TooManyUploads
@@ -52,6 +54,8 @@ FilestoreError
 ├── QuotaExceeded
 ├── RateLimited
 ├── Forbidden
+├── UpstreamGated             a repository of the upstream that the caller may not read
+├── UpstreamFailed
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
 ├── SourceError               what is pushed
@@ -329,6 +333,14 @@ class DamagedRecord(InvalidContent):
     hint = "remove-record"
 
 
+class ObjectMismatch(InvalidContent):
+    """The bytes that arrived as an LFS object do not have its SHA-256 or its size."""
+
+    slug = "object-mismatch"
+    facts = ("oid", "found")
+    sentence = "the bytes that arrived for the LFS object {oid} are {found}; nothing of them is used, send the file again"
+
+
 class UnexpectedContent(InvalidContent):
     """The content of a URL has another digest than the expected one."""
 
@@ -478,6 +490,14 @@ class LabelExists(FilestoreError):
     sentence = "{name!r} has the label {label!r} already, at the commit {commit_id}; remove it first, or move it by force"
     hint = "move-label"
     commit_id: str
+
+
+class NameExists(FilestoreError):
+    """A repository is not created, because something is stored under its name."""
+
+    slug = "name-exists"
+    facts = ("name",)
+    sentence = "{name!r} exists already; upload to it, or choose another name"
 
 
 class OwnerTaken(FilestoreError):
@@ -647,6 +667,27 @@ class Forbidden(FilestoreError):
     slug = "forbidden"
     facts = ("where", "namespace")
     sentence = "{where} allows this only with a token of the namespace {namespace!r}; use one of those"
+
+
+class UpstreamGated(FilestoreError):
+    """The upstream gives the files of a repository only to those whom it has permitted to read them."""
+
+    slug = "upstream-gated"
+    facts = ("name",)
+    sentence = (
+        "{name!r} is gated at the upstream, which does not give it to the caller; ask for access there, and send a token of the"
+        " upstream in the header X-Upstream-Authorization"
+    )
+
+
+class UpstreamFailed(FilestoreError):
+    """The upstream cannot be asked for a repository now, or its answer cannot be used."""
+
+    slug = "upstream-failed"
+    facts = ("name", "reason")
+    sentence = "the upstream gives nothing for {name!r} that can be used: {reason}"
+    retryable = True
+    reason: str
 
 
 class ScopeMissing(FilestoreError):

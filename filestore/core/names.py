@@ -22,7 +22,7 @@ _SEPARATORS = re.compile("[@:]")
 _RESERVED = (
     "- api admin assets datasets docs favicon.ico files health healthz hub kernels login logout metrics models "
     "native new owners pipeline_files pipelines pointers raw readyz resolve robots.txt run_files runs settings "
-    "signed spaces static tokens ui v1 v2 v3 v4 v5"
+    "signed spaces static storage tokens ui v1 v2 v3 v4 v5"
 )
 RESERVED_OWNERS = frozenset(_RESERVED.split())
 """Owners that nobody can have, because URLs begin so, or may begin so one day. They are compared without case."""

@@ -48,7 +48,7 @@ from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.commit_check import CommitCheck
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
-from filestore.repository.index.protocol import Index, ListingGrowth, Transaction, Use
+from filestore.repository.index.protocol import ContentDigests, Heads, Index, ListingGrowth, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
@@ -402,6 +402,26 @@ class LocalRepository:
         # By the id: the branch may move meanwhile.
         return await self._index.history(self._namespace, name, first.id, limit=limit, before=before) or []
 
+    async def list_names(
+        self, *, search: str | None = None, owner: str | None = None, after: str | None = None, limit: int = 1000
+    ) -> Heads:
+        """Return a page of the names that are seen here, as `Index.list_names` does."""
+        return await self._index.list_names(
+            self._namespace, search=search, owner=owner, after=after, limit=limit, prefix=self.prefix
+        )
+
+    async def owners(self) -> list[str]:
+        """Return the owners of names that belong to the namespace."""
+        return [owner for owner, namespace in await self._index.owners() if namespace == self._namespace]
+
+    async def content_digests(self, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        """Return the secondary digests of stored contents, as far as they are known."""
+        return await self._index.content_digests(self._namespace, digests)
+
+    async def tree_digests(self, digest: Digest) -> bytes | None:
+        """Return the secondary digests of the files of a stored tree, as `Index.tree_digests` does."""
+        return await self._index.tree_digests(self._namespace, digest)
+
     async def labels(self, name: str) -> list[Label]:
         await self.find_commit(name)
         return await self._index.labels(self._namespace, name)
@@ -566,6 +586,20 @@ class LocalRepository:
                 await transaction.remove_uses(self._namespace, pipeline_id)
 
         await with_reserve(self._store, removed)
+
+    async def contents_by_sha256(self, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        """Return a stored content for each SHA-256. Those that are not known are left out."""
+        return await self._index.contents_by_sha256(self._namespace, sha256s)
+
+    async def note_digests(self, rows: Sequence[ContentDigests], *, tree: Digest, packed: bytes | None) -> None:
+        """Add secondary digests that this process has computed: those of contents, and those of the files of a stored tree.
+
+        What has no record is skipped. `packed` is what `Index.tree_digests` returns, or None if it is not known.
+        """
+        async with self._index.transaction() as transaction:
+            await transaction.add_content_digests(self._namespace, rows)
+            if packed is not None:
+                await transaction.set_tree_digests(self._namespace, tree, packed)
 
     async def close(self) -> None:
         """Close the store and the index, also for other objects that share them. A second call does nothing.

@@ -120,6 +120,7 @@ class Gauge(StrEnum):
     MANIFESTS_SIZE = "manifests_size"
     DIGESTS_WAITING = "digests_waiting"
     """Stored files and trees whose secondary digests are due."""
+    TREES_SIZE = "trees_size"
     QUEUE = "queue"
     """Tasks that wait. Label: what they wait for."""
     MEMORY = "memory"

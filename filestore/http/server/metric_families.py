@@ -94,6 +94,7 @@ COUNTED = (
     Family("budget_taken_bytes", _G, "Memory that bodies, or pushes in the server, take.", ("budget",), Gauge.BUDGET_TAKEN),
     Family("manifests_bytes", _G, "Memory that the manifests of files take that are read.", (), Gauge.MANIFESTS_SIZE),
     Family("digests_waiting", _G, "Stored files and trees whose secondary digests are due.", (), Gauge.DIGESTS_WAITING),
+    Family("trees_bytes", _G, "Memory that the lists of files of directories take whose files are read.", (), Gauge.TREES_SIZE),
     Family("queue_length", _G, "Tasks that wait for memory, a thread or a turn.", ("queue",), Gauge.QUEUE),
 )
 """Sums over all processes."""

@@ -15,7 +15,7 @@ from aiohttp import web
 from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
 from filestore.http.server.acceptor import SharedLoads
-from filestore.http.server.app import Route, make_app
+from filestore.http.server.app import make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
@@ -26,6 +26,7 @@ from filestore.http.server.metrics import count_request
 from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
+from filestore.http.server.route import Route
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import note_uses_for_ever
 from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic

@@ -60,6 +60,15 @@ class RemovedRows(NamedTuple):
     """The chunks whose rows were condemned or removed since, and perhaps others. None if nobody knows any more."""
 
 
+class Heads(NamedTuple):
+    """A page of names."""
+
+    heads: list[tuple[str, Commit]]
+    """Each full name, with the newest commit of `main`."""
+    next_after: str | None
+    """The name after which the next page begins. None if this is the last one."""
+
+
 class ContentDigests(NamedTuple):
     """The secondary digests of some content: a stored file, or a file of a stored tree that has chunks of its own."""
 
@@ -69,7 +78,7 @@ class ContentDigests(NamedTuple):
     sha256: bytes
     """The 32 bytes of SHA-256 of the content."""
     blob_id: bytes
-    """The 20 bytes of the id that git gives the content: SHA-1 of `blob SIZE`, a zero byte and the content."""
+    """The 20 bytes of the id that git gives the content. Zeros above `core.content_digests.BLOB_ID_LIMIT`."""
     source: Digest
     """The digest of a record in whose content it lies. It is `digest` itself for a stored file."""
     start: int
@@ -470,6 +479,21 @@ class Index(Protocol):
     async def labels(self, namespace: str, name: str) -> list[Label]:
         """Return the tags and branches of a name, in the order of their names."""
 
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        """Return at most `limit` names that follow `after`, each with the newest commit of `main`.
+
+        Only names that contain `search`, in whatever case, that have this owner, and that begin with `prefix`.
+        """
+
     async def owners(self) -> list[tuple[str, str]]:
         """Return each owner of names, and its namespace, in the order of namespaces."""
 
@@ -556,7 +580,7 @@ class Index(Protocol):
     async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
         """Return SHA-256 and git's blob id (32 and 20 bytes) of each file of a stored tree, in the order of its members.
 
-        Folders and links are left out. Return None if they are not known yet.
+        Folders and links are left out. Return None if they are not known yet. `FileDigests.unpack` reads one of them.
         """
 
     async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:

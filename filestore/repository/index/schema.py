@@ -120,7 +120,7 @@ _MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] =
         *quotas.TABLES,
         "PRAGMA user_version = 5",
     ),
-    5: (*history.TABLES, *content_digests.TABLES, history.commit_all_records, "PRAGMA user_version = 6"),
+    5: (*history.TABLES, history.commit_all_records, *content_digests.TABLES, "PRAGMA user_version = 6"),
 }
 """The statements and functions that lead from each older version to the next one, in one transaction."""
 

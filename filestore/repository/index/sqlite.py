@@ -27,7 +27,7 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, content_digests, history, quotas, records, tasks, tokens, usage, uses
+from filestore.repository.index import chunks, content_digests, history, names, quotas, records, tasks, tokens, usage, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
@@ -37,6 +37,7 @@ from filestore.repository.index.protocol import (
     ChunkRow,
     ChunkState,
     ContentDigests,
+    Heads,
     IndexProblem,
     IndexVersion,
     ListingGrowth,
@@ -173,6 +174,20 @@ class SqliteIndex:
 
     async def labels(self, namespace: str, name: str) -> list[Label]:
         return await self._reader.run(history.select_labels, namespace, name)
+
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        return await self._reader.run(
+            names.select_heads, namespace, search=search, owner=owner, after=after, limit=limit, prefix=prefix
+        )
 
     async def owners(self) -> list[tuple[str, str]]:
         return await self._reader.run(history.select_owners)
