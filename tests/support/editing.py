@@ -25,6 +25,7 @@ from filestore.transfer.stored_tree import StoredTree
 from tests.support.trees import Folder, Link, Planted, Script, plant
 
 Things = Mapping[str, Planted]
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 async def pushed_tree(repository: Repository, root: Path, things: Things) -> StoredTree:
@@ -75,32 +76,32 @@ def after(things: Things, operations: Sequence[Operation], contents: Mapping[str
     return left
 
 
-def foreign_zip(things: Things, random_: random.Random) -> bytes:
-    """Return a zip file that another program made: some entries deflated, in any order, with comments and folders."""
+def foreign_zip(things: Things, random_: random.Random, *, methods: Sequence[int] = METHODS) -> bytes:
+    """Return a zip file that another program made: in any order, with comments and folders, each packed by one of `methods`."""
     packed = io.BytesIO()
     names = list(things)
     random_.shuffle(names)
     with zipfile.ZipFile(packed, "w") as archive:
         archive.comment = b"a comment"
         for folder in {name.rpartition("/")[0] for name in names} - {""}:
-            archive.writestr(_info(f"{folder}/", 0o40755, random_), b"")
+            archive.writestr(_info(f"{folder}/", 0o40755, random_, methods), b"")
         for name in names:
             match things[name]:
                 case Folder():
-                    archive.writestr(_info(f"{name}/", 0o40755, random_), b"")
+                    archive.writestr(_info(f"{name}/", 0o40755, random_, methods), b"")
                 case Link(target):
-                    archive.writestr(_info(name, 0o120777, random_), target)
+                    archive.writestr(_info(name, 0o120777, random_, methods), target)
                 case Script(content):
-                    archive.writestr(_info(name, 0o100755, random_), content)
+                    archive.writestr(_info(name, 0o100755, random_, methods), content)
                 case content:
-                    archive.writestr(_info(name, 0o100644, random_), content)
+                    archive.writestr(_info(name, 0o100644, random_, methods), content)
     return packed.getvalue()
 
 
-def _info(name: str, mode: int, random_: random.Random) -> zipfile.ZipInfo:
+def _info(name: str, mode: int, random_: random.Random, methods: Sequence[int]) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, (2020, 1, random_.randrange(1, 28), 1, 2, 4))
     info.external_attr = mode << 16
     info.create_system = 3
-    info.compress_type = random_.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    info.compress_type = random_.choice(methods)
     info.comment = b"entry" if random_.randrange(2) else b""
     return info

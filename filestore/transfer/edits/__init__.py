@@ -14,6 +14,7 @@ from filestore.transfer.edits.operations import (
     PutBytes,
     PutChunks,
     PutFile,
+    PutSpan,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PutBytes",
     "PutChunks",
     "PutFile",
+    "PutSpan",
     "Sums",
     "TreeEdit",
 ]

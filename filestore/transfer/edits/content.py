@@ -119,6 +119,27 @@ class FileContent(DescriptorOwner):
         """Do nothing: its size was checked while it was read."""
 
 
+class SpanContent:
+    """A part of an open file, which the caller closes."""
+
+    crc = chunks = None
+
+    def __init__(self, descriptor: int, start: int, size: int, *, sums: Sums | None = None) -> None:
+        self.size = size
+        self.sums = sums
+        self._descriptor = descriptor
+        self._start = start
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        read_exactly(self._descriptor, memory, self._start + offset, "the file with new content")
+
+    def check(self, crc: int) -> None:
+        """Do nothing: its size was checked while it was read."""
+
+    def close(self) -> None:
+        """Do nothing, because the caller closes the file."""
+
+
 class PlannedEntry(NamedTuple):
     """An entry of the new tree."""
 

@@ -7,16 +7,16 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Chunk, Manifest
-from filestore.errors import InvalidInput
+from filestore.errors import EntryNotFound, LimitExceeded
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.format.codec import frame_limit
 from filestore.format.zip.checksum import crc32, crc32_combine
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
-from filestore.format.zip.tree import for_display
 from filestore.format.zip.write import Entry
 from filestore.repository.protocol import Repository
 from filestore.system.threads import in_thread, task_group, thread_pool
@@ -100,15 +100,22 @@ class TreeEdit:
         old: StoredTree | None,
         operations: Iterable[Operation],
         *,
+        name: str = "the tree",
+        size_limit: int | None = None,
         limits: ZipLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Check the operations on their own. Without `old`, the old tree is empty.
+        """Check the operations on their own. Without `old`, the old tree is empty. `name` is what errors call it.
+
+        A zip of more than `size_limit` bytes is refused before anything is sent. A deflated old tree may become 200 times as
+        large.
 
         Raises InvalidName for a path that no file may have; InvalidInput for two operations on one path; LimitExceeded.
         """
         self._repository = repository
         self._old = old
         self._operations = checked_operations(operations, limits=limits)
+        self._name = name
+        self._size_limit = size_limit
         self._limits = limits
 
     async def store(self) -> EditResult:
@@ -116,16 +123,19 @@ class TreeEdit:
 
         Cancellation: nothing is recorded, and chunks that were sent stay for the grace period.
 
-        Raises InvalidInput or InvalidName if the operations do not fit the old tree; LimitExceeded; InvalidArchive if the old
-        tree is not what its headers say; SourceUnreadable or SourceChanged for a file of this machine; DamagedChunk or
-        ChunksMissing if the repository has lost a part of what is read; StorageError, StorageFull, QuotaExceeded,
+        Raises EntryNotFound, InvalidInput or InvalidName if the operations do not fit the old tree; LimitExceeded; InvalidArchive
+        if the old tree is not what its headers say; SourceUnreadable or SourceChanged for a file of this machine; DamagedChunk
+        or ChunksMissing if the repository has lost a part of what is read; StorageError, StorageFull, QuotaExceeded,
         TransferError.
         """
         chunking_version = (await self._repository.identity()).chunking_version
         reader = ChunkReader(self._repository)
         threads = edit_threads()
-        prepared = await in_thread(threads, _Prepared, self._old, self._operations, self._limits, reader, chunking_version)
+        make = partial(_Prepared, self._old, self._operations, self._limits, reader, chunking_version, name=self._name)
+        prepared = await in_thread(threads, make)
         try:
+            if self._size_limit is not None and prepared.tree.size > self._size_limit:
+                raise LimitExceeded("the file's size in bytes", prepared.tree.size, self._size_limit, "upload_limit")
             await prepared.sum_stored(self._repository)
             await in_thread(threads, prepared.reuse)
             sent = await send(self._repository, prepared.tree, threads=threads)
@@ -149,11 +159,14 @@ class _Prepared:
         limits: ZipLimits,
         reader: ChunkReader,
         chunking_version: int,
+        *,
+        name: str,
     ) -> None:
         """Plan the new tree. Raises what `TreeEdit.store` raises."""
         self._reader = reader
         self._old = None if old is None else StoredEntries(old, reader)
-        planned = plan(self._old, operations, self, limits=limits)
+        self._name = name
+        planned = plan(self._old, operations, self, name=name, limits=limits)
         self.tree = EditedTree(planned, self._old_content, chunking_version=chunking_version)
         self._operations = operations
         self._chunking_version = chunking_version
@@ -163,12 +176,12 @@ class _Prepared:
         return ChunksContent(self._reader, chunks, crc=crc, sums=sums)
 
     def copied(self, path: str, tree: StoredTree | None) -> tuple[Entry, EntryContent | None]:
-        """Return a file, or a link without content, of a stored tree, or of the old one. Raises InvalidInput."""
+        """Return a file, or a link without content, of a stored tree, or of the old one. Raises EntryNotFound."""
         if tree is None and self._old is not None:
             tree = self._old.tree
         found = None if tree is None else tree.entry(path)
         if tree is None or found is None or found.kind is EntryKind.FOLDER or found.member_number is None:
-            raise InvalidInput(f"{for_display(path)!r} cannot be copied: the tree has no file there")
+            raise EntryNotFound(self._name, path)
         content = MemberContent(self._reader, tree, found.member_number)
         if found.kind is EntryKind.LINK:
             return Entry(path, found.size, target=content.link_target()), None
@@ -219,11 +232,13 @@ class _Prepared:
         )
 
     def _new_entries(self) -> Iterator[NewEntry]:
-        copied = {each.path: each.source_path for each in self._operations if isinstance(each, CopyFile) and each.tree is None}
+        copies = [each for each in self._operations if isinstance(each, CopyFile)]
+        copied: dict[str, int] = {}
+        if self._old is not None:
+            old = self._old
+            copied = {each.path: old.file_number(each.source_path) for each in copies if each.tree in {None, old.tree}}
         for entry in self.tree.new_entries():
-            source_path = copied.get(entry.path)
-            number = None if source_path is None or self._old is None else self._old.file_number(source_path)
-            yield entry._replace(copied_file=number)
+            yield entry._replace(copied_file=copied.get(entry.path))
 
     def _old_content(self, place: int) -> EntryContent:
         assert self._old is not None  # noqa: S101  # the place is one of it

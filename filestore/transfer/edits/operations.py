@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from filestore.core.manifest import Chunk
-from filestore.errors import InvalidInput, InvalidName, LimitExceeded
+from filestore.errors import EntryNotFound, InvalidInput, InvalidName, LimitExceeded
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.format.zip.tree import for_display, normalised, path_problem
 from filestore.format.zip.write import Entry
-from filestore.transfer.edits.content import BytesContent, EntryContent, FileContent, PlannedEntry, Sums
+from filestore.transfer.edits.content import BytesContent, EntryContent, FileContent, PlannedEntry, SpanContent, Sums
 from filestore.transfer.stored_tree import StoredTree
 
 _PART_LIMIT = 255
@@ -40,6 +40,17 @@ class PutFile(NamedTuple):
 
     path: str
     file: Path
+    is_executable: bool | None = None
+    sums: Sums | None = None
+
+
+class PutSpan(NamedTuple):
+    """Put a part of an open file, such as the body of a request. It must not change, and stay open, until the edit has ended."""
+
+    path: str
+    descriptor: int
+    start: int
+    size: int
     is_executable: bool | None = None
     sums: Sums | None = None
 
@@ -80,7 +91,7 @@ class CopyFile(NamedTuple):
     tree: StoredTree | None = None
 
 
-Operation: TypeAlias = PutBytes | PutFile | PutChunks | DeleteFile | DeleteFolder | CopyFile
+Operation: TypeAlias = PutBytes | PutFile | PutSpan | PutChunks | DeleteFile | DeleteFolder | CopyFile
 
 
 class Old(Protocol):
@@ -96,10 +107,7 @@ class OpenContents(Protocol):
         """Return the content that has these chunks."""
 
     def copied(self, path: str, tree: StoredTree | None) -> tuple[Entry, EntryContent | None]:
-        """Return a file, or a link without content, of a stored tree, or of the old one.
-
-        Raises InvalidInput if there is none.
-        """
+        """Return a file, or a link without content, of a stored tree, or of the old one. Raises EntryNotFound."""
 
 
 def checked_operations(operations: Iterable[Operation], *, limits: ZipLimits = DEFAULT_LIMITS) -> list[Operation]:
@@ -113,26 +121,27 @@ def checked_operations(operations: Iterable[Operation], *, limits: ZipLimits = D
         is_folder = isinstance(operation, DeleteFolder)
         path = operation.path.removesuffix("/") if is_folder else operation.path
         _check_path(path, limits, is_new=not isinstance(operation, (DeleteFile, DeleteFolder)))
-        if path in paths:
+        key = f"{path}/" if is_folder else path  # a file may be put in the place of a folder
+        if key in paths:
             raise InvalidInput(f"{for_display(path)!r} is in two operations; give one operation for each path")
-        paths.add(path)
+        paths.add(key)
         checked.append(DeleteFolder(path) if is_folder else operation)
     return checked
 
 
 def plan(
-    old: Old | None, operations: Sequence[Operation], contents: OpenContents, *, limits: ZipLimits = DEFAULT_LIMITS
+    old: Old | None, operations: Sequence[Operation], contents: OpenContents, *, name: str, limits: ZipLimits = DEFAULT_LIMITS
 ) -> list[PlannedEntry]:
-    """Return the entries of the new tree, in the order of its zip. Blocks.
+    """Return the entries of the new tree, in the order of its zip. Blocks. `name` is what errors call the old tree.
 
     What is deleted last in a folder removes the folder, as in git. Whether the entries fit together is checked later, by
     `TreeChunker`, except for what this raises:
 
-    InvalidInput if something is deleted or copied that is not there, or a path that is new differs from another one only in
-    the case of its letters; InvalidName for a file in the place of a folder; LimitExceeded; SourceUnreadable; what `contents`
-    raises.
+    EntryNotFound if something is deleted that is not there; InvalidInput if a path that is new differs from another one only
+    in the case of its letters; InvalidName for a file in the place of a folder; LimitExceeded; SourceUnreadable; what
+    `contents` raises.
     """
-    plan = _Plan([] if old is None else old.entries)
+    plan = _Plan([] if old is None else old.entries, name)
     for operation in operations:
         if isinstance(operation, DeleteFile):
             plan.delete_file(operation.path)
@@ -147,7 +156,7 @@ def plan(
     return plan.entries()
 
 
-def _planned(operation: PutBytes | PutFile | PutChunks | CopyFile, plan: _Plan, contents: OpenContents) -> PlannedEntry:
+def _planned(operation: PutBytes | PutFile | PutSpan | PutChunks | CopyFile, plan: _Plan, contents: OpenContents) -> PlannedEntry:
     path = operation.path
     content: EntryContent
     match operation:
@@ -158,6 +167,8 @@ def _planned(operation: PutBytes | PutFile | PutChunks | CopyFile, plan: _Plan, 
             content = BytesContent(data)
         case PutFile(_, file, is_executable, sums):
             content = FileContent(file, sums=sums)
+        case PutSpan(_, descriptor, start, size, is_executable, sums):
+            content = SpanContent(descriptor, start, size, sums=sums)
         case PutChunks(_, chunks, crc, is_executable, sums):
             content = contents.stored(chunks, crc=crc, sums=sums)
     if is_executable is None:
@@ -168,8 +179,9 @@ def _planned(operation: PutBytes | PutFile | PutChunks | CopyFile, plan: _Plan, 
 class _Plan:
     """The old entries without what is deleted or replaced, and the new ones."""
 
-    def __init__(self, old: Sequence[Entry]) -> None:
+    def __init__(self, old: Sequence[Entry], name: str) -> None:
         self._old = old
+        self._name = name
         self._keys = [_sort_key(entry) for entry in old]
         self._is_gone = bytearray(len(old))
         self._new: dict[str, PlannedEntry] = {}
@@ -185,19 +197,21 @@ class _Plan:
         return place is not None and self._old[place].is_executable
 
     def delete_file(self, path: str) -> None:
-        """Raises InvalidInput."""
+        """Raises EntryNotFound, InvalidInput for a folder."""
         place = self._place(path)
+        if place is None and self._inside(path):
+            raise InvalidInput(f"{for_display(path)!r} cannot be deleted as a file: it is a folder")
         if place is None:
-            what = "it is a folder" if self._inside(path) else "the tree has no file there"
-            raise InvalidInput(f"{for_display(path)!r} cannot be deleted: {what}")
+            raise EntryNotFound(self._name, path)
         self._is_gone[place] = 1
 
     def delete_folder(self, path: str) -> None:
-        """Raises InvalidInput."""
+        """Raises EntryNotFound, InvalidInput for a file."""
         inside = self._inside(path)
+        if not inside and self._place(path) is not None:
+            raise InvalidInput(f"{for_display(path)!r} cannot be deleted as a folder: it is a file")
         if not inside:
-            what = "it is a file" if self._place(path) is not None else "the tree has no folder there"
-            raise InvalidInput(f"the folder {for_display(path)!r} cannot be deleted: {what}")
+            raise EntryNotFound(self._name, path)
         self._is_gone[inside.start : inside.stop] = b"\1" * len(inside)
 
     def put(self, planned: PlannedEntry) -> None:
