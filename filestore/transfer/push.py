@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
+from filestore.core.commits import checked_message
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_full_name
@@ -199,6 +200,8 @@ async def push(
     path = given_path(path)
     chosen = _checked_codec(codec)
     started = time.monotonic()
+    checked_message(message)
+    checked_message(author)
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
     async with _opened_source(
