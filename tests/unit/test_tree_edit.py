@@ -172,6 +172,18 @@ async def test_what_is_put_is_known_by_its_digests(repository: LocalRepository, 
     assert new.entry("logs") is not None
 
 
+async def test_the_memory_of_an_edit_follows_what_is_new(repository: LocalRepository, tree: StoredTree, tmp_path: Path) -> None:
+    """Not the size of the tree, unless another program made it. It has a limit."""
+    small, large = (TreeEdit(repository, tree, [PutBytes("a", bytes(size))]).memory for size in (10, 10 * MIB))
+    assert 20 * MIB == large - small + 20
+    known = TreeEdit(repository, tree, [PutChunks("a", [Chunk(Digest(bytes(32)), MIB)] * 1000, 1)])
+    unknown = TreeEdit(repository, tree, [PutChunks("a", [Chunk(Digest(bytes(32)), MIB)] * 1000)])
+    assert known.memory < 48 * MIB < unknown.memory < 128 * MIB
+    (tmp_path / "foreign.zip").write_bytes(foreign_zip({"model.onnx": prose(1, MIB)}, random.Random(1), methods=METHODS[:1]))
+    foreign = await StoredTree.open(repository, (await push(repository, tmp_path / "foreign.zip")).record.digest)
+    assert 2 * MIB < TreeEdit(repository, foreign, []).memory - TreeEdit(repository, None, []).memory < 3 * MIB
+
+
 async def test_links_and_executable_bits_stay(repository: LocalRepository, tree: StoredTree) -> None:
     """Also the bit of a file that is replaced, unless another one is given, and that of one that is copied."""
     operations: list[Operation] = [
