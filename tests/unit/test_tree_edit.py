@@ -74,6 +74,12 @@ async def tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
     return await pushed_tree(repository, tmp_path / "model", THINGS)
 
 
+@pytest.fixture
+async def small_tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
+    """`THINGS` with short contents."""
+    return await pushed_tree(repository, tmp_path / "small", {**THINGS, "model.safetensors": b"m", "onnx/model.onnx": b"o"})
+
+
 def _sums(content: bytes) -> Sums:
     return Sums(hashlib.sha256(content).digest(), hashlib.sha1(b"blob %d\0" % len(content) + content).digest())
 
@@ -275,12 +281,12 @@ REFUSED: dict[str, tuple[Sequence[Operation], type[FilestoreError], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_operations_that_do_not_fit_are_refused(repository: LocalRepository, tree: StoredTree, case: str) -> None:
+async def test_operations_that_do_not_fit_are_refused(repository: LocalRepository, small_tree: StoredTree, case: str) -> None:
     """By one error that says why, before anything is sent."""
     operations, error, reason = REFUSED[case]
     watched = WatchedRepository(repository)
     with pytest.raises(error, match=reason):
-        await TreeEdit(watched, tree, operations).store()
+        await TreeEdit(watched, small_tree, operations).store()
     assert 0 == watched.chunks_put
 
 
