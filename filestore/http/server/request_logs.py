@@ -65,6 +65,7 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("DELETE", "/api/repos/delete"): "remove",
         ("POST", "/{repository}.git/info/lfs/objects/batch"): "begin-upload",
         ("PUT", "/api/lfs/objects/{oid}/{size}"): "upload",
+        ("PUT", "/api/lfs/uploads/{upload_id}/{oid}/{size}/parts/{number}"): "put-part",
         ("POST", "/api/lfs/uploads/{upload_id}/{oid}/{size}"): "finish-upload",
     }
 )
