@@ -6,6 +6,7 @@ import os
 import random
 import zlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from filestore.errors import (
     SourceChanged,
 )
 from filestore.format.zip.checksum import crc32
+from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.repository.local import LocalRepository
 from filestore.system import threads
 from filestore.system.fair_pool import FairPool
+from filestore.system.threads import in_thread
 from filestore.transfer.edits import (
     CopyFile,
     DeleteFile,
@@ -38,12 +41,16 @@ from filestore.transfer.edits import (
     Sums,
     TreeEdit,
 )
-from filestore.transfer.push import push
+from filestore.transfer.edits.edit import _Prepared, edit_threads
+from filestore.transfer.edits.operations import checked_operations
+from filestore.transfer.edits.stored_entries import ChunkReader
+from filestore.transfer.push import push, send
 from filestore.transfer.stored_tree import EntryKind, StoredTree
+from tests.support.archives import zip_of
 from tests.support.editing import METHODS, edited, foreign_zip, pushed_manifest, pushed_tree, stored_chunks
 from tests.support.fetching_trees import memory_repository
 from tests.support.generator import octets, prose
-from tests.support.trees import Folder, Link, Planted, Script
+from tests.support.trees import Folder, Link, Planted, Script, entries_of
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
@@ -78,6 +85,12 @@ async def tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
 async def small_tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
     """`THINGS` with short contents."""
     return await pushed_tree(repository, tmp_path / "small", {**THINGS, "model.safetensors": b"m", "onnx/model.onnx": b"o"})
+
+
+def _content(thing: Planted) -> bytes:
+    if isinstance(thing, Script):
+        return thing.content
+    return thing if isinstance(thing, bytes) else b""
 
 
 def _sums(content: bytes) -> Sums:
@@ -238,6 +251,34 @@ async def test_files_are_copied_from_another_tree(repository: LocalRepository, t
     assert result.entries[0].copied_file is None
 
 
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["pushed", "foreign"])
+async def test_any_part_of_the_new_zip_can_be_read_again(
+    repository: LocalRepository,
+    tmp_path: Path,
+    is_foreign: bool,  # noqa: FBT001
+) -> None:
+    """What is not in the old tree, and what is: stored, or deflated and read from its beginning."""
+    if is_foreign:
+        (tmp_path / "old.zip").write_bytes(foreign_zip(THINGS, random.Random(3)))
+        tree = await StoredTree.open(repository, (await push(repository, tmp_path / "old.zip")).record.digest)
+    else:
+        tree = await pushed_tree(repository, tmp_path / "old", THINGS)
+    things = {**THINGS, "new": b"new"}
+    expected = zip_of(entries_of(things), {name: _content(thing) for name, thing in things.items()})
+    operations = checked_operations([PutBytes("new", b"new")])
+    prepared = await in_thread(
+        edit_threads(), partial(_Prepared, tree, operations, DEFAULT_LIMITS, ChunkReader(repository), 1, name="tree")
+    )
+    prepared.reuse()
+    await send(repository, prepared.tree, threads=edit_threads())
+    memory = memoryview(bytearray(len(expected)))
+    for size in (len(expected), 100_000):
+        for start in sorted(range(0, len(expected), size), reverse=True):
+            await in_thread(edit_threads(), prepared.tree.read_into, memory[start : start + size], start)
+        assert expected == memory
+        memory[:] = bytes(len(expected))
+
+
 async def test_all_of_a_tree_can_be_deleted(repository: LocalRepository, tree: StoredTree, tmp_path: Path) -> None:
     """An empty tree is a tree."""
     operations: list[Operation] = [DeleteFolder("logs"), DeleteFolder("onnx"), DeleteFolder("tokenizer")]
@@ -291,11 +332,15 @@ async def test_operations_that_do_not_fit_are_refused(repository: LocalRepositor
 
 
 async def test_two_names_of_the_old_tree_may_differ_only_in_case(repository: LocalRepository, tmp_path: Path) -> None:
-    """A push accepted them, so they can be edited. A file may also change the case of its name."""
+    """A push accepted them, so they can be edited. A file may also change the case of its name.
+
+    Names that only a comparison of texts takes for the same can both be put.
+    """
     tree = await pushed_tree(repository, tmp_path / "old", {"README": b"a", "readme": b"b", "Data/a": b"a"})
     operations: list[Operation] = [PutBytes("readme", b"c"), DeleteFile("Data/a"), PutBytes("data/a", b"a")]
+    operations += [PutBytes("straße", b"1"), PutBytes("strasse", b"2")]
     _, new = await edited(repository, tree, operations)
-    assert ["README", "data", "data/a", "readme"] == [each.path for each in new.entries(recursive=True)]
+    assert ["README", "data", "data/a", "readme", "strasse", "straße"] == [each.path for each in new.entries(recursive=True)]
 
 
 async def test_a_link_must_stay_inside_the_new_tree(repository: LocalRepository, tmp_path: Path) -> None:
