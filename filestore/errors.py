@@ -54,6 +54,8 @@ FilestoreError
 ├── QuotaExceeded
 ├── RateLimited
 ├── Forbidden
+├── UpstreamGated             a repository of the upstream that the caller may not read
+├── UpstreamFailed
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
 ├── SourceError               what is pushed
@@ -665,6 +667,27 @@ class Forbidden(FilestoreError):
     slug = "forbidden"
     facts = ("where", "namespace")
     sentence = "{where} allows this only with a token of the namespace {namespace!r}; use one of those"
+
+
+class UpstreamGated(FilestoreError):
+    """The upstream gives the files of a repository only to those whom it has permitted to read them."""
+
+    slug = "upstream-gated"
+    facts = ("name",)
+    sentence = (
+        "{name!r} is gated at the upstream, which does not give it to the caller; ask for access there, and send a token of the"
+        " upstream in the header X-Upstream-Authorization"
+    )
+
+
+class UpstreamFailed(FilestoreError):
+    """The upstream cannot be asked for a repository now, or its answer cannot be used."""
+
+    slug = "upstream-failed"
+    facts = ("name", "reason")
+    sentence = "the upstream gives nothing for {name!r} that can be used: {reason}"
+    retryable = True
+    reason: str
 
 
 class ScopeMissing(FilestoreError):

@@ -214,6 +214,8 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.RateLimited: 429,
     errors.QuotaExceeded: 507,
     errors.Forbidden: 403,
+    errors.UpstreamGated: 403,
+    errors.UpstreamFailed: 502,
     errors.ScopeMissing: 403,
     errors.OutsidePrefix: 403,
     errors.StorageFull: 507,

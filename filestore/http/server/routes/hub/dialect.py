@@ -26,6 +26,7 @@ _CODES = {
     NotFound.slug: "RepoNotFound",
     "revision-not-found": "RevisionNotFound",
     "entry-not-found": "EntryNotFound",
+    "upstream-gated": "GatedRepo",
 }
 _COMMIT = "filestore.hub-commit"
 
