@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
@@ -38,7 +39,7 @@ class Contents:
         self._objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
         self._latest: Manifest | None = None
         """The manifest that was read last. Neighbours often lie in one tree."""
-        self._ends: list[int] = []
+        self._ends = array("Q")
         """Where its chunks begin, and where the last one ends."""
 
     async def has(self, sha256: bytes, size: int) -> bool:
@@ -66,11 +67,11 @@ class Contents:
         return StoredContent(row.sha256, row.blob_id, row.size, row.digest, chunks, None if known is None else known.crc)
 
     async def _arrived(self, sha256: bytes) -> StoredContent | None:
-        known = await in_disk_thread(self._objects.find, sha256)
-        manifest = None if known is None else await self._manifest(known.digest)
-        if known is None or manifest is None or manifest.size != known.size or not await self._are_live(manifest.chunks):
+        known = await in_disk_thread(self._objects.find_with_manifest, sha256)
+        if known is None or not await self._are_live(known[1].chunks):
             return None
-        return StoredContent(known.sha256, known.blob_id, known.size, known.digest, manifest.chunks, known.crc)
+        found, manifest = known
+        return StoredContent(sha256, found.blob_id, found.size, found.digest, manifest.chunks, found.crc)
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         if self._latest is None or self._latest.digest != digest:
@@ -85,9 +86,9 @@ class Contents:
         return not await self._repository.missing([chunk.digest for chunk in chunks])
 
 
-def _parsed(encoded: bytes) -> tuple[Manifest, list[int]]:
+def _parsed(encoded: bytes) -> tuple[Manifest, array[int]]:
     manifest = Manifest.parse(encoded)
-    return manifest, list(accumulate(manifest.chunks.sizes(), initial=0))
+    return manifest, array("Q", accumulate(manifest.chunks.sizes(), initial=0))
 
 
 def _chunks_between(manifest: Manifest, ends: Sequence[int], start: int, end: int) -> Sequence[Chunk] | None:

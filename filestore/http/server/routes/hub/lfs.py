@@ -19,7 +19,7 @@ from aiohttp import web
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidInput, InvalidParts, LimitExceeded, NotFound, ObjectMismatch, UploadNotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.lfs_objects import ContentSums, LfsObject, LfsObjects
+from filestore.http.server.lfs_objects import ContentSums, LfsObjects
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import repository_in
@@ -228,14 +228,13 @@ async def _complete(
 
 
 async def _keep(context: RequestContext, repository: LocalRepository, manifest: Manifest, sums: ContentSums) -> None:
-    """Store the manifest of an object that arrived, and remember it."""
+    """Remember an object that arrived, and whose chunks are stored."""
     if context.chunks_limit is not None and len(manifest.chunks) > context.chunks_limit:
         raise LimitExceeded("the number of the file's chunks", len(manifest.chunks), context.chunks_limit, "chunks_limit")
-    found: LfsObject = sums.checked_object(manifest.digest)
-    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE):
-        await context.store.put_manifest(repository.namespace, manifest.digest, manifest.encoded)
-    objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
-    await in_disk_thread(objects.keep, found)
+    found = sums.checked_object(manifest.digest)
+    folders = context.request.app[ASSEMBLY].folders
+    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE, place=folders.parent):
+        await in_disk_thread(LfsObjects(folders, repository.namespace).keep, found, manifest.encoded)
     context.noted.facts |= {"oid": found.sha256.hex(), "size": found.size}
 
 
