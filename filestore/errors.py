@@ -19,14 +19,22 @@ FilestoreError
 │   │   └── NotAnArchive
 │   ├── DamagedChunk
 │   ├── DamagedRecord
+│   ├── ObjectMismatch        of an LFS object
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
+│   ├── RevisionNotFound      of a name that exists
+│   ├── EntryNotFound         in a directory that exists
 │   ├── RecordChanged         a record that is not removed, because it has changed since it was chosen
 │   └── UploadNotFound
 ├── ChunksMissing
 ├── PartRefused               a part of an upload that arrived before with other bytes
 ├── FileInUse                 a file that pipelines need is not removed
+├── VersionLabelled           a version with a tag or a branch is not removed
+├── HeadMoved                 a commit that was made for another state of its branch
+├── LabelExists
+├── NameExists                a repository that is created, and is there
+├── OwnerTaken                by another namespace
 ├── LimitExceeded
 │   ├── TooManyUploads
 │   └── UploadsTooLarge       of one namespace
@@ -46,6 +54,8 @@ FilestoreError
 ├── QuotaExceeded
 ├── RateLimited
 ├── Forbidden
+├── UpstreamGated             a repository of the upstream that the caller may not read
+├── UpstreamFailed
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
 ├── SourceError               what is pushed
@@ -323,6 +333,14 @@ class DamagedRecord(InvalidContent):
     hint = "remove-record"
 
 
+class ObjectMismatch(InvalidContent):
+    """The bytes that arrived as an LFS object do not have its SHA-256 or its size."""
+
+    slug = "object-mismatch"
+    facts = ("oid", "found")
+    sentence = "the bytes that arrived for the LFS object {oid} are {found}; nothing of them is used, send the file again"
+
+
 class UnexpectedContent(InvalidContent):
     """The content of a URL has another digest than the expected one."""
 
@@ -351,6 +369,28 @@ class NotFound(FilestoreError):
     facts: ClassVar[Names] = ("reference",)
     sentence = "nothing is stored under {reference!r}"
     hint = "list-files"
+
+
+class RevisionNotFound(NotFound):
+    """A name exists, but not the version of it that a revision names."""
+
+    slug = "revision-not-found"
+    facts = ("reference", "revision")
+    sentence = "{reference!r} has no version {revision!r}"
+    hint = "list-versions"
+    reference: str
+    revision: str
+
+
+class EntryNotFound(NotFound):
+    """A stored directory exists, but has nothing at a path inside it."""
+
+    slug = "entry-not-found"
+    facts = ("reference", "path")
+    sentence = "{reference!r} has no entry {path!r}"
+    hint = "list-entries"
+    reference: str
+    path: str
 
 
 class RecordChanged(NotFound):
@@ -417,6 +457,55 @@ class FileInUse(FilestoreError):
     hint = "remove-anyway"
     file_id: str
     pipelines: str
+
+
+class VersionLabelled(FilestoreError):
+    """A version is not removed, because a tag or a branch names it. `labels` has their names."""
+
+    slug = "version-labelled"
+    facts = ("file_id", "labels")
+    sentence = "{file_id} has the label {labels}; remove each label that names it first, or remove it by force"
+    hint = "remove-labelled"
+    file_id: str
+    labels: str
+
+
+class HeadMoved(FilestoreError):
+    """A commit is not made, because the newest commit of its branch is not the one that it was made for."""
+
+    slug = "head-moved"
+    facts = ("name", "branch", "parent", "head")
+    sentence = (
+        "the newest commit of {name!r} on {branch!r} is {head!r} and not {parent!r}, for which this one was made;"
+        " read the newest one, and try again"
+    )
+    head: str
+
+
+class LabelExists(FilestoreError):
+    """A tag or a branch is not made, because another commit has it."""
+
+    slug = "label-exists"
+    facts = ("name", "label", "commit_id")
+    sentence = "{name!r} has the label {label!r} already, at the commit {commit_id}; remove it first, or move it by force"
+    hint = "move-label"
+    commit_id: str
+
+
+class NameExists(FilestoreError):
+    """A repository is not created, because something is stored under its name."""
+
+    slug = "name-exists"
+    facts = ("name",)
+    sentence = "{name!r} exists already; upload to it, or choose another name"
+
+
+class OwnerTaken(FilestoreError):
+    """A name cannot be stored, because its owner belongs to another namespace."""
+
+    slug = "owner-taken"
+    facts = ("owner",)
+    sentence = "the owner {owner!r} belongs to another namespace of this repository; choose another owner"
 
 
 class LimitExceeded(FilestoreError):
@@ -578,6 +667,27 @@ class Forbidden(FilestoreError):
     slug = "forbidden"
     facts = ("where", "namespace")
     sentence = "{where} allows this only with a token of the namespace {namespace!r}; use one of those"
+
+
+class UpstreamGated(FilestoreError):
+    """The upstream gives the files of a repository only to those whom it has permitted to read them."""
+
+    slug = "upstream-gated"
+    facts = ("name",)
+    sentence = (
+        "{name!r} is gated at the upstream, which does not give it to the caller; ask for access there, and send a token of the"
+        " upstream in the header X-Upstream-Authorization"
+    )
+
+
+class UpstreamFailed(FilestoreError):
+    """The upstream cannot be asked for a repository now, or its answer cannot be used."""
+
+    slug = "upstream-failed"
+    facts = ("name", "reason")
+    sentence = "the upstream gives nothing for {name!r} that can be used: {reason}"
+    retryable = True
+    reason: str
 
 
 class ScopeMissing(FilestoreError):

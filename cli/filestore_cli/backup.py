@@ -166,7 +166,7 @@ def _how_many(counts: ContentCounts) -> str:
 
 def _lines(damaged: list[DamagedFile]) -> list[str]:
     lines = [
-        f"not whole  {each.record.id}  {for_display(each.record.name)}  ({_reason(each)})" for each in damaged[:_SHOWN_FILES]
+        f"not whole  {each.record.id}  {for_display(each.record.full_name)}  ({_reason(each)})" for each in damaged[:_SHOWN_FILES]
     ]
     more = len(damaged) - _SHOWN_FILES
     return [*lines, *([f"and {more} more; --json lists them all"] if more > 0 else [])]

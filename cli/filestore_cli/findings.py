@@ -27,7 +27,7 @@ def file_words(file: AffectedFile) -> str:
     """Return a line about a file that damage affects."""
     parts = "its manifest" if not file.chunk_count else f"{file.damaged_count} of {number_of(file.chunk_count, 'chunk')}"
     where = f"[{file.record.namespace}] " if file.record.namespace != DEFAULT_NAMESPACE else ""
-    return for_display(f"{where}{file.record.id}  {file.record.name}  ({parts})")
+    return for_display(f"{where}{file.record.id}  {file.record.full_name}  ({parts})")
 
 
 def hold_lines(holds: Iterable[Hold], *, ended: bool = False) -> list[str]:

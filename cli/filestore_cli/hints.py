@@ -29,10 +29,14 @@ HINTS = {
     "FILESTORE_TOKEN gives it",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
     "the first start of `filestore serve` prints one, and `filestore token new` makes another",
+    "list-entries": "`filestore ls {reference}:` shows its entries",
     "list-files": "`filestore ls` shows what is",
+    "list-versions": "`filestore log {reference}` shows its versions, and `filestore tag {reference}` its tags and branches",
+    "move-label": "`filestore tag --force` moves it",
     "raise-setting": "{variable} sets it",
     "remove-anyway": "`pipeline delete pipelines NAME:vN` deletes a pipeline; --force removes the file, "
     "and the pipeline then works only where the file is in a cache",
+    "remove-labelled": "`filestore tag --delete` removes one, and `filestore rm --force` removes the version and its tags",
     "remove-record": "`filestore rm {file_id}` removes the record",
     "repair-index": "`filestore restore` does it from a backup; without one, move the file away if it is damaged, and "
     "`filestore check --repair` finds the content again, but no names and tokens",

@@ -35,10 +35,10 @@ async def not_found(repository: Repository, reference: Reference, error: NotFoun
 
 
 async def _advice(repository: Repository, reference: Reference) -> str:
-    name = reference.name or ""
+    name = reference.full_name or ""
     if reference.revision is not None:
         with suppress(FilestoreError):
-            total = (await repository.versions(Reference(name=name), limit=1)).total
+            total = (await repository.versions(Reference.of_name(name), limit=1)).total
             return f"; {name!r} has {total} version{'' if total == 1 else 's'}"
         return ""
     if _DIGEST_IN_ANY_CASE.match(name):
@@ -46,6 +46,6 @@ async def _advice(repository: Repository, reference: Reference) -> str:
     # A directory is stored as a zip file.
     as_directory = f"{name}.zip"
     with suppress(FilestoreError):
-        await repository.record(Reference(name=as_directory))
+        await repository.record(Reference.of_name(as_directory))
         return f"; did you mean {as_directory!r}?"
     return ""

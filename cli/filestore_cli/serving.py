@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 JWT_SETTINGS = ("jwt_keys", "jwt_issuer", "jwt_audience", "jwt_rules")
+UPSTREAM_SETTINGS = ("upstream", "upstream_max_age_seconds", "upstream_limit", "offline")
 LOG_SETTINGS = ("access_log", "access_log_file", "audit_log", "audit_log_size")
 SERVER_SETTINGS = (
     *("spool_folder", "min_free", *TLS_SETTINGS, *JWT_SETTINGS, *LOG_SETTINGS),
@@ -53,7 +54,7 @@ NOT_SERVED = "nothing is served, because the start cannot be reported on standar
 
 @click.command(short_help="Serve a folder over HTTP.")
 @creates
-@takes("root", "host", "port", "workers", "token", *SERVER_SETTINGS)
+@takes("root", "host", "port", "workers", "token", *UPSTREAM_SETTINGS, *SERVER_SETTINGS)
 def serve(context: CommandContext, *, create: bool) -> None:
     """Serve a folder over HTTP until Ctrl-C or SIGTERM stops it; then complete the current transfers.
 
@@ -102,8 +103,28 @@ def serve(context: CommandContext, *, create: bool) -> None:
         announce=announce,
         announce_stop=stop_announcement(context),
         prepare=prepare,
+        **_upstream_argument(settings, root),
         **server_arguments(settings, root),
     )
+
+
+def _upstream_argument(settings: Settings, root: Path) -> dict[str, Any]:
+    """Return the argument of a server that has an upstream, or none. Raises InvalidSetting."""
+    if settings.upstream is None:
+        if settings.offline:
+            raise InvalidSetting("offline", "it is about the upstream of a server, which --upstream names")
+        return {}
+    from filestore.upstream.extension import upstream_extension  # heavy
+    from filestore.upstream.options import UpstreamOptions  # heavy
+
+    options = UpstreamOptions(
+        url=settings.upstream,
+        max_age_seconds=settings.upstream_max_age_seconds,
+        size_limit=settings.upstream_limit,
+        is_offline=settings.offline,
+        limits=settings.download_limits,
+    )
+    return {"extension": upstream_extension(root, options)}
 
 
 def stop_announcement(context: CommandContext) -> Callable[[str], None]:

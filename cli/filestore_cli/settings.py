@@ -699,6 +699,41 @@ class Settings:
             has_option=False,
         ),
     )
+    upstream: str | None = field(
+        default=None,
+        metadata=_setting(
+            "The Hub that a server asks for repositories which it does not have, and keeps what it fetches from there",
+            unit="URL such as https://huggingface.co",
+            parse=_public_url,
+            default="none: no other server is asked",
+        ),
+    )
+    upstream_max_age_seconds: float = field(
+        default=300.0,
+        metadata=_setting(
+            "How long the last answer of the upstream about a revision counts before it is asked again",
+            unit="seconds",
+            parse=_seconds(365 * 86400),
+        ),
+    )
+    upstream_limit: int | None = field(
+        default=None,
+        metadata=_setting(
+            "Bytes of files of the upstream that a server keeps; the least recently used are removed before more is fetched",
+            unit=_SIZE_UNIT,
+            parse=_size(1),
+            default="none: as much as the disk holds",
+        ),
+    )
+    offline: bool = field(
+        default=False,
+        metadata=_setting(
+            "Whether a server never asks its upstream, and serves only what it has",
+            unit="yes or no",
+            parse=_claim,
+            is_flag=True,
+        ),
+    )
     insecure: bool = field(
         default=False,
         metadata=_setting(

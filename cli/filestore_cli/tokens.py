@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from filestore.core.digest import Digest, token_digest
-from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_name
+from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_full_name
 from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import InvalidName
@@ -220,7 +220,7 @@ def _expiry(seconds: float | None, *, option: str) -> int | None:
 def _check_prefix(prefix: str) -> None:
     """Raise BadParameter if no name begins with `prefix`."""
     try:
-        checked_new_name(f"{prefix}-")
+        checked_new_full_name(f"{prefix}x")
     except InvalidName as error:
         reason = str(error.named_facts()["reason"]).partition(";")[0]
         raise click.BadParameter(f"no name begins with {for_display(prefix)!r}: {reason}", param_hint="--prefix") from None

@@ -84,6 +84,12 @@ class Chunks(Sequence[Chunk]):
             return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
         return NotImplemented
 
+    def between(self, start: int, stop: int) -> Chunks:
+        """Return the chunks with the numbers from `start` to `stop`. They share the table of these."""
+        part = Chunks(b"")
+        part._entries = self._entries[start * DIGEST_AND_NUMBER.size : stop * DIGEST_AND_NUMBER.size]
+        return part
+
     @property
     def encoded(self) -> memoryview:
         """The encoded table of the chunks, with 36 bytes for each chunk.

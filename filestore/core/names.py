@@ -14,8 +14,22 @@ _EXTENSION_LIMIT = 16
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HUB_PART = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
+"""An owner, or a name that has one. Source: `validate_repo_id` of huggingface_hub."""
 _SEPARATORS = re.compile("[@:]")
 """The characters that, like the slash, separate the parts of a reference, `[OWNER/]NAME[@REVISION][:PATH]`."""
+
+_RESERVED = (
+    "- api admin assets datasets docs favicon.ico files health healthz hub kernels login logout metrics models "
+    "native new owners pipeline_files pipelines pointers raw readyz resolve robots.txt run_files runs settings "
+    "signed spaces static storage tokens ui v1 v2 v3 v4 v5"
+)
+RESERVED_OWNERS = frozenset(_RESERVED.split())
+"""Owners that nobody can have, because URLs begin so, or may begin so one day. They are compared without case."""
+
+_PART_REASON = "up to 96 letters, digits, '-', '_' and '.', neither '-' nor '.' at either end, and no '--' and no '..'"
+OWNER_REASON = f"an owner has {_PART_REASON}"
+_HUB_NAME_REASON = f"a name has {_PART_REASON}, and does not end in '.git'"
 
 SEGMENT_LIMIT = 255
 """The largest size in bytes of the last part of a URL's path, percent-encoded. Clients use this part as a file name."""
@@ -55,6 +69,45 @@ def checked_new_name(name: str) -> str:
     if reason:
         raise InvalidName(_shown(name), f"{reason}; choose another name", hint="choose-name")
     return name
+
+
+def full_name(owner: str | None, name: str) -> str:
+    """Return `OWNER/NAME`, or `name` alone without an owner."""
+    return name if owner is None else f"{owner}/{name}"
+
+
+def split_full_name(text: str) -> tuple[str | None, str]:
+    """Return the owner in a full name, or None, and the name after it. Nothing is checked."""
+    owner, slash, name = text.partition("/")
+    return (owner, name) if slash else (None, text)
+
+
+def is_owner(text: str) -> bool:
+    """Return whether a text has the form of an owner. It may be a reserved one."""
+    return _HUB_PART.match(text) is not None
+
+
+def checked_owner(owner: str) -> str:
+    """Return `owner` if somebody can have it. Raises InvalidName if nobody can."""
+    if not is_owner(owner):
+        raise InvalidName(_shown(owner), OWNER_REASON, hint="choose-name")
+    if owner.lower() in RESERVED_OWNERS:
+        raise InvalidName(owner, f"the owner {owner!r} is reserved, because URLs of servers begin so", hint="choose-name")
+    return owner
+
+
+def checked_new_full_name(text: str) -> str:
+    """Return `text` if a new record can have this name, with or without an owner before it. Raises InvalidName otherwise.
+
+    A name with an owner follows the rules of the Hugging Face Hub, whose clients refuse other names.
+    """
+    owner, name = split_full_name(text)
+    if owner is None:
+        return checked_new_name(name)
+    checked_owner(owner)
+    if not _HUB_PART.match(name) or name.lower().endswith(".git"):
+        raise InvalidName(_shown(text), f"after an owner, {_HUB_NAME_REASON}", hint="choose-name")
+    return text
 
 
 def _fault(name: str) -> str:

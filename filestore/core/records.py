@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from filestore.core.digest import Digest
-from filestore.core.names import checked_name, checked_namespace
+from filestore.core.names import checked_name, checked_namespace, full_name, is_owner
 from filestore.core.paths import file_path, run_path
 from filestore.core.timestamps import LAST_MOMENT, format_timestamp, parse_timestamp
 from filestore.errors import InvalidReference
@@ -39,13 +39,14 @@ class Record:
     that was stored last.
 
     id: `file_` and 32 hexadecimal digits. An id is never used again for another file.
-    name: The name that the file got when it was pushed. The name of a directory ends in `.zip`.
+    name: The name that the file got when it was pushed. The name of a directory ends in `.zip`, unless another one was given.
     digest: The digest of the content. The same content has the same digest on every machine.
     size: The size of the content in bytes. For a directory, this is the size of its zip file.
     kind: Whether a file or a directory was pushed.
     namespace: The part of the repository to which the record belongs. A token gives access to one namespace.
     created_at: When this record was made, in microseconds since 1970 in UTC.
     updated_at: When the same content was last pushed under this name, in microseconds since 1970 in UTC.
+    owner: What is before the slash of a name such as `team/my_model`. None for a name without a slash. Paths do not have it.
     """
 
     id: str
@@ -56,6 +57,12 @@ class Record:
     namespace: str
     created_at: int
     updated_at: int
+    owner: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The name with its owner, such as `team/my_model`: what a reference has."""
+        return full_name(self.owner, self.name)
 
     @property
     def path(self) -> str:
@@ -79,6 +86,7 @@ class Record:
             "namespace": self.namespace,
             "created_at": format_timestamp(self.created_at),
             "updated_at": format_timestamp(self.updated_at),
+            **({} if self.owner is None else {"owner": self.owner}),
         }
 
 
@@ -90,7 +98,8 @@ def record_from_json(values: dict[str, str | int]) -> Record:
     """
     size = values["size"]
     texts = {name: values[name] for name in ("id", "name", "digest", "kind", "namespace", "created_at", "updated_at")}
-    if type(size) is not int or not all(isinstance(text, str) for text in texts.values()):
+    owner = values.get("owner")
+    if type(size) is not int or not all(isinstance(text, str) for text in texts.values()) or not isinstance(owner, str | None):
         raise TypeError("its size is not a number, or another value is not a text")
     return checked_record(
         Record(
@@ -102,6 +111,7 @@ def record_from_json(values: dict[str, str | int]) -> Record:
             namespace=str(texts["namespace"]),
             created_at=parse_timestamp(str(texts["created_at"])),
             updated_at=parse_timestamp(str(texts["updated_at"])),
+            owner=owner,
         )
     )
 
@@ -113,6 +123,8 @@ def checked_record(record: Record) -> Record:
     """
     checked_file_id(record.id)
     checked_name(record.name)
+    if record.owner is not None and not is_owner(record.owner):
+        raise ValueError("its owner is not one")
     checked_namespace(record.namespace)
     if not 0 <= record.size < 1 << 63:
         raise ValueError("its size is not a number of bytes")

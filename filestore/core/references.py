@@ -12,21 +12,28 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from filestore.core.digest import Digest
-from filestore.core.names import checked_name, checked_pipeline_name, plain_name
+from filestore.core.names import (
+    OWNER_REASON,
+    checked_name,
+    checked_pipeline_name,
+    full_name,
+    is_owner,
+    plain_name,
+    split_full_name,
+)
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX, file_path, parse_file_path, parse_run_path
 from filestore.core.records import FILE_ID_PATTERN, Record
 from filestore.errors import InvalidDigest, InvalidName, InvalidReference, redact_signature
 
 PIPELINE_ID_PATTERN = re.compile(r"pipeline_[0-9a-f]{32}\Z")
 
-_OWNER = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _POINTER = re.compile(r"(.*):(latest|v[1-9][0-9]*)\Z", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REVISION_LIMIT = 255
 """The largest size of a revision in bytes."""
 _SHA256 = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 _VERSIONS_BACK = re.compile(r"~(0|[1-9][0-9]{0,8})\Z")
-_DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}\Z")
+_DIGITS = re.compile(r"[0-9a-f]{7,64}\Z")
 _USER = re.compile(r"\A([a-z]+://)[^/]*@", re.IGNORECASE)
 
 
@@ -37,33 +44,76 @@ class PathLike(Protocol):
     def __fspath__(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceParts:
-    """The parts of a reference. A part that is missing in the text is None.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference to a stored file, or to an entry of a stored directory.
 
-    `digest` and `name` together are a stored path.
+    Exactly one of `id`, `digest` and `name` is given, or `digest` and `name` together (a stored path).
 
-    This class accepts the whole grammar of references. `Reference` accepts only the part of it that repositories
-    support today.
+    id: The id of a record: `file_` and 32 hexadecimal digits.
+    digest: The digest of the content.
+    name: The name, which means the newest file with that name. If `digest` is also given, the name in a stored
+        path.
+    owner: What is before the slash of a name that has an owner. Only for a name without a digest.
+    revision: Which version of `name` is meant, if it is not the newest one: a tag, a branch, `~N` for N versions before the
+        newest one, the id of a commit, or at least 7 of the first digits of such an id or of the digest of a version. Only
+        for a name without a digest.
+    entry_path: A path inside a directory. An empty path means the directory itself.
+    name_otherwise: The name to look for if no file has this `id` or `digest`. A file name may look like an id or a
+        digest.
     """
 
     id: str | None = None
     digest: Digest | None = None
-    owner: str | None = None
     name: str | None = None
+    _: KW_ONLY
+    owner: str | None = None
     revision: str | None = None
     entry_path: str | None = None
-    """A path inside a directory. An empty path means the directory itself."""
+    name_otherwise: str | None = data_field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        is_of_name = self.name is not None and self.digest is None and self.id is None
+        if self.revision is not None and not is_of_name:
+            raise InvalidReference(str(self), "a revision can only follow a name")
+        if self.owner is not None and not is_of_name:
+            raise InvalidReference(str(self), "an owner can only stand before a name")
 
     @classmethod
-    def parse(cls, text: str) -> ReferenceParts:
-        """Parse a stored path, an id, a digest or a name. If `text` can be several of these, the first one is meant.
+    def of_name(cls, name: str, revision: str | None = None) -> Reference:
+        """Return the reference to a name, with or without an owner before it. Nothing is checked."""
+        owner, name = split_full_name(name)
+        return cls(name=name, owner=owner, revision=revision)
 
-        Raises InvalidReference if `text` is none of these.
+    @property
+    def full_name(self) -> str | None:
+        """The name with its owner. None if no name is given."""
+        return None if self.name is None else full_name(self.owner, self.name)
+
+    @property
+    def without_entry(self) -> Reference:
+        """The reference to the directory itself, if this one has a path inside it."""
+        return replace(self, entry_path=None)
+
+    @property
+    def versions_back(self) -> int | None:
+        """How many versions before the newest one the revision `~N` means. None for another revision."""
+        return versions_back(self.revision)
+
+    @property
+    def digits(self) -> str | None:
+        """The first digits of a digest or of the id of a commit. None if the revision is not of this kind."""
+        return self.revision if self.revision is not None and _DIGITS.match(self.revision) else None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Parse a stored path, an id, a digest or a name. They are tried in this order.
+
+        A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs:
+        `name_otherwise` keeps it. Raises InvalidReference if the text is not a reference.
         """
         if text.removeprefix("/").startswith((f"{FILES_PREFIX}/", f"{RUN_FILES_PREFIX}/")):
-            stored = Reference.parse_path(text)
-            return cls(id=stored.id, digest=stored.digest, name=stored.name)
+            return cls.parse_path(text)
         if not text:
             raise InvalidReference(text, "it is empty; give a name, an id, a digest or a stored path")
         if text.startswith(_LOCAL_BEGINNINGS):
@@ -77,11 +127,11 @@ class ReferenceParts:
         if file_id is not None or digest is not None:
             if revision is not None:
                 raise InvalidReference(text, "an id or a digest means one state of a file, so a revision cannot follow it")
-            return cls(id=file_id, digest=digest, entry_path=entry_path)
+            return cls(id=file_id, digest=digest, entry_path=entry_path, name_otherwise=base)
         owner, slash, name = base.rpartition("/")
         if "/" in owner:
             raise InvalidReference(text, f"only one owner can stand before a name; {_STORED_PATH_REASON}")
-        if slash and not _OWNER.match(owner):
+        if slash and not is_owner(owner):
             raise InvalidReference(text, _OWNER_REASON)
         if not name:
             where = "after its '/'" if slash else f"before its '{at or colon}'"
@@ -91,87 +141,6 @@ class ReferenceParts:
         except InvalidName as error:
             raise InvalidReference(text, error.reason) from None
         return cls(owner=owner if slash else None, name=name, revision=revision, entry_path=entry_path)
-
-    def check_supported(self) -> None:
-        """Raise InvalidReference if the reference has an owner, a label as its revision, or a path, which are not supported yet.
-
-        The error names the part that is not supported.
-        """
-        parts = {"owner": self.owner, "revision": label_in(self.revision), "path": self.entry_path}
-        for part, value in parts.items():
-            if value is not None:
-                reason = f"the {part} {value!r} in it is not supported yet"
-                raise InvalidReference(str(self), f"{reason}; give a name without it, or the id or digest of the file")
-
-    def __str__(self) -> str:
-        if self.digest is not None and self.name is not None:
-            return file_path(self.digest, self.name)
-        owner = "" if self.owner is None else f"{self.owner}/"
-        revision = "" if self.revision is None else f"@{self.revision}"
-        entry_path = "" if self.entry_path is None else f":{self.entry_path}"
-        return f"{owner}{self.id or self.digest or self.name}{revision}{entry_path}"
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A reference to a stored file.
-
-    Exactly one of `id`, `digest` and `name` is given, or `digest` and `name` together (a stored path).
-
-    id: The id of a record: `file_` and 32 hexadecimal digits.
-    digest: The digest of the content.
-    name: The name, which means the newest file with that name. If `digest` is also given, the name in a stored
-        path.
-    revision: Which version of `name` is meant, if it is not the newest one: `~N` is N versions before the newest one, and
-        at least 8 hexadecimal digits are the beginning of the digest of one version. Only for a name without a digest.
-    name_otherwise: The name to look for if no file has this `id` or `digest`. A file name may look like an id or a
-        digest.
-    """
-
-    id: str | None = None
-    digest: Digest | None = None
-    name: str | None = None
-    _: KW_ONLY
-    revision: str | None = None
-    name_otherwise: str | None = data_field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.revision is None:
-            return
-        if self.name is None or self.digest is not None or self.id is not None:
-            raise InvalidReference(str(self), "a revision can only follow a name")
-        if label_in(self.revision) is not None:
-            raise InvalidReference(str(self), f"the revision {self.revision!r} in it is not supported yet")
-
-    @property
-    def versions_back(self) -> int | None:
-        """How many versions before the newest one the revision `~N` means. None for another revision."""
-        found = _VERSIONS_BACK.match(self.revision or "")
-        return None if found is None else int(found[1])
-
-    @property
-    def digest_prefix(self) -> str | None:
-        """The first digits of the digest of the version that is meant. None if the revision is not of this kind."""
-        return self.revision if self.revision is not None and _DIGEST_PREFIX.match(self.revision) else None
-
-    @classmethod
-    def parse(cls, text: str) -> Reference:
-        """Parse a stored path, an id, a digest or a name. They are tried in this order.
-
-        A text that looks like an id or a digest may also be the name of a file, as in the caches of some model hubs:
-        `name_otherwise` keeps it. Raises InvalidReference if the text is not a reference, or if it has an owner, a
-        label as its revision, or a path inside a directory. These belong to the grammar, but are not supported yet.
-        """
-        parts = ReferenceParts.parse(text)
-        parts.check_supported()
-        may_be_name = parts.name is None and "/" not in text
-        return cls(
-            id=parts.id,
-            digest=parts.digest,
-            name=parts.name,
-            revision=parts.revision,
-            name_otherwise=text if may_be_name else None,
-        )
 
     @classmethod
     def parse_path(cls, path: str) -> Reference:
@@ -191,23 +160,19 @@ class Reference:
             raise InvalidReference(path, str(error)) from None
 
     def means(self, record: Record) -> bool:
-        """Return whether `record` has the id, the digest, the name and the digits of a digest that this reference gives.
+        """Return whether `record` has the id, the digest, the name and the owner that this reference gives.
 
-        `name_otherwise` and the revision `~N` are not compared.
+        `name_otherwise` and the revision are not compared. In a stored path, a name is meant whatever its owner.
         """
-        is_version = str(record.digest).startswith(self.digest_prefix or "")
-        return (
-            self.id in {None, record.id}
-            and self.digest in {None, record.digest}
-            and self.name in {None, record.name}
-            and is_version
-        )
+        is_name = self.name is None or (self.name == record.name and (self.digest is not None or self.owner == record.owner))
+        return self.id in {None, record.id} and self.digest in {None, record.digest} and is_name
 
     def __str__(self) -> str:
         if self.digest is not None and self.name is not None:
             return file_path(self.digest, self.name)
         revision = "" if self.revision is None else f"@{self.revision}"
-        return f"{self.id or self.digest or self.name}{revision}"
+        entry_path = "" if self.entry_path is None else f":{self.entry_path}"
+        return f"{self.id or self.digest or self.full_name}{revision}{entry_path}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,8 +384,7 @@ class Directory(_NamedContent):
 _LOCAL_BEGINNINGS = ("/", "./", "../", "~/")
 _STORED_PATH_REASON = f"a stored path begins with {FILES_PREFIX}/ or {RUN_FILES_PREFIX}/"
 _OWNER_REASON = (
-    "what is before its last '/' is neither an owner nor the folder of a stored path; an owner has up to 96 letters, digits,"
-    f" '-', '_' and '.', and neither '-' nor '.' at either end; {_STORED_PATH_REASON}"
+    f"what is before its last '/' is neither an owner nor the folder of a stored path; {OWNER_REASON}; {_STORED_PATH_REASON}"
 )
 
 
@@ -431,11 +395,10 @@ def _digest(text: str) -> Digest | None:
         return None
 
 
-def label_in(revision: str | None) -> str | None:
-    """Return `revision` if it is a label: neither `~N` nor the first digits of a digest. Return None otherwise."""
-    if revision is None or _VERSIONS_BACK.match(revision) or _DIGEST_PREFIX.match(revision):
-        return None
-    return revision
+def versions_back(revision: str | None) -> int | None:
+    """Return N of a revision `~N`. None for another revision."""
+    found = _VERSIONS_BACK.match(revision or "")
+    return None if found is None else int(found[1])
 
 
 def _checked_revision(revision: str, text: str) -> str:

@@ -184,6 +184,8 @@ async def download(
     report: Report | None = None,
     reserve: Callable[[int], Awaitable[None]] | None = None,
     options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
+    staging: PartialDownload | None = None,
+    authorization: str | None = None,
 ) -> DownloadResult | None:
     """Download the content of a URL to a file in `folder`, which must exist.
 
@@ -197,12 +199,24 @@ async def download(
     `reserve(size)` is awaited before the file grows beyond the size that was reserved last: once if the origin tells
     the size, otherwise again and again. It should raise an error if there is not enough space.
 
+    `staging` is the file in `folder`, where the default does not do. `authorization` is the value of a header that is sent to
+    the scheme, host and port of `origin` only, and never to a server that the origin redirects to.
+
     Raises DownloadRefused, LimitExceeded, ServerError, OriginUnreachable, Stalled, Interrupted, StorageFull, StorageError.
     """
-    staging = _PartialDownload(folder)
+    staging = PartialDownload(folder) if staging is None else staging
     try:
         await in_disk_thread(staging.open)
-        downloader = _Downloader(origin, staging, limits=limits, known=known, report=report, reserve=reserve, options=options)
+        downloader = _Downloader(
+            origin,
+            staging,
+            limits=limits,
+            known=known,
+            report=report,
+            reserve=reserve,
+            options=options,
+            authorization=authorization,
+        )
         return await downloader.run()
     finally:
         await shield_until_done(in_disk_thread(staging.close))
@@ -231,15 +245,17 @@ class _Downloader:
     def __init__(
         self,
         origin: FileURL,
-        staging: _PartialDownload,
+        staging: PartialDownload,
         *,
         limits: DownloadLimits,
         known: Validators | None,
         report: Report | None,
         reserve: Callable[[int], Awaitable[None]] | None = None,
         options: DownloadOptions = DEFAULT_DOWNLOAD_OPTIONS,
+        authorization: str | None = None,
     ) -> None:
         self._origin = origin
+        self._authorization = authorization
         self._redacted_url = origin.redacted_url
         self._staging = staging
         self._limits = limits
@@ -529,7 +545,9 @@ class _Downloader:
         seen: set[str] = set()
         while len(seen) <= self._limits.redirects:
             seen.add(url)
-            response = await session.get(_encoded(url), headers=headers, allow_redirects=False, **self._by_proxy(url))
+            response = await session.get(
+                _encoded(url), headers=headers | self._credentials(url), allow_redirects=False, **self._by_proxy(url)
+            )
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 return response
@@ -538,6 +556,11 @@ class _Downloader:
             if url in seen:
                 raise DownloadRefused(self._redacted_url, f"it redirects in a circle, by {redact_url(url)}")
         raise DownloadRefused(self._redacted_url, f"it redirects more than {self._limits.redirects} times")
+
+    def _credentials(self, url: str) -> dict[str, str]:
+        """Return the header with the credentials for the origin. Return none for any other server."""
+        is_origin = self._authorization is not None and _server_of(url) == _server_of(self._origin.url)
+        return _given({"Authorization": self._authorization if is_origin else None})
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
         """Return the arguments for aiohttp to reach `url` through the proxy, or none without a proxy.
@@ -634,8 +657,11 @@ class _Downloader:
         return "; ".join(f"it leads to {', '.join(named)}, {reason}" for reason, named in addresses.items())
 
 
-class _PartialDownload:
-    """The file of a download, and a state file next to it. The methods block, so call them in a thread."""
+class PartialDownload:
+    """The file of a download, and a state file next to it. The methods block, so call them in a thread.
+
+    Only `write` adds bytes to the file, and only `begin` takes some away.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Make the object. No file is opened yet."""
@@ -645,9 +671,10 @@ class _PartialDownload:
         self.total: int | None = None
         """The size of the whole file. None if the origin has not announced it."""
         self.validators = Validators()
+        self.descriptor = -1
+        """The open file."""
         self._state = folder / "state.json"
         self._noted = 0
-        self._descriptor = -1
 
     def open(self) -> None:
         """Open the file, or make it. Bytes that the state file does not confirm are cut off.
@@ -656,26 +683,31 @@ class _PartialDownload:
         """
         with storage_errors(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self.path, flags, PRIVATE_FILE)
-            there = os.fstat(self._descriptor).st_size
+            self.descriptor = os.open(self.path, flags, PRIVATE_FILE)
+            there = os.fstat(self.descriptor).st_size
         with suppress(OSError, ValueError, KeyError, TypeError):
             state = read_json(self._state)
             size, total, validators = state["size"], state["total"], validators_from(state["validators"])
             is_number = type(size) is int and (total is None or type(total) is int)
             # After a crash of the machine, only bytes that were synced before they were noted are certain.
             if is_number and 0 <= size <= there and (total is None or size <= total):
-                self.size, self.total, self.validators = size, total, validators
+                self.total, self.validators = total, validators
+                self.size = self.certain_size(size, there)
         self._noted = self.size
-        self._cut()
+        self.cut()
+
+    def certain_size(self, noted: int, there: int) -> int:  # noqa: ARG002  # for others
+        """Return how many of the bytes that are there count, of which `noted` were synced."""
+        return noted
 
     def begin(self, validators: Validators, total: int | None) -> None:
         """Start the file again, without any bytes. Raises StorageFull if `total` bytes do not fit, and StorageError."""
         self.size, self.total, self.validators = 0, total, validators
         # The state comes before the bytes, so that it never describes bytes that are not there.
         self._write_state()
-        self._cut()
+        self.cut()
         if total is not None:
-            check_space(self._descriptor, total, where=self.path.parent)
+            check_space(self.descriptor, total, where=self.path.parent)
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Append bytes to the file. Raises StorageFull, StorageError."""
@@ -684,7 +716,7 @@ class _PartialDownload:
                 written = 0
                 while written < len(piece):
                     # Counted at once: what a disk took before it was full is not asked for again.
-                    count = os.pwrite(self._descriptor, memoryview(piece)[written:], self.size)
+                    count = os.pwrite(self.descriptor, memoryview(piece)[written:], self.size)
                     self.size += count
                     written += count
         if self.size - self._noted >= SYNC_SIZE:
@@ -696,21 +728,23 @@ class _PartialDownload:
         Raises StorageFull, StorageError.
         """
         with storage_errors(self.path):
-            sync_descriptor(self._descriptor)
+            sync_descriptor(self.descriptor)
         self._write_state()
 
     def close(self) -> None:
         """Save the size of the file, and close it. If the file was never opened, do nothing."""
-        if self._descriptor < 0:
+        if self.descriptor < 0:
             return
         if self.size != self._noted:
             with suppress(StorageError):
                 self.note()
-        os.close(self._descriptor)
+        os.close(self.descriptor)
+        self.descriptor = -1
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Take the bytes from `size` on from the file. Raises StorageFull, StorageError."""
         with storage_errors(self.path):
-            os.ftruncate(self._descriptor, self.size)
+            os.ftruncate(self.descriptor, self.size)
 
     def _write_state(self) -> None:
         state = json.dumps({"size": self.size, "total": self.total, "validators": self.validators}).encode()
@@ -751,6 +785,11 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
 
 def _given(headers: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value is not None}
+
+
+def _server_of(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _encoded(url: str) -> str | URL:

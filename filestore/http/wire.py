@@ -26,6 +26,8 @@ BATCH_LIMIT = 64 << 20
 DIGESTS_LIMIT = 65536
 """The largest number of digests in one request."""
 NAME_HEADER = "filestore-name"
+MESSAGE_HEADER = "filestore-message"
+"""The message of a commit, percent-encoded as the name."""
 OCTETS = "application/octet-stream"
 LINES = "application/x-ndjson"
 """The media type of a listing: one JSON object in each line."""
@@ -198,6 +200,11 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.NotFound: 404,
     errors.ChunksMissing: 409,
     errors.FileInUse: 409,
+    errors.VersionLabelled: 409,
+    errors.HeadMoved: 409,
+    errors.LabelExists: 409,
+    errors.NameExists: 409,
+    errors.OwnerTaken: 403,
     errors.PartRefused: 409,
     errors.LimitExceeded: 413,
     errors.TooManyUploads: 429,
@@ -207,6 +214,8 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.RateLimited: 429,
     errors.QuotaExceeded: 507,
     errors.Forbidden: 403,
+    errors.UpstreamGated: 403,
+    errors.UpstreamFailed: 502,
     errors.ScopeMissing: 403,
     errors.OutsidePrefix: 403,
     errors.StorageFull: 507,

@@ -15,9 +15,19 @@ from typing import BinaryIO, Never, TypeVar
 
 from blake3 import blake3
 
+from filestore.core.commits import (
+    MAIN,
+    Commit,
+    Label,
+    LabelKind,
+    NewCommit,
+    checked_branch,
+    checked_label,
+    checked_message,
+)
 from filestore.core.digest import Digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
-from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_name, shortened
+from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_full_name, shortened, split_full_name
 from filestore.core.paths import run_path
 from filestore.core.quotas import EVERYBODY, NO_QUOTA, Quota
 from filestore.core.records import Kind, Record
@@ -30,6 +40,7 @@ from filestore.errors import (
     NotFound,
     OutsidePrefix,
     ReadOnly,
+    RevisionNotFound,
     StorageError,
     UsedAfterFork,
 )
@@ -37,7 +48,7 @@ from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.commit_check import CommitCheck
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
-from filestore.repository.index.protocol import Index, ListingGrowth, Transaction, Use
+from filestore.repository.index.protocol import ContentDigests, Heads, Index, ListingGrowth, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
@@ -58,7 +69,7 @@ from filestore.repository.protocol import (
     VersionPage,
     Wanted,
     closed_error,
-    reference_of,
+    whole_reference_of,
 )
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
@@ -278,9 +289,20 @@ class LocalRepository:
             suspects = await self._lost_frames.damaged(digests)
         return await self._lost_frames.forget_damaged(suspects)
 
-    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    async def commit(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        kind: Kind = Kind.FILE,
+        message: str = "",
+        author: str = "",
+        branch: str = MAIN,
+        parent: str | None = None,
+    ) -> Record:
         self._check_writable()
-        self.check_name(checked_new_name(name))
+        self.check_name(checked_new_full_name(name))
+        new = NewCommit(checked_message(message), checked_message(author), checked_branch(branch), parent)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         check_count(parsed)
         identity = await self.identity()
@@ -290,7 +312,7 @@ class LocalRepository:
             )
         await check_commit(self._index, self._namespace, self.quota, parsed, name=name)
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
-            record = await self._add_record(transaction, parsed, name=name, kind=kind)
+            record = await self._add_record(transaction, parsed, name=name, kind=kind, commit=new)
         count(Event.FILES_STORED)
         count(Event.FILES_STORED_SIZE, amount=record.size)
         return record
@@ -321,7 +343,12 @@ class LocalRepository:
                     return
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
 
-    async def _add_record(self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind) -> Record:
+    async def _add_record(
+        self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind, commit: NewCommit
+    ) -> Record:
+        owner, _ = split_full_name(name)
+        if owner is not None:
+            await transaction.claim_owner(self._namespace, owner)
         add = partial(
             transaction.add_record,
             self._namespace,
@@ -330,6 +357,7 @@ class LocalRepository:
             size=manifest.size,
             kind=kind,
             manifest_size=len(manifest.encoded),
+            commit=commit,
         )
         return await added_record(transaction, self._namespace, self.quota, add)
 
@@ -349,13 +377,77 @@ class LocalRepository:
         return await open_manifest(self._store, self._namespace, digest, is_verified=is_verified)
 
     async def record(self, wanted: Wanted) -> Record:
-        reference = reference_of(wanted)
+        reference = whole_reference_of(wanted)
         record = await self._index.record(self._namespace, reference, prefix=self.prefix)
         if record is None and reference.name_otherwise is not None:
             record = await self._index.record(self._namespace, Reference(name=reference.name_otherwise), prefix=self.prefix)
+        if record is None and reference.revision is not None:
+            await self._check_has_name(reference.full_name or "", reference.revision)
         if record is None:
             raise NotFound(str(reference))
         return record
+
+    async def find_commit(self, name: str, revision: str | None = None) -> Commit:
+        found = await self._index.commit(self._namespace, name, revision) if self.sees(name) else None
+        if found is None and revision is not None:
+            await self._check_has_name(name, revision)
+        if found is None:
+            raise NotFound(name)
+        return found
+
+    async def history(
+        self, name: str, *, revision: str | None = None, limit: int = 1000, before: int | None = None
+    ) -> list[Commit]:
+        first = await self.find_commit(name, revision)
+        # By the id: the branch may move meanwhile.
+        return await self._index.history(self._namespace, name, first.id, limit=limit, before=before) or []
+
+    async def list_names(
+        self, *, search: str | None = None, owner: str | None = None, after: str | None = None, limit: int = 1000
+    ) -> Heads:
+        """Return a page of the names that are seen here, as `Index.list_names` does."""
+        return await self._index.list_names(
+            self._namespace, search=search, owner=owner, after=after, limit=limit, prefix=self.prefix
+        )
+
+    async def owners(self) -> list[str]:
+        """Return the owners of names that belong to the namespace."""
+        return [owner for owner, namespace in await self._index.owners() if namespace == self._namespace]
+
+    async def content_digests(self, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        """Return the secondary digests of stored contents, as far as they are known."""
+        return await self._index.content_digests(self._namespace, digests)
+
+    async def tree_digests(self, digest: Digest) -> bytes | None:
+        """Return the secondary digests of the files of a stored tree, as `Index.tree_digests` does."""
+        return await self._index.tree_digests(self._namespace, digest)
+
+    async def labels(self, name: str) -> list[Label]:
+        await self.find_commit(name)
+        return await self._index.labels(self._namespace, name)
+
+    async def set_label(
+        self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
+    ) -> Label:
+        self._check_writable()
+        checked_label(label, what=kind.value)
+        commit = await self.find_commit(name, revision)
+        async with self._index.transaction() as transaction:
+            return await transaction.set_label(self._namespace, name, Label(label, kind, commit.id, 0), force=force)
+
+    async def remove_label(self, name: str, label: str) -> Label:
+        self._check_writable()
+        await self.find_commit(name)
+        async with self._index.transaction() as transaction:
+            removed = await transaction.remove_label(self._namespace, name, label)
+        if removed is None:
+            raise RevisionNotFound(name, label)
+        return removed
+
+    async def _check_has_name(self, name: str, revision: str) -> None:
+        """Raise RevisionNotFound if there is a file with this name."""
+        if await self._index.record(self._namespace, Reference.of_name(name), prefix=self.prefix) is not None:
+            raise RevisionNotFound(name, revision)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
@@ -382,7 +474,7 @@ class LocalRepository:
         keep_last: int | None = None,
         older_than_seconds: float | None = None,
     ) -> VersionPage:
-        reference = reference_of(wanted)
+        reference = whole_reference_of(wanted)
         first = await self.record(reference)
         rule = None
         if keep_last is not None or older_than_seconds is not None:
@@ -494,6 +586,20 @@ class LocalRepository:
                 await transaction.remove_uses(self._namespace, pipeline_id)
 
         await with_reserve(self._store, removed)
+
+    async def contents_by_sha256(self, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        """Return a stored content for each SHA-256. Those that are not known are left out."""
+        return await self._index.contents_by_sha256(self._namespace, sha256s)
+
+    async def note_digests(self, rows: Sequence[ContentDigests], *, tree: Digest, packed: bytes | None) -> None:
+        """Add secondary digests that this process has computed: those of contents, and those of the files of a stored tree.
+
+        What has no record is skipped. `packed` is what `Index.tree_digests` returns, or None if it is not known.
+        """
+        async with self._index.transaction() as transaction:
+            await transaction.add_content_digests(self._namespace, rows)
+            if packed is not None:
+                await transaction.set_tree_digests(self._namespace, tree, packed)
 
     async def close(self) -> None:
         """Close the store and the index, also for other objects that share them. A second call does nothing.

@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
-from filestore.core.names import checked_name, checked_namespace
+from filestore.core.names import checked_name, checked_namespace, split_full_name
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, Reference
-from filestore.errors import InvalidInput
+from filestore.errors import InvalidInput, InvalidReference
 from filestore.format.codec import Frame
 from filestore.repository.maintenance.hold import Hold, hold_from_json
 
@@ -187,7 +188,7 @@ def usage_from_json(values: dict[str, Any]) -> Usage:
         raise TypeError("a name is not a text")
     namespace = checked_namespace(members["namespace"])
     for name in names:
-        checked_name(name.name)
+        checked_name(split_full_name(name.name)[1])
     found = values.get("hold")
     hold = hold_from_json(namespace, found) if isinstance(found, dict) else None
     limits = values.get("quota")
@@ -279,13 +280,55 @@ class Repository(Protocol):
         Raises StorageError, TransferError.
         """
 
-    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    async def commit(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        kind: Kind = Kind.FILE,
+        message: str = "",
+        author: str = "",
+        branch: str = MAIN,
+        parent: str | None = None,
+    ) -> Record:
         """Record a file whose chunks were put.
 
-        The same manifest, name and kind give the same record, which is now the newest.
+        `name` may have an owner, `OWNER/NAME`. The first name with an owner makes it one of the namespace. The same manifest,
+        name and kind give the same record, which is now the newest. It is a commit on `branch`, unless the newest commit there is
+        the same record. `parent` is the id of the commit that must be the newest one; "" means that there must be none. A server
+        says itself who the author is.
 
-        Raises ChunksMissing with the chunks that must be sent first, InvalidManifest, InvalidName, LimitExceeded.
+        Raises ChunksMissing with the chunks that must be sent first, InvalidManifest, InvalidName, LimitExceeded, OwnerTaken,
+        HeadMoved, and RevisionNotFound if the branch does not exist.
         """
+
+    async def find_commit(self, name: str, revision: str | None = None) -> Commit:
+        """Return the commit of a name that a revision means: `main` or None, a label, `~N`, the id of a commit, or first digits.
+
+        Raises NotFound; RevisionNotFound if the name exists; InvalidReference if the digits are those of several versions.
+        """
+
+    async def history(
+        self, name: str, *, revision: str | None = None, limit: int = 1000, before: int | None = None
+    ) -> list[Commit]:
+        """Return at most `limit` commits of a name, from that of `revision` back to the first one.
+
+        With `before`, return only commits whose number is smaller. `limit` is at most 1000. Raises what `find_commit` raises.
+        """
+
+    async def labels(self, name: str) -> list[Label]:
+        """Return the tags and branches of a name, in the order of their names. Raises NotFound if the name does not exist."""
+
+    async def set_label(
+        self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
+    ) -> Label:
+        """Give the commit that `revision` means a tag or a branch. `force` moves one that is there.
+
+        Raises what `find_commit` raises, LabelExists, LimitExceeded, and InvalidInput for a text that cannot be a label.
+        """
+
+    async def remove_label(self, name: str, label: str) -> Label:
+        """Remove a tag or a branch, and return it. The commits stay. Raises NotFound; RevisionNotFound if the name exists."""
 
     async def manifest(self, digest: Digest) -> bytes:
         """Return the canonical bytes of a manifest, and verify its digest. Raises NotFound, InvalidManifest."""
@@ -369,7 +412,7 @@ class Repository(Protocol):
         updated_at: int | None = None,
         unless_newest: bool = False,
     ) -> Record:
-        """Remove a record. `force` removes it also if a pipeline needs it.
+        """Remove a record, and its commits. `force` removes it also if a pipeline needs it, or if it has a label.
 
         With `updated_at`, the record is removed only if nobody has stored it again since that time. With `unless_newest`, it
         is removed only if a newer version of its name exists. This is checked in the transaction that removes it.
@@ -380,7 +423,8 @@ class Repository(Protocol):
         Removing chunks reads the manifest of every record of the namespace. A push in progress may have learned that
         such a chunk is present. Its commit reports the chunk as missing, and the push sends it.
 
-        Raises NotFound; RecordChanged if `updated_at` or `unless_newest` forbids it; FileInUse if a pipeline needs the file.
+        Raises NotFound; RecordChanged if `updated_at` or `unless_newest` forbids it; FileInUse if a pipeline needs the file;
+        VersionLabelled if it has a tag or a branch. With `force`, its tags go too.
         Raises DamagedRecord, and removes nothing, if one of these manifests is missing or damaged.
         """
 
@@ -391,13 +435,23 @@ class Repository(Protocol):
         """
 
 
+def whole_reference_of(wanted: object) -> Reference:
+    """Return what `reference_of` returns. Raises InvalidReference if it names an entry of a directory."""
+    reference = reference_of(wanted)
+    if reference.entry_path is not None:
+        raise InvalidReference(
+            str(reference), "it has a path inside a directory; here a whole file or directory is needed, without the ':'"
+        )
+    return reference
+
+
 async def find_record(repository: Repository, wanted: Wanted) -> Record:
     """Return the record that `wanted` names. A `Record` is returned unchanged, without a request to the repository.
 
     Raises InvalidReference for a text that cannot name a stored file, a local path and a URL; NotFound, TransferError.
     """
     repository = checked_repository(repository)
-    return wanted if isinstance(wanted, Record) else await repository.record(reference_of(wanted))
+    return wanted if isinstance(wanted, Record) else await repository.record(wanted)
 
 
 def reference_of(wanted: object) -> Reference:

@@ -63,7 +63,7 @@ async def check_commit(index: Index, namespace: str, quota: Quota, manifest: Man
     if quota.size is not None and manifest.size:
         _check(_SIZE, namespace, usage.size + manifest.size, quota.size)
     names = quota.name_count
-    if names is not None and usage.name_count >= names and await index.record(namespace, Reference(name=name)) is None:
+    if names is not None and usage.name_count >= names and await index.record(namespace, Reference.of_name(name)) is None:
         _check(_NAMES, namespace, usage.name_count + 1, names)
 
 

@@ -11,7 +11,7 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import DamagedRecord, FileInUse, InvalidManifest, NotFound, RecordChanged
+from filestore.errors import DamagedRecord, FileInUse, InvalidManifest, NotFound, RecordChanged, VersionLabelled
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.maintenance.hold import hold_of
@@ -53,6 +53,9 @@ async def remove_record(
         users = [] if force else await transaction.uses_of(namespace, file_id)
         if users:
             raise FileInUse(file_id, summary([use.pipeline_name for use in users]))
+        labels = [] if force else await transaction.labels_of(namespace, file_id)
+        if labels:
+            raise VersionLabelled(file_id, summary(labels))
         record = await transaction.remove_record(namespace, file_id)
         if record is None:
             raise NotFound(file_id)
@@ -69,9 +72,9 @@ async def _check_unchanged(index: Index, namespace: str, file_id: str, *, update
         raise NotFound(file_id)
     if updated_at not in {None, record.updated_at}:
         raise RecordChanged(file_id, "it was stored again since")
-    newest = await index.record(namespace, Reference(name=record.name))
+    newest = await index.record(namespace, Reference.of_name(record.full_name))
     if unless_newest and newest == record:
-        raise RecordChanged(file_id, f"it is now the newest version of {record.name!r}")
+        raise RecordChanged(file_id, f"it is now the newest version of {record.full_name!r}")
 
 
 class UnneededChunks:
@@ -176,5 +179,5 @@ class UnneededChunks:
             if await self._index.record(self._namespace, Reference(id=record.id)) is None:
                 return {}
             how = "missing" if isinstance(error, NotFound) else "damaged"
-            raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is {how}") from error
+            raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is {how}") from error
         return dict.fromkeys(chunk.digest for chunk in manifest.chunks)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from urllib.parse import unquote
 
+from filestore.core.commits import MAIN, NewCommit
 from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -145,17 +146,31 @@ class OutputRepository(LocalRepository):
         self._committing = asyncio.Lock()
         self._previous: Record | None = None
 
-    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    async def commit(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        kind: Kind = Kind.FILE,
+        message: str = "",
+        author: str = "",
+        branch: str = MAIN,
+        parent: str | None = None,
+    ) -> Record:
         async with self._committing:
-            record = await super().commit(manifest, name=name, kind=kind)
+            record = await super().commit(
+                manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
+            )
             if self.run_files is not None:
                 await shield_until_done(in_disk_thread(self.run_files.note, record, self._previous))
         return record
 
-    async def _add_record(self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind) -> Record:
+    async def _add_record(
+        self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind, commit: NewCommit
+    ) -> Record:
         # During the transaction nobody else pushes it.
         self._previous = await self._index.record(self.namespace, Reference(name=name, digest=manifest.digest))
-        return await super()._add_record(transaction, manifest, name=name, kind=kind)
+        return await super()._add_record(transaction, manifest, name=name, kind=kind, commit=commit)
 
 
 async def remove_expired(

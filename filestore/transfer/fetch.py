@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,15 +23,16 @@ from blake3 import blake3
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
-from filestore.core.progress import Report
+from filestore.core.progress import Progress, Report
 from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
-from filestore.repository.protocol import Repository, Wanted, find_record
+from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import check_space, given_path, storage_errors, sync_descriptor, sync_path, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
 from filestore.system.owners import PRIVATE_FILE, is_ours, tighten_descriptor, usual_mode
 from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.transfer.fetch_entry import FoundEntry, checked_kind, content_of, find_entry, find_wanted, own_manifest
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
@@ -39,6 +40,7 @@ from filestore.transfer.seeds import ContentRange, FileSeed, Seed, closing, copy
 from filestore.transfer.sinks.protocol import FilePart, Ordering, OvertakenError, Staging
 from filestore.transfer.sources.file import FileSource
 from filestore.transfer.staging_name import STAGING_END, find_staging
+from filestore.transfer.stored_tree import EntryKind
 
 ATTEMPTS = 3
 _FOLDER_THERE = "a folder is there, which a single file does not replace, not even by force; give another target"
@@ -79,11 +81,14 @@ async def fetch(
     >>> result = await fetch(repository, "model.safetensors", target="/models/model.safetensors")
     >>> print(result.size, result.bytes_received)
 
-    A directory is written as the zip file that it is stored as; `fetch_tree` writes its tree.
+    A directory is written as the zip file that it is stored as; `fetch_tree` writes its tree. One file of a directory is written
+    by its path:
+
+    >>> await fetch(repository, "my_model.zip:tokenizer/config.json", target="config.json")
 
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
-        the newest file of that name.
+        the newest file of that name. `:` and the path of a file may follow the text.
     target: the path of the file itself, in a folder that exists.
     force: replace a file with other content that is at `target`, or a symbolic link to one. Without it, such a file is an
         error. Chunks that the old file and the new one share are copied and not received.
@@ -97,13 +102,66 @@ async def fetch(
     `.filestore-partial`, keeps the chunks that were received. The next fetch to the same target continues there. Where nothing
     was received, no such file is left.
 
-    Raises InvalidReference or NotFound where `wanted` names nothing; TargetError, StorageFull or StorageError where the file
+    Raises InvalidReference or NotFound where `wanted` names nothing; EntryNotFound, InvalidArchive or LimitExceeded where the
+    file of a directory cannot be read; TargetError, StorageFull or StorageError where the file
     cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError
     where a server refuses or cannot be reached.
     """
     path = given_path(target)
-    record = await find_record(repository, wanted)
-    return await fetch_record(repository, record, target=path, force=force, report=report)
+    record, entry_path = await find_wanted(repository, wanted)
+    if entry_path is None:
+        return await fetch_record(repository, record, target=path, force=force, report=report)
+    found = await find_entry(repository, record, entry_path)
+    return await fetch_entry(repository, record, found, target=path, force=force, report=report)
+
+
+async def fetch_entry(
+    repository: Repository,
+    record: Record,
+    found: FoundEntry,
+    *,
+    target: Path,
+    force: bool = False,
+    report: Report | None = None,
+    options: TransferOptions = DEFAULT_OPTIONS,
+) -> FetchResult:
+    """Write one file of the stored directory of `record`, or of any stored zip file, to `target`, as `fetch` does.
+
+    Only the chunks are received that have a part of it. A file of 256 KiB or more in a pushed directory is resumed like any
+    file.
+
+    Raises InvalidReference for a folder and a link, InvalidArchive, and what `fetch_record` raises.
+    """
+    started = time.monotonic()
+    await checked_kind(repository, found, EntryKind.FILE)
+    is_executable = found.entry.is_executable
+    manifest = await in_cpu_thread(own_manifest, found)
+    if manifest is not None:
+        result = await fetch_record(
+            repository,
+            record,
+            target=target,
+            force=force,
+            manifest=manifest,
+            report=report,
+            is_executable=is_executable,
+            options=options,
+        )
+        return replace(result, seconds=time.monotonic() - started)
+    read = await content_of(repository, found, target, report)
+    result = await fetch_record(
+        repository,
+        record,
+        target=target,
+        force=force,
+        manifest=read.seed.manifest,
+        seeds=[read.seed],
+        is_executable=is_executable,
+        options=options,
+    )
+    if report is not None:
+        report(Progress(result.size, result.size, read.bytes_received, 0, 0, 1, 1))
+    return replace(result, bytes_received=read.bytes_received, bytes_reused=0, seconds=time.monotonic() - started)
 
 
 async def fetch_record(
@@ -116,13 +174,15 @@ async def fetch_record(
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
     partial_file: PartialFile | None = None,
+    is_executable: bool = False,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchResult:
     """Write the file of `record` to `target`, as `fetch` does, with help from other local data.
 
     `manifest` is the manifest of the file. Without it, the function asks the repository for it. Chunks that a seed
     holds are copied instead of received. All seeds are closed at the end. `partial_file` is told the offset of each
-    chunk that was written. Chunks that its reader waits for are fetched first.
+    chunk that was written. Chunks that its reader waits for are fetched first. With `is_executable`, a new file can be
+    executed.
 
     Raises TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing, NotFound, TransferError.
     """
@@ -133,7 +193,7 @@ async def fetch_record(
         receiving = Receiver(repository, manifest, report, options=options)
         for attempt in count(1):
             try:
-                await _fetch(receiving, manifest, target, seeds, partial_file, force=force)
+                await _fetch(receiving, manifest, target, seeds, partial_file, force=force, is_executable=is_executable)
             except OvertakenError:
                 if attempt == ATTEMPTS:
                     reason = "its staging file was removed again and again by someone else"
@@ -152,6 +212,7 @@ async def _fetch(  # each is a part of the call
     partial_file: PartialFile | None,
     *,
     force: bool,
+    is_executable: bool,
 ) -> None:
     is_free = not await in_disk_thread(os.path.lexists, target)
     older = await _scan(target, manifest, receiving)
@@ -168,7 +229,7 @@ async def _fetch(  # each is a part of the call
         await receiving.download(staging, partial_file=partial_file)
         if not force:
             await in_disk_thread(staging.check_first)
-        await in_disk_thread(staging.publish)
+        await in_disk_thread(staging.publish, is_executable=is_executable)
 
 
 def _check_free(target: Path, *, was_free: bool) -> None:
@@ -364,14 +425,14 @@ class _PartialFile:
         """Raise StorageFull if `size` more bytes do not fit. It is called before any of them is fetched."""
         check_space(self._descriptor, size, where=self._target.parent)
 
-    def publish(self) -> None:
+    def publish(self, *, is_executable: bool) -> None:
         """Make the file durable, then rename it to the target.
 
         So after a crash, the name of the target never means a part of the file (I3).
         """
         with self._write_errors():
             with suppress(PermissionError):  # some file systems have no permissions
-                os.fchmod(self._descriptor, usual_mode(0o666))
+                os.fchmod(self._descriptor, usual_mode(0o777 if is_executable else 0o666))
             with span(Stage.SYNC):
                 sync_descriptor(self._descriptor)
             self.check_ours()

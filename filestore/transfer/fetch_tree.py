@@ -32,9 +32,10 @@ from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     ZipLimits,
 )
-from filestore.repository.protocol import Repository, Wanted, find_record
+from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.transfer.fetch_entry import FoundEntry, TreePart, checked_kind, find_entry, find_wanted, tree_part
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import FileSeed, Seed, closing
@@ -44,6 +45,7 @@ from filestore.transfer.sinks.zip_index import Zip
 from filestore.transfer.sources.file import FileSource
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, walk
+from filestore.transfer.stored_tree import EntryKind
 from filestore.transfer.target import ATTEMPTS, OWN_NAMES, Target
 from filestore.transfer.tree_seed import TreeSeed, read_structure, tree_tail
 
@@ -54,7 +56,7 @@ class FetchTreeResult:
 
     record: The record that was fetched.
     path: Where the tree is: the target.
-    size: Bytes of the zip that the tree is stored as.
+    size: Bytes of the zip that the tree is stored as; for a folder of a tree, of the chunks that have a part of it.
     file_count: Number of files and links in the tree.
     bytes_received: Bytes that were received: compressed chunks with their headers.
     bytes_reused: Bytes of the zip that were on this machine already.
@@ -94,11 +96,14 @@ async def fetch_tree(
     >>> result = await fetch_tree(repository, "my_model.zip", target="/models/my_model")
     >>> print(result.file_count, result.bytes_received)
 
-    The zip itself is not written: each file of the tree is written to its place when its bytes arrive.
+    The zip itself is not written: each file of the tree is written to its place when its bytes arrive. One folder of the tree is
+    written by its path:
+
+    >>> await fetch_tree(repository, "my_model.zip:tokenizer", target="/models/tokenizer")
 
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
-        the newest file of that name.
+        the newest file of that name. `:` and the path of a folder may follow the text.
     target: the path of the tree itself: a new name in a folder that exists, or an empty folder.
     force: replace the file at `target`, or the folder with all that is in it. Without it, a folder that is not empty is an
         error, even where it holds the same tree. A symbolic link is never replaced. Files that the old tree and the new one
@@ -113,16 +118,19 @@ async def fetch_tree(
     left. The exception is an empty or a mounted folder as the target: names appear in it one by one, see
     `FetchTreeResult.is_atomic`.
 
-    Raises InvalidReference or NotFound where `wanted` names nothing; NotAnArchive, InvalidArchive or LimitExceeded where the
-    file cannot be unpacked; TargetError, StorageFull or StorageError where the tree cannot be written; DamagedChunk or
-    ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError where a server refuses or cannot be
-    reached.
+    Raises InvalidReference, NotFound or EntryNotFound where `wanted` names nothing; NotAnArchive, InvalidArchive or
+    LimitExceeded where the file cannot be unpacked; TargetError, StorageFull or StorageError where the tree cannot be written;
+    DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError where a server
+    refuses or cannot be reached.
 
     Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, for zip files.
     """
     path = given_path(target)
-    record = await find_record(repository, wanted)
-    return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
+    record, entry_path = await find_wanted(repository, wanted)
+    if not entry_path:
+        return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
+    found = await find_entry(repository, record, entry_path, limits=limits)
+    return await fetch_entry_tree(repository, record, found, target=path, force=force, report=report)
 
 
 async def fetch_record_tree(
@@ -156,37 +164,87 @@ async def fetch_record_tree(
         receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
         try:
             archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
-            place.check_names(archive)
-            if is_moved and await in_disk_thread(place.holds, archive):
-                receiving.note_whole()
-            else:
-                if is_moved:
-                    await in_disk_thread(place.look)
-                if reserve is not None:
-                    await reserve(archive)
-                await _fetch_tree(receiving, archive, manifest, place, seeds, options=options)
+            part = TreePart(archive, manifest, manifest.digest)
+            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
         except (InvalidArchive, LimitExceeded):
             await in_disk_thread(place.discard)
             raise
+    return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
+
+
+async def fetch_entry_tree(
+    repository: Repository,
+    record: Record,
+    found: FoundEntry,
+    *,
+    target: Path,
+    force: bool = False,
+    report: Report | None = None,
+    options: TransferOptions = DEFAULT_OPTIONS,
+) -> FetchTreeResult:
+    """Write one folder of the stored directory of `record`, or of any stored zip file, to `target`, as `fetch_tree` does.
+
+    Only the chunks are received that have a part of it.
+
+    Raises InvalidReference for a file and a link, and what `fetch_record_tree` raises.
+    """
+    started = time.monotonic()
+    await checked_kind(repository, found, EntryKind.FOLDER)
+    part = await in_cpu_thread(tree_part, found.tree, found.entry.path)
+    place = Target(target, part.key, force=force)
+    is_moved = await in_disk_thread(place.look)
+    receiving = Receiver(repository, part.manifest, report, options=options)
+    try:
+        await _write(receiving, part, place, (), is_moved=is_moved, reserve=None, options=options)
+    except (InvalidArchive, LimitExceeded):
+        await in_disk_thread(place.discard)
+        raise
+    return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
+
+
+def _result(
+    record: Record, part: TreePart, receiving: Receiver, place: Target, *, target: Path, seconds: float
+) -> FetchTreeResult:
     return FetchTreeResult(
         record=record,
         path=target,
-        size=manifest.size,
-        file_count=archive.file_count,
+        size=part.manifest.size,
+        file_count=part.archive.file_count,
         bytes_received=receiving.moved,
         bytes_reused=receiving.reused,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         is_atomic=not place.is_inside,
         left=place.left,
-        manifest=manifest,
-        tail=archive.tail,
+        manifest=part.manifest,
+        tail=part.archive.tail,
     )
+
+
+async def _write(
+    receiving: Receiver,
+    part: TreePart,
+    place: Target,
+    seeds: Sequence[Seed],
+    *,
+    is_moved: bool,
+    reserve: Callable[[Zip], Awaitable[None]] | None,
+    options: TransferOptions,
+) -> None:
+    """Write a tree to its target, unless an earlier fetch has published it there and did not end."""
+    place.check_names(part.archive)
+    if is_moved and await in_disk_thread(place.holds, part.archive):
+        receiving.note_whole()
+        return
+    if is_moved:
+        await in_disk_thread(place.look)
+    if reserve is not None:
+        await reserve(part.archive)
+    await _fetch_tree(receiving, part, place, seeds, options=options)
 
 
 async def _fetch_tree(
     receiving: Receiver,
-    archive: Zip,
-    manifest: Manifest,
+    part: TreePart,
     place: Target,
     seeds: Sequence[Seed],
     *,
@@ -194,9 +252,9 @@ async def _fetch_tree(
 ) -> None:
     for attempt in count(1):
         try:
-            await _attempt(receiving, archive, manifest, place, seeds, options=options)
+            await _attempt(receiving, part, place, seeds, options=options)
         except OvertakenError:
-            if await in_disk_thread(place.holds, archive):
+            if await in_disk_thread(place.holds, part.archive):
                 await in_disk_thread(place.discard)
                 receiving.note_whole()
                 return
@@ -210,20 +268,20 @@ async def _fetch_tree(
 
 async def _attempt(
     receiving: Receiver,
-    archive: Zip,
-    manifest: Manifest,
+    part: TreePart,
     place: Target,
     seeds: Sequence[Seed],
     *,
     options: TransferOptions,
 ) -> None:
-    older = await _older(receiving, manifest, place)
-    if isinstance(older, TreeSeed) and older.manifest.digest == manifest.digest:
+    older = await _older(receiving, part.manifest, place)
+    # The key of a folder is never the digest of a tree.
+    if isinstance(older, TreeSeed) and older.manifest.digest == part.key:
         await in_disk_thread(place.discard)
         receiving.note_whole()
         return
     found = [] if older is None else [older]
-    staging = TreeStaging(place.staging, place.path, archive, gather_limit=options.gather_limit)
+    staging = TreeStaging(place.staging, place.path, part.archive, gather_limit=options.gather_limit)
     with closing(found), staging:
         try:
             await in_disk_thread(staging.prepare)

@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
+from filestore.core.commits import checked_message
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
-from filestore.core.names import archive_name, checked_new_name
+from filestore.core.names import archive_name, checked_new_full_name
 from filestore.core.progress import Progress, Report, without_repeats
 from filestore.core.records import Kind, Record
 from filestore.errors import (
@@ -43,7 +45,7 @@ from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.system.threads import cpu_threads, in_cpu_thread, in_disk_thread, in_thread, task_group
 from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendRegion, SendWindow
 from filestore.transfer.sources.file import (
@@ -148,6 +150,8 @@ async def push(
     path: str | Path,
     *,
     name: str | None = None,
+    message: str = "",
+    author: str = "",
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -165,8 +169,10 @@ async def push(
 
     repository: what `connect` gives.
     path: a file or a directory of this machine. A file must not change during the push.
-    name: the name of the record, without `@` and `:`. The default is the name of the file, or that of the directory with `.zip`
-        after it.
+    name: the name of the record, without `@` and `:`. It may have an owner, `OWNER/NAME`. The default is the name of the file, or
+        that of the directory with `.zip` after it.
+    message: what the commit of this version says, at most 2048 bytes.
+    author: who the commit is by. A server takes the label of the token instead.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
@@ -194,7 +200,9 @@ async def push(
     path = given_path(path)
     chosen = _checked_codec(codec)
     started = time.monotonic()
-    kept_name = checked_new_name(await in_disk_thread(default_name, path) if name is None else name)
+    checked_message(message)
+    checked_message(author)
+    kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
@@ -211,7 +219,7 @@ async def push(
         if source.cached_size:
             await sending.send_lost(manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
-        record = await _commit(sending, manifest, kept_name, kind)
+        record = await _commit(sending, manifest, kept_name, kind, message=message, author=author)
         if push_cache is not None:
             fingerprint = await in_cpu_thread(source.fingerprint)
             if fingerprint:
@@ -220,14 +228,17 @@ async def push(
     return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
-async def send(repository: Repository, content: Content) -> None:
-    """Send the chunks of `content` that the repository does not have, and record nothing.
+async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
+    """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
-    It starts where the scan of `content` is: chunks that were scanned before are not sent.
+    It starts where the scan of `content` is: chunks that were scanned before are not sent. It is scanned in `threads`, if its
+    scan waits for more than a file, and otherwise in those for work of the processor.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    await _Sender(repository, content, codec=None, report=None).send_all()
+    sending = _Sender(repository, content, codec=None, report=None, threads=threads)
+    await sending.send_all()
+    return sending.moved
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
@@ -427,12 +438,12 @@ def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> 
     return entries
 
 
-async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind) -> Record:
+async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind, *, message: str = "", author: str = "") -> Record:
     for attempt in count(1):
         # A source that changed meanwhile is not recorded: its chunks may come from two versions.
         await in_cpu_thread(sending.source.check_unchanged)
         try:
-            return await sending.repository.commit(manifest.encoded, name=name, kind=kind)
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, message=message, author=author)
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise
@@ -463,9 +474,11 @@ class _Sender:
         codec: Codec | None,
         report: Report | None,
         parallelism: Parallelism = _ONE_PROCESS,
+        threads: Executor | None = None,
     ) -> None:
         self.repository = repository
         self.source = source
+        self._threads = cpu_threads() if threads is None else threads
         self.moved = 0
         self.read_again = 0
         self._shared = 0
@@ -510,7 +523,7 @@ class _Sender:
                 continue
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
-            own, shared = await in_cpu_thread(_scanned, source, memory, has_workers=has_workers)
+            own, shared = await in_thread(self._threads, _scanned, source, memory, has_workers=has_workers)
             self.report_progress()
             if own:
                 group.create_task(self._send_windows(own, buffer))

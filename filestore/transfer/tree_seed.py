@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from filestore.format.zip.read import (
     DEFAULT_LIMITS,
     OFFSET_SPACE,
     TAIL_SIZE,
+    End,
+    Member,
     Members,
     ZipLimits,
     check_other_reading,
@@ -39,6 +42,20 @@ async def read_structure(
 
     Raises NotAnArchive, InvalidArchive, LimitExceeded.
     """
+    end, tail = await read_directory(receiving, name, size, limits, offset_space=offset_space)
+    members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
+    archive = Zip(members, end, tail)
+    await check_other_parts(receiving, members, end)
+    return archive
+
+
+async def read_directory(
+    receiving: Receiver, name: str, size: int, limits: ZipLimits, *, offset_space: int = OFFSET_SPACE
+) -> tuple[End, bytes]:
+    """Return where the central directory of a zip file is, and the bytes of the file from there on.
+
+    Raises NotAnArchive, InvalidArchive, LimitExceeded.
+    """
     start = max(size - TAIL_SIZE, 0)
     tail = await receiving.content(range(start, size))
     try:
@@ -48,14 +65,15 @@ async def read_structure(
             raise
         raise NotAnArchive(name, error.reason) from None
     # Chunks that were received already are kept, so that this does not receive them again.
-    tail = tail[end.start - start :] if end.start >= start else await receiving.content(range(end.start, size))
-    members = await in_cpu_thread(parse_central_directory, tail, end, limits=limits)
-    archive = Zip(members, end, tail)
-    if archive.preamble_size:
-        check_preamble(await receiving.content(range(min(archive.preamble_size, 4))), members, end)
+    return end, tail[end.start - start :] if end.start >= start else await receiving.content(range(end.start, size))
+
+
+async def check_other_parts(receiving: Receiver, members: Sequence[Member], end: End) -> None:
+    """Check what tells whether another reader finds other entries in the file. Raises InvalidArchive."""
+    if not members or members[0].start:
+        check_preamble(await receiving.content(range(min(members[0].start if members else end.start, 4))), members, end)
     for offset in other_readings(members, end):
         check_other_reading(await receiving.content(range(offset, offset + 4)))
-    return archive
 
 
 def tree_tail(tree: TreeSource) -> bytes:

@@ -16,7 +16,7 @@ from filestore.cache.options import CacheOptions
 from filestore.core.references import Directory, FileURL
 from filestore.download import download as downloads
 from filestore.download.addresses import is_public
-from filestore.download.download import DownloadLimits, DownloadOptions, _Downloader, _PartialDownload
+from filestore.download.download import DownloadLimits, DownloadOptions, PartialDownload, _Downloader
 from filestore.errors import (
     DownloadRefused,
     FilestoreError,
@@ -272,7 +272,7 @@ async def test_a_redirect_to_what_is_not_a_url_to_download_from(folder: Path, lo
 def test_a_redirect_from_https_to_http(folder: Path) -> None:
     """It is refused, because anyone between could change the file."""
     origin = FileURL("https://a.example/")
-    downloading = _Downloader(origin, _PartialDownload(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
+    downloading = _Downloader(origin, PartialDownload(folder), limits=LOOPBACK, known=None, report=None, reserve=None)
 
     assert "https://b.example/" == downloading._next("https://a.example/", "//b.example/")
     with pytest.raises(DownloadRefused, match="from https to http://b"):

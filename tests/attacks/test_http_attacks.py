@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import struct
@@ -15,7 +16,8 @@ from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import CHUNK_LIMIT, MANIFEST_LIMIT
 from filestore.format.codec import Codec
 from filestore.http import wire
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
+from filestore.http.server.route import Route
 from filestore.http.wire import API, BatchEntry
 from tests.support.frames import contents, encoded, frames, manifest
 from tests.support.generator import octets
@@ -49,8 +51,10 @@ def example(route: str, path: str) -> str:
     """Return a path that matches a route."""
     if route.startswith("/{path"):
         return path
+    route = re.sub(r":[^}]+", "", route)
     known = {"digest": path.split("/")[-2], "id": f"file_{'0' * 32}", "upload_id": "0" * 32}
-    return route.format(**known, number=1, size_limit=1, name="a")
+    hub = {"type": "models", "repository": "team/model", "revision": "main", "path": "a.txt"}
+    return route.format(**known, **hub, number=1, size_limit=1, name="a")
 
 
 # Tests of tokens.

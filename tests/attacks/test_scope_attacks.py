@@ -16,7 +16,8 @@ import pytest
 from filestore.core.digest import chunk_digest, token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.scopes import Scope
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
+from filestore.http.server.route import Route
 from filestore.http.wire import API, NAME_HEADER
 from tests.support.changed_tokens import ASKED, answered, changed, ends, is_closing, statuses
 from tests.support.commands import Home
@@ -64,6 +65,9 @@ def path_of(route: Route, server: RunningServer) -> str:
         "number": "1",
         "size_limit": "9",
         "name": "a",
+        "type": "models",
+        "repository": "other.txt",
+        "revision": "main",
     }
     if "run_files" in route.path:
         values["path"] = f"run_files/{record['path'].partition('/')[2]}"

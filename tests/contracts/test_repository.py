@@ -315,7 +315,7 @@ async def test_commit_refuses_what_is_not_a_manifest(repository: Repository) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["", "..", "a/b", "new\nline", "x" * 256, "a:b", "a@b"])
+@pytest.mark.parametrize("name", ["", "..", "a/b/c", "-a/b", "api/b", "a/b c", "a/b.git", "new\nline", "x" * 256, "a:b", "a@b"])
 async def test_commit_refuses_a_name_that_cannot_be_kept(repository: Repository, name: str) -> None:
     """A name must be a valid file name on any machine."""
     with pytest.raises(InvalidName):

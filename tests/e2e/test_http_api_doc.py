@@ -12,6 +12,7 @@ import pytest
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
 from filestore.errors import NotFound
 from filestore.http.server.app import ROUTES
+from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.wire import API, encode_problem, status_of
 from tests.support.errors import classes
 from tests.support.frames import encoded, manifest
@@ -83,7 +84,9 @@ def test_every_route_is_described_with_a_curl_line() -> None:
         "/{path:run_files/.*}": "/run_files/ab/cd/{uuid}/{name}",
     }
     signed = f"{SIGNED_PREFIX}{written['/{path:run_files/.*}']}"
-    routes = {f"{route.method} {written.get(route.path, route.path)}" for route in ROUTES}
+    # The routes of the Hub have a page of their own.
+    own = [route for route in ROUTES if route not in HUB_ROUTES]
+    routes = {f"{route.method} {written.get(route.path, route.path)}" for route in own}
     assert {"GET /healthz", "GET /readyz", f"GET {signed}", *routes} == set(described)
     assert [] == [route for route, text in described.items() if LINE.search(text) is None]
 

@@ -21,7 +21,7 @@ from filestore.core.progress import Progress
 from filestore.core.records import Kind
 from filestore.core.references import FileURL
 from filestore.download import download as downloads
-from filestore.download.download import DownloadLimits, DownloadResult, Validators, _PartialDownload
+from filestore.download.download import DownloadLimits, DownloadResult, PartialDownload, Validators
 from filestore.errors import (
     CacheFull,
     Interrupted,
@@ -393,7 +393,7 @@ async def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 def test_a_piece_that_fills_the_disk_is_kept_in_part(tmp_path: Path) -> None:
     """What the disk took of it is not asked for again."""
     with small_disk(tmp_path / "disk", "size=2m"):
-        begun, later = _PartialDownload(tmp_path / "disk"), _PartialDownload(tmp_path / "disk")
+        begun, later = PartialDownload(tmp_path / "disk"), PartialDownload(tmp_path / "disk")
         begun.open()
         begun.begin(Validators(etag='"a"'), None)
         with pytest.raises(StorageFull):

@@ -35,6 +35,8 @@ async def check_migrated(path: Path) -> None:
     assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
     assert USAGE == await index.usage(NAMESPACE)
     assert [] == await index.problems()
+    commits = await index.history(NAMESPACE, NAME, limit=10) or []
+    assert [(SECOND, commits[1].id), (FIRST, None)] == [(commit.file_id, commit.parent) for commit in commits]
     used = Use(FIRST, "p", "p:v1", is_graph=False)
     async with index.transaction() as transaction:
         await transaction.add_uses(NAMESPACE, [used])
@@ -64,6 +66,13 @@ async def test_an_older_index_is_read_without_a_migration(tmp_path: Path, versio
     assert SECOND == (newest.id if newest else None)
     assert [ROW] == [state.row for state in await index.chunk_rows(NAMESPACE, limit=10)]
     assert [NAMESPACE] == await index.namespaces()
+    older = await index.record(NAMESPACE, Reference(name=NAME, revision="~1"))
+    assert FIRST == (older.id if older else None)
+    assert (None, None, []) == (
+        await index.commit(NAMESPACE, NAME),
+        await index.history(NAMESPACE, NAME, limit=10),
+        await index.labels(NAMESPACE, NAME),
+    )
     assert ([], None, Policy()) == (
         await index.uses(NAMESPACE),
         await index.task_state(NAMESPACE, "task"),

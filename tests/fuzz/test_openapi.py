@@ -11,7 +11,8 @@ from typing import Any, cast
 import yaml
 
 from filestore.core.signing import PREFIX as SIGNED_PREFIX
-from filestore.http.server.app import ROUTES, Route
+from filestore.http.server.app import ROUTES
+from filestore.http.server.route import Route
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes

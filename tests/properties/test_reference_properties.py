@@ -9,7 +9,7 @@ from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_new_name
 from filestore.core.paths import file_path, run_path
 from filestore.core.records import FILE_ID_PATTERN
-from filestore.core.references import PipelineReference, Reference, ReferenceParts
+from filestore.core.references import PipelineReference, Reference
 from filestore.errors import InvalidDigest, InvalidInput, InvalidName, InvalidReference
 
 KINDS = ["file_" + "0a" * 16, "ab" * 32, "pipeline_" + "0b" * 16, "0a0a0a0a-0a0a-0a0a-0a0a-0a0a0a0a0a0a/"]
@@ -52,32 +52,26 @@ OWNERS = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9][-_.]?){0,20}[A-Za-z0-9]", fullm
 REVISIONS = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="@:"), min_size=1, max_size=60)
 PATHS = st.lists(SEGMENTS, max_size=4).map("/".join)
 NAMED = st.builds(
-    ReferenceParts,
+    Reference,
     owner=st.none() | OWNERS,
     name=NAMES,
     revision=st.none() | REVISIONS,
     entry_path=st.none() | PATHS,
 )
-BY_ID = st.builds(ReferenceParts, id=IDS, entry_path=st.none() | PATHS)
-BY_DIGEST = st.builds(ReferenceParts, digest=DIGESTS, entry_path=st.none() | PATHS)
-STORED = st.builds(ReferenceParts, digest=DIGESTS, name=OLD_NAMES)
+BY_ID = st.builds(Reference, id=IDS, entry_path=st.none() | PATHS)
+BY_DIGEST = st.builds(Reference, digest=DIGESTS, entry_path=st.none() | PATHS)
+STORED = st.builds(Reference, digest=DIGESTS, name=OLD_NAMES)
 
 
 @given(NAMED | BY_ID | BY_DIGEST | STORED)
-def test_what_is_printed_is_read_as_the_same(parts: ReferenceParts) -> None:
+def test_what_is_printed_is_read_as_the_same(parts: Reference) -> None:
     """The text of a reference has all of its parts."""
-    assert parts == ReferenceParts.parse(str(parts))
+    assert parts == Reference.parse(str(parts))
 
 
 @given(TEXTS)
 def test_any_text_is_a_reference_or_refused(text: str) -> None:
     """No text raises anything but InvalidReference, and what is read is printed as a text with the same meaning."""
-    try:
-        parts = ReferenceParts.parse(text)
-    except InvalidReference:
-        pass
-    else:
-        assert parts == ReferenceParts.parse(str(parts))
     try:
         reference = Reference.parse(text)
     except InvalidReference:
@@ -88,14 +82,14 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
 @given(IDS, st.none() | PATHS)
 def test_an_id_is_never_read_as_a_name(file_id: str, path: str | None) -> None:
     """With a path after it or without."""
-    parts = ReferenceParts.parse(file_id if path is None else f"{file_id}:{path}")
+    parts = Reference.parse(file_id if path is None else f"{file_id}:{path}")
     assert (file_id, None, None, path) == (parts.id, parts.name, parts.digest, parts.entry_path)
 
 
 @given(DIGESTS, st.none() | PATHS)
 def test_a_digest_is_never_read_as_a_name(digest: Digest, path: str | None) -> None:
     """With a path after it or without."""
-    parts = ReferenceParts.parse(str(digest) if path is None else f"{digest}:{path}")
+    parts = Reference.parse(str(digest) if path is None else f"{digest}:{path}")
     assert (digest, None, None, path) == (parts.digest, parts.name, parts.id, parts.entry_path)
 
 
@@ -110,7 +104,7 @@ def test_a_stored_path_is_never_read_as_a_name(digest: Digest, file_id: str, nam
 def test_what_begins_as_a_stored_path_has_no_owner(prefix: str, rest: str) -> None:
     """It is a stored path, or it is refused."""
     try:
-        parts = ReferenceParts.parse(prefix + rest)
+        parts = Reference.parse(prefix + rest)
     except InvalidReference:
         return
     assert parts.id is not None or (parts.digest is not None and parts.name is not None)

@@ -13,13 +13,14 @@ from contextlib import closing
 from pathlib import Path
 
 from filestore.core.digest import chunk_digest, token_digest
+from filestore.repository.index import quotas, usage
 from filestore.repository.index.sqlite import open_index
 from tests.support.crashes import Fuse, kill_at_every_call, light
 
 NAMESPACE = "a"
 NAME = "kept"
 TOKEN = "a token of an earlier version"
-OLDER_VERSIONS = (2, 3, 4)
+OLDER_VERSIONS = (2, 3, 4, 5)
 
 _VERSION_2 = """
     CREATE TABLE chunks (namespace TEXT NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL, stored_size INTEGER NOT NULL,
@@ -66,6 +67,14 @@ _VERSION_4 = """
     INSERT INTO meta (key, value) VALUES ('index_id', lower(hex(randomblob(16)))), ('commits', 0);
     PRAGMA user_version = 4;
 """
+_VERSION_5 = """
+    CREATE TABLE access_tokens (digest BLOB NOT NULL PRIMARY KEY, namespace TEXT NOT NULL, label TEXT NOT NULL,
+        created_at INTEGER NOT NULL, scope TEXT NOT NULL, prefix TEXT NOT NULL, expires_at INTEGER, used_at INTEGER)
+        WITHOUT ROWID;
+    INSERT INTO access_tokens SELECT digest, namespace, label, created_at, 'admin', '', NULL, NULL FROM tokens;
+    ALTER TABLE records ADD COLUMN manifest_size INTEGER NOT NULL DEFAULT 0;
+    PRAGMA user_version = 5;
+"""
 
 
 def make_older_index(path: Path, version: int) -> None:
@@ -79,8 +88,12 @@ def make_older_index(path: Path, version: int) -> None:
         connection.execute("INSERT INTO clocks VALUES (?, ?)", (NAMESPACE, 3_000_000))
         connection.execute("INSERT INTO chunks VALUES (?, ?, 1, 9, 1000000, 0)", (NAMESPACE, chunk_digest(b"chunk")))
         connection.execute("INSERT INTO tokens VALUES (?, ?, 'laptop', 4000000)", (token_digest(TOKEN), NAMESPACE))
-        if version == 4:
+        if version >= 4:
             connection.executescript(_VERSION_4)
+        if version == 5:
+            connection.executescript(_VERSION_5)
+            for statement in (*usage.MIGRATION, *quotas.TABLES):  # as they were then
+                connection.execute(statement)
 
 
 async def _migrate(path: Path) -> None:

@@ -139,7 +139,8 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     """Serve `root` on a free port, or `port`, until the end of the block.
 
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
-    a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`.
+    a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
+    `upstream_url` and others those of `UpstreamOptions`.
     """
     process = start_server(root, **settings)
     try:
@@ -209,7 +210,7 @@ def eventually(reached: Callable[[], bool]) -> None:
 
 def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The arguments KEY=VALUE by the options that they belong to. A wrong one fails where the server is made."""
-    groups: dict[str, dict[str, Any]] = {group: {} for group in ("server", "limits", "logs", "jwt", "tls")}
+    groups: dict[str, dict[str, Any]] = {group: {} for group in ("server", "limits", "logs", "jwt", "tls", "upstream")}
     for argument in arguments:
         key, _, value = argument.partition("=")
         group, name, parsed = _parsed(key, value)
@@ -218,17 +219,30 @@ def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(key: str, value: str) -> tuple[str, str, Any]:
+    group, _, name = key.partition("_")
     if key in {"host", "port", "workers", "opens", "min_free"}:
-        return "server", key, value
-    if key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
-        return "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
-    if key in {"trusted_proxies", "tls_by_proxy"}:
-        return "limits", key, tuple(map(ip_network, value.split(",")))
-    if key.startswith("tls_"):
-        return "tls", key.removeprefix("tls_"), Path(value)
-    if key.startswith("jwt_"):
-        return "jwt", key.removeprefix("jwt_"), value if "://" in value else Path(value)
-    return "limits", key, value if key == "public_url" else float(value) if key.endswith("_seconds") else int(value)
+        found: tuple[str, str, Any] = "server", key, value
+    elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
+        found = "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
+    elif key in {"trusted_proxies", "tls_by_proxy"}:
+        found = "limits", key, tuple(map(ip_network, value.split(",")))
+    elif group == "upstream":
+        found = group, name, value if name == "url" else float(value) if name.endswith("_seconds") else int(value)
+    elif group == "tls":
+        found = group, name, Path(value)
+    elif group == "jwt":
+        found = group, name, value if "://" in value else Path(value)
+    else:
+        found = "limits", key, value if key == "public_url" else float(value) if key.endswith("_seconds") else int(value)
+    return found
+
+
+def _upstream(options: dict[str, Any]) -> Any:
+    from filestore.download.download import DownloadLimits
+    from filestore.upstream.options import UpstreamOptions
+
+    limits = {name: options.pop(name) for name in ("stall_seconds", "retry_seconds", "first_byte_seconds") if name in options}
+    return UpstreamOptions(**options, limits=DownloadLimits(**limits))
 
 
 def _main() -> None:
@@ -239,6 +253,8 @@ def _main() -> None:
     from filestore.http.server.jwt_tokens import JwtOptions
     from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
+    from filestore.http.server.worker import no_extension
+    from filestore.upstream.extension import upstream_extension
     from tests.support.opens import log_opens
 
     if any(argument.startswith("jwt_") for argument in sys.argv):
@@ -264,6 +280,7 @@ def _main() -> None:
             jwt=JwtOptions(issuer=ISSUER, audience=AUDIENCE, **options["jwt"]) if options["jwt"] else None,
             limits=ServerLimits(**options["limits"]),
             tls=TlsFiles(**options["tls"]) if options["tls"] else None,
+            extension=upstream_extension(root, _upstream(options["upstream"])) if options["upstream"] else no_extension,
         )
     except FilestoreError as error:
         sys.exit(f"{type(error).__name__}: {error}")

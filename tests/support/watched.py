@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
@@ -84,9 +85,45 @@ class WatchedRepository:
         await self._note("verify_chunks")
         return await self.inner.verify_chunks(digests)
 
-    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    async def commit(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        kind: Kind = Kind.FILE,
+        message: str = "",
+        author: str = "",
+        branch: str = MAIN,
+        parent: str | None = None,
+    ) -> Record:
         await self._note("commit")
-        return await self.inner.commit(manifest, name=name, kind=kind)
+        return await self.inner.commit(
+            manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
+        )
+
+    async def find_commit(self, name: str, revision: str | None = None) -> Commit:
+        await self._note("find_commit")
+        return await self.inner.find_commit(name, revision)
+
+    async def history(
+        self, name: str, *, revision: str | None = None, limit: int = 1000, before: int | None = None
+    ) -> list[Commit]:
+        await self._note("history")
+        return await self.inner.history(name, revision=revision, limit=limit, before=before)
+
+    async def labels(self, name: str) -> list[Label]:
+        await self._note("labels")
+        return await self.inner.labels(name)
+
+    async def set_label(
+        self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
+    ) -> Label:
+        await self._note("set_label")
+        return await self.inner.set_label(name, label, kind=kind, revision=revision, force=force)
+
+    async def remove_label(self, name: str, label: str) -> Label:
+        await self._note("remove_label")
+        return await self.inner.remove_label(name, label)
 
     async def manifest(self, digest: Digest) -> bytes:
         await self._note("manifest")

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple, NoReturn, overload
+from typing import NamedTuple, NoReturn, Self, overload
 
 from filestore.core.digest import Buffer
 from filestore.errors import InvalidArchive, LimitExceeded
@@ -148,6 +148,8 @@ class Member(NamedTuple):
     """The offset of its local header in the file."""
     end: int
     """The offset of the next local header, or of the central directory."""
+    full_path: str = ""
+    """The path that the archive states, where `path` is only its end, in a folder of the tree. Otherwise empty."""
 
     @property
     def is_folder(self) -> bool:
@@ -224,15 +226,19 @@ def parse_central_directory(directory: Buffer, end: End, *, limits: ZipLimits = 
     `directory` has the bytes from `end.start` on, at least `end.size` of them. Raises InvalidArchive with the entry's
     name, LimitExceeded.
     """
-    data = bytes(directory)
+    return _checked_directory(bytes(directory), end, limits)[0]
+
+
+def _checked_directory(directory: bytes, end: End, limits: ZipLimits) -> tuple[list[Member], _Parser]:
+    """Return the members in the order of their data, and the parser, which has them in the order of the directory."""
     parser = _Parser(end, limits)
     at = 0
     while at < end.size:
-        at = parser.parse_header(data, at)
+        at = parser.parse_header(directory, at)
     _check_count(end, at, len(parser.members))
     members = _placed(parser.members, end)
     parser.check_ratio()
-    return members
+    return members, parser
 
 
 def repeated_names(directory: Buffer, end: End) -> list[str]:
@@ -258,31 +264,54 @@ def repeated_names(directory: Buffer, end: End) -> list[str]:
 
 
 class Members(Sequence[Member]):
-    """Holds the members of a directory that `parse_central_directory` has checked, and makes each on request.
+    """Holds the members of a directory that was checked, and makes each on request.
 
-    200,000 members take 3 MB instead of 100 MB.
+    200,000 members take 3 MB instead of 100 MB, besides the directory.
     """
 
     def __init__(self, directory: bytes, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:
         """Raises InvalidArchive, LimitExceeded."""
-        self._directory = directory
-        self._end = end
-        self._limits = limits
         starts, places, at = array("Q"), array("Q"), 0
         while at < end.size:
-            member, following = self._parse(at)
-            starts.append(member.start)
+            # Each by itself: what is between them was checked before.
+            parser = _Parser(end, limits)
+            following = parser.parse_header(directory, at)
+            starts.append(parser.members[0].start)
             places.append(at)
             at = following
         _check_count(end, at, len(places))
         if end.may_be_wrapped:
-            found = parse_central_directory(directory, end, limits=limits)
+            found, _ = _checked_directory(directory, end, limits)
             if _is_wrapped(found, end):
                 starts = array("Q", (member.start for member in found))
+        self._keep(directory, end, starts, places)
+
+    @classmethod
+    def checked(cls, directory: bytes, end: End, *, limits: ZipLimits = DEFAULT_LIMITS) -> Self:
+        """Check the directory as `parse_central_directory` does, which takes more memory meanwhile.
+
+        Raises InvalidArchive, LimitExceeded.
+        """
+        found, parser = _checked_directory(directory, end, limits)
+        members = cls.__new__(cls)
+        starts = array("Q", (member.start for member in (found if _is_wrapped(found, end) else parser.members)))
+        del found
+        members._keep(directory, end, starts, parser.places)  # noqa: SLF001  # its own class
+        return members
+
+    def _keep(self, directory: bytes, end: End, starts: array[int], places: array[int]) -> None:
+        """Keep the offsets of the local headers, and those of the headers in the directory, given in the directory's order."""
+        self._directory = directory
+        self._end = end
         order = sorted(range(len(starts)), key=starts.__getitem__)
         self.starts = array("Q", (starts[number] for number in order))
         """The offsets of the local headers."""
         self._places = array("Q", (places[number] for number in order))
+
+    @property
+    def size_in_memory(self) -> int:
+        """Bytes that the `directory` of the constructor and the arrays take."""
+        return len(self._directory) + 2 * self.starts.itemsize * len(self.starts)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -296,12 +325,17 @@ class Members(Sequence[Member]):
             return [self[each] for each in range(len(self))[number]]
         number = range(len(self))[number]
         end = self.starts[number + 1] if number + 1 < len(self) else self._end.start
-        return self._parse(self._places[number])[0]._replace(start=self.starts[number], end=end)
+        _, member, _ = _parsed_header(self._directory, self._places[number], self._end)
+        return member._replace(start=self.starts[number], end=end)
 
-    def _parse(self, at: int) -> tuple[Member, int]:
-        parser = _Parser(self._end, self._limits)
-        following = parser.parse_header(self._directory, at)
-        return parser.members[0], following
+    def path(self, number: int) -> str:
+        """Return the path of a member. This is faster than to make the member."""
+        at = self._places[number]
+        fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(self._directory, at)
+        name_at = at + zip_.CENTRAL_HEADER.size
+        extra_at = name_at + fields[10]
+        extra = self._directory[extra_at : extra_at + fields[11]]
+        return normalised(_decoded(self._directory[name_at:extra_at], extra, flags=fields[3], host=fields[1] >> 8))
 
 
 def check_preamble(head: Buffer, members: Sequence[Member], end: End) -> None:
@@ -357,7 +391,8 @@ def check_local_header(member: Member, head: Buffer) -> Extent:
         raise _refused(member.path, "its local header states another way of packing")
     extra = data[name_end:data_start]
     other_name = _unicode_path(member.raw_name, extra)
-    if other_name is not None and member.path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
+    path = member.full_path or member.path
+    if other_name is not None and path not in {normalised(other_name), normalised(other_name.replace("\\", "/"))}:
         raise _refused(member.path, "its local header has another name in its extra field")
     if flags & zip_.FLAG_DESCRIPTOR and not _has_zip64(extra):
         # Some tools write the Zip64 mark for a size that only the descriptor states, without a Zip64 field.
@@ -492,6 +527,8 @@ class _Parser:
     def __init__(self, end: End, limits: ZipLimits) -> None:
         self.members: list[Member] = []
         """In the order of the directory. Their ends are not known yet."""
+        self.places = array("Q")
+        """Where their headers begin in the directory."""
         self.total_size = 0
         self._modes: dict[int, int] = {}
         self._end = end
@@ -500,35 +537,20 @@ class _Parser:
 
     def parse_header(self, data: bytes, at: int) -> int:
         """Parse the header at `at`; return where the next one begins."""
-        name_at = at + zip_.CENTRAL_HEADER.size
-        if name_at > len(data) or not data.startswith(zip_.CENTRAL_SIGNATURE, at):
-            _refuse("its central directory is cut short, or holds bytes that are not a header")
         if len(self.members) == self._limits.entries:
             # The end record was checked, but its count may be modulo 65,536.
+            _check_header(data, at)
             raise _too_many(len(self.members) + 1, self._limits)
-        fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(data, at)
-        _, made_by, _, flags, method, _, _, crc, stored_size, size = fields[:10]
-        name_size, extra_size, comment_size, disk, _, attributes, offset = fields[10:]
-        extra_at = name_at + name_size
-        following = extra_at + extra_size + comment_size
-        if following > len(data):
-            _refuse("its central directory is cut short")
-        raw_name = data[name_at:extra_at]
-        extra = data[extra_at : extra_at + extra_size]
-        name = _decoded(raw_name, extra, flags=flags, host=made_by >> 8)
-        size, stored_size, offset = _wide(name, extra, size, stored_size, offset)
-        if disk:
-            raise _refused(name, "it is in another part of the archive")
-        _check_packing(name, flags, method, stored_size=stored_size, size=size)
-        mode = _mode(name, attributes >> 16, size)
-        path = self._path(name, mode)
-        self._count(name, size)
-        if offset >= self._end.start:
+        name, member, following = _parsed_header(data, at, self._end)
+        self._check_path(name, member)
+        self._count(name, member.size)
+        if member.start - self._end.shift >= self._end.start:
             raise _refused(name, "it has no local header before the central directory")
-        start = offset + self._end.shift
         # Equal numbers share one object, because a million members are held in memory.
-        stored_size, mode = (size if stored_size == size else stored_size), self._modes.setdefault(mode, mode)
-        self.members.append(Member(path, raw_name, flags, method, mode, crc, stored_size, size, start, start))
+        size, mode = member.size, self._modes.setdefault(member.mode, member.mode)
+        stored_size = size if member.stored_size == size else member.stored_size
+        self.members.append(member._replace(mode=mode, stored_size=stored_size, end=member.start))
+        self.places.append(at)
         return following
 
     def check_ratio(self) -> None:
@@ -539,9 +561,9 @@ class _Parser:
             what = "the ratio of what the archive unpacks to and its size"
             raise LimitExceeded(what, found, self._limits.ratio, "zip_ratio")
 
-    def _path(self, name: str, mode: int) -> str:
-        """Return the path to which the entry is unpacked."""
-        path = normalised(name)
+    def _check_path(self, name: str, member: Member) -> None:
+        """Check the path to which the entry is unpacked."""
+        path, is_folder = member.path, member.is_folder
         if reason := path_problem(name):
             raise _refused(name, reason)
         for what, found, limit, setting in (
@@ -550,14 +572,12 @@ class _Parser:
         ):
             if found > limit:
                 raise LimitExceeded(f"{what} of the entry {for_display(name)!r}", found, limit, setting)
-        is_folder = mode & zip_.MODE_KIND == zip_.MODE_FOLDER
         # Every reader makes one folder from two entries for the same folder. Two files with the same path would be
         # ambiguous.
         if is_folder and self._tree.has_folder(path):
-            return path
+            return
         if reason := self._tree.add(path, is_folder=is_folder):
             raise _refused(name, reason)
-        return path
 
     def _count(self, name: str, size: int) -> None:
         self.total_size += size
@@ -567,6 +587,37 @@ class _Parser:
         if len(self._tree) - 1 > self._limits.entries:
             what = f"the number of files and folders of the archive, up to its entry {for_display(name)!r},"
             raise LimitExceeded(what, len(self._tree) - 1, self._limits.entries, "zip_entries")
+
+
+def _check_header(data: bytes, at: int) -> None:
+    if at + zip_.CENTRAL_HEADER.size > len(data) or not data.startswith(zip_.CENTRAL_SIGNATURE, at):
+        _refuse("its central directory is cut short, or holds bytes that are not a header")
+
+
+def _parsed_header(data: bytes, at: int, end: End) -> tuple[str, Member, int]:
+    """Return the name that the header at `at` states, its member, and where the next header begins.
+
+    The path and the position of the member are not checked, and its end is not known.
+    """
+    _check_header(data, at)
+    fields: tuple[int, ...] = zip_.CENTRAL_HEADER.unpack_from(data, at)
+    _, made_by, _, flags, method, _, _, crc, stored_size, size = fields[:10]
+    name_size, extra_size, comment_size, disk, _, attributes, offset = fields[10:]
+    name_at = at + zip_.CENTRAL_HEADER.size
+    extra_at = name_at + name_size
+    following = extra_at + extra_size + comment_size
+    if following > len(data):
+        _refuse("its central directory is cut short")
+    raw_name = data[name_at:extra_at]
+    extra = data[extra_at : extra_at + extra_size]
+    name = _decoded(raw_name, extra, flags=flags, host=made_by >> 8)
+    size, stored_size, offset = _wide(name, extra, size, stored_size, offset)
+    if disk:
+        raise _refused(name, "it is in another part of the archive")
+    _check_packing(name, flags, method, stored_size=stored_size, size=size)
+    mode = _mode(name, attributes >> 16, size)
+    start = offset + end.shift
+    return name, Member(normalised(name), raw_name, flags, method, mode, crc, stored_size, size, start, start), following
 
 
 def _decoded(raw_name: bytes, extra: bytes, *, flags: int, host: int) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
 
+from filestore.core.commits import Commit, Label, commit_from_json, label_from_json
 from filestore.core.digest import Digest, parse_digests
 from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import parse_run_path
@@ -105,6 +107,43 @@ def parse_versions(location: str, document: dict[str, Any], *, limit: int, befor
     if not all(isinstance(names, str) for names in users.values()):
         raise _malformed(location, "its list of versions is malformed")
     return VersionPage(records, total, users)
+
+
+def parse_commits(location: str, document: dict[str, Any], *, limit: int, before: int | None) -> list[Commit]:
+    """Parse a page of commits, which was asked for with `limit` and `before`."""
+    values = document.get("commits")
+    try:
+        if isinstance(values, list) and len(values) <= limit:
+            found = [commit_from_json(value) for value in values]
+            numbers = [1 << 63 if before is None else before, *(commit.number for commit in found)]
+            # Paging ends only if each page goes on.
+            if all(after < number for number, after in pairwise(numbers)) and (found or before is not None):
+                return found
+    except (KeyError, TypeError, ValueError, FilestoreError):
+        pass
+    raise _malformed(location, "its list of commits is malformed")
+
+
+def parse_label(location: str, document: dict[str, Any], *, name: str) -> Label:
+    """Parse the label that was asked for."""
+    try:
+        label = label_from_json(document)
+    except (KeyError, TypeError, ValueError, FilestoreError):
+        raise _malformed(location, "its label is malformed") from None
+    if label.name != name:
+        raise UnexpectedRecord(location, f"the label {label.name!r}", f"{name!r}")
+    return label
+
+
+def parse_labels(location: str, document: dict[str, Any]) -> list[Label]:
+    """Parse the labels of a name."""
+    values = document.get("labels")
+    try:
+        if isinstance(values, list):
+            return [label_from_json(value) for value in values]
+    except (KeyError, TypeError, ValueError, FilestoreError):
+        pass
+    raise _malformed(location, "its list of labels is malformed")
 
 
 def parse_freed(location: str, document: dict[str, Any]) -> FreedContent:

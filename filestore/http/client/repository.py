@@ -19,9 +19,11 @@ from blake3 import blake3
 from yarl import URL
 
 from filestore.core.batches import batched_by_size
+from filestore.core.commits import MAIN, Commit, Label, LabelKind, checked_label, checked_message
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, token_digest
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
+from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import (
@@ -32,6 +34,7 @@ from filestore.errors import (
     InvalidUrl,
     LimitExceeded,
     NotFound,
+    RevisionNotFound,
     ServerError,
     UnexpectedRecord,
 )
@@ -41,9 +44,13 @@ from filestore.http.client.answers import BatchAnswer, FileAnswer, SmallAnswer, 
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.concurrency import Concurrency
 from filestore.http.client.documents import (
+    parse_commits,
     parse_digests_among,
+    parse_document,
     parse_freed,
     parse_identity,
+    parse_label,
+    parse_labels,
     parse_late_document,
     parse_record,
     parse_records,
@@ -64,7 +71,7 @@ from filestore.repository.protocol import (
     VersionPage,
     Wanted,
     closed_error,
-    reference_of,
+    whole_reference_of,
 )
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage
@@ -80,6 +87,7 @@ _LEAST_BATCH = 8 << 20
 """The smallest limit of a server that batches follow. A frame with its header always fits."""
 LISTING_LIMIT = 1 << 30
 """Bytes of the largest listing that is accepted: about two million records. It takes as much of the disk for a time."""
+_COMMITS_AT_ONCE = 300
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -265,10 +273,24 @@ class RemoteRepository:
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         return await self._requests.retried(partial(self._ask_once, "/chunks/verify", digests))
 
-    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    async def commit(
+        self,
+        manifest: bytes,
+        *,
+        name: str,
+        kind: Kind = Kind.FILE,
+        message: str = "",
+        author: str = "",
+        branch: str = MAIN,
+        parent: str | None = None,
+    ) -> Record:
+        del author  # the server knows whose token it is
         headers = {wire.NAME_HEADER: quote(name, safe="")}
+        if message:
+            headers[wire.MESSAGE_HEADER] = quote(checked_message(message), safe=" ")
+        query = _query(kind=kind.value, branch=None if branch == MAIN else branch, parent=parent)
         try:
-            answer = await self._requests.json("POST", f"/files?kind={kind.value}", body=manifest, headers=headers)
+            answer = await self._requests.json("POST", f"/files?{query}", body=manifest, headers=headers)
         except LimitExceeded as error:
             if error.what != answer_size_of(self.location):
                 raise
@@ -278,7 +300,10 @@ class RemoteRepository:
                 raise
             raise ChunksMissing(*map(str, absent[: ChunksMissing.limit])) from None
         record = parse_record(self.location, answer)
-        committed = Reference(digest=manifest_digest(manifest), name=name)
+        owner, last = split_full_name(name)
+        committed = Reference(digest=manifest_digest(manifest), name=last)
+        if record.owner != owner:
+            raise UnexpectedRecord(self.location, f"the record of {record.full_name!r}", f"{name!r}")
         if record.size != stated_size(manifest[:MANIFEST_HEADER_SIZE]):
             raise UnexpectedRecord(self.location, f"a file of {record.size} bytes", f"{name!r}")
         if record.kind is not kind:
@@ -295,7 +320,7 @@ class RemoteRepository:
         return await self._requests.retried(ask)
 
     async def record(self, wanted: Wanted) -> Record:
-        reference = reference_of(wanted)
+        reference = whole_reference_of(wanted)
         try:
             return self._checked(await self._find(reference), reference)
         except NotFound:
@@ -309,9 +334,56 @@ class RemoteRepository:
             return (await self._versions(reference, limit=1)).records[0]
         if reference.id is not None:
             return parse_record(self.location, await self._requests.json("GET", f"/files/{quote(reference.id, safe='')}"))
-        asked = [f"digest={reference.digest}"] if reference.digest is not None else []
-        asked += [f"name={quote(reference.name, safe='')}"] if reference.name is not None else []
-        return parse_record(self.location, await self._requests.json("GET", f"/files/find?{'&'.join(asked)}"))
+        query = _query(digest=reference.digest, name=reference.full_name)
+        return parse_record(self.location, await self._requests.json("GET", f"/files/find?{query}"))
+
+    async def find_commit(self, name: str, revision: str | None = None) -> Commit:
+        return (await self.history(name, revision=revision, limit=1))[0]
+
+    async def history(
+        self, name: str, *, revision: str | None = None, limit: int = 1000, before: int | None = None
+    ) -> list[Commit]:
+        found: list[Commit] = []
+        while len(found) < limit:
+            count = min(limit - len(found), _COMMITS_AT_ONCE)
+            query = _query(name=name, revision=revision, limit=count, before=before)
+            page = parse_commits(self.location, await self._requests.json("GET", f"/commits?{query}"), limit=count, before=before)
+            found += page
+            if len(page) < count or page[-1].parent is None:
+                break
+            # By the id: the branch may move meanwhile.
+            revision, before = found[0].id, page[-1].number
+        return found
+
+    async def labels(self, name: str) -> list[Label]:
+        return parse_labels(self.location, await self._requests.json("GET", f"/labels?{_query(name=name)}"))
+
+    async def set_label(
+        self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
+    ) -> Label:
+        checked_label(label, what=kind.value)
+        forced = "true" if force else None
+        query = _query(name=name, label=label, kind=kind.value, revision=revision, force=forced)
+        return parse_label(self.location, await self._requests.json("PUT", f"/labels?{query}"), name=label)
+
+    async def remove_label(self, name: str, label: str) -> Label:
+        # Read it first: once it is removed and the answer was lost, it cannot be had any more.
+        kept = next((each for each in await self.labels(name) if each.name == label), None)
+        if kept is None:
+            raise RevisionNotFound(name, label)
+        tries = count(1)
+
+        async def ask() -> Label:
+            is_again = next(tries) > 1
+            try:
+                answer = await self._requests.octets_once("DELETE", f"/labels?{_query(name=name, label=label)}")
+            except RevisionNotFound:
+                if is_again:
+                    return kept
+                raise
+            return parse_label(self.location, parse_document(self.location, answer), name=label)
+
+        return await self._requests.retried(ask)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
@@ -345,7 +417,7 @@ class RemoteRepository:
         keep_last: int | None = None,
         older_than_seconds: float | None = None,
     ) -> VersionPage:
-        reference = reference_of(wanted)
+        reference = whole_reference_of(wanted)
         rule = {"keep_last": keep_last, "older_than_seconds": older_than_seconds}
         try:
             return await self._versions(reference, limit=limit, before=before, **rule)
@@ -360,13 +432,13 @@ class RemoteRepository:
         given = {
             "id": reference.id,
             "digest": reference.digest,
-            "name": reference.name,
+            "name": reference.full_name,
             "revision": reference.revision,
             "limit": limit,
             "before": before,
             **rule,
         }
-        query = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in given.items() if value is not None)
+        query = _query(**given)
         answer = await self._requests.json("GET", f"/versions?{query}")
         page = parse_versions(self.location, answer, limit=limit, before=before)
         for record in page.records:
@@ -521,6 +593,11 @@ class RemoteRepository:
         """Raise UnexpectedRecord if `record` is of another namespace than that of the token, where this is known."""
         if self._identity is not None and record.namespace != self._identity.namespace:
             raise UnexpectedRecord(self.location, f"the record of {record.path}", wanted)
+
+
+def _query(**given: object) -> str:
+    """Return the query of a URL with the values that are given."""
+    return "&".join(f"{key}={quote(str(value), safe='')}" for key, value in given.items() if value is not None)
 
 
 def _frame_size(frame: Frame) -> int:

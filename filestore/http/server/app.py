@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from filestore.core.commits import printable
 from filestore.core.paths import FILES_PREFIX, RUN_FILES_PREFIX
 from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, NOT_OURS
@@ -21,6 +21,7 @@ from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
 from filestore.http.server.context import RequestContext
 from filestore.http.server.descriptors import OpenFrames
+from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
@@ -33,12 +34,15 @@ from filestore.http.server.quotas import Quotas, throttle_of
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
+from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
-from filestore.http.server.routes import versions
+from filestore.http.server.routes import history, versions
+from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.uploads import uploads_folder
+from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.traffic import Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
@@ -52,35 +56,11 @@ from filestore.system.shared_rates import SharedRates
 from filestore.system.turns import working_for
 from filestore.transfer.parallelism import IN_A_SERVER
 
-Answer = Callable[[RequestContext, LocalRepository], Awaitable[web.StreamResponse]]
-
 _USAGE_SECONDS = 0.05
 _REPOSITORIES_LIMIT = 256
 """The most repositories that are kept for further requests with the same token. One takes 1 KiB."""
 PATH_LIMIT = 200
 """Characters of a path that are written to the log."""
-
-
-class Route(NamedTuple):
-    """A kind of request that needs a token, and the function that answers it."""
-
-    method: str
-    path: str
-    answer: Answer
-    scope: Scope
-    """The scope that the token of a request needs."""
-    is_transfer: bool = False
-    """Whether the request is a part of a transfer, which may continue while the server stops."""
-    continues: bool = False
-    """Whether a server that is stopping takes the request on any connection: it continues an upload that began earlier, or
-    asks how the server is.
-    """
-    can_be_signed: bool = False
-    """Whether a signed URL is accepted instead of a token."""
-    public_namespace: Callable[[web.Request], Awaitable[str | None]] | None = None
-    """Returns the namespace in which a request needs no token, or None if it needs one."""
-    is_for_prefixes: bool = True
-    """Whether a token that sees only the names with a prefix may be used."""
 
 
 ROUTES = (
@@ -98,6 +78,10 @@ ROUTES = (
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file, Scope.READ),
     Route("POST", f"{API}/files/freed", versions.measure_freed, Scope.READ),
     Route("GET", f"{API}/versions", versions.list_versions, Scope.READ),
+    Route("GET", f"{API}/commits", history.list_commits, Scope.READ),
+    Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
+    Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
+    Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
@@ -123,6 +107,8 @@ ROUTES = (
     Route("GET", "/v3/pipeline_files/download/{id}", files.download_file, Scope.READ),
     Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
     Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
+    # They begin with any name, so they follow all others.
+    *HUB_ROUTES,
 )
 
 
@@ -138,6 +124,7 @@ def make_app(
     traffic: Traffic,
     shared_times: SharedTimes,
     rates: SharedRates,
+    digests: DigestPass,
     more_routes: Sequence[Route] = (),
     observers: Sequence[Observer] = (),
 ) -> web.Application:
@@ -203,6 +190,7 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
+    app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
@@ -298,6 +286,7 @@ class RequestAuthenticator:
         self._open_frames = OpenFrames()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
+        self._trees = SharedTrees(wait_seconds=limits.stall_seconds)
         self._traffic = traffic
         self._upload_quota = upload_quota
         self._observers = observers
@@ -325,7 +314,7 @@ class RequestAuthenticator:
             with connected, transferring, working_for(repository.namespace):
                 return await route.answer(await self._context(request, access), repository)
 
-        return handler
+        return handler if route.dialect is None else route.dialect(handler)
 
     def expected_for(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
         """Return a handler of `Expect: 100-continue` for the requests of a route.
@@ -360,6 +349,7 @@ class RequestAuthenticator:
             note(Gauge.BUDGET_TAKEN, name, value=budget.taken)
             note(Gauge.QUEUE, f"memory-{name}", value=budget.waiting)
         note(Gauge.MANIFESTS_SIZE, value=self._manifests.size)
+        note(Gauge.TREES_SIZE, value=self._trees.size)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
@@ -371,6 +361,7 @@ class RequestAuthenticator:
             budget=self._budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
+            trees=self._trees,
             open_frames=self._open_frames,
             rechecks=self._rechecks,
             spool_folder=self._spool_folder,
@@ -382,6 +373,7 @@ class RequestAuthenticator:
             keys=await self._tokens.keys(),
             origin=self._origin,
             issuer=NO_ISSUER if access is None else access.issuer,
+            author="" if access is None else printable(access.label),
             signed_until=None if access is None else access.expires_at,
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,

@@ -28,6 +28,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.origin import Origin
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import RequestRecord, record_of
+from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.throttle import Throttle
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
@@ -51,6 +52,7 @@ class RequestContext:
     push_budget: Budget
     """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     manifests: SharedManifests
+    trees: SharedTrees
     open_frames: OpenFrames
     rechecks: Rechecks
     spool_folder: Path
@@ -73,6 +75,8 @@ class RequestContext:
     store: ChunkStore
     throttle: Throttle | None = None
     """What limits the rate of the bodies, if a quota does."""
+    author: str = ""
+    """The label of the token, which the commits of the request have as their author."""
     upload_setting: str = "upload_limit"
     """The name of the setting that `upload_limit` has its value from. Empty if a caller chose it."""
 

@@ -28,6 +28,7 @@ from filestore.errors import (
     StorageFull,
     TooManyGuesses,
     Unauthorized,
+    UpstreamFailed,
     redact_signature,
 )
 from filestore.http import wire
@@ -67,7 +68,7 @@ def problem(request: web.Request, error: Exception) -> web.Response:
     note_error(request, error.slug if isinstance(error, FilestoreError) else FilestoreError.slug)
     if isinstance(error, FilestoreError):
         described = wire.encode_problem(error)
-        if described.status < 500 or isinstance(error, QuotaExceeded):
+        if described.status < 500 or isinstance(error, QuotaExceeded | UpstreamFailed):
             return _answer(described, _headers_of(error))
     if _is_out_of_descriptors(error):
         return problem_answer(Busy("the server", OUT_OF_DESCRIPTORS))

@@ -80,6 +80,7 @@ COUNTED = (
     Family("scrub_chunks", _C, "Chunks that scrubs have read.", (), Event.SCRUBBED_CHUNKS),
     Family("scrub_bytes", _C, "Bytes that scrubs have read.", (), Event.SCRUBBED_SIZE),
     Family("scrub_damaged_chunks", _C, "Damaged chunks that scrubs have found.", (), Event.SCRUB_DAMAGED),
+    Family("digested_bytes", _C, "Bytes of content that were read for secondary digests.", (), Event.DIGESTED_SIZE),
     Family(
         "log_lines_left_out",
         _C,
@@ -92,6 +93,8 @@ COUNTED = (
     Family("transfers_in_progress", _G, "Connections whose transfers are under way.", (), Gauge.TRANSFERS),
     Family("budget_taken_bytes", _G, "Memory that bodies, or pushes in the server, take.", ("budget",), Gauge.BUDGET_TAKEN),
     Family("manifests_bytes", _G, "Memory that the manifests of files take that are read.", (), Gauge.MANIFESTS_SIZE),
+    Family("digests_waiting", _G, "Stored files and trees whose secondary digests are due.", (), Gauge.DIGESTS_WAITING),
+    Family("trees_bytes", _G, "Memory that the lists of files of directories take whose files are read.", (), Gauge.TREES_SIZE),
     Family("queue_length", _G, "Tasks that wait for memory, a thread or a turn.", ("queue",), Gauge.QUEUE),
 )
 """Sums over all processes."""

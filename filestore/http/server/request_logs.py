@@ -39,6 +39,8 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", f"{API}/chunks"): "put-chunks",
         ("POST", f"{API}/files"): "commit",
         ("DELETE", f"{API}/files/{{id}}"): "remove",
+        ("PUT", f"{API}/labels"): "set-label",
+        ("DELETE", f"{API}/labels"): "remove-label",
         ("POST", f"{API}/files/{{id}}/sign"): "sign",
         ("POST", f"{API}/chunks/get"): "read-chunks",
         ("GET", f"{API}/chunks/{{digest}}"): "read-chunks",
@@ -46,6 +48,8 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("GET", "/{path}"): "read",
         ("GET", "/storage/{path}"): "read",
         ("GET", "/v3/pipeline_files/download/{id}"): "read",
+        ("GET", "/{repository}/resolve/{revision}/{path}"): "read",
+        ("GET", "/{repository}/raw/{revision}/{path}"): "read",
         ("GET", "/v4/files/posts/{upload_id}/content/{name}"): "read",
         ("POST", "/v3/pipeline_files"): "upload",
         ("POST", "/v4/files"): "upload",
@@ -61,7 +65,12 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
 """What the audit log calls the requests that read or change something. Others that are not GET or HEAD, such as those of a
 runtime, are called by their method and route."""
 QUESTIONS = frozenset(
-    {("POST", f"{API}/chunks/missing"), ("POST", f"{API}/chunks/verify"), ("POST", f"{API}/files/freed")},
+    {
+        ("POST", f"{API}/chunks/missing"),
+        ("POST", f"{API}/chunks/verify"),
+        ("POST", f"{API}/files/freed"),
+        ("POST", "/api/{type}/{repository}/paths-info/{revision}"),
+    },
 )
 """Requests by POST that read no content and change no file. The audit log leaves them out, unless they are denied."""
 

@@ -48,7 +48,7 @@ class RequestRecord:
 
     def note_record(self, record: Record) -> None:
         """Note the stored file that the request is about."""
-        self.facts |= {"record": record.id, "name": record.name, "digest": str(record.digest), "size": record.size}
+        self.facts |= {"record": record.id, "name": record.full_name, "digest": str(record.digest), "size": record.size}
 
     def note_body(self, size: int) -> None:
         """Note that the whole answer was sent, with `size` bytes of its body that were not counted before."""

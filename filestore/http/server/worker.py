@@ -15,16 +15,18 @@ from aiohttp import web
 from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
 from filestore.http.server.acceptor import SharedLoads
-from filestore.http.server.app import Route, make_app
+from filestore.http.server.app import make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
 from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import AcceptErrors
+from filestore.http.server.digest_pass import DigestPass
 from filestore.http.server.jwt_tokens import JwtOptions, JwtTokens
 from filestore.http.server.metrics import count_request
 from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
+from filestore.http.server.route import Route
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import note_uses_for_ever
 from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
@@ -122,17 +124,18 @@ async def _serve_until(
     """
     store, index = await service.open_backend()
     traffic = Traffic(service.shared_transfers)
+    digests = DigestPass(store, index, transfers=lambda: traffic.transfers)
     words = StopWords(service.shared_transfers, service.limits.drain_seconds, announce_stop)
     try:
         jwt = None if service.jwt is None else JwtTokens(service.jwt)
         tokens = Tokens(index, service.tokens, knows_index=service.knows_tokens, jwt=jwt)
         revocation = Revocation(tokens)
         async with (
-            background_work(store, index, service.limits, note_uses_for_ever(index, tokens)),
+            background_work(store, index, service.limits, note_uses_for_ever(index, tokens), digests.run()),
             nullcontext() if jwt is None else jwt.running(),
             revocation.running(),
             service.extension(store, index) as more_routes,
-            _observing(service.logs) as observers,
+            _observing(service.logs, digests.observe) as observers,
         ):
             app = make_app(
                 store,
@@ -147,6 +150,7 @@ async def _serve_until(
                 rates=service.rates,
                 more_routes=more_routes,
                 observers=observers,
+                digests=digests,
             )
             async with _accepting(app, listener, service, observers) as site:
                 ready()
@@ -220,10 +224,10 @@ async def _accepting(
 
 
 @asynccontextmanager
-async def _observing(options: LogOptions) -> AsyncIterator[Sequence[Observer]]:
+async def _observing(options: LogOptions, *others: Observer) -> AsyncIterator[Sequence[Observer]]:
     """Yield what gets the records of all requests during the block."""
     with request_logs(options) as observers:
-        yield (count_request, *observers)
+        yield (count_request, *observers, *others)
 
 
 def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ from filestore.core.names import checked_namespace
 from filestore.errors import FilestoreError
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.index.chunks import select_namespaces
+from filestore.repository.index.content_digests import select_invalid
 from filestore.repository.index.protocol import TOKEN_ID_LENGTH, IndexProblem
 from filestore.repository.index.records import invalid_reason
 from filestore.repository.index.schema import has_version
@@ -40,6 +41,7 @@ def find_problems(connection: sqlite3.Connection) -> list[IndexProblem]:
         problems += _foreign_rows(connection)
         problems += _invalid_records(connection)
         problems += _wrong_counts(connection)
+        problems += [IndexProblem(*found) for found in select_invalid(connection, _LIMIT)]
         problems += [
             IndexProblem(namespace, f"its token {digest[:TOKEN_ID_LENGTH]} has values that are not valid, so it permits nothing")
             for namespace, digest in select_invalid_tokens(connection, _LIMIT)

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
@@ -57,6 +58,31 @@ class RemovedRows(NamedTuple):
     """How often rows were condemned or removed so far."""
     digests: set[Digest] | None
     """The chunks whose rows were condemned or removed since, and perhaps others. None if nobody knows any more."""
+
+
+class Heads(NamedTuple):
+    """A page of names."""
+
+    heads: list[tuple[str, Commit]]
+    """Each full name, with the newest commit of `main`."""
+    next_after: str | None
+    """The name after which the next page begins. None if this is the last one."""
+
+
+class ContentDigests(NamedTuple):
+    """The secondary digests of some content: a stored file, or a file of a stored tree that has chunks of its own."""
+
+    digest: Digest
+    """Its file digest, which is the digest of its manifest."""
+    size: int
+    sha256: bytes
+    """The 32 bytes of SHA-256 of the content."""
+    blob_id: bytes
+    """The 20 bytes of the id that git gives the content. Zeros above `core.content_digests.BLOB_ID_LIMIT`."""
+    source: Digest
+    """The digest of a record in whose content it lies. It is `digest` itself for a stored file."""
+    start: int
+    """Where it begins in the content of `source`."""
 
 
 class PositionedRecord(NamedTuple):
@@ -202,18 +228,58 @@ class Transaction(Protocol):
         """Count all rows, and correct what `usage` returns. This reads all rows. It is needed only after a problem."""
 
     async def add_record(
-        self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind, manifest_size: int = 0
+        self,
+        namespace: str,
+        *,
+        name: str,
+        digest: Digest,
+        size: int,
+        kind: Kind,
+        manifest_size: int = 0,
+        commit: NewCommit = PLAIN_COMMIT,
     ) -> Record:
         """Insert a record and return it. If a record with this name, kind and digest exists, only update its time.
 
-        `manifest_size` is the number of bytes of its manifest, for `usage`.
+        `name` may have an owner, which must be one of the namespace: see `claim_owner`. `manifest_size` is the number of bytes
+        of its manifest, for `usage`.
 
         It is now the newest record of the namespace: its position is larger than that of every other one, whatever the
         clock says. Its `updated_at` is the time of the clock, or a moment later if another record has this time.
+
+        It is also a commit, unless the newest one of the branch has the same record. Raises HeadMoved, and RevisionNotFound if
+        the branch does not exist.
         """
 
+    async def claim_owner(self, namespace: str, owner: str) -> None:
+        """Give an owner that nobody has to a namespace. Owners are compared without case.
+
+        Raises OwnerTaken if another namespace has it, and LimitExceeded.
+        """
+
+    async def remove_owner(self, owner: str) -> bool:
+        """Give up an owner, so that any namespace can have it. Return whether a namespace had it."""
+
+    async def remove_owners(self, namespace: str) -> None:
+        """Give up all owners of a namespace."""
+
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        """Return the tags and branches at commits of a record."""
+
+    async def set_label(self, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:
+        """Set a tag or a branch of a name, and return it. One that is there already stays as it is.
+
+        Raises LabelExists if it is there for another commit or of the other kind, unless `force` is set; RevisionNotFound if the
+        commit does not exist, and LimitExceeded.
+        """
+
+    async def remove_label(self, namespace: str, name: str, label: str) -> Label | None:
+        """Remove a tag or a branch of a name, and return it. Return None if it does not exist."""
+
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
-        """Remove the record with this id and its uses, and return it. Return None if it does not exist."""
+        """Remove the record with this id, its uses and its commits, and return it. Return None if it does not exist.
+
+        Tags of the commits are removed too, and branches go to the commit before them.
+        """
 
     async def add_uses(self, namespace: str, uses: Sequence[Use]) -> None:
         """Add uses of records that exist, and skip the others. A use of a record by a pipeline that exists is replaced."""
@@ -252,6 +318,19 @@ class Transaction(Protocol):
         """Set the quota of a namespace, or of one of its tokens. One without limits is removed.
 
         It is removed together with its token.
+        """
+
+    async def add_content_digests(self, namespace: str, rows: Sequence[ContentDigests]) -> None:
+        """Add the secondary digests of contents. A row whose source has no record is skipped, so add the record first.
+
+        They were computed from the content: a row that exists keeps its digests. It gets the new source if a record of that
+        is newer. A row is removed with the last record of its source.
+        """
+
+    async def set_tree_digests(self, namespace: str, digest: Digest, packed: bytes) -> None:
+        """Add the secondary digests of the files of a stored tree, as `Index.tree_digests` returns them.
+
+        Without a record of the tree nothing is added. What is there stays. It is removed with the last record of the tree.
         """
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
@@ -383,6 +462,41 @@ class Index(Protocol):
     async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None, prefix: str = "") -> int:
         """Return how many records `versions` returns without a limit."""
 
+    async def commit(self, namespace: str, name: str, revision: str | None = None) -> Commit | None:
+        """Return the commit of a name that a revision means, or None. None of both means the newest commit of `main`.
+
+        Raises InvalidReference if the revision may mean several versions.
+        """
+
+    async def history(
+        self, namespace: str, name: str, revision: str | None = None, *, limit: int, before: int | None = None
+    ) -> list[Commit] | None:
+        """Return at most `limit` commits from that of a revision back to the first one. None if it does not exist.
+
+        With `before`, return only the commits whose number is smaller.
+        """
+
+    async def labels(self, namespace: str, name: str) -> list[Label]:
+        """Return the tags and branches of a name, in the order of their names."""
+
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        """Return at most `limit` names that follow `after`, each with the newest commit of `main`.
+
+        Only names that contain `search`, in whatever case, that have this owner, and that begin with `prefix`.
+        """
+
+    async def owners(self) -> list[tuple[str, str]]:
+        """Return each owner of names, and its namespace, in the order of namespaces."""
+
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         """Return the ids of all records with a digest, the newest first."""
 
@@ -419,7 +533,8 @@ class Index(Protocol):
         """Return at most `limit` records that have at least `newer_count` newer versions of their name.
 
         They come in the order of their positions, from `position` on as in `records_after`. With `updated_before`, only
-        records that were updated before this time. Records that pipelines use are left out, and count as versions.
+        records that were updated before this time. Records that pipelines use, that have a label, or that their name means, are
+        left out, and count as versions.
         """
 
     async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = "") -> None:
@@ -455,6 +570,21 @@ class Index(Protocol):
 
     async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests without a row, live or condemned, in order. Unlike `missing`, this changes nothing."""
+
+    async def content_digests(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        """Return the secondary digests of contents by their file digests. Those that are not known are left out."""
+
+    async def contents_by_sha256(self, namespace: str, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        """Return a stored content for each SHA-256. Those that are not known are left out."""
+
+    async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
+        """Return SHA-256 and git's blob id (32 and 20 bytes) of each file of a stored tree, in the order of its members.
+
+        Folders and links are left out. Return None if they are not known yet. `FileDigests.unpack` reads one of them.
+        """
+
+    async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those of `digests` for which `tree_digests` returns something, without reading it."""
 
     async def policy(self, namespace: str) -> Policy:
         """Return the policy of a namespace."""

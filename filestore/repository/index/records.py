@@ -6,11 +6,13 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
+from filestore.core.commits import PLAIN_COMMIT, NewCommit
 from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record, checked_record
 from filestore.core.references import Reference
 from filestore.errors import FilestoreError, InvalidReference, StorageError
-from filestore.repository.index import tasks, uses
+from filestore.repository.index import history, tasks, uses
 from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
 from filestore.repository.index.schema import has_version
 from filestore.repository.listing import line, write_lines
@@ -53,8 +55,10 @@ _SECOND = 1_000_000
 _FAR_FUTURE = 1 << 62
 
 
-def insert_record(connection: sqlite3.Connection, record: Record, now: int, manifest_size: int) -> Record:
-    """Insert a record that is stored at `now`. If it exists, update its time and its position. Return it."""
+def insert_record(
+    connection: sqlite3.Connection, record: Record, now: int, manifest_size: int, commit: NewCommit = PLAIN_COMMIT
+) -> Record:
+    """Insert a record that is stored at `now`, and its commit. If it exists, update its time and its position. Return it."""
     connection.execute(
         "INSERT INTO clocks (namespace, last) VALUES (?, ?)"
         " ON CONFLICT (namespace) DO UPDATE SET last = max(excluded.last, clocks.last + 1)",
@@ -62,17 +66,20 @@ def insert_record(connection: sqlite3.Connection, record: Record, now: int, mani
     )
     (position,) = connection.execute("SELECT last FROM clocks WHERE namespace = ?", (record.namespace,)).fetchone()
     moment = _free_moment(connection, record.namespace, now)
-    values = (record.id, record.name, record.kind.value, record.digest, record.size)
+    values = (record.id, record.full_name, record.kind.value, record.digest, record.size)
     connection.execute(_INSERT, (record.namespace, *values, moment, moment, position, manifest_size))
     tasks.count_commit(connection)
     # The record with the largest position is the one that was just inserted or updated.
-    return select_records(connection, record.namespace, 1, None, with_graphs=True)[0]
+    stored = select_records(connection, record.namespace, 1, None, with_graphs=True)[0]
+    history.insert_commit(connection, stored, moment, commit)
+    return stored
 
 
 def delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> Record | None:
     """Delete a record and its uses, and return it. Return None if it does not exist."""
     record = select_record(connection, namespace, Reference(id=file_id))
     if record is not None:
+        history.delete_commits_of(connection, namespace, file_id)
         connection.execute("DELETE FROM records WHERE namespace = ? AND id = ?", (namespace, file_id))
         uses.delete_uses_of(connection, namespace, file_id)
     return record
@@ -80,8 +87,11 @@ def delete_record(connection: sqlite3.Connection, namespace: str, file_id: str) 
 
 def select_record(connection: sqlite3.Connection, namespace: str, reference: Reference, prefix: str = "") -> Record | None:
     """Return the record that a reference names, or None. Raises InvalidReference if a revision means several versions."""
+    name = reference.full_name
+    if reference.id is None and reference.digest is None and name is not None and history.has_history(connection):
+        return _select_version(connection, namespace, name, reference.revision) if name.startswith(prefix) else None
     conditions = _conditions(reference) | _seen(prefix)
-    digits = reference.digest_prefix
+    digits = reference.digits
     if digits is not None:
         first, last = (Digest.parse(digits.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
         conditions |= {"digest >= ?": first, "digest <= ?": last}
@@ -94,6 +104,15 @@ def select_record(connection: sqlite3.Connection, namespace: str, reference: Ref
     skip = reference.versions_back or 0
     records = _newest_records(connection, namespace, conditions, limit=1, skip=skip, first=order)
     return records[0] if records else None
+
+
+def _select_version(connection: sqlite3.Connection, namespace: str, name: str, revision: str | None) -> Record | None:
+    if revision is None:
+        file_id = history.select_head(connection, namespace, name)
+    else:
+        commit = history.select_commit(connection, namespace, name, revision)
+        file_id = None if commit is None else commit.file_id
+    return None if file_id is None else select_record(connection, namespace, Reference(id=file_id))
 
 
 def select_versions(
@@ -159,8 +178,9 @@ def select_count(connection: sqlite3.Connection, namespace: str) -> int:
 def select_superseded(
     connection: sqlite3.Connection, namespace: str, position: int, *, newer_count: int, before: int | None, limit: int
 ) -> list[PositionedRecord]:
-    """Return records after `position` that have at least `newer_count` newer versions of their name, and no uses."""
+    """Return records after `position` that have at least `newer_count` newer versions of their name, no uses and no labels."""
     more = f" AND {uses.IS_UNUSED}" if uses.has_uses(connection) else ""
+    more += f" AND {history.IS_FREE}" if history.has_history(connection) else ""
     before = _FAR_FUTURE if before is None else before
     parameters = (namespace, position, before, newer_count, newer_count, limit)
     rows = connection.execute(_SUPERSEDED.format(_position(connection), more), parameters)
@@ -169,7 +189,9 @@ def select_superseded(
 
 def _conditions(reference: Reference) -> dict[str, object]:
     """Return the conditions for the id, the digest and the name of a reference, with their parameters."""
-    given = {"id = ?": reference.id, "digest = ?": reference.digest, "name = ?": reference.name}
+    # A stored path has no owner.
+    by_name = "name = ?" if reference.digest is None else "substr(name, instr(name, '/') + 1) = ?"
+    given = {"id = ?": reference.id, "digest = ?": reference.digest, by_name: reference.full_name}
     return {condition: value for condition, value in given.items() if value is not None}
 
 
@@ -222,6 +244,7 @@ def _longest_record(namespace: str) -> Record:
         namespace=namespace,
         created_at=1,
         updated_at=1,
+        owner="",
     )
 
 
@@ -279,6 +302,7 @@ def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
 
 def _parse(row: tuple[Any, ...]) -> Record:
     file_id, name, digest, size, kind, namespace, created_at, updated_at = row
+    owner, name = split_full_name(name)
     return checked_record(
         Record(
             id=file_id,
@@ -289,5 +313,6 @@ def _parse(row: tuple[Any, ...]) -> Record:
             namespace=namespace,
             created_at=created_at,
             updated_at=updated_at,
+            owner=owner,
         )
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from filestore.errors import StorageError, UnknownFormat
-from filestore.repository.index import quotas, tasks, usage, uses
+from filestore.repository.index import content_digests, history, quotas, tasks, usage, uses
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _OLDEST_VERSION = 2
 
 _RECORD_INDEXES = (
@@ -92,9 +93,11 @@ _SCHEMA = (
     *tasks.TABLES,
     *usage.TABLES,
     *quotas.TABLES,
+    *history.TABLES,
+    *content_digests.TABLES,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-_MIGRATIONS = {
+_MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] = {
     2: (*uses.TABLE, "PRAGMA user_version = 3"),
     3: (
         "ALTER TABLE chunks ADD COLUMN frame_digest BLOB",
@@ -117,8 +120,9 @@ _MIGRATIONS = {
         *quotas.TABLES,
         "PRAGMA user_version = 5",
     ),
+    5: (*history.TABLES, history.commit_all_records, *content_digests.TABLES, "PRAGMA user_version = 6"),
 }
-"""The statements that lead from each older version to the next one, in one transaction."""
+"""The statements and functions that lead from each older version to the next one, in one transaction."""
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -137,8 +141,11 @@ def prepare(connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if version == _version(connection, path):  # another process may have been faster
-                for statement in _MIGRATIONS[version] if version else _SCHEMA:
-                    connection.execute(statement)
+                for step in _MIGRATIONS[version] if version else _SCHEMA:
+                    if isinstance(step, str):
+                        connection.execute(step)
+                    else:
+                        step(connection)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:

@@ -18,14 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
+from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
+from filestore.core.names import split_full_name
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, quotas, records, tasks, tokens, usage, uses
+from filestore.repository.index import chunks, content_digests, history, names, quotas, records, tasks, tokens, usage, uses
 from filestore.repository.index.chunks import REFRESH_MICROSECONDS
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
@@ -34,6 +36,8 @@ from filestore.repository.index.protocol import (
     Base,
     ChunkRow,
     ChunkState,
+    ContentDigests,
+    Heads,
     IndexProblem,
     IndexVersion,
     ListingGrowth,
@@ -160,6 +164,34 @@ class SqliteIndex:
     async def version_count(self, namespace: str, reference: Reference, *, before: int | None = None, prefix: str = "") -> int:
         return await self._reader.run(records.count_versions, namespace, reference, before, prefix=prefix)
 
+    async def commit(self, namespace: str, name: str, revision: str | None = None) -> Commit | None:
+        return await self._reader.run(history.select_commit, namespace, name, revision)
+
+    async def history(
+        self, namespace: str, name: str, revision: str | None = None, *, limit: int, before: int | None = None
+    ) -> list[Commit] | None:
+        return await self._reader.run(history.select_history, namespace, name, revision, limit=limit, before=before)
+
+    async def labels(self, namespace: str, name: str) -> list[Label]:
+        return await self._reader.run(history.select_labels, namespace, name)
+
+    async def list_names(
+        self,
+        namespace: str,
+        *,
+        search: str | None = None,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int,
+        prefix: str = "",
+    ) -> Heads:
+        return await self._reader.run(
+            names.select_heads, namespace, search=search, owner=owner, after=after, limit=limit, prefix=prefix
+        )
+
+    async def owners(self) -> list[tuple[str, str]]:
+        return await self._reader.run(history.select_owners)
+
     async def ids_of_content(self, namespace: str, digest: Digest) -> list[str]:
         return await self._reader.run(records.select_ids_of_content, namespace, digest)
 
@@ -215,6 +247,18 @@ class SqliteIndex:
 
     async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         return await self._reader.run(chunks.select_unknown, namespace, digests)
+
+    async def content_digests(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
+        return await self._reader.run(content_digests.select_contents, namespace, digests)
+
+    async def contents_by_sha256(self, namespace: str, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        return await self._reader.run(content_digests.select_contents_by_sha256, namespace, sha256s)
+
+    async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
+        return await self._reader.run(content_digests.select_tree, namespace, digest)
+
+    async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
+        return await self._reader.run(content_digests.select_trees, namespace, digests)
 
     async def policy(self, namespace: str) -> Policy:
         return await self._reader.run(tasks.select_policy, namespace)
@@ -477,10 +521,20 @@ class SqliteTransaction:
         await self._run(usage.replace_counts)
 
     async def add_record(
-        self, namespace: str, *, name: str, digest: Digest, size: int, kind: Kind, manifest_size: int = 0
+        self,
+        namespace: str,
+        *,
+        name: str,
+        digest: Digest,
+        size: int,
+        kind: Kind,
+        manifest_size: int = 0,
+        commit: NewCommit = PLAIN_COMMIT,
     ) -> Record:
+        owner, name = split_full_name(name)
         record = Record(
             id=f"file_{secrets.token_hex(16)}",
+            owner=owner,
             name=name,
             digest=digest,
             size=size,
@@ -490,7 +544,25 @@ class SqliteTransaction:
             updated_at=0,
         )
         self.has_record = True
-        return await self._run(records.insert_record, record, self._now(), manifest_size)
+        return await self._run(records.insert_record, record, self._now(), manifest_size, commit)
+
+    async def claim_owner(self, namespace: str, owner: str) -> None:
+        await self._run(history.claim_owner, owner, namespace, self._now())
+
+    async def remove_owner(self, owner: str) -> bool:
+        return await self._run(history.delete_owner, owner)
+
+    async def remove_owners(self, namespace: str) -> None:
+        await self._run(history.delete_owners_of, namespace)
+
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        return await self._run(history.select_labels_of_record, namespace, file_id)
+
+    async def set_label(self, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:
+        return await self._run(history.replace_label, namespace, name, label._replace(created_at=self._now()), force=force)
+
+    async def remove_label(self, namespace: str, name: str, label: str) -> Label | None:
+        return await self._run(history.delete_label, namespace, name, label)
 
     async def remove_record(self, namespace: str, file_id: str) -> Record | None:
         return await self._run(records.delete_record, namespace, file_id)
@@ -531,6 +603,12 @@ class SqliteTransaction:
 
     async def set_quota(self, namespace: str, quota: Quota, *, token: Digest | None = None) -> None:
         await self._run(quotas.replace_quota, namespace, token, quota)
+
+    async def add_content_digests(self, namespace: str, rows: Sequence[ContentDigests]) -> None:
+        await self._run(content_digests.insert_contents, namespace, rows)
+
+    async def set_tree_digests(self, namespace: str, digest: Digest, packed: bytes) -> None:
+        await self._run(content_digests.insert_tree, namespace, digest, packed)
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         await self._run(tasks.replace_state, namespace, task, state)

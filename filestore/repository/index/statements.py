@@ -1,4 +1,4 @@
-"""Statements of SQLite about any number of digests."""
+"""Statements of SQLite about any number of digests, of whatever kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from filestore.core.digest import Digest
 from filestore.core.unlocked import unlocked
 
 _PARAMETERS = 500
@@ -14,7 +13,7 @@ _PARAMETERS = 500
 
 
 def read(
-    connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]
+    connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[bytes]
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of `statement` for all `digests`. The digests replace `{}` in it, and follow `parameters`."""
     for batch in _batches(digests):
@@ -22,13 +21,13 @@ def read(
         yield from unlocked(cursor.fetchall)
 
 
-def write(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[Digest]) -> None:
+def write(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...], digests: Iterable[bytes]) -> None:
     """Execute `statement` for all `digests`, as `read` does."""
     for batch in _batches(digests):
         unlocked(connection.execute, statement.format(",".join("?" * len(batch))), (*parameters, *batch))
 
 
-def _batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
+def _batches(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
     # In the order of the table, so that each page is visited once, even with many millions of rows.
     ordered = sorted(digests)
     for start in range(0, len(ordered), _PARAMETERS):

@@ -271,7 +271,7 @@ class Collection:
             if user is None:
                 return 0
             record = user
-        raise DamagedRecord(record.id, record.name, f"its manifest {record.digest} is missing or damaged")
+        raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is missing or damaged")
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         """Return a manifest of the store, or None if it is missing or damaged."""

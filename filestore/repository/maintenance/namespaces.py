@@ -36,6 +36,7 @@ async def remove_namespace(index: Index, namespace: str, *, force: bool = False)
         await remove_given(index, transaction, *given.intersection(tokens), namespace=namespace)
         await transaction.set_policy(namespace, Policy())
         await transaction.set_quota(namespace, NO_QUOTA)
+        await transaction.remove_owners(namespace)
     count = 0
     while page := await index.records_after(namespace, 0, limit=_AT_ONCE):
         async with index.transaction() as transaction:

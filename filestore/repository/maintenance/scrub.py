@@ -128,4 +128,4 @@ def _log(namespace: str, findings: Sequence[Finding], files: Sequence[AffectedFi
     for file in files:
         record, parts = file.record, f"{file.damaged_count} of {file.chunk_count} chunks"
         what = parts if file.chunk_count else "its manifest"
-        logger.error("damage in the namespace %s affects the file %s, %r: %s", namespace, record.id, record.name, what)
+        logger.error("damage in the namespace %s affects the file %s, %r: %s", namespace, record.id, record.full_name, what)

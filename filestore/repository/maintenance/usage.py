@@ -295,7 +295,7 @@ async def _versions(index: Index, namespace: str) -> list[_Version]:
     while page := await index.records_after(namespace, position, limit=_PAGE):
         position = page[-1].position
         # A record that is stored again meanwhile comes again.
-        found |= {record.id: _Version(record.name, record.digest, record) for _, record in page}
+        found |= {record.id: _Version(record.full_name, record.digest, record) for _, record in page}
     return list(found.values())
 
 

@@ -27,10 +27,10 @@ async def list_versions(
 ) -> VersionPage:
     """Return what `Repository.versions` returns. `first` is the record that `reference` names."""
     if not reference.means(first):
-        reference = Reference(name=first.name)  # `name_otherwise`
+        reference = Reference.of_name(first.full_name)  # `name_otherwise`
     counted = reference
     if reference.id is not None or reference.revision is not None:
-        found, counted = [first], Reference(name=first.name)
+        found, counted = [first], Reference.of_name(first.full_name)
     elif rule is None:
         found = await index.versions(namespace, reference, limit=limit, before=before, prefix=prefix)
     else:

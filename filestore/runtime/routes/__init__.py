@@ -10,8 +10,8 @@ from pathlib import Path
 from aiohttp import web
 
 from filestore.errors import Forbidden
-from filestore.http.server.app import Answer, Route
 from filestore.http.server.context import RequestContext
+from filestore.http.server.route import Answer, Route
 from filestore.http.server.worker import Extension
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository

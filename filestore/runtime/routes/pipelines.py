@@ -18,10 +18,10 @@ from filestore.core.references import PipelineReference, Reference
 from filestore.core.scopes import Scope
 from filestore.core.timestamps import parse_timestamp
 from filestore.errors import InvalidInput
-from filestore.http.server.app import Route
 from filestore.http.server.body.forms import Form, receive_form
 from filestore.http.server.context import RequestContext
 from filestore.http.server.pushes import push_spool
+from filestore.http.server.route import Route
 from filestore.repository.local import LocalRepository
 from filestore.runtime.environments import Environment
 from filestore.runtime.pipelines import REQUIREMENTS, Pipeline

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from filestore.core.scopes import Scope
 from filestore.errors import InvalidInput
-from filestore.http.server.app import Route
 from filestore.http.server.context import RequestContext
+from filestore.http.server.route import Route
 from filestore.repository.local import LocalRepository
 from filestore.runtime.routes.bodies import page_answer, page_asked_for, receive_object
 from filestore.runtime.server import Runtime

@@ -14,9 +14,9 @@ from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import FilestoreError, InvalidInput, NotFound
-from filestore.http.server.app import Route
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem
+from filestore.http.server.route import Route
 from filestore.http.server.routes.content import get_content
 from filestore.repository.local import LocalRepository
 from filestore.runtime.errors import ExpiredOutput

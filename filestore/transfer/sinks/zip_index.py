@@ -82,6 +82,14 @@ class Zip:
         return self._starts[0] if self._starts else self.body_size
 
 
+class ZipPart(Zip):
+    """The structure of a part of a zip file: there are other bytes before, between and after its members."""
+
+    def overlap(self, offset: int, size: int) -> range:
+        found = super().overlap(offset, size)
+        return found[1:] if found and self.members[found.start].end <= offset else found
+
+
 def read_zip(root: int, archive: Zip, memory: memoryview, offset: int) -> bool:
     """Fill `memory` with the bytes of a zip from `offset` on, read from its tree. Return whether that was possible.
 
@@ -149,7 +157,8 @@ def known_extent(member: Member) -> Extent:
 def render_header(member: Member) -> bytes:
     """Return the local header that our own writer would write."""
     target = "" if member.is_link else None
-    return local_header(Entry(member.path, member.size, is_folder=member.is_folder, target=target), member.crc)
+    path = member.full_path or member.path
+    return local_header(Entry(path, member.size, is_folder=member.is_folder, target=target), member.crc)
 
 
 def parent_folders(members: Iterable[Member]) -> set[str]:

@@ -24,9 +24,9 @@ from filestore.download.addresses import is_address, is_plain, is_public
 from filestore.download.download import (
     DownloadLimits,
     DownloadOptions,
+    PartialDownload,
     Validators,
     _Downloader,
-    _PartialDownload,
     validators_from,
 )
 from filestore.errors import (
@@ -383,7 +383,7 @@ async def _begun(data: bytes) -> None:
     for line in lines:
         name, _, value = line.partition(":")
         headers.add(name, value.strip())
-    staging = _PartialDownload(scratch_folder())
+    staging = PartialDownload(scratch_folder())
     staging.open()
     try:
         staging.size, staging.total, staging.validators = 5, 9, Validators('"a"')

@@ -6,17 +6,16 @@ Source: `docs/http-api.md`, which is the specification.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import BinaryIO
-from urllib.parse import unquote
 
 from aiohttp import web
 
+from filestore.core.commits import MAIN, checked_branch, checked_message
 from filestore.core.digest import DIGEST_SIZE, Digest, parse_digests
 from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
-from filestore.core.names import DEFAULT_NAMESPACE, checked_new_name
+from filestore.core.names import DEFAULT_NAMESPACE, checked_new_full_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import (
@@ -39,6 +38,7 @@ from filestore.http.server.body.writer import FilePart
 from filestore.http.server.context import RequestContext, make_spool_folder
 from filestore.http.server.errors import problem_answer
 from filestore.http.server.measuring import MEASURING
+from filestore.http.server.routes.queries import limited_number, number_in, quoted_header, truth_in
 from filestore.http.server.slow import answer_slowly, answer_while_it_grows
 from filestore.http.server.validators import IMMUTABLE, matches_any
 from filestore.repository.format_file import REPOSITORY_VERSION
@@ -50,8 +50,6 @@ from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.files import BLOCK_SIZE, free_space
 from filestore.system.metrics import added, added_starts
 from filestore.system.threads import in_disk_thread
-
-_NUMBER = re.compile(r"[0-9]{1,18}")
 
 RECORDS_LIMIT = 1000
 FRAMES_SIZE = 4 << 20
@@ -198,15 +196,25 @@ async def get_chunk(context: RequestContext, repository: LocalRepository) -> web
 
 async def commit_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Record a file whose chunks are in the repository."""
-    name = checked_new_name(_name_header(context.request))
-    kind = _kind(context.request)
+    request = context.request
+    name = checked_new_full_name(_name_header(request))
+    kind = _kind(request)
+    message, branch = _message_header(request), checked_branch(request.query.get("branch", MAIN))
     context.noted.facts["name"] = name
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
         context.check_upload_size(stated_size(manifest))
         count = stated_count(manifest)
         if context.chunks_limit is not None and count > context.chunks_limit:
             raise LimitExceeded("the number of the file's chunks", count, context.chunks_limit, "chunks_limit")
-        record = await repository.commit(manifest, name=name, kind=kind)
+        record = await repository.commit(
+            manifest,
+            name=name,
+            kind=kind,
+            message=message,
+            author=context.author,
+            branch=branch,
+            parent=request.query.get("parent"),
+        )
     context.noted.note_record(record)
     return _answer(record, status=201)
 
@@ -253,11 +261,8 @@ def _check_small(file: BinaryIO) -> Callable[[int], None]:
 
 async def records_asked_for(request: web.Request, repository: LocalRepository) -> list[Record]:
     """Return the records that a query's `limit` and `before` select, the newest first. Raises InvalidInput."""
-    limit = number_in(request, "limit")
-    before = number_in(request, "before")
-    if limit is not None and not 1 <= limit <= RECORDS_LIMIT:
-        raise InvalidInput(f"limit is {limit}; allowed are 1 to {RECORDS_LIMIT}")
-    return await repository.records(limit=RECORDS_LIMIT if limit is None else limit, before=before)
+    limit = limited_number(request, "limit", RECORDS_LIMIT)
+    return await repository.records(limit=limit, before=number_in(request, "before"))
 
 
 async def find_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -266,7 +271,10 @@ async def find_file(context: RequestContext, repository: LocalRepository) -> web
     file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
     if (file_id is None) == (digest is None and name is None):
         raise InvalidInput("give an id, a digest, a name, or a digest and a name")
-    reference = Reference(id=file_id, digest=Digest.parse(digest) if digest is not None else None, name=name)
+    if name is not None and digest is None:
+        reference = Reference.of_name(name)
+    else:
+        reference = Reference(id=file_id, digest=Digest.parse(digest) if digest is not None else None, name=name)
     return _answer(await repository.record(reference))
 
 
@@ -278,9 +286,9 @@ async def get_file(context: RequestContext, repository: LocalRepository) -> web.
 async def remove_file(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a record, with its chunks if the query says so. Answer with the removed record."""
     request = context.request
-    file_id, with_chunks = request.match_info["id"], _truth(request, "chunks")
+    file_id, with_chunks = request.match_info["id"], truth_in(request, "chunks")
     context.noted.facts["record"] = file_id
-    force, unless_newest = _truth(request, "force"), _truth(request, "unless_newest")
+    force, unless_newest = truth_in(request, "force"), truth_in(request, "unless_newest")
     updated_at = number_in(request, "updated_at")
 
     async def removed() -> web.Response:
@@ -348,21 +356,21 @@ def _size_of_batch(context: RequestContext) -> int:
     return size
 
 
-def _truth(request: web.Request, key: str) -> bool:
-    text = request.query.get(key, "false")
-    if text not in {"true", "false"}:
-        raise InvalidInput(f"{key} is {text!r}; allowed are true and false")
-    return text == "true"
-
-
 def _name_header(request: web.Request) -> str:
-    header = request.headers.get(wire.NAME_HEADER)
-    if header is None:
-        raise InvalidInput(f"the header {wire.NAME_HEADER} is missing; send the file's name in it, percent-encoded")
     try:
-        return unquote(header, errors="strict")
+        name = quoted_header(request, wire.NAME_HEADER)
     except UnicodeDecodeError:
-        raise InvalidName(header, "it is not valid UTF-8") from None
+        raise InvalidName(request.headers[wire.NAME_HEADER], "it is not valid UTF-8") from None
+    if name is None:
+        raise InvalidInput(f"the header {wire.NAME_HEADER} is missing; send the file's name in it, percent-encoded")
+    return name
+
+
+def _message_header(request: web.Request) -> str:
+    try:
+        return checked_message(quoted_header(request, wire.MESSAGE_HEADER) or "")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"the header {wire.MESSAGE_HEADER} is not valid UTF-8") from None
 
 
 def _kind(request: web.Request) -> Kind:
@@ -371,13 +379,3 @@ def _kind(request: web.Request) -> Kind:
         return Kind(text)
     except ValueError:
         raise InvalidInput(f"the kind is {text!r}; allowed are {', '.join(Kind)}") from None
-
-
-def number_in(request: web.Request, key: str) -> int | None:
-    """Return the whole number that a query gives for `key`, or None. Raises InvalidInput."""
-    text = request.query.get(key)
-    if text is None:
-        return None
-    if not _NUMBER.fullmatch(text):
-        raise InvalidInput(f"{key} is {text!r}; a whole number is expected")
-    return int(text)

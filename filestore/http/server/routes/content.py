@@ -16,6 +16,7 @@ import numpy as np
 from aiohttp import web
 
 from filestore.core.batches import batched_by_size
+from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk
 from filestore.core.records import Record
 from filestore.core.references import Reference
@@ -66,11 +67,18 @@ async def send_content(context: RequestContext, repository: LocalRepository, rec
     if part is not None:
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{record.size}"
     wanted = part or range(record.size)
-    response = web.StreamResponse(status=206 if part else 200, headers=headers)
-    if request.method == "HEAD":
+    head = web.StreamResponse(status=206 if part else 200, headers=headers)
+    return await send_stored(context, repository, record.digest, wanted, head)
+
+
+async def send_stored(
+    context: RequestContext, repository: LocalRepository, digest: Digest, wanted: range, response: web.StreamResponse
+) -> web.StreamResponse:
+    """Send the head `response`, and then the bytes `wanted` of a stored file, verified. To HEAD, send only the head."""
+    if context.request.method == "HEAD":
         async with context.answering(response, size=len(wanted)):
             return response
-    async with _Content(context, repository, record, wanted) as content:
+    async with _Content(context, repository, digest, wanted) as content:
         try:
             await content.begin()
         except Busy as error:
@@ -122,11 +130,11 @@ class _Content:
     The end of the block gives all memory back.
     """
 
-    def __init__(self, context: RequestContext, repository: LocalRepository, record: Record, wanted: range) -> None:
+    def __init__(self, context: RequestContext, repository: LocalRepository, digest: Digest, wanted: range) -> None:
         self._budget = context.budget
         self._manifests = context.manifests
         self._repository = repository
-        self._record = record
+        self._digest = digest
         self._layout: Layout | None = None
         self._reading = AsyncExitStack()
         """Its end gives up the use of `_layout`."""
@@ -144,7 +152,7 @@ class _Content:
     async def begin(self) -> Layout:
         """Wait until the manifest is in memory. Raises NotFound, InvalidManifest, StorageError, Busy."""
         if self._layout is None:
-            reading = self._manifests.reading(self._repository, self._record.digest)
+            reading = self._manifests.reading(self._repository, self._digest)
             self._layout = await self._reading.enter_async_context(reading)
         return self._layout
 

@@ -15,7 +15,8 @@ from filestore.core.references import Reference
 from filestore.errors import InvalidInput
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
-from filestore.http.server.routes.api import RECORDS_LIMIT, number_in
+from filestore.http.server.routes.api import RECORDS_LIMIT
+from filestore.http.server.routes.queries import limited_number, number_in, seconds_in
 from filestore.http.server.slow import answer_slowly
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
@@ -37,18 +38,18 @@ async def list_versions(context: RequestContext, repository: LocalRepository) ->
     file_id, digest, name = (query.get(key) for key in ("id", "digest", "name"))
     if (file_id is None) == (digest is None and name is None):
         raise InvalidInput("give an id, a digest, a name, or a digest and a name")
-    reference = Reference(
-        id=file_id,
-        digest=Digest.parse(digest) if digest is not None else None,
-        name=name,
-        revision=query.get("revision"),
-    )
+    revision = query.get("revision")
+    if name is not None and digest is None and file_id is None:
+        reference = Reference.of_name(name, revision)
+    else:
+        digest_asked = Digest.parse(digest) if digest is not None else None
+        reference = Reference(id=file_id, digest=digest_asked, name=name, revision=revision)
     page = await repository.versions(
         reference,
-        limit=_limited(request, "limit", RECORDS_LIMIT),
+        limit=limited_number(request, "limit", RECORDS_LIMIT),
         before=number_in(request, "before"),
         keep_last=number_in(request, "keep_last"),
-        older_than_seconds=_seconds(request, "older_than_seconds"),
+        older_than_seconds=seconds_in(request, "older_than_seconds"),
     )
     files = [
         record.as_json() | ({"pipelines": page.users[record.id]} if record.id in page.users else {}) for record in page.records
@@ -71,8 +72,8 @@ async def measure_freed(context: RequestContext, repository: LocalRepository) ->
 
 async def measure_usage(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with what the namespace of the token takes on disk."""
-    limit = _limited(context.request, "names", NAMES_LIMIT)
-    asked = _seconds(context.request, "grace_seconds")
+    limit = limited_number(context.request, "names", NAMES_LIMIT)
+    asked = seconds_in(context.request, "grace_seconds")
     grace_seconds = context.grace_seconds if asked is None else asked
 
     async def measured() -> web.Response:
@@ -98,23 +99,3 @@ def _ids(body: bytes) -> list[str]:
     ):
         raise InvalidInput(f"the body is not a JSON object whose member ids lists at most {IDS_LIMIT} ids")
     return [checked_file_id(each) for each in ids]
-
-
-def _limited(request: web.Request, key: str, limit: int) -> int:
-    number = number_in(request, key)
-    if number is not None and not 1 <= number <= limit:
-        raise InvalidInput(f"{key} is {number}; allowed are 1 to {limit}")
-    return limit if number is None else number
-
-
-def _seconds(request: web.Request, key: str) -> float | None:
-    text = request.query.get(key)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e12:
-        raise InvalidInput(f"{key} is {text!r}; a number of seconds is expected")
-    return seconds

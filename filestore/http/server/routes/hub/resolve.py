@@ -1,0 +1,108 @@
+"""Answer GET and HEAD for one file of a repository, or for a range of it (R1 and R2).
+
+Source: `file_download.py` of the Python client; RFC 9110, sections 13 and 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from filestore.http import wire
+from filestore.http.server.context import RequestContext
+from filestore.http.server.routes.content import send_stored
+from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
+from filestore.http.server.routes.hub.documents import Entry
+from filestore.http.server.routes.hub.names import path_in, repository_in, revision_in
+from filestore.http.server.routes.hub.snapshot import Snapshot, commit_of, snapshot_of
+from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
+from filestore.repository.local import LocalRepository
+from filestore.transfer.stored_tree import read_entry
+
+UNSTATED_SIZE = 50_000_000_000
+"""The answer to HEAD states no size above this one. Clients refuse to download a larger file by plain HTTP before they begin,
+unless they learn its size from the answer to GET.
+"""
+_PIECE = 256 << 10
+
+
+async def resolve(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with the bytes of a file, or with a range of them. HEAD reads no content."""
+    request = context.request
+    asked, revision = repository_in(request), revision_in(request)
+    commit = await commit_of(context, repository, asked, revision)
+    async with snapshot_of(context, repository, asked, commit) as snapshot:
+        path = path_in(request)
+        entry = snapshot.file(path)
+        stored = snapshot.stored(entry.path)
+        context.noted.facts |= {"path": entry.path, "size": entry.size}
+        headers = _headers(snapshot, entry, is_fixed=revision == commit.id)
+        if request.if_match is not None and not matches_any(request.if_match, entry.tag, weak=False):
+            raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {entry.tag}")
+        if matches_any(request.if_none_match, entry.tag, weak=True):
+            return web.Response(status=304, headers=headers)
+        headers |= {
+            "Content-Type": wire.OCTETS,
+            "Content-Disposition": attachment(entry.path.rpartition("/")[2]),
+            "X-Content-Type-Options": "nosniff",
+        }
+        if request.method == "HEAD":
+            return _head(headers, entry)
+        part = _asked_range(request, entry)
+        if part is not None:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{entry.size}"
+        wanted = part or range(entry.size)
+        response = web.StreamResponse(status=206 if part else 200, headers=headers)
+        if snapshot.opened is not None and stored is not None and (stored.is_deflated or stored.extent is None) and wanted:
+            pieces = read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)
+            return await _send_unpacked(context, pieces, wanted, response)
+    # Here the tree is not held any more: a slow client must not hold memory (I6).
+    start = 0 if stored is None or stored.extent is None else stored.extent.start
+    return await send_stored(context, repository, commit.digest, range(start + wanted.start, start + wanted.stop), response)
+
+
+def _headers(snapshot: Snapshot, entry: Entry, *, is_fixed: bool) -> dict[str, str]:
+    return {
+        COMMIT_HEADER: snapshot.commit.id,
+        "ETag": f'"{entry.tag}"',
+        "Accept-Ranges": "bytes",
+        # The tag of a file changes once, when its digests become known.
+        "Cache-Control": IMMUTABLE if is_fixed and entry.digests is not None else "private, no-cache",
+    }
+
+
+def _head(headers: dict[str, str], entry: Entry) -> web.StreamResponse:
+    response = web.StreamResponse(headers=headers)
+    if entry.size <= UNSTATED_SIZE:
+        response.content_length = entry.size
+    return response
+
+
+def _asked_range(request: web.Request, entry: Entry) -> range | None:
+    # If-Range has a strong tag or a date. No answer here has a date.
+    if request.headers.get("If-Range", f'"{entry.tag}"') != f'"{entry.tag}"':
+        return None
+    return parse_range(request.headers.get("Range"), entry.size)
+
+
+async def _send_unpacked(
+    context: RequestContext, pieces: AsyncIterator[bytes], wanted: range, response: web.StreamResponse
+) -> web.StreamResponse:
+    """Send a part of a file that is not a range of the stored zip file: it is deflated, or only its header says where it is."""
+    async with context.trees.unpacking():
+        # The first piece before the head: a damaged chunk can still be answered with an error.
+        first = await anext(pieces, b"")
+        async with context.answering(response, size=len(wanted)) as answer:
+            async for piece in _small(first, pieces):
+                await answer.send(piece)
+    return response
+
+
+async def _small(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
+    """Yield all pieces in parts that an answer takes."""
+    for start in range(0, len(first), _PIECE):
+        yield memoryview(first)[start : start + _PIECE]
+    async for piece in pieces:
+        for start in range(0, len(piece), _PIECE):
+            yield memoryview(piece)[start : start + _PIECE]

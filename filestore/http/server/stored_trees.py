@@ -1,0 +1,268 @@
+"""Share the opened directories of a server process between its requests, within a limit of memory (I6)."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import NamedTuple
+
+from filestore.core.content_digests import PACKED_SIZE, FileDigests
+from filestore.core.digest import Digest
+from filestore.errors import Busy, FilestoreError
+from filestore.format.zip.read import ZipLimits
+from filestore.format.zip.tree import LINK_TARGET_LIMIT
+from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
+from filestore.repository.local import LocalRepository
+from filestore.system.metrics import Event, count
+from filestore.system.threads import in_cpu_thread
+from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
+
+TREES_LIMIT = 64 << 20
+"""Bytes of memory for the opened trees of a process, unless one that is in use takes more."""
+OPENINGS_LIMIT = 2
+"""Trees that are opened at the same time. While it is checked, a tree takes 1 KB for each member."""
+SERVED_TREES = ZipLimits(entries=200_000, directory_size=32 << 20)
+"""The largest trees whose entries are served."""
+LINKS_LIMIT = 1000
+"""The most links of a tree that are followed, in the order of their paths. Each is read when the tree is opened."""
+UNPACKINGS_LIMIT = 8
+"""Entries that are unpacked while they are sent, at the same time. Each takes about 10 MiB, also while its client is slow."""
+FOLLOWED_LIMIT = 40
+"""The most links on the way to one file, as Linux follows."""
+
+_Key = tuple[str, Digest]
+
+
+class OpenedTree:
+    """A stored tree, with the targets of its links and the secondary digests of its files."""
+
+    def __init__(self, tree: StoredTree, links: Mapping[str, str], files: _Files, card: ModelCard) -> None:
+        self.tree = tree
+        self.card = card
+        self.used_storage = files.size
+        """Bytes of all files together."""
+        self._links = links
+        self._places = files.places
+        self._file_count = files.file_count
+        self._digests: bytes | None = None
+
+    @property
+    def size_in_memory(self) -> int:
+        """Bytes of memory that it takes, with the digests of its files, also if they are not known yet."""
+        own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
+        return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
+
+    async def learn(self, repository: LocalRepository, digest: Digest) -> None:
+        """Ask for the digests of the files, if they are not known."""
+        if self._digests is None:
+            found = await repository.tree_digests(digest)
+            if found is not None and len(found) == self._file_count * PACKED_SIZE:
+                self._digests = found
+
+    def digests_of(self, entry: StoredEntry) -> FileDigests | None:
+        """Return the digests of a file. Return None if they are not known, or if it is not a file."""
+        if self._digests is None or entry.kind is not EntryKind.FILE or entry.member_number is None:
+            return None
+        return FileDigests.unpack(self._digests, self._places[entry.member_number])
+
+    def find(self, path: str) -> StoredEntry | None:
+        """Return the file or folder at `path`, which may lead through links. Return None if there is none.
+
+        The entry has the path that was found, where the links lead to.
+        """
+        for _ in range(FOLLOWED_LIMIT):
+            entry = self.tree.entry(path)
+            if entry is not None and entry.kind is not EntryKind.LINK:
+                return entry
+            link = next((link for link in _with_parents(path) if link in self._links), None) if self._links else None
+            if link is None:
+                return None
+            followed = _joined(link.rpartition("/")[0], self._links[link] + path[len(link) :])
+            if followed is None:
+                return None
+            path = followed
+        return None
+
+
+class _Entry:
+    """A tree in memory, or one that is being opened."""
+
+    def __init__(self, opening: asyncio.Task[OpenedTree]) -> None:
+        self.opening = opening
+        self.size = 0
+        """Bytes of memory. 0 until the tree is open."""
+        self.users = 0
+
+
+class SharedTrees:
+    """The opened trees of one process. Requests for the same tree use one copy, which is opened once.
+
+    Trees that nobody uses stay until their memory is needed, the one that was used last the longest. While those in use take
+    all memory, no further one is opened.
+    """
+
+    def __init__(self, *, wait_seconds: float, limit: int = TREES_LIMIT, limits: ZipLimits = SERVED_TREES) -> None:
+        """`wait_seconds` is how long a request waits for memory."""
+        self._wait_seconds = wait_seconds
+        self._limit = limit
+        self._limits = limits
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._openings = asyncio.Semaphore(OPENINGS_LIMIT)
+        self._unpackings = asyncio.Semaphore(UNPACKINGS_LIMIT)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self.size = 0
+        """Bytes of memory that all trees take."""
+
+    @asynccontextmanager
+    async def reading(self, repository: LocalRepository, digest: Digest) -> AsyncIterator[OpenedTree]:
+        """Give a stored tree during the block.
+
+        Raises NotFound, StorageError, DamagedChunk, InvalidArchive, LimitExceeded if it has too many members, and Busy if others
+        use all memory for too long.
+        """
+        entry = await self._entry_of(repository, digest)
+        entry.users += 1
+        try:
+            # Shielded, since other requests may wait for it too.
+            opened = await asyncio.shield(entry.opening)
+            await opened.learn(repository, digest)
+            yield opened
+        finally:
+            entry.users -= 1
+            self._make_room()
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    @asynccontextmanager
+    async def unpacking(self) -> AsyncIterator[None]:
+        """Permit to send an entry during the block that is unpacked on the way. Raises Busy if others do so for too long."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._unpackings.acquire()
+        except TimeoutError:
+            raise Busy("the server", "it is unpacking files for others; fetch the whole directory, or push it unpacked") from None
+        try:
+            yield
+        finally:
+            self._unpackings.release()
+
+    async def _entry_of(self, repository: LocalRepository, digest: Digest) -> _Entry:
+        key = (repository.namespace, digest)
+        count(Event.CACHE_LOOKUPS, "trees", "hit" if key in self._entries else "miss")
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                while key not in self._entries and self._used_size >= self._limit:
+                    await self._released()
+        except TimeoutError:
+            raise Busy("the server", "readers of other large directories use all memory for lists of files") from None
+        if key not in self._entries:
+            entry = self._entries[key] = _Entry(asyncio.create_task(self._open(repository, digest)))
+            entry.opening.add_done_callback(lambda opening: self._opened(key, entry, opening))
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    async def _released(self) -> None:
+        """Wait until a request does not use its tree any more."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
+
+    @property
+    def _used_size(self) -> int:
+        return sum(entry.size for entry in self._entries.values() if entry.users)
+
+    async def _open(self, repository: LocalRepository, digest: Digest) -> OpenedTree:
+        async with self._openings:
+            tree = await StoredTree.open(repository, digest, limits=self._limits)
+            files = await in_cpu_thread(_survey, tree)
+            links = {link.path: await _target(repository, tree, link) for link in files.links}
+            return OpenedTree(tree, links, files, await _card(repository, tree))
+
+    def _opened(self, key: _Key, entry: _Entry, opening: asyncio.Task[OpenedTree]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            del self._entries[key]
+            return
+        entry.size = opening.result().size_in_memory
+        self.size += entry.size
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Forget trees that nobody uses until the others fit. The one that was used last stays, however large it is."""
+        for key, entry in list(self._entries.items())[:-1]:
+            if self.size <= self._limit:
+                return
+            if not entry.users and entry.size:
+                del self._entries[key]
+                self.size -= entry.size
+
+
+class _Files(NamedTuple):
+    """What is known of a tree after a look at each member."""
+
+    places: array[int]
+    """The number of files before each member, in the order of the members."""
+    file_count: int
+    size: int
+    links: list[StoredEntry]
+    """Those that are followed."""
+
+
+def _survey(tree: StoredTree) -> _Files:
+    places = array("I")
+    file_count = size = 0
+    has_links = False
+    for member in tree.members:
+        places.append(file_count)
+        is_file = not member.is_folder and not member.is_link
+        has_links = has_links or member.is_link
+        file_count += is_file
+        size += member.size * is_file
+    all_links = (entry for entry in tree.entries(recursive=True) if entry.kind is EntryKind.LINK) if has_links else iter(())
+    links = [link for link in islice(all_links, LINKS_LIMIT) if link.size <= LINK_TARGET_LIMIT]
+    return _Files(places, file_count, size, links)
+
+
+async def _target(repository: LocalRepository, tree: StoredTree, link: StoredEntry) -> str:
+    return b"".join([piece async for piece in read_entry(repository, tree, link)]).decode(errors="replace")
+
+
+async def _card(repository: LocalRepository, tree: StoredTree) -> ModelCard:
+    found = tree.entry("README.md")
+    if found is None or found.kind is not EntryKind.FILE:
+        return NO_CARD
+    try:
+        return parse_card(b"".join([piece async for piece in read_entry(repository, tree, found, 0, CARD_LIMIT)]))
+    except FilestoreError:
+        return NO_CARD  # the other files can be read without it
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    """Yield the path and the folders that it is in, the outermost first."""
+    end = path.find("/")
+    while end >= 0:
+        yield path[:end]
+        end = path.find("/", end + 1)
+    yield path
+
+
+def _joined(folder: str, target: str) -> str | None:
+    """Return where `target` leads to from a folder. Return None if that is outside of the tree."""
+    if target.startswith("/"):
+        return None
+    parts = folder.split("/") if folder else []
+    for part in target.split("/"):
+        if part == "..":
+            if not parts:
+                return None
+            parts.pop()
+        elif part not in {"", "."}:
+            parts.append(part)
+    return "/".join(parts)

@@ -1,0 +1,427 @@
+"""Commits, labels and owners in an index in SQLite. A name is a full one here: with its owner, if it has one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from filestore.core.commits import (
+    COMMITS_LIMIT,
+    MAIN,
+    Commit,
+    Label,
+    LabelKind,
+    NewCommit,
+    checked_commit,
+    checked_stored_label,
+    commit_id,
+)
+from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference, versions_back
+from filestore.errors import (
+    FilestoreError,
+    HeadMoved,
+    InvalidReference,
+    LabelExists,
+    LimitExceeded,
+    OwnerTaken,
+    RevisionNotFound,
+    StorageError,
+)
+
+OWNERS_LIMIT = 1000
+"""The most owners of one namespace."""
+LABELS_LIMIT = 1000
+"""The most labels of one name."""
+_ID_SIZE = 20
+
+TABLES = (
+    # `number` counts the commits of a name. `parent` is the number of the commit before it on its line.
+    """CREATE TABLE commits (
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        id BLOB NOT NULL,
+        parent INTEGER,
+        branch TEXT NOT NULL,
+        file_id TEXT NOT NULL,
+        message TEXT NOT NULL,
+        author TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, name, number)
+    ) WITHOUT ROWID""",
+    "CREATE UNIQUE INDEX commits_by_id ON commits (namespace, name, id)",
+    "CREATE INDEX commits_by_branch ON commits (namespace, name, branch, number)",
+    "CREATE INDEX commits_by_parent ON commits (namespace, name, parent)",
+    "CREATE INDEX commits_by_record ON commits (namespace, file_id)",
+    """CREATE TABLE labels (
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        label TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (namespace, name, label)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX labels_by_commit ON labels (namespace, name, number)",
+    # `folded` is the owner in lower case.
+    """CREATE TABLE owners (
+        folded TEXT NOT NULL PRIMARY KEY,
+        owner TEXT NOT NULL,
+        namespace TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    "CREATE INDEX owners_by_namespace ON owners (namespace, owner)",
+)
+
+_COMMITS = (
+    "SELECT commits.id, commits.number, before.id, commits.branch, commits.file_id, records.digest, records.size, records.kind,"
+    " commits.message, commits.author, commits.created_at FROM commits"
+    " JOIN records ON records.namespace = commits.namespace AND records.id = commits.file_id"
+    " LEFT JOIN commits AS before ON before.namespace = commits.namespace AND before.name = commits.name"
+    " AND before.number = commits.parent WHERE commits.namespace = ? AND commits.name = ?"
+)
+_HEAD = (
+    "SELECT number, file_id, id FROM commits WHERE namespace = ? AND name = ? AND branch = ?"
+    " ORDER BY number DESC LIMIT 1 OFFSET ?"
+)
+_LINE = (
+    "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
+    " WHERE namespace = ?1 AND name = ?2 AND number = ?3 UNION ALL SELECT commits.number, commits.parent FROM line"
+    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent)"
+    " SELECT number FROM line WHERE number < ?4 LIMIT ?5"
+)
+_BY_DIGITS = (
+    "SELECT commits.number, records.digest FROM commits JOIN records"
+    " ON records.namespace = commits.namespace AND records.id = commits.file_id"
+    " WHERE commits.namespace = ?1 AND commits.name = ?2 AND (commits.id BETWEEN ?3 AND ?4 OR records.digest BETWEEN ?5 AND ?6)"
+    " ORDER BY records.kind = 'directory' DESC, commits.number DESC"
+)
+_LABELS = (
+    "SELECT labels.label, labels.kind, commits.id, labels.created_at FROM labels JOIN commits"
+    " ON commits.namespace = labels.namespace AND commits.name = labels.name AND commits.number = labels.number"
+    " WHERE labels.namespace = ? AND labels.name = ?"
+)
+_LABELS_OF_RECORD = (
+    "SELECT labels.label FROM commits JOIN labels"
+    " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
+    " WHERE commits.namespace = {} AND commits.file_id = {}"
+)
+
+_HEAD_OF_RECORD = (
+    "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name AND branch = 'main'"
+    " ORDER BY number DESC LIMIT 1"
+)
+_LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
+IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS NOT ({_HEAD_OF_RECORD})"
+"""The condition for records that have no label, and are not what their name means."""
+
+
+def has_history(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables exist. They do not if an earlier version made the index and nobody has written since."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'commits'").fetchone() is not None
+
+
+def commit_all_records(connection: sqlite3.Connection) -> None:
+    """Make a commit for each record, in the order in which they were stored. The tables of the history are empty."""
+    numbers: dict[tuple[str, str], int] = {}
+    statement = "SELECT namespace, name, id, digest, kind, updated_at FROM records ORDER BY namespace, position"
+    for namespace, name, file_id, digest, kind, moment in connection.execute(statement).fetchall():
+        number = numbers[namespace, name] = numbers.get((namespace, name), 0) + 1
+        parent = number - 1 or None
+        values = {"number": number, "digest": Digest(digest).hex(), "kind": kind, "created_at": moment}
+        identity = bytes.fromhex(commit_id(namespace, name, values))
+        _insert(connection, (namespace, name, number, identity, parent, MAIN, file_id, "", "", moment))
+
+
+def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
+    """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
+
+    Raises HeadMoved, RevisionNotFound.
+    """
+    namespace, name = record.namespace, record.full_name
+    head = _branch_head(connection, namespace, name, new.branch)
+    known = "" if head is None else head[2].hex()
+    if new.parent not in {None, known}:
+        raise HeadMoved(name, new.branch, new.parent or "none", known or "none")
+    if head is not None and head[1] == record.id:
+        return
+    (last,) = connection.execute(
+        "SELECT coalesce(max(number), 0) FROM commits WHERE namespace = ? AND name = ?", (namespace, name)
+    ).fetchone()
+    number = last + 1
+    values = {
+        "number": number,
+        "parent": known,
+        "branch": new.branch,
+        "digest": str(record.digest),
+        "kind": record.kind.value,
+        "message": new.message,
+        "author": new.author,
+        "created_at": now,
+    }
+    identity = bytes.fromhex(commit_id(namespace, name, values))
+    before = None if head is None else head[0]
+    row = (namespace, name, number, identity, before, new.branch, record.id, new.message, new.author, now)
+    _insert(connection, row)
+    if new.branch != MAIN:
+        moved = (number, namespace, name, new.branch)
+        connection.execute("UPDATE labels SET number = ? WHERE namespace = ? AND name = ? AND label = ?", moved)
+    _delete_old(connection, namespace, name, number - COMMITS_LIMIT)
+
+
+def delete_commits_of(connection: sqlite3.Connection, namespace: str, file_id: str) -> None:
+    """Delete the commits of a record, and the tags at them. Branches and the commits after them go to those before them."""
+    rows = connection.execute("SELECT name, number FROM commits WHERE namespace = ? AND file_id = ?", (namespace, file_id))
+    for name, number in rows.fetchall():
+        _delete(connection, namespace, name, number)
+
+
+def select_head(connection: sqlite3.Connection, namespace: str, name: str) -> str | None:
+    """Return the id of the record that a name means. None if there is no such name."""
+    head = _head(connection, namespace, name, MAIN)
+    return None if head is None else str(head[1])
+
+
+def select_number(connection: sqlite3.Connection, namespace: str, name: str, revision: str | None) -> int | None:
+    """Return the number of the commit that a revision means. Raises InvalidReference if it may mean several versions."""
+    back = versions_back(revision)
+    if revision in {None, MAIN, "HEAD", f"refs/heads/{MAIN}"} or back is not None:
+        head = _head(connection, namespace, name, MAIN, back=back or 0)
+        return None if head is None else int(head[0])
+    label = str(revision)
+    kind = None
+    for place, wanted in (("refs/heads/", LabelKind.BRANCH), ("refs/tags/", LabelKind.TAG)):
+        if label.startswith(place):
+            label, kind = label.removeprefix(place), wanted.value
+    row = connection.execute(
+        "SELECT number FROM labels WHERE namespace = ? AND name = ? AND label = ? AND kind = coalesce(?, kind)",
+        (namespace, name, label, kind),
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    digits = Reference(name="name", revision=revision).digits
+    return None if digits is None else _number_by_digits(connection, namespace, name, digits)
+
+
+def select_commit(connection: sqlite3.Connection, namespace: str, name: str, revision: str | None) -> Commit | None:
+    """Return the commit that a revision means. Raises InvalidReference as `select_number` does."""
+    if not has_history(connection):
+        return None
+    number = select_number(connection, namespace, name, revision)
+    return None if number is None else next(_commits(connection, namespace, name, [number]), None)
+
+
+def select_history(
+    connection: sqlite3.Connection, namespace: str, name: str, revision: str | None, *, limit: int, before: int | None
+) -> list[Commit] | None:
+    """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
+
+    Return None if there is no such commit.
+    """
+    if not has_history(connection):
+        return None
+    number = select_number(connection, namespace, name, revision)
+    if number is None:
+        return None
+    numbers = connection.execute(_LINE, (namespace, name, number, (1 << 62) if before is None else before, limit))
+    return list(_commits(connection, namespace, name, [found for (found,) in numbers.fetchall()]))
+
+
+def select_labels(connection: sqlite3.Connection, namespace: str, name: str) -> list[Label]:
+    """Return the labels of a name, in the order of their texts."""
+    if not has_history(connection):
+        return []
+    rows = connection.execute(f"{_LABELS} ORDER BY labels.label", (namespace, name))
+    return [_label(connection, row) for row in rows]
+
+
+def select_labels_of_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> list[str]:
+    """Return the labels at the commits of a record."""
+    if not has_history(connection):
+        return []
+    rows = connection.execute(f"{_LABELS_OF_RECORD.format('?', '?')} ORDER BY labels.label", (namespace, file_id))
+    return [str(label) for (label,) in rows]
+
+
+def replace_label(connection: sqlite3.Connection, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:
+    """Set a label. Raises RevisionNotFound if its commit does not exist, LabelExists, LimitExceeded."""
+    row = connection.execute(
+        "SELECT number FROM commits WHERE namespace = ? AND name = ? AND id = ?",
+        (namespace, name, bytes.fromhex(label.commit_id)),
+    ).fetchone()
+    if row is None:
+        raise RevisionNotFound(name, label.commit_id)
+    found = connection.execute(f"{_LABELS} AND labels.label = ?", (namespace, name, label.name)).fetchone()
+    if found is not None:
+        kept = _label(connection, found)
+        if kept._replace(created_at=0) == label._replace(created_at=0):
+            return kept
+        if not force:
+            raise LabelExists(name, label.name, kept.commit_id)
+    else:
+        (count,) = connection.execute(
+            "SELECT count(*) FROM labels WHERE namespace = ? AND name = ?", (namespace, name)
+        ).fetchone()
+        if count >= LABELS_LIMIT:
+            raise LimitExceeded(f"the number of labels of {name!r}", count + 1, LABELS_LIMIT)
+    connection.execute(
+        "INSERT OR REPLACE INTO labels (namespace, name, label, kind, number, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (namespace, name, label.name, label.kind.value, row[0], label.created_at),
+    )
+    return label
+
+
+def delete_label(connection: sqlite3.Connection, namespace: str, name: str, label: str) -> Label | None:
+    """Delete a label, and return it. Return None if it does not exist."""
+    found = connection.execute(f"{_LABELS} AND labels.label = ?", (namespace, name, label)).fetchone()
+    connection.execute("DELETE FROM labels WHERE namespace = ? AND name = ? AND label = ?", (namespace, name, label))
+    return None if found is None else _label(connection, found)
+
+
+def claim_owner(connection: sqlite3.Connection, owner: str, namespace: str, now: int) -> None:
+    """Give an owner that nobody has to a namespace. Raises OwnerTaken if another one has it, LimitExceeded."""
+    row = connection.execute("SELECT namespace FROM owners WHERE folded = ?", (owner.lower(),)).fetchone()
+    if row is not None:
+        if row[0] != namespace:
+            raise OwnerTaken(owner)
+        return
+    (count,) = connection.execute("SELECT count(*) FROM owners WHERE namespace = ?", (namespace,)).fetchone()
+    if count >= OWNERS_LIMIT:
+        raise LimitExceeded(f"the number of owners of the namespace {namespace}", count + 1, OWNERS_LIMIT)
+    connection.execute(
+        "INSERT INTO owners (folded, owner, namespace, created_at) VALUES (?, ?, ?, ?)", (owner.lower(), owner, namespace, now)
+    )
+
+
+def delete_owner(connection: sqlite3.Connection, owner: str) -> bool:
+    """Give up an owner. Return whether a namespace had it."""
+    return connection.execute("DELETE FROM owners WHERE folded = ?", (owner.lower(),)).rowcount > 0
+
+
+def delete_owners_of(connection: sqlite3.Connection, namespace: str) -> None:
+    """Give up all owners of a namespace."""
+    connection.execute("DELETE FROM owners WHERE namespace = ?", (namespace,))
+
+
+def select_owners(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return each owner and its namespace, in the order of both."""
+    if not has_history(connection):
+        return []
+    return connection.execute("SELECT owner, namespace FROM owners ORDER BY namespace, owner").fetchall()
+
+
+def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+    connection.execute(
+        "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
+    )
+
+
+def _head(
+    connection: sqlite3.Connection, namespace: str, name: str, branch: str, *, back: int = 0
+) -> tuple[int, str, bytes] | None:
+    found: tuple[int, str, bytes] | None = connection.execute(_HEAD, (namespace, name, branch, back)).fetchone()
+    return found
+
+
+def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, branch: str) -> tuple[int, str, bytes] | None:
+    """Return the number, the record and the id of the newest commit of a branch. Raises RevisionNotFound if it does not exist."""
+    if branch == MAIN:
+        return _head(connection, namespace, name, MAIN)
+    found: tuple[int, str, bytes] | None = connection.execute(
+        "SELECT commits.number, commits.file_id, commits.id FROM labels JOIN commits ON commits.namespace = labels.namespace"
+        " AND commits.name = labels.name AND commits.number = labels.number"
+        " WHERE labels.namespace = ? AND labels.name = ? AND labels.label = ? AND labels.kind = ?",
+        (namespace, name, branch, LabelKind.BRANCH.value),
+    ).fetchone()
+    if found is None:
+        raise RevisionNotFound(name, branch)
+    return found
+
+
+def _number_by_digits(connection: sqlite3.Connection, namespace: str, name: str, digits: str) -> int | None:
+    if len(digits) == 2 * _ID_SIZE:
+        row = connection.execute(
+            "SELECT number FROM commits WHERE namespace = ? AND name = ? AND id = ?", (namespace, name, bytes.fromhex(digits))
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+    # An id is shorter than a digest, so no id has all of more digits.
+    first, last = (bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
+    ids = (first[:_ID_SIZE], last[:_ID_SIZE]) if len(digits) <= 2 * _ID_SIZE else (b"\xff", b"")
+    found = connection.execute(_BY_DIGITS, (namespace, name, *ids, first, last)).fetchall()
+    if len({digest for _, digest in found}) > 1:
+        raise InvalidReference(
+            str(Reference.of_name(name, digits)), "the digests of several versions begin with these digits; give more of them"
+        )
+    return int(found[0][0]) if found else None
+
+
+def _commits(connection: sqlite3.Connection, namespace: str, name: str, numbers: list[int]) -> Iterator[Commit]:
+    for number in numbers:
+        row = connection.execute(f"{_COMMITS} AND commits.number = ?", (namespace, name, number)).fetchone()
+        if row is not None:
+            yield _commit(connection, row)
+
+
+def _commit(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Commit:
+    identity, number, parent, branch, file_id, digest, size, kind, message, author, created_at = row
+    try:
+        return checked_commit(
+            Commit(
+                id=identity.hex(),
+                number=number,
+                parent=None if parent is None else parent.hex(),
+                branch=branch,
+                file_id=file_id,
+                digest=Digest(digest),
+                size=size,
+                kind=Kind(kind),
+                message=message,
+                author=author,
+                created_at=created_at,
+            )
+        )
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        raise _damaged(connection, f"its commit {number!r} is not valid ({error})") from None
+
+
+def _label(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Label:
+    label, kind, target, created_at = row
+    try:
+        return checked_stored_label(Label(label, LabelKind(kind), target.hex(), created_at))
+    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
+        raise _damaged(connection, f"its label {label!r} is not valid ({error})") from None
+
+
+def _damaged(connection: sqlite3.Connection, reason: str) -> StorageError:
+    # The folder may belong to another user (I4).
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    return StorageError(path, f"{reason}; restore the index from a backup")
+
+
+def _delete(connection: sqlite3.Connection, namespace: str, name: str, number: int) -> None:
+    place = (namespace, name, number)
+    (parent,) = connection.execute("SELECT parent FROM commits WHERE namespace = ? AND name = ? AND number = ?", place).fetchone()
+    connection.execute("UPDATE commits SET parent = ? WHERE namespace = ? AND name = ? AND parent = ?", (parent, *place))
+    if parent is not None:
+        moved = (parent, *place, LabelKind.BRANCH.value)
+        connection.execute("UPDATE labels SET number = ? WHERE namespace = ? AND name = ? AND number = ? AND kind = ?", moved)
+    connection.execute("DELETE FROM labels WHERE namespace = ? AND name = ? AND number = ?", place)
+    connection.execute("DELETE FROM commits WHERE namespace = ? AND name = ? AND number = ?", place)
+
+
+def _delete_old(connection: sqlite3.Connection, namespace: str, name: str, number: int) -> None:
+    """Delete a commit that has no label, and whose record has a newer commit. One name must not fill the index."""
+    row = connection.execute(
+        "SELECT 1 FROM commits AS old WHERE namespace = ?1 AND name = ?2 AND number = ?3"
+        " AND NOT EXISTS (SELECT 1 FROM labels WHERE namespace = ?1 AND name = ?2 AND labels.number = ?3)"
+        " AND EXISTS (SELECT 1 FROM commits WHERE namespace = ?1 AND file_id = old.file_id AND number > ?3)",
+        (namespace, name, number),
+    ).fetchone()
+    if row is not None:
+        _delete(connection, namespace, name, number)

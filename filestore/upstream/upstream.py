@@ -1,0 +1,268 @@
+"""Find repositories at the upstream. What it said last is kept on disk, for all processes and for the time when it is away.
+
+    revisions/REVISION      what a revision of a repository meant when the upstream was asked last
+    listings/NAME-COMMIT    the files of a commit
+
+REVISION and NAME stand for the texts that they are hashed from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from filestore.core.digest import token_digest
+from filestore.core.records import parse_json
+from filestore.errors import NotFound, RevisionNotFound, StorageError, UpstreamFailed, UpstreamGated
+from filestore.http.server.errors import FailureLog
+from filestore.repository.local import LocalRepository
+from filestore.system.files import storage_errors, write_atomic, write_durably
+from filestore.system.owners import make_private
+from filestore.system.small_files import read_json, read_small
+from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.upstream.contents import Contents, WantedContent
+from filestore.upstream.hub import Hub, Refused
+from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, kept_listing
+from filestore.upstream.options import UpstreamOptions
+
+KINDS = ("models", "datasets", "spaces")
+MAIN = "main"
+
+PATIENCE_SECONDS = 5.0
+"""How long a request waits for the answer about a revision that is known. After that, the last answer counts.
+
+Clients wait for 10 seconds, and then take what they have in their own caches.
+"""
+FAILURE_SECONDS = 10.0
+"""How long the upstream is not asked again for what it has just refused or failed to give."""
+_FAILURES_KEPT = 4096
+_VERDICTS_KEPT = 4096
+_FILES_KEPT = 200_000
+"""Files of all listings that a process keeps in memory. One takes about 500 bytes."""
+_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9._-]{1,96}(?:/[A-Za-z0-9._-]{1,96})?\Z")
+_REVISION_LIMIT = 255
+
+
+class _Answer(NamedTuple):
+    """What a revision meant when the upstream was asked last."""
+
+    commit: str
+    is_private: bool
+    is_gated: bool
+    asked_at: float
+    """By the clock of this machine, in seconds since 1970."""
+
+
+class UpstreamRevision(NamedTuple):
+    """A revision of a repository at the upstream, which the caller may read."""
+
+    kind: str
+    name: str
+    listing: Listing
+    token: str | None
+    """The caller's token at the upstream. None if everybody may read the repository."""
+
+    def content(self, path: str) -> WantedContent | None:
+        """Return the content of the file at a path. Return None if there is none."""
+        file = self.listing.files.get(path)
+        if file is None:
+            return None
+        return WantedContent(self.kind, self.name, self.listing.commit, path, file, is_open=self.token is None)
+
+
+class Upstream:
+    """The upstream of a server. Make one in each process; use it in one event loop, and close it."""
+
+    def __init__(
+        self,
+        options: UpstreamOptions,
+        folder: Path,
+        repository: LocalRepository,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Keep what is known in `folder`, and contents in `repository`, whose namespace is theirs alone."""
+        self._options = options
+        self._folder = folder
+        self._hub = Hub(options, folder / "answers")
+        self._clock = clock
+        self.contents = Contents(folder, repository, self._hub, size_limit=options.size_limit)
+        self._listings: OrderedDict[tuple[str, str, str], Listing] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, ...], tuple[float, Refused | UpstreamFailed]] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        """Until when a token may read a repository, in monotonic seconds."""
+        self._asking: dict[tuple[str, ...], asyncio.Task[Listing]] = {}
+        self._log = FailureLog("the upstream does not answer, so what it said before is served")
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the upstream is never asked."""
+        return self._options.is_offline
+
+    async def close(self) -> None:
+        """Stop what is done for requests."""
+        for task in self._asking.values():
+            task.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await self.contents.close()
+
+    async def find(self, kind: str, name: str, revision: str, *, token: str | None) -> UpstreamRevision:
+        """Return what a revision of a repository has, if the caller may read it. `token` is the caller's token at the upstream.
+
+        The upstream is asked if its last answer is too old. If it is away, that answer counts.
+
+        Raises NotFound, RevisionNotFound, UpstreamGated, UpstreamFailed, StorageError.
+        """
+        if kind not in KINDS or not _NAME.match(name) or not 0 < len(revision) <= _REVISION_LIMIT or not revision.isprintable():
+            raise NotFound(name)
+        known = await in_disk_thread(self._known, kind, name, revision)
+        age = None if known is None else self._clock() - known.asked_at
+        listing = None
+        if known is not None and (self.is_offline or (age is not None and 0 <= age < self._options.max_age_seconds)):
+            listing = await self._kept(kind, name, known)
+        if listing is None and self.is_offline:
+            raise NotFound(name)
+        if listing is None:
+            try:
+                async with asyncio.timeout(None if known is None else PATIENCE_SECONDS):
+                    listing = await self._asked(kind, name, revision, token)
+                self._log.succeeded()
+            except (UpstreamFailed, TimeoutError) as error:
+                listing = None if known is None else await self._kept(kind, name, known)
+                if listing is None:
+                    raise UpstreamFailed(name, "it does not answer") if isinstance(error, TimeoutError) else error from None
+                self._log.failed(error)
+            except Refused as refused:
+                raise await self._refusal(kind, name, revision, token, refused) from None
+        if listing.is_open:
+            return UpstreamRevision(kind, name, listing, None)
+        if token is None:
+            raise NotFound(name) if listing.is_private else UpstreamGated(name)
+        await self._check(kind, name, token)
+        return UpstreamRevision(kind, name, listing, token)
+
+    async def _refusal(self, kind: str, name: str, revision: str, token: str | None, refused: Refused) -> Exception:
+        """Return the error for a refused revision."""
+        if refused.status == 403:
+            return UpstreamGated(name)
+        if revision != MAIN and refused.status == 404:
+            try:
+                await self.find(kind, name, MAIN, token=token)
+            except (NotFound, UpstreamFailed):
+                return NotFound(name)
+            return RevisionNotFound(name, revision)
+        return NotFound(name)
+
+    async def _asked(self, kind: str, name: str, revision: str, token: str | None) -> Listing:
+        """Ask the upstream, once for all requests of this process that wait for the same answer."""
+        key = (kind, name, revision, "" if token is None else str(token_digest(token)))
+        failed = self._failures.get(key)
+        if failed is not None and time.monotonic() < failed[0]:
+            raise failed[1].with_traceback(None)
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(self._ask(kind, name, revision, token))
+            task.add_done_callback(partial(self._answered, key))
+        return await asyncio.shield(task)
+
+    def _answered(self, key: tuple[str, ...], task: asyncio.Task[Listing]) -> None:
+        del self._asking[key]
+        self._failures.pop(key, None)
+        if not task.cancelled() and isinstance(error := task.exception(), Refused | UpstreamFailed):
+            self._failures[key] = time.monotonic() + min(FAILURE_SECONDS, self._options.max_age_seconds), error
+            while len(self._failures) > _FAILURES_KEPT:
+                self._failures.popitem(last=False)
+
+    async def _ask(self, kind: str, name: str, revision: str, token: str | None) -> Listing:
+        try:
+            # What everybody may read must not depend on who asks first.
+            listing = await self._hub.describe(kind, name, revision, token=None)
+        except Refused:
+            if token is None:
+                raise
+            listing = replace(await self._hub.describe(kind, name, revision, token=token), is_private=True)
+        answer = _Answer(listing.commit, listing.is_private, listing.is_gated, self._clock())
+        document = await in_cpu_thread(lambda: json.dumps(listing.as_json()).encode())
+        await in_disk_thread(self._keep, kind, name, revision, answer, document)
+        self._remember(kind, name, listing)
+        return listing
+
+    async def _check(self, kind: str, name: str, token: str) -> None:
+        """Raise NotFound or UpstreamGated unless the upstream lets a token read a repository."""
+        key = (kind, name, str(token_digest(token)))
+        if time.monotonic() < self._verdicts.get(key, 0.0):
+            return
+        if self.is_offline:
+            raise NotFound(name)
+        try:
+            await self._hub.check(kind, name, token=token)
+        except Refused as refused:
+            raise UpstreamGated(name) if refused.status == 403 else NotFound(name) from None
+        self._verdicts.pop(key, None)
+        self._verdicts[key] = time.monotonic() + self._options.max_age_seconds
+        while len(self._verdicts) > _VERDICTS_KEPT:
+            self._verdicts.popitem(last=False)
+
+    async def _kept(self, kind: str, name: str, answer: _Answer) -> Listing | None:
+        """Return the listing of an answer, or None if it is not here. Who may read it is what the answer says."""
+        listing = self._listings.get((kind, name, answer.commit))
+        if listing is None:
+            listing = await in_disk_thread(self._read, kind, name, answer.commit)
+            if listing is None:
+                return None
+            self._remember(kind, name, listing)
+        if (listing.is_private, listing.is_gated) != (answer.is_private, answer.is_gated):
+            listing = replace(listing, is_private=answer.is_private, is_gated=answer.is_gated)
+        return listing
+
+    def _remember(self, kind: str, name: str, listing: Listing) -> None:
+        self._listings.pop((kind, name, listing.commit), None)
+        self._listings[kind, name, listing.commit] = listing
+        while sum(len(each.files) + 1 for each in self._listings.values()) > _FILES_KEPT and len(self._listings) > 1:
+            self._listings.popitem(last=False)
+
+    # Below: files. All functions block.
+
+    def _known(self, kind: str, name: str, revision: str) -> _Answer | None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return _answer_from(read_json(self._revision_path(kind, name, revision)))
+        return None
+
+    def _read(self, kind: str, name: str, commit: str) -> Listing | None:
+        with suppress(OSError, ValueError, KeyError, TypeError, StorageError):
+            return kept_listing(parse_json(read_small(self._listing_path(kind, name, commit), limit=2 * DOCUMENT_LIMIT)))
+        return None
+
+    def _keep(self, kind: str, name: str, revision: str, answer: _Answer, document: bytes) -> None:
+        path = self._listing_path(kind, name, answer.commit)
+        with storage_errors(path):
+            make_private(path.parent)
+            write_atomic(path, document)
+        # After the files: a revision never means a commit without them. The commit names itself too.
+        for named in dict.fromkeys((revision, answer.commit)):
+            write_durably(self._revision_path(kind, name, named), answer._asdict())
+
+    def _revision_path(self, kind: str, name: str, revision: str) -> Path:
+        return self._folder / "revisions" / blake3(f"{kind}\0{name}\0{revision}".encode()).hexdigest()
+
+    def _listing_path(self, kind: str, name: str, commit: str) -> Path:
+        key = blake3(f"{kind}\0{name}".encode()).hexdigest()
+        return self._folder / "listings" / f"{key}-{commit}"
+
+
+def _answer_from(values: Any) -> _Answer:
+    answer = _Answer(values["commit"], values["is_private"], values["is_gated"], values["asked_at"])
+    if not isinstance(answer.commit, str) or not isinstance(answer.asked_at, int | float):
+        raise TypeError("it is not an answer")
+    return answer

@@ -1,0 +1,229 @@
+"""A server with an upstream, as clients of the Hub see it: real server processes, and a Hub that knows nothing of filestore."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
+from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
+
+MIB = 1 << 20
+READER = "hf_" + "a" * 34
+BIG = random.Random(20).randbytes(4 * MIB + 17)
+FILES = {"config.json": b'{"a": 1}', "sub/model.safetensors": BIG, "sub/deep/empty.txt": b""}
+
+
+@pytest.fixture
+def hub() -> Iterator[HubUpstream]:
+    """A Hub."""
+    with running_hub() as running:
+        yield running
+
+
+def _read(server: RunningServer, path: str, *, name: str = "team/m", revision: str = "main", token: str | None = None) -> bytes:
+    headers = {} if token is None else {"X-Upstream-Authorization": f"Bearer {token}"}
+    answer = server.ask("GET", f"/{name}/resolve/{revision}/{path}", headers=headers)
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+def test_files_come_once(hub: HubUpstream, tmp_path: Path) -> None:
+    """All files of a repository are served, with the digests that the upstream states, and each is fetched once."""
+    commit = hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url, workers=2) as server:
+        for _ in range(2):
+            assert {path: _read(server, path) for path in FILES} == FILES
+        head = server.ask("HEAD", "/team/m/resolve/main/config.json")
+        assert (head.headers["X-Repo-Commit"], head.headers["ETag"]) == (commit, f'"{blob_id(FILES["config.json"])}"')
+        part = server.ask("GET", f"/team/m/resolve/{commit}/sub/model.safetensors", headers={"Range": "bytes=100-299"})
+        assert (part.status, part.body) == (206, BIG[100:300])
+    assert hub.sent == {"config.json": len(FILES["config.json"]), "sub/model.safetensors": len(BIG)}
+    assert hub.count("/revision/") == 1
+
+
+def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
+    """The description, the list of files in pages, single paths and the branches come from one question to the upstream."""
+    commit = hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        about = server.ask("GET", "/api/models/team/m/revision/main?blobs=true").json
+        assert (about["sha"], about["private"], about["gated"]) == (commit, False, False)
+        assert [sibling["rfilename"] for sibling in about["siblings"]] == sorted(FILES)
+        first = server.ask("GET", "/api/models/team/m/tree/main?recursive=true&limit=3")
+        assert [entry["path"] for entry in first.json] == ["config.json", "sub", "sub/deep"]
+        following = first.headers["Link"].split(">")[0].removeprefix(f"<{server.url}")
+        assert [entry["path"] for entry in server.ask("GET", following).json] == ["sub/deep/empty.txt", "sub/model.safetensors"]
+        top = server.ask("GET", "/api/models/team/m/tree/main").json
+        assert [(entry["type"], entry["path"]) for entry in top] == [("file", "config.json"), ("directory", "sub")]
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        found = server.ask("POST", "/api/models/team/m/paths-info/main", b"paths=sub&paths=none&paths=config.json", headers=form)
+        assert [entry["path"] for entry in found.json] == ["sub", "config.json"]
+        refs = server.ask("GET", "/api/models/team/m/refs").json
+        assert [branch["targetCommit"] for branch in refs["branches"]] == [commit]
+    assert len(hub.asked) == 1
+
+
+def test_other_kinds(hub: HubUpstream, tmp_path: Path) -> None:
+    """A dataset and a model of one name are two repositories of the upstream."""
+    hub.commit("team/m", {"a": b"model"})
+    hub.commit("datasets/team/m", {"a": b"dataset"})
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        assert _read(server, "a") == b"model"
+        assert _read(server, "a", name="datasets/team/m") == b"dataset"
+
+
+def test_what_is_absent(hub: HubUpstream, tmp_path: Path) -> None:
+    """Absent files, revisions and repositories are told as the Hub tells them."""
+    commit = hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        told = [
+            server.ask("GET", f"/{place}").headers
+            for place in ("team/m/resolve/main/none", "team/m/resolve/none/config.json", "team/none/resolve/main/config.json")
+        ]
+    assert [headers["X-Error-Code"] for headers in told] == ["EntryNotFound", "RevisionNotFound", "RepoNotFound"]
+    assert told[0]["X-Repo-Commit"] == commit
+
+
+def test_all_namespaces_share_what_was_fetched(hub: HubUpstream, tmp_path: Path) -> None:
+    """Tokens of other namespaces read the same bytes, which no token finds under a name."""
+    hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        for token in (TOKEN, OTHER_TOKEN):
+            assert server.ask("GET", "/team/m/resolve/main/sub/model.safetensors", token=token).body == BIG
+            assert server.ask("GET", "/v3/pipeline_files", token=token).json == []
+        assert server.ask("GET", "/team/m/resolve/main/config.json", token=None).status == 401
+    assert hub.sent["sub/model.safetensors"] == len(BIG)
+
+
+def test_what_is_here_comes_first(hub: HubUpstream, tmp_path: Path) -> None:
+    """A name that is here is never looked for at the upstream, nor are the files that it does not have."""
+    hub.commit("mine.bin", {"mine.bin": b"theirs", "other": b"theirs"})
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        server.upload("mine.bin", b"ours")
+        assert _read(server, "mine.bin", name="mine.bin") == b"ours"
+        assert server.ask("GET", "/mine.bin/resolve/main/other").headers["X-Error-Code"] == "EntryNotFound"
+    assert hub.asked == []
+
+
+def test_it_is_served_while_it_arrives(hub: HubUpstream, tmp_path: Path) -> None:
+    """Clients of both processes get the bytes that are there, before the upstream has sent the rest."""
+    hub.commit("team/m", FILES)
+    hub.behaviours["sub/model.safetensors"] = Behaviour(hang_at=3 * MIB)
+    with running_server(tmp_path / "r", upstream_url=hub.url, workers=2) as server:
+        path = "/team/m/resolve/main/sub/model.safetensors"
+        connections = [server.begin("GET", path) for _ in range(4)]
+        answers = [HTTPResponse(connection) for connection in connections]
+        for answer in answers:
+            answer.begin()
+            assert answer.read(2 * MIB) == BIG[: 2 * MIB]
+        hub.go_on.set()
+        for answer, connection in zip(answers, connections, strict=True):
+            assert answer.read() == BIG[2 * MIB :]
+            connection.close()
+    assert hub.sent["sub/model.safetensors"] == len(BIG)
+
+
+def test_many_clients_at_once(hub: HubUpstream, tmp_path: Path) -> None:
+    """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once."""
+    hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url, workers=3) as server, ThreadPoolExecutor(8) as pool:
+        for read in [pool.submit(_read, server, path) for path in FILES for _ in range(8)]:
+            assert read.result() in FILES.values()
+    assert hub.sent == {"config.json": len(FILES["config.json"]), "sub/model.safetensors": len(BIG)}
+
+
+def test_main_is_asked_for_again(hub: HubUpstream, tmp_path: Path) -> None:
+    """After max_age_seconds, `main` means the newest commit of the upstream. Only what has changed is fetched."""
+    hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url, upstream_max_age_seconds=0) as server:
+        assert _read(server, "config.json") == FILES["config.json"]
+        assert _read(server, "sub/model.safetensors") == BIG
+        hub.commit("team/m", {**FILES, "config.json": b"new"})
+        assert _read(server, "config.json") == b"new"
+        assert _read(server, "sub/model.safetensors") == BIG
+    assert hub.sent["sub/model.safetensors"] == len(BIG)
+
+
+def test_it_is_not_asked_again_too_early(hub: HubUpstream, tmp_path: Path) -> None:
+    """Until max_age_seconds have passed, also after a restart, `main` means what it meant."""
+    hub.commit("team/m", FILES)
+    for _ in range(2):
+        with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+            assert _read(server, "config.json") == FILES["config.json"]
+            hub.commit("team/m", {"config.json": b"new"})
+    assert hub.count("/revision/") == 1
+
+
+def test_the_upstream_is_away(hub: HubUpstream, tmp_path: Path) -> None:
+    """What is kept is served while the upstream does not answer, and the rest is an error that clients try again."""
+    hub.commit("team/m", FILES)
+    options = {"upstream_max_age_seconds": 0, "upstream_retry_seconds": 0}
+    with running_server(tmp_path / "r", check=False, upstream_url=hub.url, **options) as server:
+        assert _read(server, "sub/model.safetensors") == BIG
+        hub.is_away = True
+        assert _read(server, "sub/model.safetensors") == BIG
+        assert server.ask("GET", "/team/m/resolve/main/config.json").slug == "upstream-failed"
+        absent = server.ask("GET", "/team/other/resolve/main/config.json")
+        assert (absent.status, absent.slug) == (502, "upstream-failed")
+
+
+def test_offline(hub: HubUpstream, tmp_path: Path) -> None:
+    """An offline server serves what it has, and asks for nothing."""
+    commit = hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        assert _read(server, "sub/model.safetensors") == BIG
+    asked = len(hub.asked)
+    with running_server(tmp_path / "r", upstream_url=hub.url, upstream_is_offline=1, upstream_max_age_seconds=0) as server:
+        assert _read(server, "sub/model.safetensors", revision=commit) == BIG
+        assert server.ask("GET", "/team/m/resolve/main/config.json").headers["X-Error-Code"] == "EntryNotFound"
+        assert server.ask("GET", "/team/other/resolve/main/config.json").headers["X-Error-Code"] == "RepoNotFound"
+    assert len(hub.asked) == asked
+
+
+def test_private_and_gated(hub: HubUpstream, tmp_path: Path) -> None:
+    """Private and gated repositories are served to callers whose token the upstream accepts, also what is here already."""
+    hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
+    hub.commit("team/g", {"a": b"gated"}, gated=True, readers=frozenset({READER}))
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        for name, path in (("team/p", "config.json"), ("team/g", "a")):
+            place = f"/{name}/resolve/main/{path}"
+            before = [server.ask("GET", place).headers["X-Error-Code"]]
+            assert _read(server, path, name=name, token=READER)
+            refused = {"X-Upstream-Authorization": "Bearer hf_other"}
+            after = [server.ask("GET", place, headers=sent).headers["X-Error-Code"] for sent in ({}, refused)]
+            code = "RepoNotFound" if name == "team/p" else "GatedRepo"
+            assert before + after == [code] * 3
+    assert {asked.authorization for asked in hub.asked} <= {None, f"Bearer {READER}", "Bearer hf_other"}
+
+
+def test_no_token_of_ours_leaves(hub: HubUpstream, tmp_path: Path) -> None:
+    """The token of this server is not sent to the upstream, and that of the upstream to no server that it redirects to."""
+    hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
+    with running_hub() as storage, running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        storage.commit("x/y", FILES)
+        hub.behaviours["sub/model.safetensors"] = Behaviour(redirect=f"{storage.url}/x/y/resolve/main/sub/model.safetensors")
+        assert _read(server, "sub/model.safetensors", name="team/p", token=READER) == BIG
+        assert [asked.authorization for asked in storage.asked] == [None]
+    assert all(TOKEN not in str(asked) for asked in hub.asked)
+
+
+def test_the_limit_in_bytes(hub: HubUpstream, tmp_path: Path) -> None:
+    """Beyond the limit, what was not used for longest goes first. It can be fetched again."""
+    files = {f"file-{number}": random.Random(number).randbytes(MIB) for number in range(4)}
+    hub.commit("team/m", files)
+    with running_server(tmp_path / "r", upstream_url=hub.url, upstream_size_limit=3 * MIB) as server:
+        for path in ("file-0", "file-1", "file-2", "file-0", "file-3", "file-0", "file-1"):
+            assert _read(server, path) == files[path]
+            # A client has the last byte a moment before the file is stored.
+            eventually(lambda: not list((tmp_path / "r" / "upstream" / "incoming").iterdir()))
+        hub.commit("team/m", {"large": b"x" * (3 * MIB + 1)})
+        too_large = server.ask("GET", f"/team/m/resolve/{hub.repositories['team/m'].revisions[-1].commit}/large")
+        assert (too_large.status, too_large.slug) == (413, "limit-exceeded")
+    sent = {path: size // MIB for path, size in hub.sent.items()}
+    assert sent == {"file-0": 1, "file-1": 2, "file-2": 1, "file-3": 1}
+    assert len(list((tmp_path / "r" / "upstream" / "contents").iterdir())) == 3
