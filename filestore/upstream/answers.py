@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from aiohttp import web
 
 from filestore.core.records import parse_json
-from filestore.errors import EntryNotFound, InvalidInput, UpstreamFailed, UpstreamGated
+from filestore.errors import DamagedChunk, EntryNotFound, InvalidInput, NotFound, UpstreamFailed, UpstreamGated
 from filestore.http import wire
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
@@ -170,12 +170,23 @@ class Answers:
             stored = await self._upstream.contents.find(wanted)
         if stored is None:
             raise UpstreamFailed(wanted.name, f"{wanted.path!r} was removed again, because others needed its space")
-        return await self._send_stored(context, stored, part, response)
+        return await self._send_stored(context, wanted, stored, part, response)
 
     async def _send_stored(
-        self, context: RequestContext, stored: StoredContent, part: range, response: web.StreamResponse
+        self,
+        context: RequestContext,
+        wanted: WantedContent,
+        stored: StoredContent,
+        part: range,
+        response: web.StreamResponse,
     ) -> web.StreamResponse:
-        return await send_stored(context, self._upstream.contents.repository, stored.digest, part, response)
+        contents = self._upstream.contents
+        try:
+            return await send_stored(context, contents.repository, stored.digest, part, response)
+        except (DamagedChunk, NotFound):
+            # The upstream still has it: the next request fetches it again.
+            await contents.forget(wanted)
+            raise
 
 
 class _Arriving:

@@ -112,6 +112,10 @@ class Contents:
             task.add_done_callback(partial(self._ended, wanted.id))
         return task
 
+    async def forget(self, wanted: WantedContent) -> None:
+        """Remove a content that is damaged, unless a process fetches it."""
+        await self._remove(wanted.id)
+
     def reader(self, wanted: WantedContent) -> ArrivingReader:
         """Return what reads a content while it arrives. The caller closes it."""
         return ArrivingReader(self._incoming(wanted.id))
@@ -193,23 +197,23 @@ class Contents:
             for each in sorted(kept, key=lambda kept: kept.used_at):
                 if total <= self._size_limit:
                     break
-                if each.id != wanted.id and await self._remove(each):
+                if each.id != wanted.id and await self._remove(each.id):
                     total -= each.size
             if total > self._size_limit:
                 raise Busy("the upstream", "files that arrive from it take all of upstream_limit")
 
-    async def _remove(self, kept: _Kept) -> bool:
+    async def _remove(self, content_id: str) -> bool:
         """Remove a content, unless a process fetches it. Return whether it was removed."""
-        with await in_disk_thread(self._lock, f"locks/{kept.id}") as lock:
+        with await in_disk_thread(self._lock, f"locks/{content_id}") as lock:
             if not await in_disk_thread(lock.try_acquire):
                 return False
-            stored = await in_disk_thread(self._stored, kept.id)
+            stored = await in_disk_thread(self._stored, content_id)
             if stored is not None:
                 # First the record: if this process ends here, a content without a record counts as absent.
                 with suppress(NotFound):
                     await self.repository.remove(stored.record_id, with_chunks=True)
-            await in_disk_thread(remove_if_possible, self._place(kept.id))
-            await in_disk_thread(remove_if_possible, self._incoming(kept.id))
+            await in_disk_thread(remove_if_possible, self._place(content_id))
+            await in_disk_thread(remove_if_possible, self._incoming(content_id))
         return True
 
     # Below: files. All functions block.

@@ -227,3 +227,18 @@ def test_the_limit_in_bytes(hub: HubUpstream, tmp_path: Path) -> None:
     sent = {path: size // MIB for path, size in hub.sent.items()}
     assert sent == {"file-0": 1, "file-1": 2, "file-2": 1, "file-3": 1}
     assert len(list((tmp_path / "r" / "upstream" / "contents").iterdir())) == 3
+
+
+def test_damage_is_fetched_again(hub: HubUpstream, tmp_path: Path) -> None:
+    """A content whose stored bytes are damaged is never sent, and the upstream gives it once more."""
+    hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", check=False, upstream_url=hub.url) as server:
+        assert _read(server, "sub/model.safetensors") == BIG
+        eventually(lambda: not list((tmp_path / "r" / "upstream" / "incoming").iterdir()))
+        frames = [path for path in (tmp_path / "r" / "chunks").rglob("*") if path.is_file()]
+        for path in frames:
+            path.write_bytes(bytes(path.stat().st_size))
+        damaged = server.ask("GET", "/team/m/resolve/main/sub/model.safetensors")
+        assert (damaged.status, damaged.slug) == (500, "damaged-chunk")
+        assert _read(server, "sub/model.safetensors") == BIG
+    assert hub.sent["sub/model.safetensors"] == 2 * len(BIG)
