@@ -41,6 +41,7 @@ from filestore.backends import STALL_SECONDS
 from filestore.cache import CachedPath, ResolveResult
 from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
+from filestore.core.commits import Commit, Label, LabelKind
 from filestore.core.digest import Digest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
@@ -66,6 +67,7 @@ __all__ = [
     "Cache",
     "CachedPath",
     "Codec",
+    "Commit",
     "Digest",
     "Directory",
     "DownloadLimits",
@@ -75,6 +77,8 @@ __all__ = [
     "FileURL",
     "FilestoreError",
     "Kind",
+    "Label",
+    "LabelKind",
     "PlannedEntry",
     "Progress",
     "PushCache",
@@ -152,6 +156,8 @@ def push(
     path: str | Path,
     *,
     name: str | None = None,
+    message: str = "",
+    author: str = "",
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -175,6 +181,8 @@ def push(
             inner,
             path,
             name=name,
+            message=message,
+            author=author,
             push_cache=push_cache,
             rehash=rehash,
             codec=codec,
@@ -366,6 +374,51 @@ class Repository:
         return run(
             lambda: inner.versions(wanted, limit=limit, before=before, keep_last=keep_last, older_than_seconds=older_than_seconds)
         )
+
+    def find_commit(self, name: str, revision: str | None = None) -> Commit:
+        """Return the commit of a name that a revision means. Without a revision, it is the newest one of `main`.
+
+        Raises NotFound, RevisionNotFound, InvalidReference, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.find_commit(name, revision))
+
+    def history(self, name: str, *, revision: str | None = None, limit: int = 1000, before: int | None = None) -> list[Commit]:
+        """Return at most `limit` commits of a name, from that of `revision` back to the first one.
+
+        With `before`, return only commits whose number is smaller, for the next page.
+
+        Raises NotFound, RevisionNotFound, InvalidReference, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.history(name, revision=revision, limit=limit, before=before))
+
+    def labels(self, name: str) -> list[Label]:
+        """Return the tags and branches of a name, in the order of their names. `main` is not among them.
+
+        Raises NotFound, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.labels(name))
+
+    def set_label(
+        self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
+    ) -> Label:
+        """Give the commit that `revision` means a tag or a branch. `force` moves one that is there.
+
+        Raises NotFound, RevisionNotFound, InvalidReference, InvalidInput for a text that cannot be a label, LabelExists,
+        LimitExceeded, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.set_label(name, label, kind=kind, revision=revision, force=force))
+
+    def remove_label(self, name: str, label: str) -> Label:
+        """Remove a tag or a branch, and return it. The commits stay.
+
+        Raises NotFound, RevisionNotFound, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.remove_label(name, label))
 
     def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         """Return what a collection can free after the removal of these records.

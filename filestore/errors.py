@@ -19,6 +19,7 @@ FilestoreError
 │   │   └── NotAnArchive
 │   ├── DamagedChunk
 │   ├── DamagedRecord
+│   ├── ObjectMismatch        of an LFS object
 │   └── UnexpectedContent
 │       └── UnexpectedRecord
 ├── NotFound
@@ -32,6 +33,7 @@ FilestoreError
 ├── VersionLabelled           a version with a tag or a branch is not removed
 ├── HeadMoved                 a commit that was made for another state of its branch
 ├── LabelExists
+├── NameExists                a repository that is created, and is there
 ├── OwnerTaken                by another namespace
 ├── LimitExceeded
 │   ├── TooManyUploads
@@ -331,6 +333,14 @@ class DamagedRecord(InvalidContent):
     hint = "remove-record"
 
 
+class ObjectMismatch(InvalidContent):
+    """The bytes that arrived as an LFS object do not have its SHA-256 or its size."""
+
+    slug = "object-mismatch"
+    facts = ("oid", "found")
+    sentence = "the bytes that arrived for the LFS object {oid} are {found}; nothing of them is used, send the file again"
+
+
 class UnexpectedContent(InvalidContent):
     """The content of a URL has another digest than the expected one."""
 
@@ -480,6 +490,14 @@ class LabelExists(FilestoreError):
     sentence = "{name!r} has the label {label!r} already, at the commit {commit_id}; remove it first, or move it by force"
     hint = "move-label"
     commit_id: str
+
+
+class NameExists(FilestoreError):
+    """A repository is not created, because something is stored under its name."""
+
+    slug = "name-exists"
+    facts = ("name",)
+    sentence = "{name!r} exists already; upload to it, or choose another name"
 
 
 class OwnerTaken(FilestoreError):

@@ -18,6 +18,8 @@ done
 bash tests/prometheus.sh .prometheus
 bash tests/deploy_tools.sh &
 deploy_tools=$!
+bash tests/hub/environments.sh &
+hub_environments=$!
 # --group came with pip 25.1.
 .venv/bin/pip install --quiet --upgrade 'pip>=25.1'
 .venv/bin/pip install --quiet --constraint tests/constraints.txt --group test --editable .
@@ -60,6 +62,7 @@ for version in 1.0.12 1.0.26; do
 done
 sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0.7.2 python-multipart==0.0.6 uvicorn==0.25.0
 wait "$deploy_tools"
+wait "$hub_environments"
 
 .venv/bin/ruff check
 .venv/bin/ruff format --check

@@ -19,7 +19,7 @@ def audit(settings: Settings, action: str, facts: dict[str, object]) -> None:
         return
     from filestore.http.server.log_file import LogFile  # heavy
 
-    said = {"time": format_seconds(time.time()), "action": action, "result": "done", "user": _user(), **facts}
+    said = {"time": format_seconds(time.time()), "action": action, "result": "done", "user": user_name(), **facts}
     path = settings.audit_log.absolute()
     try:
         log = LogFile(path, size_limit=settings.audit_log_size)
@@ -34,7 +34,8 @@ def audit(settings: Settings, action: str, facts: dict[str, object]) -> None:
         say(f"Warning: the audit log {for_display(str(path))} cannot be written: {for_display(reason)}.")
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the name of the user who runs the command, or their number."""
     try:
         return getpwuid(os.getuid()).pw_name
     except KeyError:  # as in many containers

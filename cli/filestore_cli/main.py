@@ -28,6 +28,7 @@ _COMMANDS = {
     "hash": "transfer:hash_path",
     "info": "records:info",
     "leftovers": "leftovers:leftovers",
+    "log": "history:log",
     "ls": "records:ls",
     "namespace": "namespaces:namespace",
     "push": "transfer:push",
@@ -37,6 +38,7 @@ _COMMANDS = {
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
     "signing-key": "signing_keys:signing_key",
+    "tag": "history:tag",
     "token": "tokens:token",
 }
 """The module and the function of each command. Only the command that runs is loaded, which saves a fifth of its

@@ -13,6 +13,7 @@ from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, InvalidContent, NotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.entries import show_entries, show_entry
 from filestore_cli.hints import HINTS
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
@@ -23,13 +24,23 @@ _PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
+@click.argument("reference", metavar="[ID|DIGEST|NAME[@REV][:FOLDER]]", required=False)
 @click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
+@click.option("--recursive", "-r", is_flag=True, help="Also list what is in the folders of a directory.")
 @takes("url", "token")
-def ls(context: CommandContext, limit: int | None) -> None:
-    """List the stored files and directories, the newest first."""
+def ls(context: CommandContext, reference: str | None, limit: int | None, *, recursive: bool) -> None:
+    """List the stored files and directories, the newest first, or what is in one directory.
+
+    What is in a directory is read from its list of entries: its files are not fetched.
+    """
+    if reference is None and recursive:
+        raise click.UsageError("--recursive is for what is in a directory; give its name")
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
+            if reference is not None:
+                await show_entries(context, repository, Reference.parse(reference), limit=limit, recursive=recursive)
+                return
             count = size = 0
             before = '{"files": ['
             async for records in _pages(repository, limit):
@@ -49,14 +60,18 @@ def ls(context: CommandContext, limit: int | None) -> None:
 
 
 @click.command(short_help="Show one stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV]")
+@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
 @takes("url", "token")
 def info(context: CommandContext, reference: str) -> None:
-    """Show one stored file or directory. A name means the newest record of that name."""
+    """Show one stored file or directory, or one entry of a directory. A name means the newest record of that name."""
+    wanted = Reference.parse(reference)
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
-            record = await record_of(repository, Reference.parse(reference))
+            if wanted.entry_path:
+                await show_entry(context, repository, wanted)
+                return
+            record = await record_of(repository, wanted.without_entry)
             _show_record(context, repository, record, warning=await _warning(repository, record))
 
     run_to_end(run())

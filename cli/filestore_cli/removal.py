@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 import click
 
+from filestore.core.commits import MAIN
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import FileInUse, FilestoreError, InvalidReference, LimitExceeded, NotFound, RecordChanged, ServerError
+from filestore.errors import (
+    FileInUse,
+    FilestoreError,
+    InvalidReference,
+    LimitExceeded,
+    NotFound,
+    RecordChanged,
+    ServerError,
+    VersionLabelled,
+)
+from filestore.repository.maintenance.versions import summary
 from filestore.repository.protocol import FreedContent, Repository
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
@@ -54,15 +66,27 @@ class _Plan:
     """By id, so that a record that several arguments name is removed once."""
     totals: dict[str, int] = field(default_factory=dict)
     """The number of versions of each name of which a version was chosen by name."""
+    labels: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """For each name, the labels of its records, by their ids. What a name means has the label `main`."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """For each name, how many versions a rule would remove, but for their labels."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """References that failed, or ids, each with a sentence."""
 
     def choose(self, record: Record, *, user: str | None, request: _Request) -> None:
-        """Choose a record, unless a pipeline, `user`, needs it."""
-        if user is None or request.force:
+        """Choose a record, unless a pipeline, `user`, needs it, or a label names it."""
+        labels = self.labels[record.full_name].get(record.id, [])
+        if MAIN in labels and request.has_rule:
+            return  # it may be older than the versions of other branches
+        labels = [] if request.force else [label for label in labels if label != MAIN]
+        if labels and request.has_rule:
+            self.kept[record.full_name] = self.kept.get(record.full_name, 0) + 1
+        elif user is not None and not request.force:
+            self.failed.append((record.id, explained(FileInUse(record.id, user))))
+        elif labels:
+            self.failed.append((record.id, explained(VersionLabelled(record.id, summary(labels)))))
+        else:
             self.chosen[record.id] = record
-            return
-        self.failed.append((record.id, explained(FileInUse(record.id, user))))
 
 
 @click.command(short_help="Remove stored files and directories.")
@@ -71,7 +95,7 @@ class _Plan:
 @click.option("--keep-last", type=Count(min=1), metavar="COUNT", help="Keep this many of the newest versions of each name.")
 @click.option("--older-than", type=Age(), help="Remove only versions that were stored longer ago, such as 30d or 12h.")
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
-@click.option("--force", is_flag=True, help="Remove also what a pipeline needs.")
+@click.option("--force", is_flag=True, help="Remove also what a pipeline needs, or a tag or a branch names.")
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @takes("url", "token")
 def rm(
@@ -79,8 +103,8 @@ def rm(
 ) -> None:
     """Remove stored files and directories. A name means its newest version only; its other versions stay.
 
-    The newest version of a name is never removed by --keep-last and --older-than. What no other file needs can then be
-    freed by a collection.
+    The version that a name means is never removed by --keep-last and --older-than, nor one with a tag or a branch. What
+    no other file needs can then be freed by a collection.
     """
     request = _Request(references=references, older_than_seconds=older_than, **options)
     if request.every and request.has_rule:
@@ -133,6 +157,9 @@ async def _plan(repository: Repository, plan: _Plan, text: str, request: _Reques
 
 async def _choose(repository: Repository, plan: _Plan, reference: Reference, request: _Request, *, is_one: bool) -> None:
     rule = {"keep_last": request.keep_last, "older_than_seconds": request.older_than_seconds}
+    if is_one:
+        # The newest version of all may be one of a branch, which the name does not mean.
+        reference = Reference(id=(await repository.record(reference)).id)
     page = await repository.versions(reference, limit=1 if is_one else _PAGE, **rule)  # type: ignore[arg-type]  # as declared
     if reference.digest is not None and page.total > 1 and not request.every:
         names = list(dict.fromkeys(record.full_name for record in page.records))
@@ -151,10 +178,26 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
         for record in page.records:
             if reference.digest is None:
                 plan.totals[record.full_name] = page.total
+            if record.full_name not in plan.labels:
+                plan.labels[record.full_name] = await _labels(repository, record.full_name)
             plan.choose(record, user=page.users.get(record.id), request=request)
         if is_one or len(page.records) < _PAGE:
             break
         page = await repository.versions(reference, limit=_PAGE, before=page.records[-1].updated_at, **rule)  # type: ignore[arg-type]  # the same
+
+
+async def _labels(repository: Repository, name: str) -> dict[str, list[str]]:
+    """Return the labels of the records of a name, by the ids of the records."""
+    found: dict[str, list[str]] = {}
+    try:
+        labels = [MAIN, *(label.name for label in await repository.labels(name))]
+    except (NotFound, ServerError):
+        # The name is gone, or an earlier version of the server has no labels.
+        return found
+    for label in labels:
+        with suppress(NotFound):
+            found.setdefault((await repository.find_commit(name, label)).file_id, []).append(label)
+    return found
 
 
 def _confirm(records: list[Record]) -> None:
@@ -221,6 +264,7 @@ def _show(
         "removed": [record.as_json() for record in removed],
         "failed": [{"reference": reference, "error": sentence} for reference, sentence in plan.failed],
         "remaining": left,
+        "labelled": plan.kept,
         "freed_size": size,
         "is_held": freed is not None and freed.is_held,
         "dry_run": dry_run,
@@ -233,6 +277,11 @@ def _show(
     if removed or context.json or not plan.failed:
         lines.append(f"{verb} {_count(len(removed))} in {context.place(repository)}")
         context.show(result, *lines)
+    for name, count in plan.kept.items():
+        has, them = ("has", "it") if count == 1 else ("have", "them")
+        context.note(
+            f"{_count(count)} of {for_display(name)} {has} a tag or a branch, which keeps {them}; --force removes {them} too."
+        )
     if removed and size and freed is not None and freed.is_held:
         context.note(
             f"{exactly(size)} that no other file needs can be freed later: the collection is held, as `filestore du` says, and"

@@ -16,6 +16,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference, redact_url
 from filestore.errors import TargetError, TransferError, Unauthorized
 from filestore.system.files import EMPTY_PATH
+from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, creates, is_pipeline, takes
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
@@ -93,14 +94,23 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(short_help="Store a file or directory.")
 @click.argument("path", type=_PATH)
-@click.option("--name", help="The name of the record.  [default: file name, or DIR.zip]")
+@click.option("--name", help="The name of the record, with or without OWNER/.  [default: file name, or DIR.zip]")
+@click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about this version.")
 @click.option("--rehash", is_flag=True, help="Read files even if they have not changed since their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
 @takes(*_CONNECTION, "codec", "push_cache", "min_free")
 def push(
-    context: CommandContext, path: Path, name: str | None, *, rehash: bool, dry_run: bool, create: bool, selection: Selection
+    context: CommandContext,
+    path: Path,
+    name: str | None,
+    *,
+    message: str,
+    rehash: bool,
+    dry_run: bool,
+    create: bool,
+    selection: Selection,
 ) -> None:
     """Store the file or directory at PATH, and send only what the repository does not have."""
     selection.check(path)
@@ -111,7 +121,7 @@ def push(
         context.show(_plan_result(plan, location), *_plan_lines(plan, place))
         return
     pushed, place, location, created = run_to_end(
-        _push(context, path, name=name, rehash=rehash, create=create, selection=selection)
+        _push(context, path, name=name, message=message, rehash=rehash, create=create, selection=selection)
     )
     context.show(
         _pushed_result(pushed, location, created=created),
@@ -119,7 +129,7 @@ def push(
             id=pushed.record.id,
             digest=pushed.record.digest,
             path=for_display(pushed.record.path),
-            name=for_display(pushed.record.name),
+            name=for_display(pushed.record.full_name),
             size=exactly(pushed.record.size),
             **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
             sent=exactly(pushed.bytes_sent),
@@ -181,7 +191,7 @@ def _server_words(context: CommandContext) -> str:
 
 
 @click.command(short_help="Fetch a stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME")
+@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
 @click.option(
     "-o", "--output", metavar="TARGET", help="A folder, or the path of the new file or directory.  [default: current folder]"
 )
@@ -196,6 +206,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
     Content of an older version and of an interrupted fetch is not transferred again.
 
+    With `:` and a path, as in `my_model.zip:tokenizer/config.json`, only this file or folder of a stored directory is fetched.
+
     Without -o, and in a folder, the file gets its stored name. If you gave an id or a digest, you did not see that
     name: then an existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
     """
@@ -204,6 +216,8 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
     if output == "":
         raise click.UsageError(f"--output: {EMPTY_PATH}")
     wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
+    if wanted.entry_path and (keeps_zip or unzip):
+        raise click.UsageError("an entry of a directory is written as it is; leave out --zip and --unzip")
     done = run_to_end(_fetch(context, wanted))
     record, fetched = done.record, done.fetched
     context.show(
@@ -211,19 +225,22 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
             "id": record.id,
             "digest": str(record.digest),
             "name": record.name,
+            **({} if record.owner is None else {"owner": record.owner}),
             "path": str(fetched.path),
             "size": fetched.size,
-            "file_count": done.file_count,
+            "file_count": 1 if done.file_count is None else done.file_count,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": fetched.bytes_reused,
             "seconds": fetched.seconds,
             "repository": done.location,
+            **({"entry_path": wanted.entry_path} if wanted.entry_path else {}),
         },
         *table(
             path=for_display(fetched.path),
+            **({"directory": for_display(record.full_name)} if wanted.entry_path else {}),
             digest=record.digest,
             size=exactly(fetched.size),
-            **_files(done.file_count, is_tree=wanted.is_tree(record)),
+            **_files(done.file_count or 0, is_tree=done.file_count is not None),
             received=exactly(fetched.bytes_received),
             reused=exactly(fetched.bytes_reused),
             time=_time(fetched.seconds, fetched.size),
@@ -263,16 +280,25 @@ class FetchRequest(NamedTuple):
     unzip: bool
     force: bool
 
+    @property
+    def entry_path(self) -> str | None:
+        """The path in a directory that follows the reference."""
+        return Reference.parse(self.reference).entry_path
+
     def is_tree(self, record: Record) -> bool:
-        """Return whether a tree is written, and not a file."""
-        return self.unzip or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
+        """Return whether a tree is written, and not a file. For an entry of a directory, that depends on the entry."""
+        return self.unzip or self.entry_path == "" or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
 
     def is_chosen(self, name: str) -> bool:
         """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name.
 
         A folder as the target of a file does not choose the name in it.
         """
-        return self.force or self.reference.rpartition("/")[2] == name or (self.output is not None and not self.names_folder)
+        if self.entry_path:
+            typed = {self.entry_path.rpartition("/")[2]}
+        else:
+            typed = {self.reference.rpartition("/")[2], Reference.parse(self.reference).name or ""}
+        return self.force or name in typed or (self.output is not None and not self.names_folder)
 
     @property
     def names_folder(self) -> bool:
@@ -294,7 +320,8 @@ class Done(NamedTuple):
 
     record: Record
     fetched: FetchResult | FetchTreeResult
-    file_count: int
+    file_count: int | None
+    """The number of files in a tree. None for a file."""
     place: str
     location: str
 
@@ -321,7 +348,14 @@ def target_path(wanted: FetchRequest, name: str) -> Path:
 
 
 async def _push(
-    context: CommandContext, path: Path, *, name: str | None, rehash: bool, create: bool, selection: Selection
+    context: CommandContext,
+    path: Path,
+    *,
+    name: str | None,
+    rehash: bool,
+    create: bool,
+    selection: Selection,
+    message: str = "",
 ) -> tuple[PushResult, str, str, bool]:
     """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
     from filestore.system.own_process import tune_process  # heavy
@@ -341,6 +375,8 @@ async def _push(
                 repository,
                 path,
                 name=name,
+                message=message,
+                author=user_name(),
                 push_cache=push_cache,
                 rehash=rehash,
                 codec=codec_of(settings.codec),
@@ -369,15 +405,18 @@ async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
     tune_process()
     reference = Reference.parse(wanted.reference)
     async with context.repository(read_only=True) as repository:
-        record = await record_of(repository, reference)
+        record = await record_of(repository, reference.without_entry)
         if not reference.means(record):
             what = "id" if reference.id is not None else "digest"
             context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
         place, location = context.place(repository), repository.location
+        if reference.entry_path:
+            fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference.entry_path)
+            return Done(record, fetched, file_count, place, location)
         if wanted.is_tree(record):
             unpacked = await _fetch_tree(context, repository, record, wanted)
             return Done(record, unpacked, unpacked.file_count, place, location)
-        return Done(record, await _fetch_file(context, repository, record, wanted), 1, place, location)
+        return Done(record, await _fetch_file(context, repository, record, wanted), None, place, location)
 
 
 async def _fetch_file(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchResult:
@@ -387,6 +426,28 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
     target = target_path(wanted, record.name)
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         return await fetch_file(repository, record, target=target, report=report, force=wanted.is_chosen(record.name))
+
+
+async def _fetch_entry(
+    context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest, path: str
+) -> tuple[FetchResult | FetchTreeResult, int | None]:
+    """Fetch one file or folder of a directory. Return the result, and how many files a folder has."""
+    from filestore.transfer.fetch import fetch_entry  # heavy
+    from filestore.transfer.fetch_entry import find_entry  # heavy
+    from filestore.transfer.fetch_tree import fetch_entry_tree  # heavy
+    from filestore.transfer.stored_tree import EntryKind  # heavy
+
+    name = path.rpartition("/")[2]
+    found = await find_entry(repository, record, path, limits=context.settings.zip_limits)
+    async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
+        if found.entry.kind is not EntryKind.FOLDER:
+            target = target_path(wanted, name)
+            force = wanted.is_chosen(name)
+            return await fetch_entry(repository, record, found, target=target, force=force, report=report), None
+        folder = Path(name if wanted.output is None else wanted.output)
+        unpacked = await fetch_entry_tree(repository, record, found, target=folder, force=wanted.force, report=report)
+    _note_tree(context, unpacked, folder)
+    return unpacked, unpacked.file_count
 
 
 async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
@@ -399,11 +460,15 @@ async def _fetch_tree(context: CommandContext, repository: Repository, record: R
     limits = context.settings.zip_limits
     async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
         unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
+    _note_tree(context, unpacked, target)
+    return unpacked
+
+
+def _note_tree(context: CommandContext, unpacked: FetchTreeResult, target: Path) -> None:
     if not unpacked.is_atomic:
         context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")
     if unpacked.left is not None:
         context.note(f"The old content could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
-    return unpacked
 
 
 async def _hash(context: CommandContext, path: Path, selection: Selection) -> Manifest:

@@ -28,36 +28,43 @@ COMMITS_LIMIT = 10_000
 COMMIT_ID_PATTERN = re.compile(r"[0-9a-f]{40}\Z")
 _HEX = re.compile(r"[0-9a-f]{7,64}\Z")
 _LABEL = re.compile(r"(?!.*(?:\.\.|//|/\.|\./))[A-Za-z0-9_](?:[A-Za-z0-9._+/-]*[A-Za-z0-9_+-])?\Z")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 class LabelKind(StrEnum):
-    """A tag stays at its commit. A branch moves with each commit that is made on it."""
+    """What a label is: `TAG` stays at its commit, and `BRANCH` moves with each commit that is made on it."""
 
     TAG = "tag"
     BRANCH = "branch"
 
 
 class Commit(NamedTuple):
-    """One version of a name in its history."""
+    """One version of a name in its history.
+
+    id: 40 hexadecimal digits.
+    number: A later commit of the same name has a larger number.
+    parent: The id of the commit before it. None for the first one.
+    branch: The branch on which it was made.
+    file_id: The id of the record that it stored. Several commits may have stored the same record.
+    digest: The digest of the content.
+    size: The size of the content in bytes.
+    kind: Whether a file or a directory was stored.
+    message: What its author said about it.
+    author: The label of the token, or for a folder the name of a user.
+    created_at: In microseconds since 1970 in UTC.
+    """
 
     id: str
-    """40 hexadecimal digits."""
     number: int
-    """A later commit of the same name has a larger number."""
     parent: str | None
-    """The id of the commit before it. None for the first one."""
     branch: str
-    """The branch on which it was made."""
     file_id: str
-    """The id of the record that it stored. Several commits may have stored the same record."""
     digest: Digest
     size: int
     kind: Kind
     message: str
     author: str
     created_at: int
-    """In microseconds since 1970 in UTC."""
 
     def as_json(self) -> dict[str, str | int | None]:
         """Return the form in which commits are sent and printed. `commit_from_json` is the inverse."""
@@ -79,13 +86,18 @@ PLAIN_COMMIT = NewCommit()
 
 
 class Label(NamedTuple):
-    """A further name of a commit: a tag or a branch."""
+    """A further name of a commit.
+
+    name: What a reference has after its `@`.
+    kind: Whether it is a tag or a branch.
+    commit_id: The id of the commit.
+    created_at: When it was set, in microseconds since 1970 in UTC.
+    """
 
     name: str
     kind: LabelKind
     commit_id: str
     created_at: int
-    """In microseconds since 1970 in UTC."""
 
     def as_json(self) -> dict[str, str]:
         """Return the form in which labels are sent and printed. `label_from_json` is the inverse."""

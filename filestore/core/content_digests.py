@@ -13,6 +13,10 @@ from filestore.core.digest import Buffer
 SHA256_SIZE = 32
 BLOB_ID_SIZE = 20
 PACKED_SIZE = SHA256_SIZE + BLOB_ID_SIZE
+BLOB_ID_LIMIT = 16 << 20
+"""Only a content of at most so many bytes gets its blob id. Clients compare larger ones by SHA-256, and SHA-1 takes as long."""
+NO_BLOB_ID = bytes(BLOB_ID_SIZE)
+"""Stands for the blob id of a larger content."""
 
 
 class FileDigests(NamedTuple):
@@ -21,7 +25,7 @@ class FileDigests(NamedTuple):
     sha256: bytes
     """32 bytes."""
     blob_id: bytes
-    """The 20 bytes of SHA-1 of `blob SIZE`, a zero byte, and the content."""
+    """The 20 bytes of SHA-1 of `blob SIZE`, a zero byte, and the content. NO_BLOB_ID above BLOB_ID_LIMIT."""
 
     @classmethod
     def unpack(cls, packed: Buffer, number: int) -> Self:
@@ -42,20 +46,22 @@ class ContentHasher:
 
     def __init__(self, size: int) -> None:
         self._sha256 = hashlib.sha256()
-        self._blob_id = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        has_blob_id = size <= BLOB_ID_LIMIT
+        self._blob_id = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if has_blob_id else None
         self._left = size
 
     def update(self, content: Buffer) -> None:
         """Take the next piece. From 2 KiB on, this gives up the interpreter lock."""
         self._sha256.update(content)
-        self._blob_id.update(content)
+        if self._blob_id is not None:
+            self._blob_id.update(content)
         self._left -= len(content)
 
     def digests(self) -> FileDigests:
         """Return the digests of the whole content. Raises ValueError if it has another size."""
         if self._left:
             raise ValueError(f"{self._left} bytes are missing")
-        return FileDigests(self._sha256.digest(), self._blob_id.digest())
+        return FileDigests(self._sha256.digest(), NO_BLOB_ID if self._blob_id is None else self._blob_id.digest())
 
 
 EMPTY = ContentHasher(0).digests()

@@ -203,6 +203,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.VersionLabelled: 409,
     errors.HeadMoved: 409,
     errors.LabelExists: 409,
+    errors.NameExists: 409,
     errors.OwnerTaken: 403,
     errors.PartRefused: 409,
     errors.LimitExceeded: 413,

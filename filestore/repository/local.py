@@ -587,6 +587,20 @@ class LocalRepository:
 
         await with_reserve(self._store, removed)
 
+    async def contents_by_sha256(self, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
+        """Return a stored content for each SHA-256. Those that are not known are left out."""
+        return await self._index.contents_by_sha256(self._namespace, sha256s)
+
+    async def note_digests(self, rows: Sequence[ContentDigests], *, tree: Digest, packed: bytes | None) -> None:
+        """Add secondary digests that this process has computed: those of contents, and those of the files of a stored tree.
+
+        What has no record is skipped. `packed` is what `Index.tree_digests` returns, or None if it is not known.
+        """
+        async with self._index.transaction() as transaction:
+            await transaction.add_content_digests(self._namespace, rows)
+            if packed is not None:
+                await transaction.set_tree_digests(self._namespace, tree, packed)
+
     async def close(self) -> None:
         """Close the store and the index, also for other objects that share them. A second call does nothing.
 

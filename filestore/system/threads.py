@@ -130,7 +130,12 @@ async def in_cpu_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     If it is cancelled, it waits until the thread has ended the call. So a buffer is never reused while a thread uses
     it.
     """
-    return await in_thread(thread_pool("cpu", core_count()), function, *args, **kwargs)
+    return await in_thread(cpu_threads(), function, *args, **kwargs)
+
+
+def cpu_threads() -> Executor:
+    """Return the threads of `in_cpu_thread`."""
+    return thread_pool("cpu", core_count())
 
 
 def disk_threads() -> Executor:

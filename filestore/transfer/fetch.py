@@ -26,14 +26,13 @@ from filestore.core.manifest import Manifest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Record
 from filestore.errors import SourceError, StorageError, TargetError, TransferError, storage_error
-from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import check_space, given_path, storage_errors, sync_descriptor, sync_path, target_error, write_at
 from filestore.system.locks import FileLock, claim, is_claimed
 from filestore.system.metrics import Stage, span
 from filestore.system.owners import PRIVATE_FILE, is_ours, tighten_descriptor, usual_mode
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.fetch_entry import checked_kind, content_of, find_entry, find_wanted, own_manifest
+from filestore.transfer.fetch_entry import FoundEntry, checked_kind, content_of, find_entry, find_wanted, own_manifest
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
@@ -112,30 +111,28 @@ async def fetch(
     record, entry_path = await find_wanted(repository, wanted)
     if entry_path is None:
         return await fetch_record(repository, record, target=path, force=force, report=report)
-    return await fetch_entry(repository, record, entry_path, target=path, force=force, report=report)
+    found = await find_entry(repository, record, entry_path)
+    return await fetch_entry(repository, record, found, target=path, force=force, report=report)
 
 
 async def fetch_entry(
     repository: Repository,
     record: Record,
-    entry_path: str,
+    found: FoundEntry,
     *,
     target: Path,
     force: bool = False,
-    limits: ZipLimits = DEFAULT_LIMITS,
     report: Report | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchResult:
-    """Write one file of a stored directory, or of any stored zip file, to `target`, as `fetch` does.
+    """Write one file of the stored directory of `record`, or of any stored zip file, to `target`, as `fetch` does.
 
     Only the chunks are received that have a part of it. A file of 256 KiB or more in a pushed directory is resumed like any
     file.
 
-    Raises EntryNotFound; InvalidReference for a folder, a link, and a record that is not a zip file; InvalidArchive,
-    LimitExceeded, and what `fetch_record` raises.
+    Raises InvalidReference for a folder and a link, InvalidArchive, and what `fetch_record` raises.
     """
     started = time.monotonic()
-    found = await find_entry(repository, record, entry_path, limits=limits)
     await checked_kind(repository, found, EntryKind.FILE)
     is_executable = found.entry.is_executable
     manifest = await in_cpu_thread(own_manifest, found)

@@ -35,7 +35,7 @@ from filestore.format.zip.read import (
 from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.fetch_entry import TreePart, checked_kind, find_entry, find_wanted, tree_part
+from filestore.transfer.fetch_entry import FoundEntry, TreePart, checked_kind, find_entry, find_wanted, tree_part
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import FileSeed, Seed, closing
@@ -129,7 +129,8 @@ async def fetch_tree(
     record, entry_path = await find_wanted(repository, wanted)
     if not entry_path:
         return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
-    return await fetch_entry_tree(repository, record, entry_path, target=path, force=force, limits=limits, report=report)
+    found = await find_entry(repository, record, entry_path, limits=limits)
+    return await fetch_entry_tree(repository, record, found, target=path, force=force, report=report)
 
 
 async def fetch_record_tree(
@@ -174,25 +175,22 @@ async def fetch_record_tree(
 async def fetch_entry_tree(
     repository: Repository,
     record: Record,
-    entry_path: str,
+    found: FoundEntry,
     *,
     target: Path,
     force: bool = False,
-    limits: ZipLimits = DEFAULT_LIMITS,
     report: Report | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchTreeResult:
-    """Write one folder of a stored directory, or of any stored zip file, to `target`, as `fetch_tree` does.
+    """Write one folder of the stored directory of `record`, or of any stored zip file, to `target`, as `fetch_tree` does.
 
     Only the chunks are received that have a part of it.
 
-    Raises EntryNotFound; InvalidReference for a file, a link, and a record that is not a zip file; and what `fetch_record_tree`
-    raises.
+    Raises InvalidReference for a file and a link, and what `fetch_record_tree` raises.
     """
     started = time.monotonic()
-    found = await find_entry(repository, record, entry_path, limits=limits)
     await checked_kind(repository, found, EntryKind.FOLDER)
-    part = await in_cpu_thread(tree_part, found.tree, entry_path)
+    part = await in_cpu_thread(tree_part, found.tree, found.entry.path)
     place = Target(target, part.key, force=force)
     is_moved = await in_disk_thread(place.look)
     receiving = Receiver(repository, part.manifest, report, options=options)

@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
+from filestore.core.commits import checked_message
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_full_name
@@ -43,7 +45,7 @@ from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.system.threads import cpu_threads, in_cpu_thread, in_disk_thread, in_thread, task_group
 from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendRegion, SendWindow
 from filestore.transfer.sources.file import (
@@ -198,6 +200,8 @@ async def push(
     path = given_path(path)
     chosen = _checked_codec(codec)
     started = time.monotonic()
+    checked_message(message)
+    checked_message(author)
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
     async with _opened_source(
@@ -224,14 +228,17 @@ async def push(
     return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
-async def send(repository: Repository, content: Content) -> None:
-    """Send the chunks of `content` that the repository does not have, and record nothing.
+async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
+    """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
-    It starts where the scan of `content` is: chunks that were scanned before are not sent.
+    It starts where the scan of `content` is: chunks that were scanned before are not sent. It is scanned in `threads`, if its
+    scan waits for more than a file, and otherwise in those for work of the processor.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    await _Sender(repository, content, codec=None, report=None).send_all()
+    sending = _Sender(repository, content, codec=None, report=None, threads=threads)
+    await sending.send_all()
+    return sending.moved
 
 
 async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
@@ -467,9 +474,11 @@ class _Sender:
         codec: Codec | None,
         report: Report | None,
         parallelism: Parallelism = _ONE_PROCESS,
+        threads: Executor | None = None,
     ) -> None:
         self.repository = repository
         self.source = source
+        self._threads = cpu_threads() if threads is None else threads
         self.moved = 0
         self.read_again = 0
         self._shared = 0
@@ -514,7 +523,7 @@ class _Sender:
                 continue
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
-            own, shared = await in_cpu_thread(_scanned, source, memory, has_workers=has_workers)
+            own, shared = await in_thread(self._threads, _scanned, source, memory, has_workers=has_workers)
             self.report_progress()
             if own:
                 group.create_task(self._send_windows(own, buffer))

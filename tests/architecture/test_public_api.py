@@ -40,6 +40,8 @@ RAISES_NOTHING = {
     "Record.path",
     "Record.run_path",
     "Record.as_json",
+    "Commit.as_json",
+    "Label.as_json",
     "Repository.lending",
     "Repository.opening",
     "Repository.transfer_limits",

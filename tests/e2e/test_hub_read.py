@@ -25,6 +25,7 @@ NAME = "team/my-model"
 LARGE = octets(1, 3 << 20)
 SCRIPT = b"#!/bin/sh\n"
 CONTENTS = {
+    "README.md": b"---\npipeline_tag: fill-mask\ntags: [bert]\n---\n# A model\n",
     "config.json": b'{"model_type": "bert"}',
     "empty.bin": b"",
     "größe & 100%.txt": b"named by a person",
@@ -217,6 +218,7 @@ def test_a_repository_is_described(server: RunningServer, commit: str) -> None:
         assert (NAME, "team", commit, False) == (found["id"], found["author"], found["sha"], found["gated"])
         assert set(CONTENTS) == {file["rfilename"] for file in found["siblings"]}
         assert sum(map(len, CONTENTS.values())) == found["usedStorage"]
+    assert ("fill-mask", ["fill-mask", "bert"]) == (found["pipeline_tag"], found["tags"])
     siblings = server.ask("GET", f"/api/datasets/{NAME}?blobs=true").json["siblings"]
     blobs = {file["rfilename"]: file for file in siblings}
     assert sha256(LARGE).hex() == blobs["model.safetensors"]["lfs"]["sha256"]

@@ -19,8 +19,11 @@ from tests.support.uploads import PARTS
 
 CONTENT = b"what is in the file"
 OLD_NAME = "12:30@noon.png"
-COMMANDS = [("fetch",), ("info",), ("cache", "warm"), ("rm",)]
-"""Those that take a reference."""
+WITH_ENTRIES: list[tuple[str, ...]] = [("fetch",), ("info",), ("ls",)]
+"""The commands that take a path inside a directory."""
+OF_RECORDS: list[tuple[str, ...]] = [("cache", "warm"), ("rm",)]
+"""Those that take a reference without such a path."""
+NO_ENTRY = "it has a path inside a directory; here a whole file or directory is needed, without the ':'"
 
 
 async def store_under_old_name(root: Path, source: Path) -> Record:
@@ -63,9 +66,10 @@ def check_older_record(home: Home, record: Record, environ: dict[str, str]) -> N
         assert CONTENT == target.read_bytes()
         (cached,) = home.result("cache", "warm", reference, "--quiet", environ=environ)["files"]
         assert OLD_NAME == Path(cached["path"]).name
-    for command in COMMANDS:
-        sentence = home.failure(*command, OLD_NAME, environ=environ)
-        assert "the path '30@noon.png' in it is not supported yet; give a name without it, or the id or digest" in sentence
+    for command in WITH_ENTRIES:
+        assert "nothing is stored under '12'" in home.failure(*command, OLD_NAME, environ=environ)
+    for command in OF_RECORDS:
+        assert NO_ENTRY in home.failure(*command, OLD_NAME, environ=environ)
     assert [[OLD_NAME]] == [entry["names"] for entry in home.result("cache", "ls")["entries"]]
     assert "removed" in home.run("cache", "rm", OLD_NAME).stdout
     assert record.id == home.result("rm", record.id, environ=environ)["removed"][0]["id"]
@@ -100,15 +104,28 @@ def test_a_folder_may_hold_such_names(home: Home, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    ("reference", "part"), [("team/my_model", "owner 'team'"), ("m@v2", "revision 'v2'"), ("m:a/b", "path 'a/b'")]
-)
-def test_commands_name_the_part_that_is_not_supported_yet(
-    home: Home, command: tuple[str, ...], reference: str, part: str
-) -> None:
-    """Each command that takes a reference."""
-    assert f"{reference!r} names no file: the {part} in it is not supported yet" in home.failure(*command, reference)
+def test_every_command_reads_every_part(home: Home, tmp_path: Path) -> None:
+    """An owner, a revision and a path are understood, so that the errors are about what is stored."""
+    (tmp_path / "m").write_bytes(CONTENT)
+    home.result("push", tmp_path / "m", "--create")
+    for command in (*WITH_ENTRIES, *OF_RECORDS):
+        assert "nothing is stored under 'team/my_model'" in home.failure(*command, "team/my_model")
+        assert "'m' has no version 'v2'" in home.failure(*command, "m@v2")
+    for command in WITH_ENTRIES:
+        assert "it is a single file and not a directory, so no path can follow it" in home.failure(*command, "m:a/b")
+    for command in OF_RECORDS:
+        assert NO_ENTRY in home.failure(*command, "m:a/b")
+
+
+@pytest.mark.slow
+def test_rm_removes_no_entry_of_a_directory(home: Home, tmp_path: Path) -> None:
+    """A path inside a directory is refused, and the directory stays."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/a").write_bytes(CONTENT)
+    record = home.result("push", tmp_path / "m", "--name", "team/m")
+    for path in ("a", ""):
+        assert "it has a path inside a directory" in home.failure("rm", f"team/m:{path}")
+    assert [record["id"]] == [each["id"] for each in home.result("ls")["files"]]
 
 
 def by_alias(server: RunningServer, name: str) -> Reply:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from filestore.backends import connect
+from filestore.core.references import Reference
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
 
@@ -79,6 +81,43 @@ def test_rm_chooses_versions(home: Home, environ: dict[str, str]) -> None:
     assert [] == listed(home, environ)
 
 
+def test_versions_with_labels_stay(home: Home, environ: dict[str, str]) -> None:
+    """A version with a tag or a branch is removed by force only. A rule leaves it out and says so, as what the name means."""
+    first, second, third, fourth = [push(home, environ, number)["id"] for number in range(4)]
+    home.result("tag", "model.bin@~3", "v1", environ=environ)
+    home.result("tag", "model.bin@~2", "dev", "--branch", environ=environ)
+
+    for dry in ((), ("--dry-run",)):
+        refused = home.run("rm", "model.bin@v1", *dry, environ=environ)
+        assert (1, "") == (refused.returncode, refused.stdout)
+        assert f"{first} has the label v1; remove each label" in refused.stderr
+        assert "`filestore tag --delete` removes one" in refused.stderr
+    planned = home.run("rm", "model.bin", "--keep-last", "1", "--dry-run", environ=environ)
+    assert "2 versions of model.bin have a tag or a branch, which keeps them; --force removes them too" in planned.stderr
+    ruled = home.result("rm", "model.bin", "--keep-last", "1", environ=environ)
+    assert ([third], {"model.bin": 3}, {"model.bin": 2}) == (ids(ruled), ruled["remaining"], ruled["labelled"])
+    assert [fourth] == ids(home.result("rm", "model.bin", environ=environ))
+    assert [second] == ids(home.result("rm", "model.bin", "--force", environ=environ))
+    assert ["dev", "v1"] == [label["name"] for label in home.result("tag", "model.bin", environ=environ)["labels"]]
+    assert [first] == ids(home.result("rm", "model.bin", "--all", "--yes", "--force", environ=environ))
+    assert [] == listed(home, environ)
+
+
+async def test_a_name_means_the_newest_version_of_main(home: Home, environ: dict[str, str]) -> None:
+    """A version that was stored later on another branch is neither removed in its place, nor keeps it from a rule."""
+    first, second = [push(home, environ, number)["id"] for number in range(2)]
+    home.result("tag", "model.bin", "dev", "--branch", environ=environ)
+    async with connect(environ.get("FILESTORE_URL", home.data), token=environ.get("FILESTORE_TOKEN")) as repository:
+        other = await repository.record(Reference(id=push(home, environ, 2, name="other.bin")["id"]))
+        manifest = await repository.manifest(other.digest)
+        third = (await repository.commit(manifest, name="model.bin", branch="dev")).id
+    assert [third, second, first] == [each for each in listed(home, environ) if each != other.id]
+    assert second == home.result("info", "model.bin", environ=environ)["id"]
+    assert third == home.result("info", "model.bin@dev", environ=environ)["id"]
+    assert [first] == ids(home.result("rm", "model.bin", "--keep-last", "1", environ=environ))
+    assert [second] == ids(home.result("rm", "model.bin", environ=environ))
+
+
 def test_rm_removes_what_it_can(home: Home) -> None:
     """Several arguments of every kind; each failure has a message, and the exit status is 1."""
     records = [push(home, {}, number, name=f"{number}.bin") for number in range(4)]
@@ -89,7 +128,7 @@ def test_rm_removes_what_it_can(home: Home) -> None:
     assert [record["id"] for record in records] == ids(result)
     assert ["nothing.bin", "a/b/c", "0.bin@~1", "1.bin@v2"] == [failed["reference"] for failed in result["failed"]]
     assert 4 == done.stderr.count("Error: ")
-    assert "nothing is stored under '0.bin@~1'" in done.stderr
+    assert "'0.bin' has no version '~1'" in done.stderr
     assert "'0.bin' has 1 version\n" in done.stderr
     assert [] == listed(home, {})
 

@@ -14,7 +14,8 @@ import pytest
 from filestore.backends import connect, open_backend
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
-from filestore.http.server.digest_pass import FAILURE_SECONDS, TASK, TURN_SECONDS
+from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS
+from filestore.repository.local import LocalRepository
 from filestore.transfer.content_hashing import KEEP_SIZE, READ_SIZE
 from filestore.transfer.push import push
 from filestore.transfer.stored_tree import StoredTree
@@ -73,6 +74,7 @@ async def test_what_is_known_is_not_read_again(world: World, tmp_path: Path) -> 
 
     second = await pushed(world.repository, tmp_path / "new/tree", {**TREE, "config.json": b"{}"}, name="team/tree")
     alone = await file(world, tmp_path, LARGE, name="team/file.bin")
+    size = world.store.read_size  # a push may look at frames too
     await world.digest_pass.work()
     assert world.store.read_size < size + MIB
     assert await world.expected(second) == await world.known(second) != await world.known(first)
@@ -258,6 +260,30 @@ async def test_a_question_is_answered_in_the_middle(world: World, tmp_path: Path
     world.store.before = ask
     assert await world.digest_pass.work()
     assert 3 < known_at < reads
+    assert await world.expected(large) == await world.known(large)
+
+
+async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_path: Path) -> None:
+    """A large file of one namespace does not hold up what another one stores."""
+    large = await pushed(world.repository, tmp_path / "large", {"model.bin": octets(3, 8 * READ_SIZE)}, name="team/large")
+    other = LocalRepository(world.store, world.index, location="memory", namespace="other")
+    done_at: list[int] = []
+    reads = 0
+
+    async def store_another() -> None:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            small.append(await pushed(other, tmp_path / "small", {"a": b"a"}, name="others/small"))
+            world.digest_pass.wake()
+            world.now += LONG_SECONDS
+        if small and not done_at and await world.index.tree_digests("other", small[0].digest):
+            done_at.append(reads)
+
+    small: list[Record] = []
+    world.store.before = store_another
+    assert await world.digest_pass.work()
+    assert [True] == [place < reads for place in done_at]
     assert await world.expected(large) == await world.known(large)
 
 

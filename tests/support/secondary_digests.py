@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from filestore.backends import open_backend
-from filestore.core.content_digests import FileDigests
+from filestore.core.content_digests import BLOB_ID_LIMIT, NO_BLOB_ID, FileDigests
 from filestore.core.digest import Digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
@@ -29,9 +29,12 @@ from tests.support.trees import Planted, plant
 
 
 def digests_of(content: bytes) -> FileDigests:
-    """What `sha256sum` and `git hash-object` print."""
+    """What `sha256sum` and `git hash-object` print. A large content has no blob id."""
+    sha256 = hashlib.sha256(content).digest()
+    if len(content) > BLOB_ID_LIMIT:
+        return FileDigests(sha256, NO_BLOB_ID)
     blob = b"blob " + str(len(content)).encode() + b"\0" + content
-    return FileDigests(hashlib.sha256(content).digest(), hashlib.sha1(blob, usedforsecurity=False).digest())
+    return FileDigests(sha256, hashlib.sha1(blob, usedforsecurity=False).digest())
 
 
 async def expected_of(repository: Repository, tree: StoredTree) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from filestore.core.content_digests import EMPTY, PACKED_SIZE, ContentHasher, FileDigests
+from filestore.core.content_digests import BLOB_ID_LIMIT, EMPTY, PACKED_SIZE, ContentHasher, FileDigests
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.errors import ChunksMissing, InvalidArchive
@@ -94,9 +94,9 @@ def test_packed_digests_are_found_by_their_number() -> None:
         FileDigests.unpack(packed, 2)
 
 
-@pytest.mark.parametrize("size", [0, 1, 9 * MIB])
+@pytest.mark.parametrize("size", [0, 1, 9 * MIB, BLOB_ID_LIMIT, BLOB_ID_LIMIT + 1])
 async def test_a_file(repository: LocalRepository, tmp_path: Path, size: int) -> None:
-    """Of one chunk, of many, and an empty one."""
+    """Of one chunk, of many, and an empty one. A large one has no blob id."""
     (tmp_path / "file").write_bytes(octets(1, size))
     record = (await push(repository, tmp_path / "file")).record
     manifest = Manifest.parse(await repository.manifest(record.digest))

@@ -19,6 +19,7 @@ from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Moved, Repository, Wanted
 from filestore.transfer.fetch import fetch, fetch_entry
+from filestore.transfer.fetch_entry import find_entry
 from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_tree
 from filestore.transfer.leftovers import leftovers
 from filestore.transfer.push import push
@@ -125,7 +126,7 @@ async def test_a_folder_of_a_directory(repository: LocalRepository, model: Recor
 
 
 async def test_the_directory_itself(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
-    """An empty path means the whole tree, which is no file."""
+    """An empty path means the whole tree, which is not a file."""
     await fetch_tree(repository, f"{model.id}:", target=tmp_path / "target")
     assert TREE == standing(tmp_path / "target")
     with pytest.raises(InvalidReference, match="it is a folder"):
@@ -152,7 +153,7 @@ async def test_every_kind_of_reference(repository: LocalRepository, model: Recor
         ("latest", InvalidReference, "it is a symbolic link to 'weights/1.bin'; give the path that it leads to"),
     ],
 )
-async def test_what_is_no_file_of_it(
+async def test_what_fetch_refuses(
     repository: LocalRepository, model: Record, tmp_path: Path, *, path: str, error: type[Exception], words: str
 ) -> None:
     """The error says what is at the path, and nothing is written."""
@@ -170,7 +171,7 @@ async def test_what_is_no_file_of_it(
         ("latest", InvalidReference, "it is a symbolic link"),
     ],
 )
-async def test_what_is_no_folder_of_it(
+async def test_what_fetch_tree_refuses(
     repository: LocalRepository, model: Record, tmp_path: Path, *, path: str, error: type[Exception], words: str
 ) -> None:
     """As for a file."""
@@ -218,8 +219,9 @@ async def gets_of_open(repository: Repository, record: Record) -> int:
 async def test_a_large_file_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
+    found = await find_entry(failing, model, "weights/0.bin")
     with pytest.raises(Interrupted):
-        await fetch_entry(failing, model, "weights/0.bin", target=tmp_path / "file", options=SMALL_BATCHES)
+        await fetch_entry(failing, model, found, target=tmp_path / "file", options=SMALL_BATCHES)
     result = await fetch(repository, "model.zip:weights/0.bin", target=tmp_path / "file")
     assert TREE["weights/0.bin"] == (tmp_path / "file").read_bytes()
     assert 0 < result.bytes_reused < result.size
@@ -228,8 +230,9 @@ async def test_a_large_file_is_resumed(repository: LocalRepository, model: Recor
 async def test_a_folder_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again, and what another folder left is not mixed in."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
+    found = await find_entry(failing, model, "weights")
     with pytest.raises(Interrupted):
-        await fetch_entry_tree(failing, model, "weights", target=tmp_path / "target", options=SMALL_BATCHES)
+        await fetch_entry_tree(failing, model, found, target=tmp_path / "target", options=SMALL_BATCHES)
     result = await fetch_tree(repository, "model.zip:weights", target=tmp_path / "target")
     assert below("weights") == standing(tmp_path / "target")
     assert 0 < result.bytes_reused < result.size

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from filestore.core.commits import Commit
+from filestore.core.content_digests import FileDigests
 from filestore.core.digest import Digest
 from filestore.core.names import RESERVED_OWNERS
 from filestore.core.records import Kind
@@ -29,7 +30,6 @@ from filestore.http.server.routes.hub.documents import (
     pointer_file,
 )
 from filestore.http.server.routes.hub.names import PREFIXES, entry_path, repository_in
-from filestore.http.server.stored_trees import FileDigests
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes

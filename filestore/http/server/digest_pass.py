@@ -4,8 +4,8 @@ Clients of the Hub API compare files by SHA-256, and by the id that git gives a 
 of the server reads what was stored since the last pass, the newest first, and keeps both digests of each file in the index.
 By itself it does so for the names that have an owner, and for others when somebody asks.
 
-It gives way. It hashes one batch at a time, in one thread. While a transfer of this process is under way, or the thread waits for
-a core, it rests four times as long as it works.
+The namespaces take turns, also in the middle of a large file. The pass gives way: it hashes one batch at a time, in one thread.
+While a transfer of this process is under way, or the thread waits for a core, it rests four times as long as it works.
 
 It can be killed at any moment. Large files are kept as they end, and the digests of a tree together at its end.
 """
@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiohttp import web
 
@@ -28,6 +28,8 @@ from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, FilestoreError, InvalidArchive, InvalidDigest, LimitExceeded, NotAnArchive, StorageFull
+from filestore.format.zip.read import ZipLimits
+from filestore.http.server.digest_queue import DigestQueue, Due
 from filestore.http.server.request_record import RequestRecord
 from filestore.repository.index.protocol import ContentDigests, Index, IndexVersion
 from filestore.repository.local import LocalRepository
@@ -61,26 +63,17 @@ REST_LIMIT = 1.0
 """The longest rest in seconds."""
 BUSY_RATIO = 1.25
 """A thread that takes so many times its processor time waits for a core."""
-WANTED_LIMIT = 1000
-"""The most files that are remembered because somebody asked for them."""
-DUE_LIMIT = 10_000
-"""The most files that are remembered because they are due. The others are found again when these are done."""
+LONG_SECONDS = 10.0
+"""After this time, a content of another namespace has its turn in the middle of a large one."""
 FAILED_LIMIT = 1000
 """The most contents of a namespace that are tried again after a failure."""
 REFUSED_LIMIT = 10_000
 """The most contents whose failures a process remembers."""
+HASHED_TREES = ZipLimits(entries=200_000, directory_size=32 << 20)
+"""The largest trees whose digests are computed. While one is opened, it takes 1 KB of memory for each member."""
 _PAGE = 1000
 _KEEP_COUNT = 500
 """The place is kept in the index after so many records that need nothing, and whenever something was computed."""
-
-
-class _Due(NamedTuple):
-    """A stored file or tree whose digests are not known."""
-
-    position: int
-    """The position of its record, by which the newest comes last."""
-    namespace: str
-    digest: Digest
 
 
 @dataclass(slots=True)
@@ -131,20 +124,18 @@ class DigestPass:
         self._transfers = transfers
         self._clock = clock
         self._woken = asyncio.Event()
-        self._wanted: dict[tuple[str, Digest], None] = {}
-        """What was asked for. The last one is taken first."""
-        self._due: list[_Due] = []
+        self._queue = DigestQueue()
         self._places: dict[str, _Place] = {}
         self._version: IndexVersion | None = None
         """The index that was looked at last."""
         self._failed_at: dict[tuple[str, Digest], float] = {}
-        self._is_answering = False
-        """Whether something that was asked for is computed in the middle of something else."""
+        self._under_way: list[tuple[str, float]] = []
+        """The namespaces of the contents that are read, and when each began. The second one is in the middle of the first."""
 
     @property
     def waiting(self) -> int:
         """How many files and trees are known to wait."""
-        return len(self._wanted) + len(self._due)
+        return len(self._queue)
 
     def wake(self) -> None:
         """Say that something was stored. The pass looks for it soon."""
@@ -160,12 +151,9 @@ class DigestPass:
 
         This does nothing if they are known, or could not be computed within the last hour. It takes no time.
         """
-        key = (namespace, digest)
-        if self._has_failed(key) or (key not in self._wanted and len(self._wanted) >= WANTED_LIMIT):
-            return
-        self._wanted.pop(key, None)
-        self._wanted[key] = None
-        self.wake()
+        if not self._has_failed((namespace, digest)):
+            self._queue.want(namespace, digest)
+            self.wake()
 
     async def run(self) -> None:
         """Do passes until this is cancelled. Failures are written to the log."""
@@ -204,31 +192,37 @@ class DigestPass:
         for namespace in await self._index.namespaces():
             await self._take_over(namespace)
         while True:
-            if self._woken.is_set() or not self._due:
+            if self._woken.is_set() or not self._queue.has_due:
                 self._woken.clear()
                 await self._look()
-            note(Gauge.DIGESTS_WAITING, value=self.waiting)
-            if self._wanted:
-                await self._answer()
-            elif self._due:
-                due = self._due.pop()
-                try:
-                    await self._compute(due.namespace, due.digest)
-                except BaseException:
-                    self._due.append(due)
-                    raise
-            elif await self._end_places():
+            note(Gauge.DIGESTS_WAITING, value=len(self._queue))
+            if not await self._compute_next() and await self._end_places():
                 return True
             if self._clock() >= ends_at:
-                return not self.waiting
+                return not len(self._queue)
+
+    async def _compute_next(self, *, not_in: str | None = None) -> bool:
+        """Compute what is wanted, or else due in another namespace than `not_in`. Return False if there is nothing."""
+        wanted = self._queue.take_wanted()
+        if wanted is not None:
+            await self._compute(*wanted)
+            return True
+        found = self._queue.take_due(not_in=not_in)
+        if found is None:
+            return False
+        namespace, due = found
+        try:
+            await self._compute(namespace, due.digest)
+        except BaseException:
+            self._queue.add(namespace, [due])
+            raise
+        return True
 
     async def _take_over(self, namespace: str) -> None:
+        """Take the state that the index has of a namespace. What has failed is due again after some time."""
         place = self._places.setdefault(namespace, _Place())
         place.take_over(await self._index.task_state(namespace, TASK))
-        known = {due.digest for due in self._due if due.namespace == namespace}
-        for digest in place.failed:
-            if digest not in known and not self._has_failed((namespace, digest)):
-                self._due.insert(0, _Due(0, namespace, digest))
+        self._queue.add(namespace, [Due(0, digest) for digest in place.failed if not self._has_failed((namespace, digest))])
 
     async def _look(self) -> None:
         """Look for what was stored since the last look."""
@@ -240,23 +234,15 @@ class DigestPass:
             while page := await self._index.records_after(namespace, place.seen, limit=_PAGE):
                 owned = {found.record.digest: found for found in page if found.record.owner is not None}
                 known = await self._known(namespace, [found.record for found in owned.values()])
-                self._due += [
-                    _Due(found.position, namespace, digest)
+                due = [
+                    Due(found.position, digest)
                     for digest, found in owned.items()
                     if digest not in known and not self._has_failed((namespace, digest))
                 ]
+                place.has_more = self._queue.add(namespace, due) or place.has_more
                 place.seen = page[-1].position
                 place.seen_count += len(page)
-                self._forget_oldest()
-        self._due.sort()
         self._version = version
-
-    def _forget_oldest(self) -> None:
-        if len(self._due) > 2 * DUE_LIMIT:
-            self._due.sort()
-            for due in self._due[:-DUE_LIMIT]:
-                self._places[due.namespace].has_more = True
-            del self._due[:-DUE_LIMIT]
 
     async def _known(self, namespace: str, records: Sequence[Record]) -> set[Digest]:
         """Return the digests of those records whose secondary digests are known."""
@@ -278,17 +264,12 @@ class DigestPass:
                 place.is_changed, place.seen_count = False, 0
         return is_over
 
-    async def _answer(self) -> None:
-        """Compute what was asked for last."""
-        (namespace, digest), _ = self._wanted.popitem()
-        self._places.setdefault(namespace, _Place())
-        await self._compute(namespace, digest)
-
     async def _compute(self, namespace: str, digest: Digest) -> None:
         """Compute what is not known of a content that has a record. Raises Busy, StorageFull."""
         records = await self._index.versions(namespace, Reference(digest=digest), limit=_PAGE)
         kinds = {record.kind: record for record in records}
-        place = self._places[namespace]
+        place = self._places.setdefault(namespace, _Place())
+        self._under_way.append((namespace, self._clock()))
         try:
             for record in kinds.values():
                 if digest not in await self._known(namespace, [record]):
@@ -304,6 +285,8 @@ class DigestPass:
             if digest in place.failed:
                 del place.failed[digest]
                 place.is_changed = True
+        finally:
+            self._under_way.pop()
 
     async def _compute_file(self, namespace: str, digest: Digest) -> None:
         repository = self._repository(namespace)
@@ -315,7 +298,7 @@ class DigestPass:
 
     async def _compute_tree(self, namespace: str, digest: Digest) -> None:
         repository = self._repository(namespace)
-        hashing = TreeHashing(repository, await StoredTree.open(repository, digest), pause=self._pause)
+        hashing = TreeHashing(repository, await StoredTree.open(repository, digest, limits=HASHED_TREES), pause=self._pause)
         large = await hashing.large_files()
         rows = await self._index.content_digests(namespace, [file.digest for file in large])
         known = {row.digest: FileDigests(row.sha256, row.blob_id) for row in rows.values()}
@@ -336,14 +319,17 @@ class DigestPass:
         return LocalRepository(self._store, self._index, location="the server", namespace=namespace, transfer_limits=IN_A_SERVER)
 
     async def _pause(self, work: Work) -> None:
-        """Let others have the cores, and what was asked for its turn."""
+        """Let others have the cores. Compute what was asked for meanwhile, and something of another namespace."""
         count(Event.DIGESTED_SIZE, amount=work.size)
-        if self._wanted and not self._is_answering:
-            self._is_answering = True
-            try:
-                await self._answer()
-            finally:
-                self._is_answering = False
+        if len(self._under_way) == 1:
+            ((namespace, began),) = self._under_way
+            is_long = self._clock() >= began + LONG_SECONDS
+            if is_long:
+                self._woken.clear()
+                await self._look()
+            if is_long or self._queue.has_wanted:
+                await self._compute_next(not_in=namespace)
+                self._under_way = [(namespace, self._clock() if is_long else began)]
         if self._transfers() or work.seconds > BUSY_RATIO * work.cpu_seconds:
             await asyncio.sleep(min(REST_LIMIT, RESTS * work.seconds))
 

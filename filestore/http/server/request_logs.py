@@ -39,6 +39,8 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", f"{API}/chunks"): "put-chunks",
         ("POST", f"{API}/files"): "commit",
         ("DELETE", f"{API}/files/{{id}}"): "remove",
+        ("PUT", f"{API}/labels"): "set-label",
+        ("DELETE", f"{API}/labels"): "remove-label",
         ("POST", f"{API}/files/{{id}}/sign"): "sign",
         ("POST", f"{API}/chunks/get"): "read-chunks",
         ("GET", f"{API}/chunks/{{digest}}"): "read-chunks",

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import NamedTuple
 
-from filestore.core.content_digests import BLOB_ID_SIZE, SHA256_SIZE
+from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
-from filestore.errors import Busy
+from filestore.errors import Busy, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
+from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
 from filestore.repository.local import LocalRepository
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread
@@ -36,19 +37,12 @@ FOLLOWED_LIMIT = 40
 _Key = tuple[str, Digest]
 
 
-class FileDigests(NamedTuple):
-    """The digests of a file that other tools know."""
-
-    sha256: bytes
-    blob_id: bytes
-    """The SHA-1 of its git blob."""
-
-
 class OpenedTree:
     """A stored tree, with the targets of its links and the secondary digests of its files."""
 
-    def __init__(self, tree: StoredTree, links: Mapping[str, str], files: _Files) -> None:
+    def __init__(self, tree: StoredTree, links: Mapping[str, str], files: _Files, card: ModelCard) -> None:
         self.tree = tree
+        self.card = card
         self.used_storage = files.size
         """Bytes of all files together."""
         self._links = links
@@ -59,23 +53,21 @@ class OpenedTree:
     @property
     def size_in_memory(self) -> int:
         """Bytes of memory that it takes, with the digests of its files, also if they are not known yet."""
-        own = len(self._places) * (self._places.itemsize + SHA256_SIZE + BLOB_ID_SIZE)
+        own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
         return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
 
     async def learn(self, repository: LocalRepository, digest: Digest) -> None:
         """Ask for the digests of the files, if they are not known."""
         if self._digests is None:
             found = await repository.tree_digests(digest)
-            if found is not None and len(found) == self._file_count * (SHA256_SIZE + BLOB_ID_SIZE):
+            if found is not None and len(found) == self._file_count * PACKED_SIZE:
                 self._digests = found
 
     def digests_of(self, entry: StoredEntry) -> FileDigests | None:
         """Return the digests of a file. Return None if they are not known, or if it is not a file."""
         if self._digests is None or entry.kind is not EntryKind.FILE or entry.member_number is None:
             return None
-        start = self._places[entry.member_number] * (SHA256_SIZE + BLOB_ID_SIZE)
-        packed = self._digests[start : start + SHA256_SIZE + BLOB_ID_SIZE]
-        return FileDigests(packed[:SHA256_SIZE], packed[SHA256_SIZE:])
+        return FileDigests.unpack(self._digests, self._places[entry.member_number])
 
     def find(self, path: str) -> StoredEntry | None:
         """Return the file or folder at `path`, which may lead through links. Return None if there is none.
@@ -192,7 +184,7 @@ class SharedTrees:
             tree = await StoredTree.open(repository, digest, limits=self._limits)
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
-            return OpenedTree(tree, links, files)
+            return OpenedTree(tree, links, files, await _card(repository, tree))
 
     def _opened(self, key: _Key, entry: _Entry, opening: asyncio.Task[OpenedTree]) -> None:
         if opening.cancelled() or opening.exception() is not None:
@@ -203,8 +195,8 @@ class SharedTrees:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Forget trees that nobody uses until the others fit."""
-        for key, entry in list(self._entries.items()):
+        """Forget trees that nobody uses until the others fit. The one that was used last stays, however large it is."""
+        for key, entry in list(self._entries.items())[:-1]:
             if self.size <= self._limit:
                 return
             if not entry.users and entry.size:
@@ -240,6 +232,16 @@ def _survey(tree: StoredTree) -> _Files:
 
 async def _target(repository: LocalRepository, tree: StoredTree, link: StoredEntry) -> str:
     return b"".join([piece async for piece in read_entry(repository, tree, link)]).decode(errors="replace")
+
+
+async def _card(repository: LocalRepository, tree: StoredTree) -> ModelCard:
+    found = tree.entry("README.md")
+    if found is None or found.kind is not EntryKind.FILE:
+        return NO_CARD
+    try:
+        return parse_card(b"".join([piece async for piece in read_entry(repository, tree, found, 0, CARD_LIMIT)]))
+    except FilestoreError:
+        return NO_CARD  # the other files can be read without it
 
 
 def _with_parents(path: str) -> Iterator[str]:

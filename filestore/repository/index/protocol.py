@@ -78,7 +78,7 @@ class ContentDigests(NamedTuple):
     sha256: bytes
     """The 32 bytes of SHA-256 of the content."""
     blob_id: bytes
-    """The 20 bytes of the id that git gives the content: SHA-1 of `blob SIZE`, a zero byte and the content."""
+    """The 20 bytes of the id that git gives the content. Zeros above `core.content_digests.BLOB_ID_LIMIT`."""
     source: Digest
     """The digest of a record in whose content it lies. It is `digest` itself for a stored file."""
     start: int
@@ -580,7 +580,7 @@ class Index(Protocol):
     async def tree_digests(self, namespace: str, digest: Digest) -> bytes | None:
         """Return SHA-256 and git's blob id (32 and 20 bytes) of each file of a stored tree, in the order of its members.
 
-        Folders and links are left out. Return None if they are not known yet.
+        Folders and links are left out. Return None if they are not known yet. `FileDigests.unpack` reads one of them.
         """
 
     async def known_trees(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:

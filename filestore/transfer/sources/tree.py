@@ -6,23 +6,20 @@ import errno
 import os
 import struct
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property, partial
-from itertools import chain
 from typing import NamedTuple
 
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidName, SourceChanged, SourceRefused, SourceUnreadable
 from filestore.format.chunking import CHUNKING_VERSION
-from filestore.format.zip.chunker import Cut, KnownChunks, RecalledCut, TreeChunker
+from filestore.format.zip.chunker import Cut, RecalledCut, TreeChunker
 from filestore.format.zip.virtual import VirtualZip
 from filestore.format.zip.write import Entry
 from filestore.system.metrics import Stage, span
 from filestore.system.writeback import Writeback, begin_write_back, write_back, write_back_part, writeback_of
 from filestore.transfer.sources.file import (
-    PACKED_SIZE,
     CachedPush,
     DescriptorOwner,
     FileState,
@@ -30,8 +27,8 @@ from filestore.transfer.sources.file import (
     Window,
     check_end,
     read_exactly,
-    unpacked,
 )
+from filestore.transfer.sources.segment_chunks import HeldChunks, SegmentChunks
 from filestore.transfer.sources.tree_fingerprint import EntryKind, Fingerprint, Listing, are_chunks_of, held_chunks
 from filestore.transfer.sources.walk import LEAVE_OUT, NO_STATE, WalkResult, shown_path, unreadable_reason
 
@@ -81,11 +78,9 @@ class TreeSource(DescriptorOwner):
         self.size = self._chunker.size
         self.file_count = sum(not entry.is_folder for entry in self._chunker.entries)
         self.files_done = self.file_count - sum(map(_is_read, self._chunker.entries))
-        self._chunks = [bytearray() for _ in self._chunker.segments]
+        self._chunks = SegmentChunks(self._chunker)
         self._cut_sizes: dict[int, int] = {}
         """Bytes of the content of each large file that were cut so far."""
-        self._recalled: dict[int, bytearray] = {}
-        """The packed chunks that were given to `TreeChunker.recall`, for each segment."""
         self._cached: CachedPush | None = None
         self._opened = -1
         self._opened_path = ""
@@ -119,14 +114,15 @@ class TreeSource(DescriptorOwner):
                 unchanged.then.append(before)
                 unchanged.now.append(place)
             offsets = self._chunker.offsets
-            held = _HeldChunks(array("Q"), array("Q"), bytearray())
-            for chunk in held_chunks(cached.manifest.chunks.sizes(), ends, zip(*unchanged, strict=True), then, offsets):
-                held.add(chunk.start, chunk.size, cached.manifest.chunks.encoded[chunk.place * PACKED_SIZE :][:PACKED_SIZE])
+            chunks = cached.manifest.chunks
+            held = HeldChunks.of(chunks, held_chunks(chunks.sizes(), ends, zip(*unchanged, strict=True), then, offsets))
         except (ValueError, OverflowError, struct.error):
             return  # a damaged fingerprint has no effect
         for before, place in zip(*unchanged, strict=True):
             self._chunker.remember(place, fingerprint.crcs[before])
-        self._hold(held)
+        for segment in self._chunks.hold(held):
+            self.cached_size += segment.size
+            self.files_done += self._count_read(segment.entries)
 
     def fingerprint(self) -> bytes:
         if self._cached is not None:
@@ -147,15 +143,16 @@ class TreeSource(DescriptorOwner):
         windows = []
         for cut in cuts:
             if isinstance(cut, RecalledCut):
-                self._take_recalled(cut)
+                self.cached_size += self._chunks.take_recalled(cut)
+                self.files_done += self._count_read(cut.passed)
             else:
-                windows.append(Window.cut(cut.content, cut.sizes, self._chunks[cut.segment], self._origin(cut)))
+                windows.append(Window.cut(cut.content, cut.sizes, self._chunks.row(cut.segment), self._origin(cut)))
         return windows
 
     def manifest(self) -> Manifest:
         if self._cached is not None:
             return self._cached.manifest
-        return Manifest.build(chain.from_iterable(map(unpacked, self._chunks)), chunking_version=self._chunking_version)
+        return Manifest.build(self._chunks, chunking_version=self._chunking_version)
 
     def read_into(self, memory: memoryview, offset: int) -> None:
         self._virtual.read_into(memory, offset)
@@ -208,29 +205,6 @@ class TreeSource(DescriptorOwner):
         self._cached = cached
         self.cached_size = self.size
         self.files_done = self.file_count
-
-    def _hold(self, held: _HeldChunks) -> None:
-        """Skip the segments of which all chunks still hold, and let the chunker recall the others where it can."""
-        stop = 0
-        for number, segment in enumerate(self._chunker.segments):
-            start, stop = stop, bisect_left(held.starts, segment.start + segment.size, lo=stop)
-            if start == stop:
-                continue
-            chunks = held.packed[start * PACKED_SIZE : stop * PACKED_SIZE]
-            if sum(held.sizes[start:stop]) == segment.size:
-                self._chunker.skip(number)
-                self._chunks[number] += chunks
-                self.cached_size += segment.size
-                self.files_done += self._count_read(segment.entries)
-            else:
-                self._chunker.recall(number, KnownChunks(held.starts[start:stop], held.sizes[start:stop]))
-                self._recalled[number] = chunks
-
-    def _take_recalled(self, cut: RecalledCut) -> None:
-        chunks = self._recalled[cut.segment][cut.chunks.start * PACKED_SIZE : cut.chunks.stop * PACKED_SIZE]
-        self._chunks[cut.segment] += chunks
-        self.cached_size += sum(chunk.size for chunk in unpacked(chunks))
-        self.files_done += self._count_read(cut.passed)
 
     def _count_read(self, places: range) -> int:
         """Return how many of these entries have content that a push reads."""
@@ -334,20 +308,6 @@ class _Unchanged(NamedTuple):
 
     then: array[int]
     now: array[int]
-
-
-class _HeldChunks(NamedTuple):
-    """The chunks of an earlier push that still hold, as columns, in order."""
-
-    starts: array[int]
-    """Their offsets in the zip now."""
-    sizes: array[int]
-    packed: bytearray
-
-    def add(self, start: int, size: int, packed: memoryview) -> None:
-        self.starts.append(start)
-        self.sizes.append(size)
-        self.packed.extend(packed)
 
 
 def _is_read(entry: Entry) -> bool:

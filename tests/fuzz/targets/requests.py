@@ -228,7 +228,8 @@ class _BodyContext:
 def _check_parts(data: bytes) -> None:
     """A list of parts has numbers within the limit, and one tag for each."""
     message = run(json_body(cast(RequestContext, _BodyContext(data))))
-    listed = multipart._listed(message.get("multipart_metadata"))
+    metadata = message.get("multipart_metadata")
+    listed = multipart.listed_parts(metadata, what="multipart_metadata", number_key="PartNumber", tag_key="ETag")
     assert all(1 <= number <= PART_LIMIT for number in listed)
     assert all(isinstance(tag, str) for tag in listed.values())
 

@@ -16,9 +16,10 @@ from urllib.parse import urlencode
 from blake3 import blake3
 
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
+from filestore.core.content_digests import FileDigests
 from filestore.core.digest import Digest
+from filestore.http.server.model_card import ModelCard
 from filestore.http.server.routes.hub.names import HubRepository
-from filestore.http.server.stored_trees import FileDigests
 
 LFS_SIZE = 1 << 20
 """Files of this size and more are told with their SHA-256, as those that the Hub keeps in LFS. The ETag of a smaller one is the
@@ -118,6 +119,12 @@ def repository_document(
         "usedStorage": used_storage,
     }
     return document if siblings is None else document | {"siblings": siblings}
+
+
+def card_document(card: ModelCard) -> Document:
+    """Return what a README.md adds to the description of a repository."""
+    named = {"pipeline_tag": card.pipeline_tag, "library_name": card.library_name}
+    return {key: value for key, value in named.items() if value is not None} | {"tags": list(card.tags)}
 
 
 def refs_document(head: Commit | None, labels: Iterable[Label]) -> Document:

@@ -20,6 +20,7 @@ from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import (
     Document,
     account_document,
+    card_document,
     commit_document,
     cursor_after,
     entry_document,
@@ -55,6 +56,7 @@ async def describe(context: RequestContext, repository: LocalRepository) -> web.
     async with snapshot_of(context, repository, asked, commit) as snapshot:
         created_at = first[0].created_at if first else commit.created_at
         document = repository_document(asked, commit, created_at=created_at, used_storage=snapshot.used_storage)
+        document |= card_document(snapshot.card)
         pieces = _described(document, snapshot, with_blobs=with_blobs)
         return await _answer_pieces(context, pieces, {COMMIT_HEADER: commit.id})
 

@@ -10,11 +10,13 @@ from filestore.http.server.routes.hub import listing
 from filestore.http.server.routes.hub.dialect import in_dialect
 from filestore.http.server.routes.hub.names import API_REPOSITORY, API_TYPE, REPOSITORY, REVISION
 from filestore.http.server.routes.hub.resolve import resolve
+from filestore.http.server.routes.hub.write_routes import HUB_WRITE_ROUTES
 
 _read = partial(Route, scope=Scope.READ, dialect=in_dialect)
 _API = f"/api/{API_REPOSITORY}"
 
 HUB_ROUTES: tuple[Route, ...] = (
+    *HUB_WRITE_ROUTES,
     _read("GET", "/api/whoami-v2", listing.describe_account),
     _read("GET", f"{_API}/revision/{REVISION}", listing.describe),
     _read("GET", f"{_API}/tree/{REVISION}", listing.list_tree),

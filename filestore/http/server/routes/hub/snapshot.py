@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager
 from itertools import islice
 
 from filestore.core.commits import Commit
+from filestore.core.content_digests import FileDigests
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind
 from filestore.errors import EntryNotFound
 from filestore.http.server.context import RequestContext
+from filestore.http.server.model_card import NO_CARD, ModelCard
 from filestore.http.server.routes.hub.dialect import note_commit
 from filestore.http.server.routes.hub.documents import Entry
 from filestore.http.server.routes.hub.names import HubRepository
-from filestore.http.server.stored_trees import FileDigests, OpenedTree
+from filestore.http.server.stored_trees import OpenedTree
 from filestore.repository.local import LocalRepository
 from filestore.transfer.stored_tree import EntryKind, StoredEntry
 
@@ -34,6 +36,11 @@ class Snapshot:
     def used_storage(self) -> int:
         """Bytes of all files together."""
         return self.commit.size if self.opened is None else self.opened.used_storage
+
+    @property
+    def card(self) -> ModelCard:
+        """What its README.md says."""
+        return NO_CARD if self.opened is None else self.opened.card
 
     def find(self, path: str) -> Entry | None:
         """Return the file or folder at a path. Return None if there is none."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from filestore.core.manifest import Manifest
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import (
@@ -29,6 +30,7 @@ from filestore.errors import (
 from filestore.format.chunking import Chunker
 from filestore.http.server.context import make_spool_folder
 from filestore.http.server.errors import log_failure
+from filestore.http.server.lfs_objects import expire_objects
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
@@ -127,6 +129,11 @@ class Assembly:
             raise UploadNotFound(upload_id)
         return upload
 
+    @property
+    def folders(self) -> Path:
+        """The folder of all uploads of the repository."""
+        return self._folders
+
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""
         self._start(self._cut_ahead(upload, repository))
@@ -151,6 +158,33 @@ class Assembly:
         if finished.tags_digest != FinishedUpload.of(tags, "").tags_digest:
             raise InvalidParts("it was already finished with other parts")
         return await repository.record(Reference(id=finished.record_id))
+
+    async def chosen_parts(self, upload: Upload, listed: Mapping[int, str]) -> list[UploadPart]:
+        """Return the listed parts in order. `listed` has tags by part numbers. The caller holds the lock of the upload.
+
+        Raises InvalidParts unless they are all parts that arrived and none is missing; UploadNotFound.
+        """
+        return _chosen(await in_disk_thread(upload.parts), listed)
+
+    async def send_parts(self, upload: Upload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Manifest:
+        """Store the chunks of the file that `parts` make up, and return its manifest. Nothing is recorded.
+
+        The caller holds the lock of the upload. Raises InvalidParts, UploadNotFound.
+        """
+        content = await self._resumed(upload, parts, is_whole=True)
+        await self._send(repository, content)
+        manifest = await in_cpu_thread(content.manifest)
+        if manifest.size != content.size or await repository.missing([chunk.digest for chunk in manifest.chunks]):
+            # As in `_record`.
+            content = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
+            await self._send(repository, content)
+            manifest = await in_cpu_thread(content.manifest)
+        self._kept.pop(upload.id, None)
+        return manifest
+
+    async def discard(self, upload: Upload) -> None:
+        """Remove an upload that can never be finished. The caller does not hold its lock. Raises OSError, StorageError."""
+        await in_disk_thread(uploads.discard, upload)
 
     def retire(self, upload: Upload) -> None:
         """Remove the folder of a finished upload in the background: a disk may need a long time to free gigabytes."""
@@ -189,6 +223,7 @@ class Assembly:
     async def _expire(self) -> None:
         await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds)
         await in_disk_thread(self.quota.remove_ended_forms)
+        await in_disk_thread(expire_objects, self._folders, idle_seconds=self.idle_seconds)
 
     async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         try:
@@ -198,8 +233,7 @@ class Assembly:
                     if not is_held:
                         return
                     content = await self._resumed(upload, contiguous, is_whole=False)
-                    async with self._push_budget.take(push_memory(content.size - content.cut_size)):
-                        await send(repository, content)
+                    await self._send(repository, content)
                     async with repository.space_for(len(content.chunks), place=self._folders):
                         await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
@@ -223,6 +257,10 @@ class Assembly:
             log_failure(f"upload {upload.id} is cut once more, from its start", error)
             whole = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
             return await self._push(upload, repository, whole)
+
+    async def _send(self, repository: LocalRepository, content: PartsContent) -> None:
+        async with self._push_budget.take(push_memory(content.size - content.cut_size)):
+            await send(repository, content)
 
     async def _push(self, upload: Upload, repository: LocalRepository, content: PartsContent) -> Record:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):

@@ -99,7 +99,7 @@ async def _compare(context: RequestContext, part: UploadPart) -> None:
 
     if context.request.content_length not in (None, part.size):
         raise PartRefused(part.number)
-    await _each_piece(context, look_at)
+    await each_piece(context, look_at)
     if digest.hexdigest() != part.tag:
         raise PartRefused(part.number)
 
@@ -128,7 +128,7 @@ async def _stored(context: RequestContext, upload: Upload, number: int, space: S
     try:
         incoming = await in_disk_thread(begin)
         await in_disk_thread(context.upload_quota.check_size, upload.namespace)
-        await _each_piece(context, write_piece)
+        await each_piece(context, write_piece)
         return await in_disk_thread(upload.keep, incoming, number, check_size=context.check_upload_size)
     finally:
         for part in begun:
@@ -139,12 +139,14 @@ async def finish_upload(context: RequestContext, repository: LocalRepository) ->
     """Record the file that the listed parts make up."""
     message = await json_body(context, limit=LIST_LIMIT)
     upload = await _upload_asked_for(context, repository, message)
-    record = await context.request.app[ASSEMBLY].finish(upload, repository, _listed(message.get("multipart_metadata")))
+    what = "multipart_metadata"
+    listed = listed_parts(message.get(what), what=what, number_key="PartNumber", tag_key="ETag")
+    record = await context.request.app[ASSEMBLY].finish(upload, repository, listed)
     context.noted.note_record(record)
     return web.json_response(await upload_json(repository, record), status=201)
 
 
-async def _each_piece(context: RequestContext, use: Callable[[memoryview], None]) -> None:
+async def each_piece(context: RequestContext, use: Callable[[memoryview], None]) -> None:
     """Call `use` in a thread with each piece of the body of a request. Raises Interrupted, Stalled, and what it raises."""
     size = context.request.content_length
     if size is not None:
@@ -193,15 +195,18 @@ def _part_number(number: object, *, key: str) -> int:
     return number
 
 
-def _listed(parts: object) -> dict[int, str]:
-    """Return tags by part numbers. The list may have any order, and may repeat a part. Raises InvalidInput."""
+def listed_parts(parts: object, *, what: str, number_key: str, tag_key: str) -> dict[int, str]:
+    """Return tags by part numbers. The list may have any order, and may repeat a part. Raises InvalidInput.
+
+    `what` names the list, and the keys are those of a part in it.
+    """
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise InvalidInput("multipart_metadata is not a list of objects with ETag and PartNumber")
+        raise InvalidInput(f"{what} is not a list of objects with {tag_key} and {number_key}")
     listed: dict[int, str] = {}
     for part in parts:
-        number, tag = _part_number(part.get("PartNumber"), key="PartNumber"), part.get("ETag")
+        number, tag = _part_number(part.get(number_key), key=number_key), part.get(tag_key)
         if not isinstance(tag, str):
-            raise InvalidInput(f"the ETag of part {number} is {brief(tag)}; a text is expected")
+            raise InvalidInput(f"the {tag_key} of part {number} is {brief(tag)}; a text is expected")
         # The header has quotes around the tag. Some clients leave them out.
         tag = tag.strip('"')
         if listed.setdefault(number, tag) != tag:

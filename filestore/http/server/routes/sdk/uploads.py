@@ -8,6 +8,7 @@
     ID/lock                     the lock of the process that cuts or finishes
     gone-ID                     an upload that is being removed
     form-NAMESPACE.RANDOM       a form that is arriving (`upload_quota`)
+    objects-NAMESPACE           LFS objects that arrived, and are not committed yet (`lfs_objects`)
     state.json, state.lock      when uploads were used, and how the last ones were finished (`upload_state`)
 
 These are in a folder of the spool folder. Each repository has such a folder, since its servers may share the spool
@@ -302,6 +303,12 @@ def expire(
     for upload_id in state.expired(lambda: _uses(folders), idle_seconds=idle_seconds, limit_seconds=limit_seconds):
         with suppress(OSError):
             _remove(folders / upload_id)
+
+
+def discard(upload: Upload) -> None:
+    """Remove an upload that is not finished, unless a process cuts it. Raises OSError, StorageError."""
+    with suppress(FileNotFoundError):  # another process may remove it at the same time
+        _remove(upload.folder)
 
 
 def remove_all(folders: Path, namespaces: Collection[str]) -> None:

@@ -1,0 +1,264 @@
+"""Make a commit of operations that a client of the Hub sends: the tree of the newest commit, with what they change.
+
+Only what is new is read and cut. Nothing is visible before one transaction records the new tree, and a commit that was made
+meanwhile is not lost: the operations are applied to its tree, or refused if the client asked for another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiofiles.threadpool.binary import AsyncFileIO
+from aiohttp import web
+
+from filestore.core.commits import Commit
+from filestore.core.manifest import Manifest
+from filestore.core.names import split_full_name
+from filestore.core.records import Kind, Record
+from filestore.errors import EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
+from filestore.format.chunking.segments import SEGMENT_MIN
+from filestore.http.server.context import RequestContext
+from filestore.http.server.errors import log_failure, problem
+from filestore.http.server.pushes import push_memory
+from filestore.http.server.routes.hub import commit_lines as lines_
+from filestore.http.server.routes.hub.commit_lines import CommitHeader, CommitLines
+from filestore.http.server.routes.hub.contents import Contents
+from filestore.http.server.routes.hub.names import HubRepository, repository_in, revision_in
+from filestore.http.server.routes.hub.repos import head_of
+from filestore.http.server.routes.sdk.multipart import each_piece
+from filestore.repository.index.protocol import ContentDigests
+from filestore.repository.local import LocalRepository
+from filestore.system.files import write_all
+from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.transfer import edits
+from filestore.transfer.edits import EditResult, Sums, TreeEdit
+from filestore.transfer.sources.file import WINDOW_SIZE
+from filestore.transfer.stored_tree import EntryKind, StoredTree
+
+BODY_LIMIT = 512 << 20
+"""Bytes of a commit, with the files in it. Larger files, and more of them, are LFS objects."""
+ATTEMPTS = 10
+"""How often the operations are applied to the newest tree, if other commits are made meanwhile."""
+_FOUND_COMMITS = 20
+
+
+async def create_commit(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Apply the operations of a request to the newest tree of a branch, and answer with the id of the commit."""
+    if context.request.query.get("create_pr") not in {None, "", "0", "false"}:
+        raise InvalidInput("pull requests do not exist here; make the commit on a branch")
+    hub = repository_in(context.request)
+    context.noted.facts["name"] = hub.name
+    repository.check_name(hub.name)
+    # Before the body: a name or a branch that is absent costs no transfer.
+    branch, _ = await head_of(repository, hub, revision_in(context.request))
+    async with context.form_spool(repository) as (spool, written):
+        lines = CommitLines(spool.fileno(), await _receive(context, spool, written))
+        while not lines.is_finished:
+            await in_cpu_thread(lines.parse_slice)
+        committer = _Committer(context, repository, _Branch(hub, branch), lines, spool.fileno())
+        try:
+            commit = await committer.commit()
+        except HeadMoved as error:
+            return _head_moved(context, error)
+    context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
+    url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
+    return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
+
+
+class _Branch(NamedTuple):
+    """Where a commit is made."""
+
+    repository: HubRepository
+    name: str
+
+
+class _Committer:
+    """Applies operations to the newest tree of a branch, until nobody else has made a commit meanwhile."""
+
+    def __init__(
+        self,
+        context: RequestContext,
+        repository: LocalRepository,
+        branch: _Branch,
+        lines: CommitLines,
+        descriptor: int,
+    ) -> None:
+        self._context = context
+        self._repository = repository
+        self._hub, self._branch = branch
+        self._header: CommitHeader = lines.header
+        self._operations = lines.operations
+        self._descriptor = descriptor
+        self._contents = Contents(context, repository)
+
+    async def commit(self) -> Commit:
+        """Return the commit. Raises HeadMoved, EntryNotFound, InvalidInput, LimitExceeded, QuotaExceeded and others."""
+        for attempt in range(1, ATTEMPTS + 1):
+            _, head = await head_of(self._repository, self._hub, self._branch)
+            if self._header.parent is not None and not head.id.startswith(self._header.parent):
+                raise HeadMoved(self._hub.name, self._branch, self._header.parent, head.id)
+            if not self._operations:
+                return head
+            try:
+                return await self._commit_on(head)
+            except HeadMoved:
+                if self._header.parent is not None or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def _commit_on(self, head: Commit) -> Commit:
+        old = await StoredTree.open(self._repository, head.digest) if head.kind is Kind.DIRECTORY else None
+        operations = await self._edits(head, old)
+        inlined = sum(each.size for each in self._operations if isinstance(each, lines_.PutFile))
+        # Besides what is new, chunks around it are read.
+        async with self._context.push_budget.take(push_memory(inlined + WINDOW_SIZE)):
+            result = await TreeEdit(self._repository, old, operations).store()
+        self._context.check_upload_size(result.size)
+        limit = self._context.chunks_limit
+        if limit is not None and len(result.manifest.chunks) > limit:
+            raise LimitExceeded("the number of the file's chunks", len(result.manifest.chunks), limit, "chunks_limit")
+        record = await self._repository.commit(
+            result.manifest.encoded,
+            name=self._hub.name,
+            kind=Kind.DIRECTORY,
+            message=self._header.message,
+            author=self._context.author,
+            branch=self._branch,
+            parent=head.id,
+        )
+        self._context.noted.note_record(record)
+        await self._note_digests(head, result)
+        return await self._made(record, head)
+
+    async def _edits(self, head: Commit, old: StoredTree | None) -> list[edits.Operation]:
+        """Return one operation for each path: of several, the last one counts."""
+        merged = _Merged(self._hub.name, old)
+        if old is None:
+            file_name = split_full_name(self._hub.name)[1]
+            single = await in_cpu_thread(Manifest.parse, await self._repository.manifest(head.digest))
+            known = (await self._repository.content_digests([head.digest])).get(head.digest)
+            sums = None if known is None else Sums(known.sha256, known.blob_id)
+            merged.put(edits.PutChunks(file_name, single.chunks, sums=sums))
+        for operation in self._operations:
+            match operation:
+                case lines_.PutFile(path, offset, size):
+                    content = await in_disk_thread(os.pread, self._descriptor, size, offset)
+                    merged.put(edits.PutBytes(path, content))
+                case lines_.PutObject():
+                    merged.put(await self._object(operation))
+                case lines_.DeleteFile(path):
+                    merged.delete_file(path)
+                case lines_.DeleteFolder(path):
+                    merged.delete_folder(path)
+                case lines_.CopyFile():
+                    merged.put(await self._copy(operation, old))
+        return merged.operations()
+
+    async def _object(self, operation: lines_.PutObject) -> edits.PutChunks:
+        found = await self._contents.find(operation.sha256)
+        if found is None:
+            raise InvalidInput(
+                f"the LFS object {operation.sha256.hex()} of {operation.path!r} is not here; upload the file again"
+            )
+        if operation.size not in (None, found.size):
+            raise InvalidInput(f"the LFS object of {operation.path!r} has {found.size} bytes, and not {operation.size}")
+        return edits.PutChunks(operation.path, found.chunks, crc=found.crc, sums=Sums(found.sha256, found.blob_id))
+
+    async def _copy(self, operation: lines_.CopyFile, old: StoredTree | None) -> edits.CopyFile:
+        tree = old
+        if operation.source_revision is not None:
+            source = await self._repository.find_commit(self._hub.name, operation.source_revision)
+            tree = await StoredTree.open(self._repository, source.digest) if source.kind is Kind.DIRECTORY else None
+        if tree is None or tree.entry(operation.source_path) is None:
+            raise EntryNotFound(self._hub.name, operation.source_path)
+        return edits.CopyFile(operation.path, operation.source_path, tree)
+
+    async def _note_digests(self, head: Commit, result: EditResult) -> None:
+        """Note the secondary digests of what the commit put. The tree is stored, so a failure is only logged."""
+        tree = result.manifest.digest
+        rows = [
+            ContentDigests(each.digest, each.size, each.sums.sha256, each.sums.blob_id, tree, each.start)
+            for each in result.entries
+            if each.sums is not None and each.size >= SEGMENT_MIN
+        ]
+        try:
+            packed = result.tree_digests(await self._repository.tree_digests(head.digest))
+            await self._repository.note_digests(rows, tree=tree, packed=packed)
+        except Exception as error:  # noqa: BLE001  # the pass in the background does it later
+            log_failure(f"digests of {tree} are not noted", error)
+
+    async def _made(self, record: Record, head: Commit) -> Commit:
+        """Return the commit that stored a record. Others may have been made since."""
+        history = await self._repository.history(self._hub.name, revision=self._branch, limit=_FOUND_COMMITS)
+        made = [each for each in history if each.digest == record.digest and each.parent == head.id]
+        return made[-1] if made else history[0]
+
+
+class _Merged:
+    """The operations of a commit by their paths. A tree takes one for each path, and a client may send several."""
+
+    def __init__(self, name: str, old: StoredTree | None) -> None:
+        self._name = name
+        self._old = old
+        self._puts: dict[str, edits.Operation] = {}
+        self._deleted: dict[str, edits.Operation] = {}
+
+    def put(self, operation: edits.Operation) -> None:
+        """Put a file, in the place of what was put there before."""
+        self._puts[operation.path] = operation
+        self._deleted.pop(operation.path, None)
+
+    def delete_file(self, path: str) -> None:
+        """Delete a file that is in the old tree or was put before. Raises EntryNotFound."""
+        was_put = self._puts.pop(path, None) is not None
+        entry = None if self._old is None else self._old.entry(path)
+        if entry is not None and entry.kind is not EntryKind.FOLDER:
+            self._deleted[path] = edits.DeleteFile(path)
+        elif not was_put:
+            raise EntryNotFound(self._name, path)
+
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder with what was put into it before. Raises EntryNotFound."""
+        inside = [put for put in self._puts if put.startswith(f"{path}/")]
+        for put in inside:
+            del self._puts[put]
+        entry = None if self._old is None else self._old.entry(path)
+        if entry is not None and entry.kind is EntryKind.FOLDER:
+            self._deleted[path] = edits.DeleteFolder(path)
+        elif not inside:
+            raise EntryNotFound(self._name, path)
+
+    def operations(self) -> list[edits.Operation]:
+        """Return what is left."""
+        return [*self._deleted.values(), *self._puts.values()]
+
+
+async def _receive(context: RequestContext, spool: AsyncFileIO, written: Callable[[int], None]) -> int:
+    """Write the body of a request to a spool file, and return its size. Raises LimitExceeded and others."""
+    announced = context.request.content_length
+    if announced is not None and announced > BODY_LIMIT:
+        raise LimitExceeded("the size of the commit in bytes", announced, BODY_LIMIT)
+    size = 0
+
+    def take(piece: memoryview) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > BODY_LIMIT:
+            raise LimitExceeded("the size of the commit in bytes", size, BODY_LIMIT)
+        written(len(piece))
+        write_all(spool.fileno(), piece)
+
+    await each_piece(context, take)
+    return size
+
+
+def _head_moved(context: RequestContext, error: HeadMoved) -> web.StreamResponse:
+    """Answer as the Hub does: a condition of the request does not hold."""
+    answer = problem(context.request, error)
+    answer.set_status(412)
+    document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
+    answer.body = json.dumps(document | {"status": 412}).encode()
+    return answer

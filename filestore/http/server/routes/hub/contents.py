@@ -1,0 +1,93 @@
+"""Find stored content by its SHA-256: what a record or a file of a stored tree has, or an LFS object that arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from filestore.core.digest import Digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.errors import InvalidManifest, NotFound
+from filestore.http.server.context import RequestContext
+from filestore.http.server.lfs_objects import LfsObjects
+from filestore.http.server.routes.sdk.assembly import ASSEMBLY
+from filestore.repository.local import LocalRepository
+from filestore.system.threads import in_cpu_thread, in_disk_thread
+
+
+class StoredContent(NamedTuple):
+    """Content whose chunks are all here."""
+
+    sha256: bytes
+    blob_id: bytes
+    size: int
+    digest: Digest
+    """Its file digest."""
+    chunks: Sequence[Chunk]
+    crc: int | None
+    """Its CRC-32, if it is known."""
+
+
+class Contents:
+    """Finds contents for one request. Not for two tasks at a time."""
+
+    def __init__(self, context: RequestContext, repository: LocalRepository) -> None:
+        self._repository = repository
+        self._objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
+        self._latest: Manifest | None = None
+        """The manifest that was read last. Neighbours often lie in one tree."""
+
+    async def has(self, sha256: bytes, size: int) -> bool:
+        """Return whether content with this SHA-256 and this size is here."""
+        found = await self.find(sha256)
+        return found is not None and found.size == size
+
+    async def find(self, sha256: bytes) -> StoredContent | None:
+        """Return the content with this SHA-256, or None.
+
+        Its chunks are in the store, and the collection leaves them alone for the grace period. Raises StorageError.
+        """
+        return await self._recorded(sha256) or await self._arrived(sha256)
+
+    async def _recorded(self, sha256: bytes) -> StoredContent | None:
+        row = (await self._repository.contents_by_sha256([sha256])).get(sha256)
+        manifest = None if row is None else await self._manifest(row.source)
+        if row is None or manifest is None:
+            return None
+        chunks = await in_cpu_thread(_chunks_between, manifest, row.start, row.start + row.size)
+        if chunks is None or not await self._are_live(chunks):
+            return None
+        # The checksum saves a commit to read the content.
+        known = await in_disk_thread(self._objects.find, sha256)
+        return StoredContent(row.sha256, row.blob_id, row.size, row.digest, chunks, None if known is None else known.crc)
+
+    async def _arrived(self, sha256: bytes) -> StoredContent | None:
+        known = await in_disk_thread(self._objects.find, sha256)
+        manifest = None if known is None else await self._manifest(known.digest)
+        if known is None or manifest is None or manifest.size != known.size or not await self._are_live(manifest.chunks):
+            return None
+        return StoredContent(known.sha256, known.blob_id, known.size, known.digest, manifest.chunks, known.crc)
+
+    async def _manifest(self, digest: Digest) -> Manifest | None:
+        if self._latest is None or self._latest.digest != digest:
+            try:
+                encoded = await self._repository.manifest(digest)
+            except (NotFound, InvalidManifest):
+                return None
+            self._latest = await in_cpu_thread(Manifest.parse, encoded)
+        return self._latest
+
+    async def _are_live(self, chunks: Sequence[Chunk]) -> bool:
+        return not await self._repository.missing([chunk.digest for chunk in chunks])
+
+
+def _chunks_between(manifest: Manifest, start: int, end: int) -> Sequence[Chunk] | None:
+    """Return the chunks with the content from `start` to `end`, or None if it does not begin and end with chunks."""
+    ends = list(accumulate(manifest.chunks.sizes(), initial=0))
+    places = {offset: number for number, offset in enumerate(ends) if offset in (start, end)}
+    if start == end:
+        return ()
+    if start not in places or end not in places:
+        return None
+    return manifest.chunks[places[start] : places[end]]
