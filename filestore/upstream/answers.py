@@ -151,7 +151,7 @@ class Answers:
         response: web.StreamResponse,
     ) -> web.StreamResponse:
         stored = await self._upstream.contents.find(wanted)
-        if stored is None and self._upstream.is_offline:
+        if stored is None and self._upstream.is_offline and not await self._upstream.contents.has_arrived(wanted):
             raise EntryNotFound(wanted.name, wanted.path)
         if stored is None:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)

@@ -29,6 +29,7 @@ from blake3 import blake3
 from filestore.core.digest import Digest
 from filestore.core.records import checked_file_id
 from filestore.core.references import Reference
+from filestore.download.download import PARTIAL_NAME
 from filestore.errors import Busy, FilestoreError, LimitExceeded, NotFound, UpstreamFailed
 from filestore.http.server.errors import log_failure
 from filestore.repository.local import LocalRepository
@@ -111,6 +112,10 @@ class Contents:
             task = self._fetches[wanted.id] = asyncio.create_task(self._fetch(wanted, token))
             task.add_done_callback(partial(self._ended, wanted.id))
         return task
+
+    async def has_arrived(self, wanted: WantedContent) -> bool:
+        """Return whether all bytes of a content are here, although it may not be verified and stored."""
+        return await in_disk_thread(_size_of, self._incoming(wanted.id) / PARTIAL_NAME) == wanted.file.size
 
     async def forget(self, wanted: WantedContent) -> None:
         """Remove a content that is damaged, unless a process fetches it."""
@@ -266,6 +271,12 @@ def _listed(folder: Path) -> Iterator[_Kept]:
             if not entry.name.startswith(".") and size.isdecimal():
                 with suppress(FileNotFoundError):
                     yield _Kept(entry.name, int(size), entry.stat().st_mtime)
+
+
+def _size_of(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_size
+    return None
 
 
 def _open(staging: ArrivingFile) -> None:
