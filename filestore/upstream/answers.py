@@ -297,7 +297,7 @@ def _entry(path: str, file: UpstreamFile | None) -> dict[str, Any]:
 
 
 def _entries(listing: Listing, folder: str, *, recursive: bool, after: str, limit: int) -> list[dict[str, Any]] | None:
-    """Return at most `limit` entries of a folder whose paths follow `after`. Return None if there is no such folder."""
+    """Return at most `limit` entries of a folder whose paths follow `after`. Return None if the folder does not exist."""
     paths: dict[str, UpstreamFile | None] = dict.fromkeys(listing.folders())
     if folder and folder not in paths:
         return None

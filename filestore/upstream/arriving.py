@@ -151,7 +151,7 @@ class ArrivingReader:
         return self._descriptor >= 0
 
     def look(self) -> Look | None:
-        """Return what is there. Return None if there is no file. Raises StorageError."""
+        """Return what is there. Return None without a file. Raises StorageError."""
         with storage_errors(self._path):
             if not self.is_open:
                 try:

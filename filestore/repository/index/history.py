@@ -180,7 +180,7 @@ def delete_commits_of(connection: sqlite3.Connection, namespace: str, file_id: s
 
 
 def select_head(connection: sqlite3.Connection, namespace: str, name: str) -> str | None:
-    """Return the id of the record that a name means. None if there is no such name."""
+    """Return the id of the record that a name means. None if nobody has stored it."""
     head = _head(connection, namespace, name, MAIN)
     return None if head is None else str(head[1])
 
@@ -219,7 +219,7 @@ def select_history(
 ) -> list[Commit] | None:
     """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
 
-    Return None if there is no such commit.
+    Return None if it does not exist.
     """
     if not has_history(connection):
         return None
