@@ -20,6 +20,7 @@ from aiohttp import web
 from filestore.core.records import parse_json
 from filestore.errors import DamagedChunk, EntryNotFound, InvalidInput, NotFound, UpstreamFailed, UpstreamGated
 from filestore.http import wire
+from filestore.http.server.auth import upstream_token
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.context import RequestContext
@@ -35,7 +36,9 @@ from filestore.upstream.listing import Listing, UpstreamFile
 from filestore.upstream.upstream import MAIN, Upstream, UpstreamRevision
 
 TOKEN_HEADER = "X-Upstream-Authorization"  # noqa: S105  # no token
-"""The header with the caller's token at the upstream. The token of this server, in Authorization, is never sent there."""
+"""The header with the caller's token at the upstream. Without it, that token may follow the one of this server in Authorization,
+as in `TOKEN~hf_...`. The token of this server itself is never sent there.
+"""
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
 """The last bytes of an answer, which wait until the whole file is verified."""
@@ -252,7 +255,7 @@ def _token(request: web.Request) -> str | None:
     """Return the caller's token at the upstream. Raises InvalidInput if the header is malformed."""
     header = request.headers.get(TOKEN_HEADER)
     if header is None:
-        return None
+        return upstream_token(request.headers.get("Authorization"))
     kind, _, token = header.partition(" ")
     token = token.strip()
     if kind.lower() != "bearer" or not token.isascii() or not token.isprintable() or " " in token or len(token) > _TOKEN_LIMIT:

@@ -212,6 +212,22 @@ def test_no_token_of_ours_leaves(hub: HubUpstream, tmp_path: Path) -> None:
     assert all(TOKEN not in str(asked) for asked in hub.asked)
 
 
+def test_both_tokens_in_one_text(hub: HubUpstream, tmp_path: Path) -> None:
+    """A client that sends one text has both tokens in it. Only the second one goes to the upstream, and each must be right."""
+    hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        path = "/team/p/resolve/main/config.json"
+        assert server.ask("GET", path, token=f"{TOKEN}~{READER}").body == FILES["config.json"]
+        codes = [
+            server.ask("GET", path, token=token).headers["X-Error-Code"] for token in (TOKEN, f"{TOKEN}~hf_other", f"{TOKEN}~")
+        ]
+        assert codes == ["RepoNotFound", "RepoNotFound", None]
+        assert server.ask("GET", path, token=f"wrong~{READER}").status == 401
+        assert server.ask("GET", path, token=READER).status == 401
+        assert server.ask("GET", "/v3/pipeline_files", token=f"{TOKEN}~{READER}").json == []
+    assert {asked.authorization for asked in hub.asked} == {None, f"Bearer {READER}", "Bearer hf_other"}
+
+
 def test_the_limit_in_bytes(hub: HubUpstream, tmp_path: Path) -> None:
     """Beyond the limit, what was not used for longest goes first. It can be fetched again."""
     files = {f"file-{number}": random.Random(number).randbytes(MIB) for number in range(4)}

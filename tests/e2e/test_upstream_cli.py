@@ -49,6 +49,15 @@ def test_offline_needs_an_upstream(tmp_path: Path) -> None:
     assert "--upstream" in done.stderr
 
 
+def test_a_token_that_ends_like_one_of_the_upstream(tmp_path: Path) -> None:
+    """A part of such a token would be sent to the upstream, so no server accepts it."""
+    home = Home(tmp_path)
+    failure = home.failure(
+        *("serve", "--root", tmp_path / "root", "--create", "--port", "0"), environ={"FILESTORE_TOKEN": "a-long-secret~hf_abc"}
+    )
+    assert "~hf_" in failure
+
+
 def test_urls_that_are_no_hub(tmp_path: Path) -> None:
     """The URL of an upstream has no query, no user, and one of two schemes."""
     home = Home(tmp_path)

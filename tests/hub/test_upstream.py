@@ -97,6 +97,17 @@ def test_a_private_and_a_gated_repository(client: HubClient, upstream: HubUpstre
         assert kind in client.failure("hf_hub_download", repo_id=name, filename="config.json").classes
 
 
+@pytest.mark.parametrize("client", ["0.36", "1.0", "1.19", "newest"], indirect=True)
+def test_a_private_repository_with_both_tokens(client: HubClient, upstream: HubUpstream, tmp_path: Path) -> None:
+    """A token of the upstream after the one of the server opens a private repository, in the variable that clients read."""
+    reader = "hf_" + "a" * 34
+    upstream.commit("team/private", {"config.json": b"{}"}, private=True, readers=frozenset({reader}))
+    tokens = {"HF_TOKEN": f"{client.environ['HF_TOKEN']}~{reader}"}
+    client.hf("download", "team/private", "--local-dir", tmp_path / "here", environ=tokens)
+    assert contents(tmp_path / "here") == {"config.json": b"{}"}
+    assert {asked.authorization for asked in upstream.asked} == {None, f"Bearer {reader}"}
+
+
 def test_the_list_of_files(client: HubClient, model: Path) -> None:
     """The client lists the same files as the upstream would."""
     assert sorted(contents(model)) == sorted(client.call("list_repo_files", repo_id=NAME))
