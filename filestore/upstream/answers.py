@@ -185,7 +185,8 @@ class Answers:
     ) -> web.StreamResponse:
         contents = self._upstream.contents
         try:
-            return await send_stored(context, contents.repository, stored.digest, part, response)
+            async with contents.using(wanted):
+                return await send_stored(context, contents.repository, stored.digest, part, response)
         except (DamagedChunk, NotFound):
             # The upstream still has it: the next request fetches it again.
             await contents.forget(wanted)

@@ -18,8 +18,8 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from filestore.system.files import remove_if_possible, storage_errors, write_dur
 from filestore.system.locks import FileLock
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_json
-from filestore.system.threads import in_disk_thread, shield_until_done
+from filestore.system.threads import in_disk_thread, shield_until_done, work_beside
 from filestore.transfer.push import push
 from filestore.upstream.arriving import ArrivingFile, ArrivingReader
 from filestore.upstream.hub import Hub, Refused
@@ -45,6 +45,7 @@ from filestore.upstream.listing import UpstreamFile
 
 NAMESPACE = "hub-upstream"
 """The namespace of the contents of the upstream."""
+USE_SECONDS = 30.0
 _DOWNLOADS = 8
 """The most contents that one process downloads at the same time."""
 _WAITING = 4096
@@ -80,12 +81,15 @@ class StoredContent(NamedTuple):
 class Contents:
     """The contents of the upstream's files. Make one in each process; use it in one event loop."""
 
-    def __init__(self, folder: Path, repository: LocalRepository, hub: Hub, *, size_limit: int | None) -> None:
-        """Keep them in `repository`, whose namespace is theirs alone."""
+    def __init__(
+        self, folder: Path, repository: LocalRepository, hub: Hub, *, size_limit: int | None, use_seconds: float = USE_SECONDS
+    ) -> None:
+        """Keep them in `repository`, whose namespace is theirs alone. A use that lasts is noted every `use_seconds`."""
         self._folder = folder
         self.repository = repository
         self._hub = hub
         self._size_limit = size_limit
+        self._use_seconds = use_seconds
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
         self._pushes = asyncio.Semaphore(1)
@@ -113,6 +117,12 @@ class Contents:
             task.add_done_callback(partial(self._ended, wanted.id))
         return task
 
+    @asynccontextmanager
+    async def using(self, wanted: WantedContent) -> AsyncIterator[None]:
+        """Count a content as used for as long as the block takes, so that others are removed before it."""
+        async with work_beside(self._note_uses(wanted.id)):
+            yield
+
     async def has_arrived(self, wanted: WantedContent) -> bool:
         """Return whether all bytes of a content are here, although it may not be verified and stored."""
         return await in_disk_thread(_size_of, self._incoming(wanted.id) / PARTIAL_NAME) == wanted.file.size
@@ -131,6 +141,11 @@ class Contents:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _note_uses(self, content_id: str) -> None:
+        while True:
+            await asyncio.sleep(self._use_seconds)
+            await in_disk_thread(self._used, content_id)
 
     def _ended(self, content_id: str, task: asyncio.Task[None]) -> None:
         del self._fetches[content_id]
