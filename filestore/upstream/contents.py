@@ -27,7 +27,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from filestore.core.digest import Digest
-from filestore.core.records import checked_file_id
+from filestore.core.records import Record, checked_file_id
 from filestore.core.references import Reference
 from filestore.download.download import PARTIAL_NAME
 from filestore.errors import Busy, FilestoreError, LimitExceeded, NotFound, UpstreamFailed
@@ -38,8 +38,9 @@ from filestore.system.locks import FileLock
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_json
 from filestore.system.threads import in_disk_thread, shield_until_done, work_beside
+from filestore.transfer.fetch import fetch_record
 from filestore.transfer.push import push
-from filestore.upstream.arriving import ArrivingFile, ArrivingReader
+from filestore.upstream.arriving import ArrivingFile, ArrivingReader, digest_of
 from filestore.upstream.hub import Hub, Refused
 from filestore.upstream.listing import UpstreamFile
 
@@ -163,6 +164,9 @@ class Contents:
                 return
             staging = ArrivingFile(self._incoming(wanted.id), wanted.file)
             async with self._downloads:
+                await self._make_room(wanted)
+                if await self._recall(wanted):
+                    return
                 await self._arrive(wanted, staging, token)
             async with self._pushes:
                 # If the server stops meanwhile, the verified file stays, and the next fetch stores it.
@@ -170,7 +174,6 @@ class Contents:
 
     async def _arrive(self, wanted: WantedContent, staging: ArrivingFile, token: str | None) -> None:
         """Download what is missing, and verify the whole."""
-        await self._make_room(wanted)
         try:
             await in_disk_thread(_open, staging)
             await in_disk_thread(staging.hash_rest)
@@ -197,11 +200,42 @@ class Contents:
         )
         raise UpstreamFailed(wanted.name, reason)
 
+    async def _recall(self, wanted: WantedContent) -> bool:
+        """Note a content that is stored, although nothing says so, as after the restore of a backup. Return whether there is one.
+
+        Its name proves nothing, so all its bytes are verified.
+        """
+        folder = self._incoming(wanted.id)
+        copy = folder / "recalled"
+        try:
+            record = await self.repository.record(Reference(name=_name(wanted.id)))
+            if record.size != wanted.file.size:
+                return False
+            await in_disk_thread(_announce, folder)
+            await in_disk_thread(remove_if_possible, copy)
+            async with self.repository.space_for(record.size, place=folder):
+                await fetch_record(self.repository, record, target=copy)
+            found = await in_disk_thread(digest_of, copy, wanted.file)
+        except NotFound:
+            return False
+        except FilestoreError as error:
+            log_failure(f"the stored content {wanted.id} of the upstream cannot be read", error, level=logging.WARNING)
+            return False
+        finally:
+            await shield_until_done(in_disk_thread(remove_if_possible, copy))
+        if found == wanted.file.tag:
+            await self._note(wanted, record)
+        return found == wanted.file.tag
+
     async def _store(self, wanted: WantedContent, staging: ArrivingFile) -> None:
-        pushed = await push(self.repository, staging.path, name=f"upstream-{wanted.id}")
-        values = {"digest": str(pushed.record.digest), "record": pushed.record.id}
+        pushed = await push(self.repository, staging.path, name=_name(wanted.id))
+        await self._note(wanted, pushed.record)
+
+    async def _note(self, wanted: WantedContent, record: Record) -> None:
+        """Note where a content is stored, which has no need of its folder any more."""
+        values = {"digest": str(record.digest), "record": record.id}
         await in_disk_thread(write_durably, self._place(wanted.id), values)
-        await in_disk_thread(remove_if_possible, staging.path.parent)
+        await in_disk_thread(remove_if_possible, self._incoming(wanted.id))
 
     async def _make_room(self, wanted: WantedContent) -> None:
         """Remove the contents that were not used for longest, until the wanted one fits below the limit."""
@@ -271,6 +305,10 @@ class Contents:
         found = {kept.id: kept for kept in _listed(self._folder / "incoming")}
         found |= {kept.id: kept for kept in _listed(self._folder / "contents")}
         return list(found.values())
+
+
+def _name(content_id: str) -> str:
+    return f"upstream-{content_id}"
 
 
 class _Kept(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from filestore.backends import open_backend
+from filestore.repository.local import LocalRepository
+from filestore.transfer.push import push
+from filestore.upstream.contents import NAMESPACE
 from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
 
@@ -258,3 +264,44 @@ def test_damage_is_fetched_again(hub: HubUpstream, tmp_path: Path) -> None:
         assert (damaged.status, damaged.slug) == (500, "damaged-chunk")
         assert _read(server, "sub/model.safetensors") == BIG
     assert hub.sent["sub/model.safetensors"] == 2 * len(BIG)
+
+
+def test_what_was_forgotten_is_found_again(hub: HubUpstream, tmp_path: Path) -> None:
+    """Without the folder of the upstream, as after the restore of a backup, contents that are stored are not fetched again.
+
+    They are verified first: the name of a stored file proves nothing.
+    """
+    hub.commit("team/m", FILES)
+    root = tmp_path / "r"
+    with running_server(root, upstream_url=hub.url) as server:
+        assert {path: _read(server, path) for path in FILES} == FILES
+        eventually(lambda: not list((root / "upstream" / "incoming").iterdir()))
+    shutil.rmtree(root / "upstream")
+    with running_server(root, upstream_url=hub.url) as server:
+        assert {path: _read(server, path) for path in FILES} == FILES
+        eventually(lambda: len(list(root.glob("upstream/contents/[!.]*"))) == len(FILES))
+    assert hub.sent == {path: len(content) for path, content in FILES.items() if content}
+
+
+def test_a_wrong_content_under_the_right_name(hub: HubUpstream, tmp_path: Path) -> None:
+    """A stored file that has the name of a content, and other bytes, is not served as that content."""
+    hub.commit("team/m", {"a": b"right"})
+    root = tmp_path / "r"
+    with running_server(root, upstream_url=hub.url) as server:
+        assert _read(server, "a") == b"right"
+        eventually(lambda: bool(list(root.glob("upstream/contents/[!.]*"))))
+        (content,) = root.glob("upstream/contents/[!.]*")
+    shutil.rmtree(root / "upstream")
+
+    async def planted() -> None:
+        store, index = await open_backend(root)
+        repository = LocalRepository(store, index, location=str(root), namespace=NAMESPACE)
+        (tmp_path / "wrong").write_bytes(b"wrong")
+        await push(repository, tmp_path / "wrong", name=f"upstream-{content.name}")
+        await index.close()
+        await store.close()
+
+    asyncio.run(planted())
+    with running_server(root, upstream_url=hub.url) as server:
+        assert _read(server, "a") == b"right"
+    assert hub.sent == {"a": 2 * len(b"right")}
