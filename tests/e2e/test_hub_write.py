@@ -207,6 +207,8 @@ def test_several_operations_on_one_path(repository: HubRepository) -> None:
     assert b"three" == repository.read("a.txt")
     repository.committed(put_file("d/x", b"x"), line("deletedFolder", path="d"), put_file("d/y", b"y"))
     assert ["a.txt", "d/y"] == repository.files()
+    repository.committed(line("deletedFolder", path="d"), put_file("d", b"a file"))
+    assert ["a.txt", "d"] == repository.files()
 
 
 def test_the_same_content_makes_no_commit(repository: HubRepository) -> None:

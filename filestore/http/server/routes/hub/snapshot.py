@@ -86,10 +86,16 @@ class Snapshot:
             if not folder and after is None:
                 yield self._single
             return
-        for stored in self.opened.tree.entries(folder, recursive=recursive, after=after):
+        real = self.opened.find(folder)
+        if real is None:
+            return
+        # The folder may be a link, or be reached through one.
+        inside, shown = (f"{path}/" if path else "" for path in (real.path, folder))
+        after = None if after is None else inside + after.removeprefix(shown)
+        for stored in self.opened.tree.entries(real.path, recursive=recursive, after=after):
             found = self.opened.find(stored.path) if stored.kind is EntryKind.LINK else stored
             if found is not None:
-                yield self._entry(stored.path, found)
+                yield self._entry(shown + stored.path.removeprefix(inside), found)
 
     def _entry(self, path: str, stored: StoredEntry) -> Entry:
         digests = None if self.opened is None else self.opened.digests_of(stored)
