@@ -91,6 +91,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             "To push a file, type in another terminal:",
             *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, root)),
             "  filestore push model.safetensors",
+            *hub_lines(settings, url, made),
             "",
             f"listening on {url}",
             otherwise=NOT_SERVED,
@@ -245,6 +246,14 @@ def client_lines(settings: Settings, url: str, *, variable: str, access_line: st
         if certificate.is_self_signed:
             trust = [f"  export SSL_CERT_FILE={shlex.quote(str(files.cert))}  # a copy of it on each client: it signs itself"]
     return [f"  export {variable}={settings.public_url or reachable(url, names)}", f"  {access_line}", *trust]
+
+
+def hub_lines(settings: Settings, url: str, token: str | None) -> list[str]:
+    """Return what a user of the tools of the Hugging Face Hub types first. `token` is None if it is not shown."""
+    access = "# export HF_TOKEN=...  (the same token)" if token is None else f"export HF_TOKEN={token}"
+    # Whom to trust was said before, for all clients.
+    endpoint, access, *_ = client_lines(settings, url, variable="HF_ENDPOINT", access_line=access)
+    return ["", "For the tools of the Hugging Face Hub:", endpoint, access]
 
 
 def check_listening(settings: Settings) -> None:

@@ -411,7 +411,7 @@ async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
             context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
         place, location = context.place(repository), repository.location
         if reference.entry_path:
-            fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference.entry_path)
+            fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference)
             return Done(record, fetched, file_count, place, location)
         if wanted.is_tree(record):
             unpacked = await _fetch_tree(context, repository, record, wanted)
@@ -429,7 +429,7 @@ async def _fetch_file(context: CommandContext, repository: Repository, record: R
 
 
 async def _fetch_entry(
-    context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest, path: str
+    context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest, reference: Reference
 ) -> tuple[FetchResult | FetchTreeResult, int | None]:
     """Fetch one file or folder of a directory. Return the result, and how many files a folder has."""
     from filestore.transfer.fetch import fetch_entry  # heavy
@@ -437,8 +437,8 @@ async def _fetch_entry(
     from filestore.transfer.fetch_tree import fetch_entry_tree  # heavy
     from filestore.transfer.stored_tree import EntryKind  # heavy
 
-    name = path.rpartition("/")[2]
-    found = await find_entry(repository, record, path, limits=context.settings.zip_limits)
+    found = await find_entry(repository, record, reference, limits=context.settings.zip_limits)
+    name = found.entry.path.rpartition("/")[2]
     async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
         if found.entry.kind is not EntryKind.FOLDER:
             target = target_path(wanted, name)

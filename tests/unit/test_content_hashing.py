@@ -186,13 +186,14 @@ class _Unseekable(io.RawIOBase):
         return self._file.write(data)  # type: ignore[arg-type]
 
 
-async def test_ten_thousand_small_files(repository: LocalRepository) -> None:
+@pytest.mark.parametrize("is_deflated", [False, True])
+async def test_ten_thousand_small_files(repository: LocalRepository, *, is_deflated: bool) -> None:
     """They are read in the order of their data: each chunk once, and not once for each file."""
     contents = [b"%d" % number for number in range(10_000)]
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for content in contents:
-            archive.writestr(content.decode(), content)
+            archive.writestr(content.decode(), content, zipfile.ZIP_DEFLATED if is_deflated else zipfile.ZIP_STORED)
     tree = await StoredTree.open(repository, (await stored(repository, file.getvalue(), chunk_size=100_000)).digest)
     watched = WatchedRepository(repository)
     packed, _ = await hashed(watched, tree)

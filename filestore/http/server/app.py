@@ -333,9 +333,15 @@ class RequestAuthenticator:
                     access = await self._access(request, route)
                     self._quotas.count(request, self._quotas.limits(access))
                 except FilestoreError as error:
+                    answer = problem(request, error)
+
+                    async def refused(_: web.Request) -> web.StreamResponse:
+                        return answer
+
                     # No handler runs, and no middleware.
                     with self.recorded(request):
-                        return await self.finish(request, problem(request, error))
+                        told = refused if route.dialect is None else route.dialect(refused)
+                        return await self.finish(request, await told(request))
                 (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # RFC 9110, section 10.1.1: other expectations may be ignored.
             return None
