@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -294,6 +295,27 @@ async def test_a_question_to_another_process_is_answered(world: World, tmp_path:
     assert await world.known(due) is None
     assert await world.digest_pass.work()
     assert await world.expected(due) == await world.known(due)
+
+
+async def test_without_work_no_lock_is_taken(world: World, tmp_path: Path) -> None:
+    """Names without an owner change nothing in the folder, and need not be looked at twice."""
+    await pushed(world.repository, tmp_path / "tree", TREE, name="plain")
+    looks = 0
+
+    class Waking(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                running.cancel()
+            return True
+
+    world.digest_pass._woken = Waking()
+    running = asyncio.create_task(world.digest_pass.run())
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [] == list(tmp_path.glob("*.lock"))
+    assert await world.index.task_state(N, TASK) is None
 
 
 async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_path: Path) -> None:

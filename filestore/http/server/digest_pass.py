@@ -96,6 +96,11 @@ class _Place:
     """Whether something was computed or failed since."""
     failed: dict[Digest, None] = field(default_factory=dict)
 
+    @property
+    def must_be_kept(self) -> bool:
+        """Whether the index should have it."""
+        return self.is_changed or self.seen_count >= _KEEP_COUNT
+
     def take_over(self, state: dict[str, Any] | None) -> None:
         """Take the state in the index, which another process may have written. One that is not valid is the same as none."""
         try:
@@ -168,6 +173,8 @@ class DigestPass:
             is_woken = await self._wait(seconds * random.uniform(0.5, 1))  # noqa: S311  # so that processes do not meet
             seconds = LOOK_SECONDS
             try:
+                if not await self._has_work():
+                    continue
                 async with self._index.try_lock(TASK) as is_ours:
                     is_over = await self.work() if is_ours else not is_woken
                 if not is_ours and self._queue.has_wanted:
@@ -199,13 +206,9 @@ class DigestPass:
         """
         ends_at = self._clock() + TURN_SECONDS
         self._is_due_ours = True
-        if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
-            self._taken_over_at = self._clock()
-            for namespace in await self._index.newest_positions():
-                await self._take_over(namespace)
+        await self._take_over_all()
         while True:
             if self._woken.is_set() or not self._queue.has_due:
-                self._woken.clear()
                 await self._look()
             note(Gauge.DIGESTS_WAITING, value=len(self._queue))
             if not await self._compute_next() and await self._end_places():
@@ -236,6 +239,18 @@ class DigestPass:
             raise
         return True
 
+    async def _has_work(self) -> bool:
+        """Return whether there is something to do, for which the lock is needed."""
+        await self._take_over_all()
+        await self._look()
+        return len(self._queue) > 0 or any(place.must_be_kept for place in self._places.values())
+
+    async def _take_over_all(self) -> None:
+        if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
+            self._taken_over_at = self._clock()
+            for namespace in await self._index.newest_positions():
+                await self._take_over(namespace)
+
     async def _take_over(self, namespace: str) -> None:
         """Take the state that the index has of a namespace. What has failed is due again after some time."""
         place = self._places.setdefault(namespace, _Place())
@@ -244,6 +259,7 @@ class DigestPass:
 
     async def _look(self) -> None:
         """Look for what was stored since the last look."""
+        self._woken.clear()
         for namespace, newest in (await self._index.newest_positions()).items():
             place = self._places.setdefault(namespace, _Place())
             while place.seen < newest and (page := await self._index.records_after(namespace, place.seen, limit=_PAGE)):
@@ -272,7 +288,7 @@ class DigestPass:
                 place.seen, place.has_more, is_over = place.done, False, False
                 continue
             place.done = place.seen
-            if place.is_changed or place.seen_count >= _KEEP_COUNT:
+            if place.must_be_kept:
                 async with self._index.transaction() as transaction:
                     await transaction.set_task_state(namespace, TASK, place.as_json())
                 place.is_changed, place.seen_count = False, 0
@@ -343,7 +359,6 @@ class DigestPass:
             ((namespace, began),) = self._under_way
             is_long = self._is_due_ours and self._clock() >= began + LONG_SECONDS
             if is_long:
-                self._woken.clear()
                 await self._look()
             if is_long or self._queue.has_wanted:
                 await self._compute_next(not_in=namespace)
