@@ -195,6 +195,30 @@ async def test_a_tree_that_nobody_can_unpack(world: World, caplog: pytest.LogCap
     assert 2 == len(caplog.records)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [Forged("bomb", bytes(300 * MIB), deflated=True)],
+        [Forged("more", bytes(MIB), deflated=True, size=1000)],
+        [Forged("less", bytes(1000), deflated=True, size=2000)],
+        [Forged("a", b"content"), Forged("b", b"other", offset=0)],
+        [Forged("a", b"content", local={"crc": 1}), Forged("../b", b"x")],
+    ],
+    ids=["a bomb", "more than it states", "less than it states", "entries in the same place", "a path that escapes"],
+)
+async def test_a_hostile_tree(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, entries: list[Forged]) -> None:
+    """It is refused, without more memory than its limits permit, and the next tree is done."""
+    good = await pushed(world.repository, tmp_path / "good", {"a": b"a"}, name="team/good")
+    kept = await stored(world.repository, forged(entries))
+    bad = await world.repository.commit(await world.repository.manifest(kept.digest), name="team/bad", kind=Kind.DIRECTORY)
+    with peak_growth(os.getpid()) as growth:
+        assert await world.digest_pass.work()
+        assert growth() < 48 * MIB
+    assert (None, await world.expected(good)) == (await world.known(bad), await world.known(good))
+    assert 1 == caplog.text.count("'team/bad'")
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_fault_of_our_own(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged, and the others are done."""
     good = await pushed(world.repository, tmp_path / "good", {"a": b"a"}, name="team/good")
