@@ -28,9 +28,9 @@ from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, FilestoreError, InvalidArchive, InvalidDigest, LimitExceeded, NotAnArchive, StorageFull
-from filestore.format.zip.read import ZipLimits
 from filestore.http.server.digest_queue import DigestQueue, Due
 from filestore.http.server.request_record import RequestRecord
+from filestore.http.server.stored_trees import SERVED_TREES
 from filestore.repository.index.protocol import ContentDigests, Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
@@ -74,8 +74,6 @@ FAILED_LIMIT = 1000
 """The most contents of a namespace that are tried again after a failure."""
 REFUSED_LIMIT = 10_000
 """The most contents whose failures a process remembers."""
-HASHED_TREES = ZipLimits(entries=200_000, directory_size=32 << 20)
-"""The largest trees whose digests are computed. While one is opened, it takes 1 KB of memory for each member."""
 _PAGE = 1000
 _KEEP_COUNT = 500
 """The place is kept in the index after so many records that need nothing, and whenever something was computed."""
@@ -332,7 +330,7 @@ class DigestPass:
 
     async def _compute_tree(self, namespace: str, digest: Digest) -> None:
         repository = self._repository(namespace)
-        hashing = TreeHashing(repository, await StoredTree.open(repository, digest, limits=HASHED_TREES), pause=self._pause)
+        hashing = TreeHashing(repository, await StoredTree.open(repository, digest, limits=SERVED_TREES), pause=self._pause)
         large = await hashing.large_files()
         rows = await self._index.content_digests(namespace, [file.digest for file in large])
         known = {row.digest: FileDigests(row.sha256, row.blob_id) for row in rows.values()}
