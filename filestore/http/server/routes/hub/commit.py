@@ -6,6 +6,7 @@ meanwhile is not lost: the operations are applied to its tree, or refused if the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -46,7 +47,9 @@ ATTEMPTS = 10
 """How often the operations are applied to the newest tree, if other commits are made meanwhile."""
 SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
-_FOUND_COMMITS = 20
+LARGE_TREE = 20_000
+"""Entries of a tree that is edited while no other tree of this size is, in one process. Each entry takes about 1 KB."""
+_PAGE = 100
 
 
 async def create_commit(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -70,6 +73,9 @@ async def create_commit(context: RequestContext, repository: LocalRepository) ->
     context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
     url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
     return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
+
+
+LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
 
 
 class _Branch(NamedTuple):
@@ -142,6 +148,9 @@ class _Committer:
         async with AsyncExitStack() as stack:
             old = await self._tree(head, stack)
             operations = await self._edits(head, old, stack)
+            if len(operations) + (0 if old is None else len(old.members)) > LARGE_TREE:
+                lock = self._context.request.app[LARGE_EDITS]
+                await stack.enter_async_context(lock)
             size_limit = self._context.upload_limit
             edit = TreeEdit(self._repository, old, operations, name=self._hub.name, size_limit=size_limit, limits=SERVED_TREES)
             return await edit.store()
@@ -213,10 +222,16 @@ class _Committer:
             log_failure(f"digests of {tree} are not noted", error)
 
     async def _made(self, record: Record, head: Commit) -> Commit:
-        """Return the commit that stored a record. Others may have been made since."""
-        history = await self._repository.history(self._hub.name, revision=self._branch, limit=_FOUND_COMMITS)
-        made = [each for each in history if each.digest == record.digest and each.parent == head.id]
-        return made[-1] if made else history[0]
+        """Return the commit that stored a record, or `head` if it stored the same one. Others may have been made since."""
+        before: int | None = None
+        while True:
+            page = await self._repository.history(self._hub.name, revision=self._branch, limit=_PAGE, before=before)
+            for commit in page:
+                if commit.parent == head.id and commit.file_id == record.id:
+                    return commit
+            if not page or page[-1].number <= head.number:
+                return head
+            before = page[-1].number
 
 
 class _Merged:
