@@ -81,6 +81,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             context.show({}, *words, otherwise=NOT_SERVED)
 
     check_listening(settings)
+    _check_token(settings.token)
     warn_if_short(settings.token)
 
     def announce(url: str) -> None:
@@ -313,6 +314,18 @@ async def _prepared(index: Index, *, given: Mapping[Digest, str], with_token: bo
     if given:
         await _note_given(index, given)
     return await _first_token(index) if with_token else None
+
+
+def _check_token(token: str | None) -> None:
+    """Refuse a token whose end would be taken for a token of the upstream. Raises InvalidSetting."""
+    from filestore.http.server.auth import split_token  # heavy
+
+    if token is not None and split_token(token)[1] is not None:
+        raise InvalidSetting(
+            "the token of this server",
+            "it ends as a token of an upstream does that follows one (~hf_...); give another one, "
+            "such as the output of `openssl rand -hex 32`",
+        )
 
 
 async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
