@@ -506,6 +506,7 @@ class OwnerTaken(FilestoreError):
     slug = "owner-taken"
     facts = ("owner",)
     sentence = "the owner {owner!r} belongs to another namespace of this repository; choose another owner"
+    hint = "show-owners"
 
 
 class LimitExceeded(FilestoreError):

@@ -80,7 +80,7 @@ async def _found(context: CommandContext, repository: Repository, reference: Ref
     from filestore.transfer.fetch_entry import find_entry  # heavy
 
     record = await record_of(repository, reference.without_entry)
-    return record, await find_entry(repository, record, reference.entry_path or "", limits=context.settings.zip_limits)
+    return record, await find_entry(repository, record, reference, limits=context.settings.zip_limits)
 
 
 def _as_json(entry: StoredEntry) -> dict[str, Any]:

@@ -41,6 +41,7 @@ HINTS = {
     "repair-index": "`filestore restore` does it from a backup; without one, move the file away if it is damaged, and "
     "`filestore check --repair` finds the content again, but no names and tokens",
     "replace": "--force does that",
+    "show-owners": "on the machine of the repository, `filestore owner ls` shows which namespace has it",
     "start-server": "`filestore serve` starts one",
     "store-folder": "`pipeline create file -r` and `filestore push` store a folder with its folders",
     "symlinks-follow": "`--symlinks follow` and --exclude do that",

@@ -61,7 +61,7 @@ def log(context: CommandContext, reference: str, limit: int | None) -> None:
     async def run() -> None:
         wanted = NamedRevision.parse(reference)
         async with context.repository(read_only=True) as repository:
-            async with _explaining(repository, wanted):
+            async with explaining(repository, wanted):
                 first = await repository.find_commit(*wanted)
             labels = await labels_by_commit(repository, wanted.name)
             found = [commit async for commit in commits_from(repository, wanted.name, first, limit=limit)]
@@ -134,7 +134,7 @@ def label_words(labels: Iterable[str]) -> str:
 
 async def _list_labels(context: CommandContext, name: str) -> None:
     async with context.repository(read_only=True) as repository:
-        async with _explaining(repository, NamedRevision(name, None)):
+        async with explaining(repository, NamedRevision(name, None)):
             head = await repository.find_commit(name)
         labels = await repository.labels(name)
         shown = [Label(MAIN, LabelKind.BRANCH, head.id, head.created_at), *labels]
@@ -154,7 +154,7 @@ async def _list_labels(context: CommandContext, name: str) -> None:
 
 async def _set_label(context: CommandContext, wanted: NamedRevision, label: str, *, kind: LabelKind, force: bool) -> None:
     async with context.repository() as repository:
-        async with _explaining(repository, wanted):
+        async with explaining(repository, wanted):
             made = await repository.set_label(wanted.name, label, kind=kind, revision=wanted.revision, force=force)
         _audit(context, "set-label", wanted.name, made)
         context.show(
@@ -166,7 +166,7 @@ async def _set_label(context: CommandContext, wanted: NamedRevision, label: str,
 
 async def _remove_label(context: CommandContext, name: str, label: str) -> None:
     async with context.repository() as repository:
-        async with _explaining(repository, NamedRevision(name, None)):
+        async with explaining(repository, NamedRevision(name, None)):
             removed = await repository.remove_label(name, label)
         _audit(context, "remove-label", name, removed)
         context.show(
@@ -177,7 +177,7 @@ async def _remove_label(context: CommandContext, name: str, label: str) -> None:
 
 
 @asynccontextmanager
-async def _explaining(repository: Repository, wanted: NamedRevision) -> AsyncIterator[None]:
+async def explaining(repository: Repository, wanted: NamedRevision) -> AsyncIterator[None]:
     """Say for a failure of the block what the user may have meant. Raises ClickException."""
     try:
         yield

@@ -31,6 +31,7 @@ _COMMANDS = {
     "log": "history:log",
     "ls": "records:ls",
     "namespace": "namespaces:namespace",
+    "owner": "owners:owner",
     "push": "transfer:push",
     "quota": "quota:quota",
     "restore": "backup:restore",

@@ -19,27 +19,34 @@ from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
 from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, minute, table
+from filestore_cli.versions import list_versions
 
 _PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
-@click.argument("reference", metavar="[ID|DIGEST|NAME[@REV][:FOLDER]]", required=False)
+@click.argument("reference", metavar="[NAME|REFERENCE[:FOLDER]]", required=False)
 @click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @click.option("--recursive", "-r", is_flag=True, help="Also list what is in the folders of a directory.")
 @takes("url", "token")
 def ls(context: CommandContext, reference: str | None, limit: int | None, *, recursive: bool) -> None:
-    """List the stored files and directories, the newest first, or what is in one directory.
+    """List the stored files and directories, the newest first.
 
-    What is in a directory is read from its list of entries: its files are not fetched.
+    With a name alone, list the versions of this name. With NAME:, NAME@REV, an id or a digest, list what is in that
+    directory, or in a FOLDER of it. This is read from its list of entries: its files are not fetched.
     """
-    if reference is None and recursive:
-        raise click.UsageError("--recursive is for what is in a directory; give its name")
+    wanted = None if reference is None else Reference.parse(reference)
+    lists_versions = wanted is not None and _is_name_alone(wanted)
+    if recursive and (wanted is None or lists_versions):
+        raise click.UsageError("--recursive is for what is in a directory; give its name with a ':' after it")
+    if reference is not None and lists_versions:
+        run_to_end(list_versions(context, reference, limit))
+        return
 
     async def run() -> None:
         async with context.repository(read_only=True) as repository:
-            if reference is not None:
-                await show_entries(context, repository, Reference.parse(reference), limit=limit, recursive=recursive)
+            if wanted is not None:
+                await show_entries(context, repository, wanted, limit=limit, recursive=recursive)
                 return
             count = size = 0
             before = '{"files": ['
@@ -75,6 +82,12 @@ def info(context: CommandContext, reference: str) -> None:
             _show_record(context, repository, record, warning=await _warning(repository, record))
 
     run_to_end(run())
+
+
+def _is_name_alone(reference: Reference) -> bool:
+    """Return whether a reference means a name with all of its versions, and not one state of it."""
+    is_name = reference.name is not None and reference.digest is None
+    return is_name and reference.revision is None and reference.entry_path is None
 
 
 async def _pages(repository: Repository, limit: int | None) -> AsyncIterator[list[Record]]:

@@ -81,6 +81,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             context.show({}, *words, otherwise=NOT_SERVED)
 
     check_listening(settings)
+    _check_token(settings.token)
     warn_if_short(settings.token)
 
     def announce(url: str) -> None:
@@ -91,6 +92,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             "To push a file, type in another terminal:",
             *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, root)),
             "  filestore push model.safetensors",
+            *hub_lines(settings, url, made),
             "",
             f"listening on {url}",
             otherwise=NOT_SERVED,
@@ -247,6 +249,14 @@ def client_lines(settings: Settings, url: str, *, variable: str, access_line: st
     return [f"  export {variable}={settings.public_url or reachable(url, names)}", f"  {access_line}", *trust]
 
 
+def hub_lines(settings: Settings, url: str, token: str | None) -> list[str]:
+    """Return what a user of the tools of the Hugging Face Hub types first. `token` is None if it is not shown."""
+    access = "# export HF_TOKEN=...  (the same token)" if token is None else f"export HF_TOKEN={token}"
+    # Whom to trust was said before, for all clients.
+    endpoint, access, *_ = client_lines(settings, url, variable="HF_ENDPOINT", access_line=access)
+    return ["", "For the tools of the Hugging Face Hub:", endpoint, access]
+
+
 def check_listening(settings: Settings) -> None:
     """Refuse to speak plain HTTP with other machines, unless the user permits it. Then only warn.
 
@@ -304,6 +314,18 @@ async def _prepared(index: Index, *, given: Mapping[Digest, str], with_token: bo
     if given:
         await _note_given(index, given)
     return await _first_token(index) if with_token else None
+
+
+def _check_token(token: str | None) -> None:
+    """Refuse a token whose end would be taken for a token of the upstream. Raises InvalidSetting."""
+    from filestore.http.server.auth import split_token  # heavy
+
+    if token is not None and split_token(token)[1] is not None:
+        raise InvalidSetting(
+            "the token of this server",
+            "it ends as a token of an upstream does that follows one (~hf_...); give another one, "
+            "such as the output of `openssl rand -hex 32`",
+        )
 
 
 async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:

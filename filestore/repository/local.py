@@ -411,8 +411,9 @@ class LocalRepository:
         )
 
     async def owners(self) -> list[str]:
-        """Return the owners of names that belong to the namespace."""
-        return [owner for owner, namespace in await self._index.owners() if namespace == self._namespace]
+        """Return the owners of names that belong to the namespace, those that names seen here may have."""
+        owners = [owner for owner, namespace in await self._index.owners() if namespace == self._namespace]
+        return [owner for owner in owners if self.sees(f"{owner}/") or self.prefix.startswith(f"{owner}/")]
 
     async def content_digests(self, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
         """Return the secondary digests of stored contents, as far as they are known."""

@@ -108,10 +108,10 @@ async def fetch(
     where a server refuses or cannot be reached.
     """
     path = given_path(target)
-    record, entry_path = await find_wanted(repository, wanted)
-    if entry_path is None:
+    record, reference = await find_wanted(repository, wanted)
+    if reference.entry_path is None:
         return await fetch_record(repository, record, target=path, force=force, report=report)
-    found = await find_entry(repository, record, entry_path)
+    found = await find_entry(repository, record, reference)
     return await fetch_entry(repository, record, found, target=path, force=force, report=report)
 
 

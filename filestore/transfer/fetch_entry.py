@@ -18,6 +18,7 @@ from filestore.core.digest import Buffer, Digest, chunk_digest, manifest_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Record
+from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidReference, NotAnArchive
 from filestore.format.chunking.chunker import Chunker
 from filestore.format.zip.read import DEFAULT_LIMITS, End, Member, ZipLimits
@@ -59,34 +60,35 @@ class ReadContent(NamedTuple):
     bytes_received: int
 
 
-async def find_wanted(repository: Repository, wanted: Wanted) -> tuple[Record, str | None]:
-    """Return the record that `wanted` names, and the path of an entry that follows it in the reference.
+async def find_wanted(repository: Repository, wanted: Wanted) -> tuple[Record, Reference]:
+    """Return the record that `wanted` names, and its reference, in which the path of an entry may follow.
 
     A `Record` is returned unchanged, without a request to the repository. Raises InvalidReference, NotFound, TransferError.
     """
     repository = checked_repository(repository)
-    if isinstance(wanted, Record):
-        return wanted, None
     reference = reference_of(wanted)
-    return await repository.record(reference.without_entry), reference.entry_path
+    return wanted if isinstance(wanted, Record) else await repository.record(reference.without_entry), reference
 
 
-async def find_entry(repository: Repository, record: Record, path: str, *, limits: ZipLimits = DEFAULT_LIMITS) -> FoundEntry:
-    """Return the entry at `path` of the stored directory or zip file of `record`.
+async def find_entry(
+    repository: Repository, record: Record, reference: Reference, *, limits: ZipLimits = DEFAULT_LIMITS
+) -> FoundEntry:
+    """Return the entry that `reference` names in the stored directory or zip file of `record`.
+
+    Without a path in the reference, that is the tree itself.
 
     Raises EntryNotFound; InvalidReference if the record is a file of another kind; InvalidArchive, LimitExceeded, NotFound,
     DamagedChunk, ChunksMissing, StorageError, TransferError.
     """
-    reference = record.full_name
+    path, directory = reference.entry_path or "", str(reference.without_entry)
     try:
         tree = await StoredTree.open(repository, record.digest, name=record.name, limits=limits)
     except NotAnArchive:
-        reason = "it is a single file and not a directory, so no path can follow it"
-        raise InvalidReference(f"{reference}:{path}", reason) from None
+        raise InvalidReference(str(reference), "it is a single file and not a directory, so it has no entries") from None
     entry = tree.entry(path)
     if entry is None:
-        raise EntryNotFound(reference, for_display(path))
-    return FoundEntry(reference, tree, entry)
+        raise EntryNotFound(directory, for_display(path))
+    return FoundEntry(directory, tree, entry)
 
 
 async def checked_kind(repository: Repository, found: FoundEntry, kind: EntryKind) -> None:

@@ -126,10 +126,10 @@ async def fetch_tree(
     Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, for zip files.
     """
     path = given_path(target)
-    record, entry_path = await find_wanted(repository, wanted)
-    if not entry_path:
+    record, reference = await find_wanted(repository, wanted)
+    if not reference.entry_path:
         return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
-    found = await find_entry(repository, record, entry_path, limits=limits)
+    found = await find_entry(repository, record, reference, limits=limits)
     return await fetch_entry_tree(repository, record, found, target=path, force=force, report=report)
 
 

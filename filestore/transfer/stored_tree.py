@@ -242,12 +242,13 @@ async def read_entry(
         raise NotFound(entry.path)
     member = tree.members[entry.member_number]
     stop = member.size if stop is None else min(stop, member.size)
+    start = min(start, stop)
     reader = _ChunkReader(repository, tree, moved)
     extent = entry.extent or check_local_header(member, await reader.all_of(range(member.start, member.start + member.head_size)))
     if entry.is_deflated:
         pieces = _inflated(reader, member, extent, start, stop)
     else:
-        wanted = range(extent.start + start, extent.start + max(start, stop))
+        wanted = range(extent.start + start, extent.start + stop)
         pieces = _checked(reader, member, wanted) if len(wanted) == member.size else reader.pieces(wanted)
     async with aclosing(pieces):
         async for piece in pieces:

@@ -18,8 +18,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 from aiohttp import web
 
 from filestore.core.records import parse_json
-from filestore.errors import EntryNotFound, InvalidInput, UpstreamFailed, UpstreamGated
+from filestore.errors import DamagedChunk, EntryNotFound, InvalidInput, NotFound, UpstreamFailed, UpstreamGated
 from filestore.http import wire
+from filestore.http.server.auth import upstream_token
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.context import RequestContext
@@ -35,7 +36,9 @@ from filestore.upstream.listing import Listing, UpstreamFile
 from filestore.upstream.upstream import MAIN, Upstream, UpstreamRevision
 
 TOKEN_HEADER = "X-Upstream-Authorization"  # noqa: S105  # no token
-"""The header with the caller's token at the upstream. The token of this server, in Authorization, is never sent there."""
+"""The header with the caller's token at the upstream. Without it, that token may follow the one of this server in Authorization,
+as in `TOKEN~hf_...`. The token of this server itself is never sent there.
+"""
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
 """The last bytes of an answer, which wait until the whole file is verified."""
@@ -151,7 +154,7 @@ class Answers:
         response: web.StreamResponse,
     ) -> web.StreamResponse:
         stored = await self._upstream.contents.find(wanted)
-        if stored is None and self._upstream.is_offline:
+        if stored is None and self._upstream.is_offline and not await self._upstream.contents.has_arrived(wanted):
             raise EntryNotFound(wanted.name, wanted.path)
         if stored is None:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)
@@ -170,12 +173,24 @@ class Answers:
             stored = await self._upstream.contents.find(wanted)
         if stored is None:
             raise UpstreamFailed(wanted.name, f"{wanted.path!r} was removed again, because others needed its space")
-        return await self._send_stored(context, stored, part, response)
+        return await self._send_stored(context, wanted, stored, part, response)
 
     async def _send_stored(
-        self, context: RequestContext, stored: StoredContent, part: range, response: web.StreamResponse
+        self,
+        context: RequestContext,
+        wanted: WantedContent,
+        stored: StoredContent,
+        part: range,
+        response: web.StreamResponse,
     ) -> web.StreamResponse:
-        return await send_stored(context, self._upstream.contents.repository, stored.digest, part, response)
+        contents = self._upstream.contents
+        try:
+            async with contents.using(wanted):
+                return await send_stored(context, contents.repository, stored.digest, part, response)
+        except (DamagedChunk, NotFound):
+            # The upstream still has it: the next request fetches it again.
+            await contents.forget(wanted)
+            raise
 
 
 class _Arriving:
@@ -241,7 +256,7 @@ def _token(request: web.Request) -> str | None:
     """Return the caller's token at the upstream. Raises InvalidInput if the header is malformed."""
     header = request.headers.get(TOKEN_HEADER)
     if header is None:
-        return None
+        return upstream_token(request.headers.get("Authorization"))
     kind, _, token = header.partition(" ")
     token = token.strip()
     if kind.lower() != "bearer" or not token.isascii() or not token.isprintable() or " " in token or len(token) > _TOKEN_LIMIT:

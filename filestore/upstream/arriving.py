@@ -174,6 +174,15 @@ class ArrivingReader:
             self._descriptor = -1
 
 
+def digest_of(path: Path, expected: UpstreamFile) -> str:
+    """Return the digest of a file, of the kind that the upstream states for it. Blocks. Raises StorageError."""
+    found = _hash_for(expected)
+    with storage_errors(path), path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
 def _hash_for(expected: UpstreamFile) -> _Hash:
     if expected.sha256 is not None:
         return hashlib.sha256()

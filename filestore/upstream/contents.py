@@ -18,8 +18,8 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +27,9 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from filestore.core.digest import Digest
-from filestore.core.records import checked_file_id
+from filestore.core.records import Record, checked_file_id
 from filestore.core.references import Reference
+from filestore.download.download import PARTIAL_NAME
 from filestore.errors import Busy, FilestoreError, LimitExceeded, NotFound, UpstreamFailed
 from filestore.http.server.errors import log_failure
 from filestore.repository.local import LocalRepository
@@ -36,14 +37,16 @@ from filestore.system.files import remove_if_possible, storage_errors, write_dur
 from filestore.system.locks import FileLock
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_json
-from filestore.system.threads import in_disk_thread, shield_until_done
+from filestore.system.threads import in_disk_thread, shield_until_done, work_beside
+from filestore.transfer.fetch import fetch_record
 from filestore.transfer.push import push
-from filestore.upstream.arriving import ArrivingFile, ArrivingReader
+from filestore.upstream.arriving import ArrivingFile, ArrivingReader, digest_of
 from filestore.upstream.hub import Hub, Refused
 from filestore.upstream.listing import UpstreamFile
 
 NAMESPACE = "hub-upstream"
 """The namespace of the contents of the upstream."""
+USE_SECONDS = 30.0
 _DOWNLOADS = 8
 """The most contents that one process downloads at the same time."""
 _WAITING = 4096
@@ -79,12 +82,15 @@ class StoredContent(NamedTuple):
 class Contents:
     """The contents of the upstream's files. Make one in each process; use it in one event loop."""
 
-    def __init__(self, folder: Path, repository: LocalRepository, hub: Hub, *, size_limit: int | None) -> None:
-        """Keep them in `repository`, whose namespace is theirs alone."""
+    def __init__(
+        self, folder: Path, repository: LocalRepository, hub: Hub, *, size_limit: int | None, use_seconds: float = USE_SECONDS
+    ) -> None:
+        """Keep them in `repository`, whose namespace is theirs alone. A use that lasts is noted every `use_seconds`."""
         self._folder = folder
         self.repository = repository
         self._hub = hub
         self._size_limit = size_limit
+        self._use_seconds = use_seconds
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
         self._pushes = asyncio.Semaphore(1)
@@ -112,6 +118,20 @@ class Contents:
             task.add_done_callback(partial(self._ended, wanted.id))
         return task
 
+    @asynccontextmanager
+    async def using(self, wanted: WantedContent) -> AsyncIterator[None]:
+        """Count a content as used for as long as the block takes, so that others are removed before it."""
+        async with work_beside(self._note_uses(wanted.id)):
+            yield
+
+    async def has_arrived(self, wanted: WantedContent) -> bool:
+        """Return whether all bytes of a content are here, although it may not be verified and stored."""
+        return await in_disk_thread(_size_of, self._incoming(wanted.id) / PARTIAL_NAME) == wanted.file.size
+
+    async def forget(self, wanted: WantedContent) -> None:
+        """Remove a content that is damaged, unless a process fetches it."""
+        await self._remove(wanted.id)
+
     def reader(self, wanted: WantedContent) -> ArrivingReader:
         """Return what reads a content while it arrives. The caller closes it."""
         return ArrivingReader(self._incoming(wanted.id))
@@ -122,6 +142,11 @@ class Contents:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _note_uses(self, content_id: str) -> None:
+        while True:
+            await asyncio.sleep(self._use_seconds)
+            await in_disk_thread(self._used, content_id)
 
     def _ended(self, content_id: str, task: asyncio.Task[None]) -> None:
         del self._fetches[content_id]
@@ -139,6 +164,9 @@ class Contents:
                 return
             staging = ArrivingFile(self._incoming(wanted.id), wanted.file)
             async with self._downloads:
+                await self._make_room(wanted)
+                if await self._recall(wanted):
+                    return
                 await self._arrive(wanted, staging, token)
             async with self._pushes:
                 # If the server stops meanwhile, the verified file stays, and the next fetch stores it.
@@ -146,7 +174,6 @@ class Contents:
 
     async def _arrive(self, wanted: WantedContent, staging: ArrivingFile, token: str | None) -> None:
         """Download what is missing, and verify the whole."""
-        await self._make_room(wanted)
         try:
             await in_disk_thread(_open, staging)
             await in_disk_thread(staging.hash_rest)
@@ -173,11 +200,42 @@ class Contents:
         )
         raise UpstreamFailed(wanted.name, reason)
 
+    async def _recall(self, wanted: WantedContent) -> bool:
+        """Note a content that is stored, although nothing says so, as after the restore of a backup. Return whether there is one.
+
+        Its name proves nothing, so all its bytes are verified.
+        """
+        folder = self._incoming(wanted.id)
+        copy = folder / "recalled"
+        try:
+            record = await self.repository.record(Reference(name=_name(wanted.id)))
+            if record.size != wanted.file.size:
+                return False
+            await in_disk_thread(_announce, folder)
+            await in_disk_thread(remove_if_possible, copy)
+            async with self.repository.space_for(record.size, place=folder):
+                await fetch_record(self.repository, record, target=copy)
+            found = await in_disk_thread(digest_of, copy, wanted.file)
+        except NotFound:
+            return False
+        except FilestoreError as error:
+            log_failure(f"the stored content {wanted.id} of the upstream cannot be read", error, level=logging.WARNING)
+            return False
+        finally:
+            await shield_until_done(in_disk_thread(remove_if_possible, copy))
+        if found == wanted.file.tag:
+            await self._note(wanted, record)
+        return found == wanted.file.tag
+
     async def _store(self, wanted: WantedContent, staging: ArrivingFile) -> None:
-        pushed = await push(self.repository, staging.path, name=f"upstream-{wanted.id}")
-        values = {"digest": str(pushed.record.digest), "record": pushed.record.id}
+        pushed = await push(self.repository, staging.path, name=_name(wanted.id))
+        await self._note(wanted, pushed.record)
+
+    async def _note(self, wanted: WantedContent, record: Record) -> None:
+        """Note where a content is stored, which has no need of its folder any more."""
+        values = {"digest": str(record.digest), "record": record.id}
         await in_disk_thread(write_durably, self._place(wanted.id), values)
-        await in_disk_thread(remove_if_possible, staging.path.parent)
+        await in_disk_thread(remove_if_possible, self._incoming(wanted.id))
 
     async def _make_room(self, wanted: WantedContent) -> None:
         """Remove the contents that were not used for longest, until the wanted one fits below the limit."""
@@ -193,23 +251,23 @@ class Contents:
             for each in sorted(kept, key=lambda kept: kept.used_at):
                 if total <= self._size_limit:
                     break
-                if each.id != wanted.id and await self._remove(each):
+                if each.id != wanted.id and await self._remove(each.id):
                     total -= each.size
             if total > self._size_limit:
                 raise Busy("the upstream", "files that arrive from it take all of upstream_limit")
 
-    async def _remove(self, kept: _Kept) -> bool:
+    async def _remove(self, content_id: str) -> bool:
         """Remove a content, unless a process fetches it. Return whether it was removed."""
-        with await in_disk_thread(self._lock, f"locks/{kept.id}") as lock:
+        with await in_disk_thread(self._lock, f"locks/{content_id}") as lock:
             if not await in_disk_thread(lock.try_acquire):
                 return False
-            stored = await in_disk_thread(self._stored, kept.id)
+            stored = await in_disk_thread(self._stored, content_id)
             if stored is not None:
                 # First the record: if this process ends here, a content without a record counts as absent.
                 with suppress(NotFound):
                     await self.repository.remove(stored.record_id, with_chunks=True)
-            await in_disk_thread(remove_if_possible, self._place(kept.id))
-            await in_disk_thread(remove_if_possible, self._incoming(kept.id))
+            await in_disk_thread(remove_if_possible, self._place(content_id))
+            await in_disk_thread(remove_if_possible, self._incoming(content_id))
         return True
 
     # Below: files. All functions block.
@@ -249,6 +307,10 @@ class Contents:
         return list(found.values())
 
 
+def _name(content_id: str) -> str:
+    return f"upstream-{content_id}"
+
+
 class _Kept(NamedTuple):
     id: str
     size: int
@@ -262,6 +324,12 @@ def _listed(folder: Path) -> Iterator[_Kept]:
             if not entry.name.startswith(".") and size.isdecimal():
                 with suppress(FileNotFoundError):
                     yield _Kept(entry.name, int(size), entry.stat().st_mtime)
+
+
+def _size_of(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_size
+    return None
 
 
 def _open(staging: ArrivingFile) -> None:

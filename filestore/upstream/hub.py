@@ -121,7 +121,12 @@ class Hub:
             await shield_until_done(in_disk_thread(remove_if_possible, folder))
 
     async def _download_options(self) -> DownloadOptions:
-        """Return which addresses may be connected to: public ones, and those that the upstream itself was configured at."""
+        """Return which addresses may be connected to: public ones, and those that the upstream itself was configured at.
+
+        Raises UpstreamFailed for a server that is offline.
+        """
+        if self._options.is_offline:
+            raise UpstreamFailed(self._options.base_url, "this server is offline, as its setting offline says")
         return DownloadOptions(is_public=await in_disk_thread(_allowing, urlsplit(self._options.url).hostname or ""))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections import OrderedDict
@@ -46,6 +47,10 @@ Clients wait for 10 seconds, and then take what they have in their own caches.
 """
 FAILURE_SECONDS = 10.0
 """How long the upstream is not asked again for what it has just refused or failed to give."""
+ANSWERS_LIMIT = 50_000
+"""The most revisions, and commits, of which the answers are kept on disk. Beyond that, the oldest ones are removed."""
+_CHECKED_EVERY = 256
+"""After this many answers of a process, it looks whether there are too many."""
 _FAILURES_KEPT = 4096
 _VERDICTS_KEPT = 4096
 _FILES_KEPT = 200_000
@@ -103,6 +108,7 @@ class Upstream:
         self._verdicts: OrderedDict[tuple[str, ...], float] = OrderedDict()
         """Until when a token may read a repository, in monotonic seconds."""
         self._asking: dict[tuple[str, ...], asyncio.Task[Listing]] = {}
+        self._kept_count = 0
         self._log = FailureLog("the upstream does not answer, so what it said before is served")
 
     @property
@@ -167,9 +173,7 @@ class Upstream:
     async def _asked(self, kind: str, name: str, revision: str, token: str | None) -> Listing:
         """Ask the upstream, once for all requests of this process that wait for the same answer."""
         key = (kind, name, revision, "" if token is None else str(token_digest(token)))
-        failed = self._failures.get(key)
-        if failed is not None and time.monotonic() < failed[0]:
-            raise failed[1].with_traceback(None)
+        self._raise_failure(key)
         task = self._asking.get(key)
         if task is None:
             task = self._asking[key] = asyncio.create_task(self._ask(kind, name, revision, token))
@@ -180,9 +184,23 @@ class Upstream:
         del self._asking[key]
         self._failures.pop(key, None)
         if not task.cancelled() and isinstance(error := task.exception(), Refused | UpstreamFailed):
-            self._failures[key] = time.monotonic() + min(FAILURE_SECONDS, self._options.max_age_seconds), error
-            while len(self._failures) > _FAILURES_KEPT:
-                self._failures.popitem(last=False)
+            self._note_failure(key, error)
+
+    def _raise_failure(self, key: tuple[str, ...]) -> None:
+        """Raise what the upstream has just answered to a question, if that was no answer."""
+        failed = self._failures.get(key)
+        if failed is not None and time.monotonic() < failed[0]:
+            raise failed[1].with_traceback(None)
+
+    def _note_failure(self, key: tuple[str, ...], error: Refused | UpstreamFailed) -> None:
+        known = self._failures.pop(key, None)
+        if known is not None and known[1] is error:
+            # It was not asked again.
+            self._failures[key] = known
+            return
+        self._failures[key] = time.monotonic() + min(FAILURE_SECONDS, self._options.max_age_seconds), error
+        while len(self._failures) > _FAILURES_KEPT:
+            self._failures.popitem(last=False)
 
     async def _ask(self, kind: str, name: str, revision: str, token: str | None) -> Listing:
         try:
@@ -205,9 +223,12 @@ class Upstream:
             return
         if self.is_offline:
             raise NotFound(name)
+        failure_key = ("auth-check", *key)
         try:
+            self._raise_failure(failure_key)
             await self._hub.check(kind, name, token=token)
         except Refused as refused:
+            self._note_failure(failure_key, refused)
             raise UpstreamGated(name) if refused.status == 403 else NotFound(name) from None
         self._verdicts.pop(key, None)
         self._verdicts[key] = time.monotonic() + self._options.max_age_seconds
@@ -253,12 +274,27 @@ class Upstream:
         for named in dict.fromkeys((revision, answer.commit)):
             write_durably(self._revision_path(kind, name, named), answer._asdict())
 
+        self._kept_count += 1
+        if self._kept_count % _CHECKED_EVERY == 0:
+            for folder in ("listings", "revisions"):
+                remove_oldest(self._folder / folder, limit=ANSWERS_LIMIT)
+
     def _revision_path(self, kind: str, name: str, revision: str) -> Path:
         return self._folder / "revisions" / blake3(f"{kind}\0{name}\0{revision}".encode()).hexdigest()
 
     def _listing_path(self, kind: str, name: str, commit: str) -> Path:
         key = blake3(f"{kind}\0{name}".encode()).hexdigest()
         return self._folder / "listings" / f"{key}-{commit}"
+
+
+def remove_oldest(folder: Path, *, limit: int) -> None:
+    """Remove the oldest files of a folder, so that a tenth less than `limit` stays, if there are more. Blocks."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        found = list(entries)
+        if len(found) > limit:
+            oldest = sorted(found, key=lambda entry: entry.stat().st_mtime)
+            for entry in oldest[: len(found) - limit * 9 // 10]:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def _answer_from(values: Any) -> _Answer:

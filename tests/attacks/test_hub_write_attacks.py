@@ -189,7 +189,6 @@ def test_a_batch_for_something_else(repository: HubRepository) -> None:
         json.dumps(header()).encode() + b"\n" + json.dumps(header()).encode(),
         json.dumps(header()).encode() + b"\n" + json.dumps(put_file("a", b"content")).encode()[:-9],
         json.dumps(header("\x00")).encode() + b"\n" + json.dumps(put_file("a", b"content")).encode(),
-        json.dumps(header("x" * 5000)).encode() + b"\n" + json.dumps(put_file("a", b"content")).encode(),
     ],
 )
 def test_a_commit_that_is_cut_or_out_of_order(repository: HubRepository, body: bytes) -> None:

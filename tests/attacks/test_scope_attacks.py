@@ -68,6 +68,8 @@ def path_of(route: Route, server: RunningServer) -> str:
         "type": "models",
         "repository": "other.txt",
         "revision": "main",
+        "oid": 64 * "0",
+        "size": "1",
     }
     if "run_files" in route.path:
         values["path"] = f"run_files/{record['path'].partition('/')[2]}"

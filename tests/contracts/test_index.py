@@ -344,6 +344,23 @@ async def test_a_reader_by_position_sees_what_is_stored_meanwhile(index: Index) 
     assert [] == await index.records_after(A, rest[-1].position, limit=9)
 
 
+async def test_the_newest_position_of_each_namespace(index: Index) -> None:
+    """It is that of its last record. A namespace without records has none."""
+    assert {} == await index.newest_positions()
+    (digest,) = digests(1)
+    first = await record(index, "one", digest)
+    await record(index, "two", digest)
+    await record(index, "one", digest, namespace=B)
+    await add(index, [digest], namespace="c")
+    for namespace in (A, B):
+        positions = [found.position for found in await index.records_after(namespace, 0, limit=10)]
+        assert positions[-1] == (await index.newest_positions())[namespace]
+    assert {A, B} == (await index.newest_positions()).keys()
+    before = await index.newest_positions()
+    await record(index, "one", first.digest)
+    assert before[A] < (await index.newest_positions())[A]
+
+
 async def test_chunk_rows_come_in_the_order_of_their_digests(index: Index, clock: Clock) -> None:
     """Live and condemned ones, in pages, with what a collection needs to know."""
     many = sorted(digests(5))

@@ -697,6 +697,10 @@ def test_first_start(server: Server) -> None:
         f"  export FILESTORE_TOKEN={token}",
         "  filestore push model.safetensors",
         "",
+        "For the tools of the Hugging Face Hub:",
+        f"  export HF_ENDPOINT={server.url}",
+        f"  export HF_TOKEN={token}",
+        "",
         f"listening on {server.url}",
     ] == server.said.splitlines()
     assert len(token) == 43
@@ -705,7 +709,8 @@ def test_first_start(server: Server) -> None:
 def test_a_start_behind_a_proxy(home: Home, tmp_path: Path) -> None:
     """The line to copy has the URL of the clients. The server still says where it listens."""
     with home.server("--public-url", "https://files.example.org", root=tmp_path / "root") as server:
-        assert "  export FILESTORE_URL=https://files.example.org" in server.said.splitlines()
+        for variable in ("FILESTORE_URL", "HF_ENDPOINT"):
+            assert f"  export {variable}=https://files.example.org" in server.said.splitlines()
         assert f"listening on {server.url}" == server.said.splitlines()[-1]
 
 
@@ -725,6 +730,7 @@ def test_later_starts(home: Home, tmp_path: Path) -> None:
         another = f"`filestore token new --root {tmp_path / 'root'}` makes another one"
         line = f"  # export FILESTORE_TOKEN=...  (a token of the folder, printed when it was made; {another})"
         assert line in second.said.splitlines()
+        assert "  # export HF_TOKEN=...  (the same token)" in second.said.splitlines()
         assert home.result("ls", environ={"FILESTORE_URL": second.url, "FILESTORE_TOKEN": token})["files"] == []
 
 

@@ -54,6 +54,24 @@ async def test_what_is_pushed_to_a_server(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.slow
+async def test_what_a_hub_client_asks_for(tmp_path: Path) -> None:
+    """A name without an owner has digests soon after the first question, whether it is a tree or a file."""
+    (tmp_path / "file").write_bytes(CONTENT)
+    with running_server(tmp_path / "root") as server:
+        async with client_of(server.port, "http", token=server.token) as repository:
+            await pushed(repository, tmp_path / "tree", {"a/b.txt": b"a"}, name="plain")
+            await push(repository, tmp_path / "file", name="file.bin")
+
+        def shown(name: str) -> object:
+            answer = server.ask("GET", f"/api/models/{name}/tree/main?recursive=true", token=server.token)
+            (file,) = [entry for entry in answer.json if entry["type"] == "file"]
+            return file["lfs"]["oid"] if "lfs" in file else file["oid"]
+
+        eventually(lambda: shown("plain") == digests_of(b"a").blob_id.hex())
+        eventually(lambda: shown("file.bin") == digests_of(CONTENT).sha256.hex())
+
+
+@pytest.mark.slow
 async def test_what_is_stored_while_no_server_runs(tmp_path: Path) -> None:
     """The next server finds it by itself."""
     root = tmp_path / "root"

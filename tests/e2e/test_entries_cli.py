@@ -40,24 +40,24 @@ def environ(request: pytest.FixtureRequest, home: Home, tmp_path: Path) -> Itera
 @pytest.mark.slow
 def test_what_is_in_a_directory(home: Home, environ: dict[str, str]) -> None:
     """It is listed folder by folder, or all of it, without fetching a file."""
-    listed = home.result("ls", "my_model.zip", environ=environ)
+    listed = home.result("ls", "my_model.zip:", environ=environ)
     top = [".hidden", "config.json", "latest", "logs", "run.sh", "tokenizer", "weights"]
     assert top == [entry["path"] for entry in listed["entries"]]
     assert ["file", "file", "link", "folder", "file", "folder", "folder"] == [entry["kind"] for entry in listed["entries"]]
     assert home.result("info", "my_model.zip", environ=environ)["id"] == listed["id"]
-    assert listed == home.result("ls", "my_model.zip:", environ=environ)
+    assert listed == home.result("ls", "my_model.zip@~0", environ=environ)
 
     inside = home.result("ls", "my_model.zip:tokenizer", environ=environ)["entries"]
     assert ["tokenizer/inner", "tokenizer/vocabulary.txt"] == [entry["path"] for entry in inside]
     every = home.result("ls", "--recursive", f"{listed['id']}:", environ=environ)["entries"]
     folders = {"tokenizer", "tokenizer/inner", "weights"}
     assert sorted({*THINGS, *folders}) == sorted(entry["path"] for entry in every)
-    assert every[:2] == home.result("ls", "-r", "my_model.zip", "--limit", "2", environ=environ)["entries"]
+    assert every[:2] == home.result("ls", "-r", "my_model.zip:", "--limit", "2", environ=environ)["entries"]
     (one,) = home.result("ls", "my_model.zip:run.sh", environ=environ)["entries"]
     assert {"path": "run.sh", "kind": "file", "size": 10, "is_executable": True} == one
     assert [] == home.result("ls", "my_model.zip:logs", environ=environ)["entries"]
 
-    lines = home.run("ls", "my_model.zip", environ=environ).stdout.splitlines()
+    lines = home.run("ls", "my_model.zip:", environ=environ).stdout.splitlines()
     assert "     3 B  config.json" == lines[1]
     assert "          tokenizer/" == lines[5]
     assert lines[-1].startswith("7 entries, ")

@@ -111,6 +111,23 @@ def test_log_shows_each_commit(home: Home, environ: dict[str, str]) -> None:
     assert lines[3].startswith(f"3 commits of {NAME} in ")
 
 
+def test_a_push_can_add_to_a_branch(home: Home, environ: dict[str, str]) -> None:
+    """The name means what it did before. A branch that does not exist is refused before anything is sent."""
+    first = push(home, environ, 1)
+    folder = home.folder / "my_model"
+    (folder / "weights.bin").write_bytes(octets(2, 30_000))
+    said = home.failure("push", folder, "--name", NAME, "--branch", "dev", environ=environ)
+    assert f"{NAME!r} has no version 'refs/heads/dev'" in said
+    home.result("tag", NAME, "dev", "--branch", environ=environ)
+    second = push(home, environ, 2, "--branch", "dev", "--message", "tried")
+    assert second["bytes_sent"] > 30_000
+    assert first["id"] == home.result("info", NAME, environ=environ)["id"]
+    assert second["id"] == home.result("info", f"{NAME}@dev", environ=environ)["id"]
+    assert [("tried", "dev", ["dev"]), ("", "main", ["main"])] == [
+        (commit["message"], commit["branch"], commit["labels"]) for commit in log(home, environ, f"{NAME}@dev")
+    ]
+
+
 def test_log_follows_a_history_of_many_pages(home: Home) -> None:
     """A server answers with at most 300 commits at once."""
     source = home.folder / "source.bin"
@@ -126,6 +143,31 @@ def test_log_follows_a_history_of_many_pages(home: Home) -> None:
         assert (0, "") == (done.returncode, done.stderr)
         commits = log(home, server.environ, "source.bin")
     assert [str(number) for number in reversed(range(310))] == [commit["message"] for commit in commits]
+
+
+def test_ls_lists_the_versions_of_a_name(home: Home, environ: dict[str, str]) -> None:
+    """Each content once, the one that was stored last first, with its tags and branches, also those of an older commit."""
+    first = push(home, environ, 1, "--message", "one")
+    home.result("tag", NAME, "v1", environ=environ)
+    second = push(home, environ, 2, "--message", "two")
+    push(home, environ, 1, "--message", "one again")
+    home.result("tag", f"{NAME}@~1", "dev", "--branch", environ=environ)
+
+    listed = home.result("ls", NAME, environ=environ)
+    newest, middle, _ = [commit["id"] for commit in log(home, environ)]
+    assert NAME == listed["name"]
+    assert [(first["id"], ["main", "v1"], newest), (second["id"], ["dev"], middle)] == [
+        (version["id"], version["labels"], version["commit_id"]) for version in listed["files"]
+    ]
+    assert listed["files"][:1] == home.result("ls", NAME, "--limit", "1", environ=environ)["files"]
+    lines = home.run("ls", NAME, environ=environ).stdout.splitlines()
+    assert lines[0].endswith(f"  {newest[:10]}  (directory)  (main, v1)  one again")
+    assert lines[2].startswith(f"2 versions of {NAME}, ")
+    # What means one version lists what is in it.
+    for reference in (f"{NAME}:", f"{NAME}@dev", f"{NAME}@dev:", second["id"]):
+        assert ["weights.bin"] == [entry["path"] for entry in home.result("ls", reference, environ=environ)["entries"]]
+    assert "give its name with a ':' after it" in home.run("ls", NAME, "--recursive", environ=environ).stderr
+    assert "nothing is stored under 'team/x'" in home.failure("ls", "team/x", environ=environ)
 
 
 def test_tags_are_listed_moved_and_removed(home: Home, environ: dict[str, str]) -> None:

@@ -8,12 +8,17 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from filestore.core.digest import token_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
+from filestore.core.scopes import Scope
 from filestore.format.chunking import CHUNKING_VERSION
+from tests.support.changed_tokens import changed
 from tests.support.frames import encoded
 from tests.support.generator import octets, prose
 from tests.support.hub import git_id, know_digests, pages, push_tree, push_zip, resolve, sha256
@@ -167,6 +172,11 @@ def test_links_are_followed(server: RunningServer, tmp_path: Path) -> None:
     listed = {entry["path"]: entry for entry in server.ask("GET", "/api/models/team/links/tree/main?recursive=1").json}
     assert {"data", "data/model.bin", "data/again", "data/up", "latest", "weights.bin"} == set(listed)
     assert (len(LARGE), "directory") == (listed["weights.bin"]["size"], listed["latest"]["type"])
+    for folder in ("latest", "latest/up/data"):
+        found = [
+            entry["path"] for page in pages(server, f"/api/models/team/links/tree/main/{folder}", limit="1") for entry in page
+        ]
+        assert [f"{folder}/{name}" for name in ("again", "model.bin", "up")] == found
 
 
 @pytest.mark.parametrize(
@@ -206,8 +216,26 @@ def test_who_may_not_read(server: RunningServer) -> None:
     assert (401, "RepoNotFound") == (nobody.status, nobody.headers["X-Error-Code"])
     wrong = server.ask("GET", path, token="wrong")
     assert (401, "Invalid credentials in Authorization header") == (wrong.status, wrong.headers["X-Error-Message"])
+    asked = {"Expect": "100-continue", "Content-Type": "application/json"}
+    early = server.ask("POST", f"/api/models/{NAME}/paths-info/main", b"{}", headers=asked, token="wrong")
+    assert (401, wrong.headers["X-Error-Message"]) == (early.status, early.headers["X-Error-Message"])
     other = server.ask("GET", path, token=OTHER_TOKEN)
     assert (404, "RepoNotFound") == (other.status, other.headers["X-Error-Code"])
+
+
+def test_a_token_with_a_prefix_sees_only_its_repositories(server: RunningServer, record: Record, tmp_path: Path) -> None:
+    """Neither by name nor in a list. Others are absent for it."""
+    push_tree(server, tmp_path / "tree", {"a.txt": b"other"}, "prefixed/model")
+    properties: dict[str, Any] = {"namespace": DEFAULT_NAMESPACE, "label": "", "scope": Scope.READ, "prefix": "prefixed/"}
+    changed(server, lambda _, transaction: transaction.add_token(token_digest("prefixed"), **properties))
+    for name, status in ((record.full_name, 404), ("prefixed/model", 200)):
+        for path in (f"/api/models/{name}", f"/api/models/{name}/refs", f"/api/models/{name}/auth-check"):
+            assert status == server.ask("GET", path, token="prefixed").status
+    assert 404 == server.ask("GET", f"/{NAME}/resolve/main/config.json", token="prefixed").status
+    assert ["prefixed/model"] == [each["id"] for each in server.ask("GET", "/api/models", token="prefixed").json]
+    assert [] == server.ask("GET", "/api/models?author=team", token="prefixed").json
+    account = server.ask("GET", "/api/whoami-v2", token="prefixed").json
+    assert ("read", ["prefixed"]) == (account["auth"]["accessToken"]["role"], [each["name"] for each in account["orgs"]])
 
 
 @pytest.mark.usefixtures("record")
@@ -277,7 +305,8 @@ def test_refs_and_access(server: RunningServer, commit: str) -> None:
     assert ([], []) == (refs["tags"], refs["converts"])
     assert 200 == server.ask("GET", f"/api/models/{NAME}/auth-check").status
     account = server.ask("GET", "/api/whoami-v2").json
-    assert ("user", "default", ["team"]) == (account["type"], account["name"], [each["name"] for each in account["orgs"]])
+    assert ("user", "default") == (account["type"], account["name"])
+    assert "team" in {each["name"] for each in account["orgs"]}
     assert "write" == account["auth"]["accessToken"]["role"]
 
 
@@ -354,6 +383,18 @@ def test_the_head_of_a_huge_file_states_no_size(server: RunningServer) -> None:
 
 
 @pytest.mark.slow
+def test_a_repository_of_10000_files(server: RunningServer, tmp_path: Path) -> None:
+    """All are in the description, and on pages of 1,000. A second question has the same answer."""
+    names = [f"{number // 1000}/{number:05}-{'n' * 40}.txt" for number in range(10_000)]
+    push_tree(server, tmp_path / "many", {name: name.encode() for name in names}, "team/many")
+    for query in ("", "", "?blobs=true", "?blobs=true"):
+        assert names == [file["rfilename"] for file in server.ask("GET", f"/api/models/team/many{query}").json["siblings"]]
+    found = pages(server, "/api/models/team/many/tree/main", recursive="True")
+    assert [1000] * 10 + [10] == [len(page) for page in found]
+    assert names == [entry["path"] for page in found for entry in page if entry["type"] == "file"]
+
+
+@pytest.mark.slow
 def test_a_cursor_is_valid_after_a_restart(tmp_path: Path) -> None:
     """It has the place itself."""
     things: dict[str, Planted] = {f"{number:02}.txt": str(number).encode() for number in range(6)}
@@ -364,3 +405,20 @@ def test_a_cursor_is_valid_after_a_restart(tmp_path: Path) -> None:
     with running_server(tmp_path / "root") as server:
         path = "/" + link.removeprefix("<").partition(">")[0].split("/", 3)[3]
         assert ["04.txt", "05.txt"] == [entry["path"] for entry in server.ask("GET", path).json]
+
+
+def test_a_lost_chunk_is_a_fault_of_the_server(tmp_path: Path) -> None:
+    """Clients then use what they have, and try again later. The next push repairs it."""
+    things: dict[str, Planted] = {"a.txt": b"small", "b.bin": LARGE}
+    with running_server(tmp_path / "root", check=False) as server:
+        push_tree(server, tmp_path / "tree", things, NAME)
+        frames = sorted((tmp_path / "root").glob("**/chunks/**/*"))
+        for frame in frames:
+            if frame.is_file():
+                frame.unlink()
+        for path in (f"/{NAME}/resolve/main/a.txt", f"/api/models/{NAME}", f"/api/models/{NAME}/tree/main"):
+            reply = server.ask("GET", path)
+            assert (500, "damaged-chunk") == (reply.status, reply.slug)
+            assert reply.headers["X-Error-Message"]
+        push_tree(server, tmp_path / "tree", things, NAME)
+        assert b"small" == resolve(server, "a.txt").body

@@ -110,6 +110,16 @@ def test_an_lfs_object(repository: HubRepository) -> None:
     assert oid(LARGE) == file["lfs"]["oid"]
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, (256 << 10) - 1, 256 << 10, (256 << 10) + 1])
+def test_objects_of_all_sizes(repository: HubRepository, size: int) -> None:
+    """Small ones lie between others in the zip of the tree, and large ones have chunks of their own there."""
+    content = octets(size, size)
+    repository.upload(content)
+    repository.committed(put_object("a.bin", content), put_file("b.txt", b"beside it"))
+    assert content == repository.read("a.bin")
+    assert oid(content) == repository.batch(content)[0]["oid"]
+
+
 def test_verify_what_did_not_arrive(repository: HubRepository) -> None:
     """It is not found."""
     assert 404 == repository.ask("POST", lfs.VERIFY_PATH, {"oid": "0" * 64, "size": 1}).status
@@ -207,6 +217,8 @@ def test_several_operations_on_one_path(repository: HubRepository) -> None:
     assert b"three" == repository.read("a.txt")
     repository.committed(put_file("d/x", b"x"), line("deletedFolder", path="d"), put_file("d/y", b"y"))
     assert ["a.txt", "d/y"] == repository.files()
+    repository.committed(line("deletedFolder", path="d"), put_file("d", b"a file"))
+    assert ["a.txt", "d"] == repository.files()
 
 
 def test_the_same_content_makes_no_commit(repository: HubRepository) -> None:

@@ -112,7 +112,7 @@ def test_every_command_reads_every_part(home: Home, tmp_path: Path) -> None:
         assert "nothing is stored under 'team/my_model'" in home.failure(*command, "team/my_model")
         assert "'m' has no version 'v2'" in home.failure(*command, "m@v2")
     for command in WITH_ENTRIES:
-        assert "it is a single file and not a directory, so no path can follow it" in home.failure(*command, "m:a/b")
+        assert "it is a single file and not a directory, so it has no entries" in home.failure(*command, "m:a/b")
     for command in OF_RECORDS:
         assert NO_ENTRY in home.failure(*command, "m:a/b")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from filestore.backends import open_backend
+from filestore.repository.local import LocalRepository
+from filestore.transfer.push import push
+from filestore.upstream.contents import NAMESPACE
 from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
 
@@ -212,6 +218,22 @@ def test_no_token_of_ours_leaves(hub: HubUpstream, tmp_path: Path) -> None:
     assert all(TOKEN not in str(asked) for asked in hub.asked)
 
 
+def test_both_tokens_in_one_text(hub: HubUpstream, tmp_path: Path) -> None:
+    """A client that sends one text has both tokens in it. Only the second one goes to the upstream, and each must be right."""
+    hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        path = "/team/p/resolve/main/config.json"
+        assert server.ask("GET", path, token=f"{TOKEN}~{READER}").body == FILES["config.json"]
+        codes = [
+            server.ask("GET", path, token=token).headers["X-Error-Code"] for token in (TOKEN, f"{TOKEN}~hf_other", f"{TOKEN}~")
+        ]
+        assert codes == ["RepoNotFound", "RepoNotFound", None]
+        assert server.ask("GET", path, token=f"wrong~{READER}").status == 401
+        assert server.ask("GET", path, token=READER).status == 401
+        assert server.ask("GET", "/v3/pipeline_files", token=f"{TOKEN}~{READER}").json == []
+    assert {asked.authorization for asked in hub.asked} == {None, f"Bearer {READER}", "Bearer hf_other"}
+
+
 def test_the_limit_in_bytes(hub: HubUpstream, tmp_path: Path) -> None:
     """Beyond the limit, what was not used for longest goes first. It can be fetched again."""
     files = {f"file-{number}": random.Random(number).randbytes(MIB) for number in range(4)}
@@ -227,3 +249,59 @@ def test_the_limit_in_bytes(hub: HubUpstream, tmp_path: Path) -> None:
     sent = {path: size // MIB for path, size in hub.sent.items()}
     assert sent == {"file-0": 1, "file-1": 2, "file-2": 1, "file-3": 1}
     assert len(list((tmp_path / "r" / "upstream" / "contents").iterdir())) == 3
+
+
+def test_damage_is_fetched_again(hub: HubUpstream, tmp_path: Path) -> None:
+    """A content whose stored bytes are damaged is never sent, and the upstream gives it once more."""
+    hub.commit("team/m", FILES)
+    with running_server(tmp_path / "r", check=False, upstream_url=hub.url) as server:
+        assert _read(server, "sub/model.safetensors") == BIG
+        eventually(lambda: not list((tmp_path / "r" / "upstream" / "incoming").iterdir()))
+        frames = [path for path in (tmp_path / "r" / "chunks").rglob("*") if path.is_file()]
+        for path in frames:
+            path.write_bytes(bytes(path.stat().st_size))
+        damaged = server.ask("GET", "/team/m/resolve/main/sub/model.safetensors")
+        assert (damaged.status, damaged.slug) == (500, "damaged-chunk")
+        assert _read(server, "sub/model.safetensors") == BIG
+    assert hub.sent["sub/model.safetensors"] == 2 * len(BIG)
+
+
+def test_what_was_forgotten_is_found_again(hub: HubUpstream, tmp_path: Path) -> None:
+    """Without the folder of the upstream, as after the restore of a backup, contents that are stored are not fetched again.
+
+    They are verified first: the name of a stored file proves nothing.
+    """
+    hub.commit("team/m", FILES)
+    root = tmp_path / "r"
+    with running_server(root, upstream_url=hub.url) as server:
+        assert {path: _read(server, path) for path in FILES} == FILES
+        eventually(lambda: not list((root / "upstream" / "incoming").iterdir()))
+    shutil.rmtree(root / "upstream")
+    with running_server(root, upstream_url=hub.url) as server:
+        assert {path: _read(server, path) for path in FILES} == FILES
+        eventually(lambda: len(list(root.glob("upstream/contents/[!.]*"))) == len(FILES))
+    assert hub.sent == {path: len(content) for path, content in FILES.items() if content}
+
+
+def test_a_wrong_content_under_the_right_name(hub: HubUpstream, tmp_path: Path) -> None:
+    """A stored file that has the name of a content, and other bytes, is not served as that content."""
+    hub.commit("team/m", {"a": b"right"})
+    root = tmp_path / "r"
+    with running_server(root, upstream_url=hub.url) as server:
+        assert _read(server, "a") == b"right"
+        eventually(lambda: bool(list(root.glob("upstream/contents/[!.]*"))))
+        (content,) = root.glob("upstream/contents/[!.]*")
+    shutil.rmtree(root / "upstream")
+
+    async def planted() -> None:
+        store, index = await open_backend(root)
+        repository = LocalRepository(store, index, location=str(root), namespace=NAMESPACE)
+        (tmp_path / "wrong").write_bytes(b"wrong")
+        await push(repository, tmp_path / "wrong", name=f"upstream-{content.name}")
+        await index.close()
+        await store.close()
+
+    asyncio.run(planted())
+    with running_server(root, upstream_url=hub.url) as server:
+        assert _read(server, "a") == b"right"
+    assert hub.sent == {"a": 2 * len(b"right")}

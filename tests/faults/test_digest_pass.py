@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -14,8 +15,9 @@ import pytest
 from filestore.backends import connect, open_backend
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
-from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS
+from filestore.http.server.digest_pass import FAILURE_SECONDS, LONG_SECONDS, TASK, TURN_SECONDS, DigestPass
 from filestore.repository.local import LocalRepository
+from filestore.system.threads import work_beside
 from filestore.transfer.content_hashing import KEEP_SIZE, READ_SIZE
 from filestore.transfer.push import push
 from filestore.transfer.stored_tree import StoredTree
@@ -23,6 +25,7 @@ from tests.support.archives import Forged, forged
 from tests.support.commands import start_module
 from tests.support.fetching_trees import stored
 from tests.support.generator import octets, prose
+from tests.support.process_memory import peak_growth
 from tests.support.secondary_digests import World, a_world, digests_of, nothing, pushed
 from tests.support.trees import Planted
 
@@ -191,6 +194,22 @@ async def test_a_tree_that_nobody_can_unpack(world: World, caplog: pytest.LogCap
     assert 2 == len(caplog.records)
 
 
+async def test_a_fault_of_our_own(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others are done."""
+    good = await pushed(world.repository, tmp_path / "good", {"a": b"a"}, name="team/good")
+    bad = await pushed(world.repository, tmp_path / "bad", {"b": b"b"}, name="team/bad")
+
+    async def fail() -> None:
+        world.store.before = nothing
+        raise ZeroDivisionError
+
+    world.store.before = fail
+    assert await world.digest_pass.work()
+    assert (None, await world.expected(good)) == (await world.known(bad), await world.known(good))
+    assert "ZeroDivisionError" in caplog.text
+    assert "'team/bad'" in caplog.text
+
+
 async def test_a_foreign_archive_as_a_directory(world: World, tmp_path: Path) -> None:
     """Deflated entries have digests too."""
     archive = forged([Forged("a", prose(1, MIB), deflated=True), Forged("b", prose(2, 100), deflated=True), Forged("c", LARGE)])
@@ -263,6 +282,20 @@ async def test_a_question_is_answered_in_the_middle(world: World, tmp_path: Path
     assert await world.expected(large) == await world.known(large)
 
 
+async def test_a_question_to_another_process_is_answered(world: World, tmp_path: Path) -> None:
+    """While one process has a long pass under way, another one does what it is asked for, and nothing else."""
+    due = await pushed(world.repository, tmp_path / "due", {"a": b"due"}, name="team/due")
+    asked = await pushed(world.repository, tmp_path / "asked", {"a": b"asked"}, name="asked")
+    async with world.index.try_lock(TASK) as is_ours, work_beside(world.digest_pass.run()):
+        assert is_ours
+        world.digest_pass.wanted(N, asked.digest)
+        while await world.known(asked) is None:
+            await asyncio.sleep(0)
+    assert await world.known(due) is None
+    assert await world.digest_pass.work()
+    assert await world.expected(due) == await world.known(due)
+
+
 async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_path: Path) -> None:
     """A large file of one namespace does not hold up what another one stores."""
     large = await pushed(world.repository, tmp_path / "large", {"model.bin": octets(3, 8 * READ_SIZE)}, name="team/large")
@@ -285,6 +318,21 @@ async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_pa
     assert await world.digest_pass.work()
     assert [True] == [place < reads for place in done_at]
     assert await world.expected(large) == await world.known(large)
+
+
+@pytest.mark.slow
+async def test_memory_does_not_grow_with_content(tmp_path: Path) -> None:
+    """I6: one batch is in memory, whatever the size of a file."""
+    content = random.Random(1).randbytes(200 * MIB)
+    async with connect(tmp_path / "root", create=True) as repository:
+        record = await pushed(repository, tmp_path / "tree", {"model.bin": content}, name="team/tree")
+    store, index = await open_backend(tmp_path / "root")
+    with peak_growth(os.getpid()) as growth:
+        assert await DigestPass(store, index).work()
+        assert growth() < 48 * MIB
+    assert digests_of(content).packed == await index.tree_digests(N, record.digest)
+    await index.close()
+    await store.close()
 
 
 @pytest.mark.slow

@@ -186,6 +186,7 @@ async def _edit_again_and_again(seed: int, wider: int, *, is_foreign: bool) -> N
                 assert _in_zip_order(editor.things, tree) == result.tree_digests(known)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1 << 40), st.integers(0, 3000))
 def test_an_edit_gives_what_a_push_of_the_resulting_folder_gives(seed: int, wider: int) -> None:
@@ -193,6 +194,7 @@ def test_an_edit_gives_what_a_push_of_the_resulting_folder_gives(seed: int, wide
     asyncio.run(_edit_again_and_again(seed, wider, is_foreign=False))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 1 << 40), st.integers(0, 3000))
 def test_an_edit_of_a_foreign_zip_gives_what_a_push_gives(seed: int, wider: int) -> None:

@@ -7,7 +7,8 @@ import io
 import random
 import tempfile
 import zipfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filestore.errors import InvalidArchive
+from filestore.core.records import Record
+from filestore.core.references import Reference
+from filestore.errors import Interrupted, InvalidArchive, LimitExceeded, NotAnArchive
 from filestore.format.zip.read import TAIL_SIZE
-from filestore.transfer.fetch_tree import fetch_record_tree
+from filestore.repository.protocol import Repository
+from filestore.transfer.content_hashing import TreeHashing
+from filestore.transfer.fetch_entry import find_entry
+from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_record_tree
 from filestore.transfer.push import push
 from filestore.transfer.schedule import TransferOptions
+from filestore.transfer.stored_tree import EntryKind, StoredTree, read_entry
 from filestore.transfer.tree_seed import TreeSeed
 from tests.support.archives import Pipe, zip_of
 from tests.support.fetching_trees import JumbledRepository, cut_off, memory_repository, stored_in_chunks, things_in
 from tests.support.generator import octets, prose
+from tests.support.secondary_digests import digests_of, expected_of
 from tests.support.trees import Folder, Link, Planted, Script, entries_of, plant, random_things, standing
+from tests.support.watched import WatchedRepository
 
 KIB = 1 << 10
 CONTENTS = [b"", b"1", prose(1, 1000), prose(2, 40 * KIB), octets(3, 50 * KIB), bytes(60 * KIB), octets(4, 100)]
@@ -108,6 +117,64 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
 
 
 @pytest.mark.slow
+@settings(deadline=None, max_examples=30)
+@given(archives(), seeds)
+def test_the_parts_are_those_of_the_whole(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
+    """Each entry that is read alone, and each folder that is fetched alone, also after it was cut off."""
+    archive, things = made
+    rng = random.Random(seed)
+
+    async def check(folder: Path) -> None:
+        async with memory_repository(folder) as repository:
+            record = await stored_in_chunks(repository, archive, cuts(len(archive), rng))
+            tree = await StoredTree.open(JumbledRepository(repository, rng), record.digest)
+            listed = list(tree.entries(recursive=True))
+            assert sorted(listed, key=lambda entry: entry.path.split("/")) == listed
+            assert {*things, *parents(things)} == {entry.path for entry in listed}
+            for entry in listed:
+                assert entry == tree.entry(entry.path)
+                inside = [other for other in listed if other.path.startswith(f"{entry.path}/")]
+                assert inside == list(tree.entries(entry.path, recursive=True))
+                children = [other for other in inside if "/" not in other.path[len(entry.path) + 1 :]]
+                assert children == list(tree.entries(entry.path, recursive=False))
+                if entry.kind is EntryKind.FILE:
+                    content = contents_of(things[entry.path])
+                    start, stop = sorted(rng.randrange(len(content) + 2) for _ in range(2))
+                    for part in (slice(None), slice(start, stop)):
+                        pieces = read_entry(JumbledRepository(repository, rng), tree, entry, part.start or 0, part.stop)
+                        assert content[part] == b"".join([piece async for piece in pieces])
+            for path in parents(things):
+                await fetched_part(repository, record, path, folder / "target", rng)
+                expected = {name.removeprefix(f"{path}/"): thing for name, thing in things.items() if name.startswith(f"{path}/")}
+                assert expected == standing(folder / "target")
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(check(Path(folder)))
+
+
+def parents(things: Iterable[str]) -> set[str]:
+    """The folders that are not empty."""
+    return {path[:end] for path in things for end, letter in enumerate(path) if letter == "/"}
+
+
+async def fetched_part(repository: Repository, record: Record, path: str, target: Path, rng: random.Random) -> None:
+    """Fetch a folder of a tree in place of what is there, after an attempt that was cut off."""
+    found = await find_entry(repository, record, Reference(id=record.id, entry_path=path))
+    left = rng.randrange(4)
+
+    async def cut(verb: str) -> None:
+        nonlocal left
+        left -= verb == "get"
+        if left < 0:
+            raise Interrupted("the repository", "the test")
+
+    with suppress(Interrupted):
+        watched = WatchedRepository(JumbledRepository(repository, rng), before=cut)
+        await fetch_entry_tree(watched, record, found, target=target, force=True, options=SMALL_BATCHES)
+    await fetch_entry_tree(JumbledRepository(repository, rng), record, found, target=target, force=True, options=SMALL_BATCHES)
+
+
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(seeds, st.integers(0, 3))
 def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: int) -> None:
@@ -179,6 +246,60 @@ def test_a_damaged_archive_is_refused_or_read_as_ever(
             with pytest.raises(InvalidArchive):
                 await fetch_record_tree(jumbled, record, target=folder / "target", options=SMALL_BATCHES)
             assert [] == [path for path in folder.iterdir() if "index" not in path.name]
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(check(Path(folder)))
+
+
+async def digests_in(repository: Repository, tree: StoredTree) -> bytes:
+    """The secondary digests of all files, each read in its turn."""
+
+    async def nothing(_: object) -> None:
+        return None
+
+    return await TreeHashing(repository, tree, pause=nothing).run({}, keep=nothing)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(archives(), seeds)
+def test_digests_are_those_of_what_is_unpacked(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
+    """In one pass over the chunks, wherever they are cut."""
+    archive, things = made
+
+    async def check(folder: Path) -> None:
+        async with memory_repository(folder) as repository:
+            record = await stored_in_chunks(repository, archive, cuts(len(archive), random.Random(seed)))
+            tree = await StoredTree.open(repository, record.digest)
+            paths = [member.path for member in tree.members if not member.is_folder]
+            expected = b"".join(digests_of(contents_of(things[path])).packed for path in paths)
+            assert expected == await digests_in(repository, tree)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(check(Path(folder)))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(archives(), seeds, st.data())
+def test_digests_of_a_damaged_archive_are_those_of_what_a_reader_gets(
+    made: tuple[bytes, dict[str, Planted]], seed: int, data: st.DataObject
+) -> None:
+    """Or there are none, with an error of ours."""
+    archive = bytearray(made[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(archive) - 1))
+        archive[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(min_size=1, max_size=3))
+
+    async def check(folder: Path) -> None:
+        async with memory_repository(folder) as repository:
+            record = await stored_in_chunks(repository, bytes(archive), cuts(len(archive), random.Random(seed)))
+            try:
+                tree = await StoredTree.open(repository, record.digest)
+                packed = await digests_in(repository, tree)
+            except (InvalidArchive, NotAnArchive, LimitExceeded):
+                return
+            assert await expected_of(repository, tree) == packed
 
     with tempfile.TemporaryDirectory() as folder:
         run(check(Path(folder)))

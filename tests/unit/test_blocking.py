@@ -96,6 +96,20 @@ def test_verbs_of_a_tree(repository: blocking.Repository, tmp_path: Path) -> Non
     assert ("a", 1) == ((tmp_path / "back/a.txt").read_text(), fetched.file_count)
 
 
+@pytest.mark.slow
+def test_the_entries_of_a_tree(repository: blocking.Repository, tmp_path: Path) -> None:
+    """A path after the reference names one of them."""
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "inner/small.txt").write_bytes(b"small")
+    (tree / "large.bin").write_bytes(bytes(300_000))
+    blocking.push(repository, tree)
+    for path in ("inner/small.txt", "large.bin"):
+        fetched = blocking.fetch(repository, f"tree.zip:{path}", target=tmp_path / "file", force=True)
+        assert (tree / path).read_bytes() == fetched.path.read_bytes()
+    assert 1 == blocking.fetch_tree(repository, "tree.zip:inner", target=tmp_path / "inner").file_count
+
+
 def test_a_folder_is_a_repository_too(source: Path, tmp_path: Path) -> None:
     """By its path; what is closed once more stays closed."""
     repository = blocking.connect(tmp_path / "root", create=True)

@@ -26,6 +26,7 @@ from filestore.transfer.push import push
 from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.walk import Symlinks
 from filestore.transfer.stored_tree import StoredTree
+from filestore.transfer.target import tree_label
 from tests.support.archives import Forged, forged
 from tests.support.fetching_trees import stored, things_in
 from tests.support.generator import octets, prose
@@ -190,6 +191,13 @@ async def test_a_path_in_a_single_file(repository: LocalRepository, tmp_path: Pa
             await call(repository, "config.json:x", target=tmp_path / "target")
 
 
+async def test_the_version_is_in_the_error(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
+    """What the user typed is repeated without the path, so that a command that lists the entries can be made of it."""
+    for reference in ("model.zip@~0", model.id, str(model.digest)):
+        with pytest.raises(EntryNotFound, match=f"'{reference}' has no entry 'missing'"):
+            await fetch(repository, f"{reference}:missing", target=tmp_path / "file")
+
+
 async def test_the_target_of_a_file(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """The rules for targets are those of all fetches: nothing is replaced without force, and what is there already stays."""
     assert model.name == "model.zip"
@@ -219,7 +227,7 @@ async def gets_of_open(repository: Repository, record: Record) -> int:
 async def test_a_large_file_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
-    found = await find_entry(failing, model, "weights/0.bin")
+    found = await find_entry(failing, model, Reference(id=model.id, entry_path="weights/0.bin"))
     with pytest.raises(Interrupted):
         await fetch_entry(failing, model, found, target=tmp_path / "file", options=SMALL_BATCHES)
     result = await fetch(repository, "model.zip:weights/0.bin", target=tmp_path / "file")
@@ -230,12 +238,22 @@ async def test_a_large_file_is_resumed(repository: LocalRepository, model: Recor
 async def test_a_folder_is_resumed(repository: LocalRepository, model: Record, tmp_path: Path) -> None:
     """What arrived before an error is not received again, and what another folder left is not mixed in."""
     failing = FailingRepository(repository, after=await gets_of_open(repository, model) + 1)
-    found = await find_entry(failing, model, "weights")
+    found = await find_entry(failing, model, Reference(id=model.id, entry_path="weights"))
     with pytest.raises(Interrupted):
         await fetch_entry_tree(failing, model, found, target=tmp_path / "target", options=SMALL_BATCHES)
     result = await fetch_tree(repository, "model.zip:weights", target=tmp_path / "target")
     assert below("weights") == standing(tmp_path / "target")
     assert 0 < result.bytes_reused < result.size
+
+
+async def test_a_folder_with_a_name_that_a_fetch_uses(repository: LocalRepository, tmp_path: Path) -> None:
+    """It would be taken for what an interrupted fetch has left, so it is refused as it is for a whole tree."""
+    label = tree_label("target")
+    things: dict[str, Planted] = {f"a/.{'0' * 32}-{label}.filestore-moving/x": b"x"}
+    await push(repository, plant(tmp_path / "model", things))
+    with pytest.raises(TargetError, match="which a fetch to this target uses itself"):
+        await fetch_tree(repository, "model.zip:a", target=tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 async def test_two_folders_with_the_same_chunks(repository: LocalRepository, tmp_path: Path) -> None:

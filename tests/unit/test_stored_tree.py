@@ -232,6 +232,7 @@ async def test_a_part_of_an_entry(repository: LocalRepository, *, is_deflated: b
     for start, stop in [(start, stop) for start in ends for stop in ends if start <= stop]:
         assert content[start:stop] == await content_of(repository, tree, "file", start, stop)
     assert content[5:] == await content_of(repository, tree, "file", 5, size + 100)
+    assert b"" == await content_of(repository, tree, "file", size + 1)
     assert content == await content_of(repository, tree, "file")
 
 
@@ -307,6 +308,33 @@ async def test_a_damaged_directory(repository: LocalRepository) -> None:
         await opened(repository, await stored(repository, forged([Forged("a", b"x"), Forged("a", b"y")])))
     with pytest.raises(LimitExceeded):
         await StoredTree.open(repository, good.digest, limits=ZipLimits(entries=1))
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "C:x", "a\0b", "..\\x"])
+async def test_a_path_that_leads_out(repository: LocalRepository, name: str) -> None:
+    """Such a tree is not opened: nobody can then be given an entry with this path."""
+    with pytest.raises(InvalidArchive):
+        await opened(repository, await stored(repository, forged([Forged(name, b"x"), Forged("good", b"y")])))
+
+
+async def test_an_archive_that_unpacks_to_too_much(repository: LocalRepository) -> None:
+    """A zip bomb is refused when it is opened, before anything is inflated."""
+    packed = forged([Forged("bomb", bytes(30 * MIB), deflated=True)])
+    with pytest.raises(LimitExceeded, match="ratio"):
+        await opened(repository, await stored(repository, packed))
+
+
+async def test_an_entry_that_inflates_to_more_than_it_states(repository: LocalRepository) -> None:
+    """Reading ends where the stated size is exceeded."""
+    packed = forged([Forged("a", prose(1, MIB), deflated=True, size=100_000)])
+    tree = await opened(repository, await stored(repository, packed))
+    entry = tree.entry("a")
+    assert entry is not None
+    received = 0
+    with pytest.raises(InvalidArchive, match="states 100000 bytes, but has more"):
+        async for piece in read_entry(repository, tree, entry):
+            received += len(piece)
+    assert received <= 100_000
 
 
 @pytest.mark.parametrize("is_deflated", [False, True])

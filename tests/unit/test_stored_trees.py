@@ -105,12 +105,27 @@ async def test_digests_are_asked_for_until_they_are_known(repository: LocalRepos
 
 
 async def test_only_some_entries_are_unpacked_at_the_same_time() -> None:
-    """Another one waits, and is refused after a time."""
-    trees = SharedTrees(wait_seconds=0)
+    """Another one waits, and is refused after a time. A namespace leaves half of the turns to the others."""
+    trees, impatient = SharedTrees(wait_seconds=60), SharedTrees(wait_seconds=0)
     async with AsyncExitStack() as stack:
-        for _ in range(8):
-            await stack.enter_async_context(trees.unpacking())
+        for namespace in ("one", "two"):
+            for _ in range(4):
+                await stack.enter_async_context(impatient.unpacking(namespace))
+            with pytest.raises(Busy):
+                await stack.enter_async_context(impatient.unpacking(namespace))
         with pytest.raises(Busy):
-            await stack.enter_async_context(trees.unpacking())
-    async with trees.unpacking():
+            await stack.enter_async_context(impatient.unpacking("three"))
+    async with impatient.unpacking("three"):
         pass
+
+    async def unpack() -> None:
+        async with trees.unpacking("one"):
+            pass
+
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(trees.unpacking("one"))
+        waiting = asyncio.create_task(unpack())
+        async with trees.unpacking("two"):
+            assert not waiting.done()
+    await waiting

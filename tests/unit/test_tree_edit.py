@@ -6,6 +6,7 @@ import os
 import random
 import zlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from filestore.errors import (
     SourceChanged,
 )
 from filestore.format.zip.checksum import crc32
+from filestore.format.zip.read import DEFAULT_LIMITS
 from filestore.repository.local import LocalRepository
 from filestore.system import threads
 from filestore.system.fair_pool import FairPool
+from filestore.system.threads import in_thread
 from filestore.transfer.edits import (
     CopyFile,
     DeleteFile,
@@ -38,16 +41,20 @@ from filestore.transfer.edits import (
     Sums,
     TreeEdit,
 )
-from filestore.transfer.push import push
+from filestore.transfer.edits.edit import _Prepared, edit_threads
+from filestore.transfer.edits.operations import checked_operations
+from filestore.transfer.edits.stored_entries import ChunkReader
+from filestore.transfer.push import push, send
 from filestore.transfer.stored_tree import EntryKind, StoredTree
+from tests.support.archives import zip_of
 from tests.support.editing import METHODS, edited, foreign_zip, pushed_manifest, pushed_tree, stored_chunks
 from tests.support.fetching_trees import memory_repository
 from tests.support.generator import octets, prose
-from tests.support.trees import Folder, Link, Planted, Script
+from tests.support.trees import Folder, Link, Planted, Script, entries_of
 from tests.support.watched import WatchedRepository
 
 MIB = 1 << 20
-WEIGHTS = octets(1, 12 * MIB)
+WEIGHTS = octets(1, 3 * MIB)
 THINGS: dict[str, Planted] = {
     "README.md": b"a model",
     "config.json": b"{}",
@@ -55,7 +62,7 @@ THINGS: dict[str, Planted] = {
     "model.safetensors": WEIGHTS,
     "now": Link("run.sh"),
     "onnx/config.json": b"[]",
-    "onnx/model.onnx": octets(2, 2 * MIB),
+    "onnx/model.onnx": octets(2, 300_000),
     "run.sh": Script(b"#!/bin/sh"),
     "tokenizer/vocab.txt": prose(1, 200_000),
 }
@@ -72,6 +79,18 @@ async def repository(tmp_path: Path) -> AsyncIterator[LocalRepository]:
 async def tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
     """`THINGS`, as they were pushed."""
     return await pushed_tree(repository, tmp_path / "model", THINGS)
+
+
+@pytest.fixture
+async def small_tree(repository: LocalRepository, tmp_path: Path) -> StoredTree:
+    """`THINGS` with short contents."""
+    return await pushed_tree(repository, tmp_path / "small", {**THINGS, "model.safetensors": b"m", "onnx/model.onnx": b"o"})
+
+
+def _content(thing: Planted) -> bytes:
+    if isinstance(thing, Script):
+        return thing.content
+    return thing if isinstance(thing, bytes) else b""
 
 
 def _sums(content: bytes) -> Sums:
@@ -172,6 +191,18 @@ async def test_what_is_put_is_known_by_its_digests(repository: LocalRepository, 
     assert new.entry("logs") is not None
 
 
+async def test_the_memory_of_an_edit_follows_what_is_new(repository: LocalRepository, tree: StoredTree, tmp_path: Path) -> None:
+    """Not the size of the tree, unless another program made it. It has a limit."""
+    small, large = (TreeEdit(repository, tree, [PutBytes("a", bytes(size))]).memory for size in (10, 10 * MIB))
+    assert 20 * MIB == large - small + 20
+    known = TreeEdit(repository, tree, [PutChunks("a", [Chunk(Digest(bytes(32)), MIB)] * 1000, 1)])
+    unknown = TreeEdit(repository, tree, [PutChunks("a", [Chunk(Digest(bytes(32)), MIB)] * 1000)])
+    assert known.memory < 48 * MIB < unknown.memory < 128 * MIB
+    (tmp_path / "foreign.zip").write_bytes(foreign_zip({"model.onnx": prose(1, MIB)}, random.Random(1), methods=METHODS[:1]))
+    foreign = await StoredTree.open(repository, (await push(repository, tmp_path / "foreign.zip")).record.digest)
+    assert 2 * MIB < TreeEdit(repository, foreign, []).memory - TreeEdit(repository, None, []).memory < 3 * MIB
+
+
 async def test_links_and_executable_bits_stay(repository: LocalRepository, tree: StoredTree) -> None:
     """Also the bit of a file that is replaced, unless another one is given, and that of one that is copied."""
     operations: list[Operation] = [
@@ -220,6 +251,34 @@ async def test_files_are_copied_from_another_tree(repository: LocalRepository, t
     assert result.entries[0].copied_file is None
 
 
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["pushed", "foreign"])
+async def test_any_part_of_the_new_zip_can_be_read_again(
+    repository: LocalRepository,
+    tmp_path: Path,
+    is_foreign: bool,  # noqa: FBT001
+) -> None:
+    """What is not in the old tree, and what is: stored, or deflated and read from its beginning."""
+    if is_foreign:
+        (tmp_path / "old.zip").write_bytes(foreign_zip(THINGS, random.Random(3)))
+        tree = await StoredTree.open(repository, (await push(repository, tmp_path / "old.zip")).record.digest)
+    else:
+        tree = await pushed_tree(repository, tmp_path / "old", THINGS)
+    things = {**THINGS, "new": b"new"}
+    expected = zip_of(entries_of(things), {name: _content(thing) for name, thing in things.items()})
+    operations = checked_operations([PutBytes("new", b"new")])
+    prepared = await in_thread(
+        edit_threads(), partial(_Prepared, tree, operations, DEFAULT_LIMITS, ChunkReader(repository), 1, name="tree")
+    )
+    prepared.reuse()
+    await send(repository, prepared.tree, threads=edit_threads())
+    memory = memoryview(bytearray(len(expected)))
+    for size in (len(expected), 100_000):
+        for start in sorted(range(0, len(expected), size), reverse=True):
+            await in_thread(edit_threads(), prepared.tree.read_into, memory[start : start + size], start)
+        assert expected == memory
+        memory[:] = bytes(len(expected))
+
+
 async def test_all_of_a_tree_can_be_deleted(repository: LocalRepository, tree: StoredTree, tmp_path: Path) -> None:
     """An empty tree is a tree."""
     operations: list[Operation] = [DeleteFolder("logs"), DeleteFolder("onnx"), DeleteFolder("tokenizer")]
@@ -263,21 +322,25 @@ REFUSED: dict[str, tuple[Sequence[Operation], type[FilestoreError], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_operations_that_do_not_fit_are_refused(repository: LocalRepository, tree: StoredTree, case: str) -> None:
+async def test_operations_that_do_not_fit_are_refused(repository: LocalRepository, small_tree: StoredTree, case: str) -> None:
     """By one error that says why, before anything is sent."""
     operations, error, reason = REFUSED[case]
     watched = WatchedRepository(repository)
     with pytest.raises(error, match=reason):
-        await TreeEdit(watched, tree, operations).store()
+        await TreeEdit(watched, small_tree, operations).store()
     assert 0 == watched.chunks_put
 
 
 async def test_two_names_of_the_old_tree_may_differ_only_in_case(repository: LocalRepository, tmp_path: Path) -> None:
-    """A push accepted them, so they can be edited. A file may also change the case of its name."""
+    """A push accepted them, so they can be edited. A file may also change the case of its name.
+
+    Names that only a comparison of texts takes for the same can both be put.
+    """
     tree = await pushed_tree(repository, tmp_path / "old", {"README": b"a", "readme": b"b", "Data/a": b"a"})
     operations: list[Operation] = [PutBytes("readme", b"c"), DeleteFile("Data/a"), PutBytes("data/a", b"a")]
+    operations += [PutBytes("straße", b"1"), PutBytes("strasse", b"2")]
     _, new = await edited(repository, tree, operations)
-    assert ["README", "data", "data/a", "readme"] == [each.path for each in new.entries(recursive=True)]
+    assert ["README", "data", "data/a", "readme", "strasse", "straße"] == [each.path for each in new.entries(recursive=True)]
 
 
 async def test_a_link_must_stay_inside_the_new_tree(repository: LocalRepository, tmp_path: Path) -> None:

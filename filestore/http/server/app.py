@@ -38,6 +38,8 @@ from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import history, versions
+from filestore.http.server.routes.hub.commit import LARGE_EDITS
+from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
@@ -190,6 +192,8 @@ def make_app(
 
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
+    app[PART_SUMS] = PartSums()
+    app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
@@ -329,9 +333,15 @@ class RequestAuthenticator:
                     access = await self._access(request, route)
                     self._quotas.count(request, self._quotas.limits(access))
                 except FilestoreError as error:
+                    answer = problem(request, error)
+
+                    async def refused(_: web.Request) -> web.StreamResponse:
+                        return answer
+
                     # No handler runs, and no middleware.
                     with self.recorded(request):
-                        return await self.finish(request, problem(request, error))
+                        told = refused if route.dialect is None else route.dialect(refused)
+                        return await self.finish(request, await told(request))
                 (await self._context(request, access)).transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # RFC 9110, section 10.1.1: other expectations may be ignored.
             return None

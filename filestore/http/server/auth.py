@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from filestore.repository.index.protocol import USED_MICROSECONDS, Index, TokenR
 REMEMBER_SECONDS = 1.0
 """How long a process may still accept a token after it was removed."""
 CHALLENGE = 'Bearer realm="filestore"'
+_UPSTREAM_PART = re.compile(r"~(hf_[A-Za-z0-9]{1,500})\Z")
+"""The token of the upstream, after that of this server. No token that this server makes has such an end."""
 REMOVED = "the token with which it was asked for was removed, or has expired"
 
 
@@ -80,7 +83,7 @@ class Tokens:
 
     async def access(self, authorization: str | None) -> Access:
         """Return what the token in an Authorization header permits. Raises Unauthorized, TokenExpired."""
-        token = _required_token(authorization)
+        token = split_token(_required_token(authorization))[0]
         digest = token_digest(token)
         is_given = digest in self._given and digest not in self._removed
         if self._jwt is not None and not is_given and has_form(token):
@@ -199,6 +202,20 @@ class Tokens:
 
 def _access(row: TokenRow, issuer: str, *, is_signed: bool = False) -> Access:
     return Access(row.namespace, issuer, is_signed, row.scope, row.prefix, row.id, row.label)
+
+
+def upstream_token(authorization: str | None) -> str | None:
+    """Return the token of the upstream in an Authorization header, or None."""
+    return split_token(_token(authorization) or "")[1]
+
+
+def split_token(text: str) -> tuple[str, str | None]:
+    """Return the token of this server in what a client sends, and the token of the upstream after it, or None.
+
+    Clients of the Hub send one text only, so both tokens may be in it: `TOKEN~hf_...`.
+    """
+    found = _UPSTREAM_PART.search(text)
+    return (text, None) if found is None else (text[: found.start()], found[1])
 
 
 def gives_token(authorization: str | None) -> bool:

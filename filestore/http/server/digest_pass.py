@@ -31,7 +31,7 @@ from filestore.errors import Busy, FilestoreError, InvalidArchive, InvalidDigest
 from filestore.format.zip.read import ZipLimits
 from filestore.http.server.digest_queue import DigestQueue, Due
 from filestore.http.server.request_record import RequestRecord
-from filestore.repository.index.protocol import ContentDigests, Index, IndexVersion
+from filestore.repository.index.protocol import ContentDigests, Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import Event, Gauge, count, note
@@ -44,8 +44,13 @@ logger = logging.getLogger("filestore.maintenance")
 
 TASK = "digests"
 """The name of the state of the pass in the index, and of its lock."""
+ASKED_TASK = "digests-asked"
+"""The lock of a process that only answers questions, while another one has a pass under way."""
 LOOK_SECONDS = 60.0
-"""The time between two looks at what other processes have stored, and after a failure of the index."""
+"""The time between two looks at what other processes have stored."""
+BUSY_SECONDS = 60.0
+STORAGE_SECONDS = 600.0
+"""The times after which a pass goes on when the index is busy, or cannot be written, such as on a full disk."""
 FIRST_SECONDS = 5.0
 """The time before the first look, so that a server that runs for a moment does not begin."""
 SETTLE_SECONDS = 0.5
@@ -126,8 +131,9 @@ class DigestPass:
         self._woken = asyncio.Event()
         self._queue = DigestQueue()
         self._places: dict[str, _Place] = {}
-        self._version: IndexVersion | None = None
-        """The index that was looked at last."""
+        self._taken_over_at: float | None = None
+        self._is_due_ours = False
+        """Whether this process does what is due, and not only what it was asked for."""
         self._failed_at: dict[tuple[str, Digest], float] = {}
         self._under_way: list[tuple[str, float]] = []
         """The namespaces of the contents that are read, and when each began. The second one is in the middle of the first."""
@@ -164,9 +170,13 @@ class DigestPass:
             try:
                 async with self._index.try_lock(TASK) as is_ours:
                     is_over = await self.work() if is_ours else not is_woken
+                if not is_ours and self._queue.has_wanted:
+                    async with self._index.try_lock(ASKED_TASK) as may_answer:
+                        if may_answer:
+                            await self._answer()
             except FilestoreError as error:
                 logger.warning("the secondary digests of stored files are computed later: %s", error)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(BUSY_SECONDS if isinstance(error, Busy) else STORAGE_SECONDS)
                 continue
             if not is_over:
                 await asyncio.sleep(TURN_REST_SECONDS if is_ours else AGAIN_SECONDS)
@@ -188,9 +198,11 @@ class DigestPass:
         The caller has the lock. Raises Busy, StorageFull, StorageError.
         """
         ends_at = self._clock() + TURN_SECONDS
-        self._version = None
-        for namespace in await self._index.namespaces():
-            await self._take_over(namespace)
+        self._is_due_ours = True
+        if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
+            self._taken_over_at = self._clock()
+            for namespace in await self._index.newest_positions():
+                await self._take_over(namespace)
         while True:
             if self._woken.is_set() or not self._queue.has_due:
                 self._woken.clear()
@@ -201,13 +213,19 @@ class DigestPass:
             if self._clock() >= ends_at:
                 return not len(self._queue)
 
+    async def _answer(self) -> None:
+        """Compute what was asked for in this process. The other one may compute the same, but no further one does."""
+        self._is_due_ours = False
+        while self._queue.has_wanted:
+            await self._compute_next()
+
     async def _compute_next(self, *, not_in: str | None = None) -> bool:
         """Compute what is wanted, or else due in another namespace than `not_in`. Return False if there is nothing."""
         wanted = self._queue.take_wanted()
         if wanted is not None:
             await self._compute(*wanted)
             return True
-        found = self._queue.take_due(not_in=not_in)
+        found = self._queue.take_due(not_in=not_in) if self._is_due_ours else None
         if found is None:
             return False
         namespace, due = found
@@ -226,12 +244,9 @@ class DigestPass:
 
     async def _look(self) -> None:
         """Look for what was stored since the last look."""
-        version = await self._index.version()
-        if version is not None and version == self._version:
-            return
-        for namespace in await self._index.namespaces():
+        for namespace, newest in (await self._index.newest_positions()).items():
             place = self._places.setdefault(namespace, _Place())
-            while page := await self._index.records_after(namespace, place.seen, limit=_PAGE):
+            while place.seen < newest and (page := await self._index.records_after(namespace, place.seen, limit=_PAGE)):
                 owned = {found.record.digest: found for found in page if found.record.owner is not None}
                 known = await self._known(namespace, [found.record for found in owned.values()])
                 due = [
@@ -242,7 +257,6 @@ class DigestPass:
                 place.has_more = self._queue.add(namespace, due) or place.has_more
                 place.seen = page[-1].position
                 place.seen_count += len(page)
-        self._version = version
 
     async def _known(self, namespace: str, records: Sequence[Record]) -> set[Digest]:
         """Return the digests of those records whose secondary digests are known."""
@@ -255,7 +269,7 @@ class DigestPass:
         is_over = True
         for namespace, place in self._places.items():
             if place.has_more:
-                place.seen, place.has_more, is_over, self._version = place.done, False, False, None
+                place.seen, place.has_more, is_over = place.done, False, False
                 continue
             place.done = place.seen
             if place.is_changed or place.seen_count >= _KEEP_COUNT:
@@ -280,6 +294,10 @@ class DigestPass:
         except FilestoreError as error:
             if not await self._index.versions(namespace, Reference(digest=digest), limit=1):
                 return  # it was removed meanwhile
+            self._note_failure(namespace, records[0], error)
+        except Exception as error:
+            # A fault of our own. One content must not keep all others waiting.
+            logger.exception("this is a fault of the server; please report it")
             self._note_failure(namespace, records[0], error)
         else:
             if digest in place.failed:
@@ -323,7 +341,7 @@ class DigestPass:
         count(Event.DIGESTED_SIZE, amount=work.size)
         if len(self._under_way) == 1:
             ((namespace, began),) = self._under_way
-            is_long = self._clock() >= began + LONG_SECONDS
+            is_long = self._is_due_ours and self._clock() >= began + LONG_SECONDS
             if is_long:
                 self._woken.clear()
                 await self._look()
@@ -337,8 +355,8 @@ class DigestPass:
         failed_at = self._failed_at.get(key)
         return failed_at is not None and self._clock() < failed_at + FAILURE_SECONDS
 
-    def _note_failure(self, namespace: str, record: Record, error: FilestoreError) -> None:
-        """Log it, and try again later, unless the content itself is refused."""
+    def _note_failure(self, namespace: str, record: Record, error: Exception) -> None:
+        """Log it, and try again later if the content may be repaired until then."""
         logger.warning("the secondary digests of %r in the namespace %s: %s", record.full_name, namespace, error)
         self._failed_at.pop((namespace, record.digest), None)
         self._failed_at[namespace, record.digest] = self._clock()
@@ -346,7 +364,8 @@ class DigestPass:
             del self._failed_at[next(iter(self._failed_at))]
         place = self._places[namespace]
         is_refused = isinstance(error, InvalidArchive | NotAnArchive | LimitExceeded)
-        if not is_refused and len(place.failed) < FAILED_LIMIT and record.digest not in place.failed:
+        may_be_repaired = isinstance(error, FilestoreError) and not is_refused
+        if may_be_repaired and len(place.failed) < FAILED_LIMIT and record.digest not in place.failed:
             place.failed[record.digest] = None
             place.is_changed = True
 

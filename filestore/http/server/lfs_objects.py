@@ -1,10 +1,10 @@
 """Remember the LFS objects that arrived, until a commit names them or they expire.
 
-    objects-NAMESPACE/SHA256    one object: a JSON object
+    objects-NAMESPACE/SHA256    one object: a line of JSON, and then its manifest
 
-These are in the folder of the uploads, so that all processes of a server, and of the next one, share them. The content itself is
-in the store: its chunks and its manifest stay for the grace period of the collection, as those of any push that is not
-recorded yet. So an object that is remembered may be gone, and whoever uses one looks at its chunks. All functions block.
+These are in the folder of the uploads, so that all processes of a server, and of the next one, share them. The chunks are in the
+store, where they stay for the grace period of the collection, as those of any push that is not recorded yet. So an object that
+is remembered may be gone, and whoever uses one looks at its chunks. All functions block.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from filestore.core.content_digests import BLOB_ID_SIZE, SHA256_SIZE, ContentHasher
+from filestore.core.content_digests import BLOB_ID_SIZE, ContentHasher
 from filestore.core.digest import Buffer, Digest
-from filestore.errors import InvalidDigest, ObjectMismatch
+from filestore.core.manifest import Manifest
+from filestore.errors import InvalidDigest, InvalidManifest, LimitExceeded, ObjectMismatch
 from filestore.format.zip.checksum import crc32
 from filestore.http.server.context import spooling
 from filestore.system.files import write_atomic
 from filestore.system.owners import make_own
 
 _FOLDER = "objects-"
+_HEAD_LIMIT = 1024
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -99,29 +101,40 @@ class LfsObjects:
         """`folders` is the folder of all uploads of the repository."""
         self._folder = folders / f"{_FOLDER}{namespace}"
 
-    def keep(self, lfs_object: LfsObject) -> None:
-        """Remember an object, durably."""
+    def keep(self, lfs_object: LfsObject, manifest: bytes) -> None:
+        """Remember an object and its encoded manifest, durably."""
         with spooling():
             # Somebody may have removed the spool folder since the server started.
             self._folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
             make_own(self._folder.parent)
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(self._folder / lfs_object.sha256.hex(), lfs_object.encode())
+            write_atomic(self._path(lfs_object.sha256), lfs_object.encode() + b"\n" + manifest)
 
     def find(self, sha256: bytes) -> LfsObject | None:
         """Return an object that is remembered, or None. One that cannot be read is not remembered."""
-        if len(sha256) != SHA256_SIZE:
-            return None
-        with spooling(), suppress(FileNotFoundError, NotADirectoryError):
-            text = (self._folder / sha256.hex()).read_bytes()
-            with suppress(ValueError, KeyError, TypeError, InvalidDigest):
-                return LfsObject.parse(sha256, text)
+        with spooling(), suppress(FileNotFoundError), self._path(sha256).open("rb") as file:
+            return _parsed(sha256, file.readline(_HEAD_LIMIT))
         return None
 
-    def forget(self, sha256: bytes) -> None:
-        """Do not remember an object any more."""
-        with spooling():
-            (self._folder / sha256.hex()).unlink(missing_ok=True)
+    def find_with_manifest(self, sha256: bytes) -> tuple[LfsObject, Manifest] | None:
+        """Return an object that is remembered, and its manifest, or None."""
+        with spooling(), suppress(FileNotFoundError):
+            head, _, encoded = self._path(sha256).read_bytes().partition(b"\n")
+            found = _parsed(sha256, head)
+            with suppress(InvalidManifest, LimitExceeded):
+                manifest = Manifest.parse(encoded)
+                if found is not None and (manifest.digest, manifest.size) == (found.digest, found.size):
+                    return found, manifest
+        return None
+
+    def _path(self, sha256: bytes) -> Path:
+        return self._folder / sha256.hex()
+
+
+def _parsed(sha256: bytes, text: bytes) -> LfsObject | None:
+    with suppress(ValueError, KeyError, TypeError, InvalidDigest):
+        return LfsObject.parse(sha256, text)
+    return None
 
 
 def expire_objects(folders: Path, *, idle_seconds: float) -> None:

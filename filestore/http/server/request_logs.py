@@ -60,6 +60,13 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", "/v3/pipeline_files/finalise-multipart-upload"): "finish-upload",
         ("POST", "/v4/files/presigned-post"): "sign-form",
         ("GET", "/v4/files/posts/{upload_id}"): "sign",
+        ("POST", "/api/repos/create"): "commit",
+        ("POST", "/api/{type}/{repository}/commit/{revision}"): "commit",
+        ("DELETE", "/api/repos/delete"): "remove",
+        ("POST", "/{repository}.git/info/lfs/objects/batch"): "begin-upload",
+        ("PUT", "/api/lfs/objects/{oid}/{size}"): "upload",
+        ("PUT", "/api/lfs/uploads/{upload_id}/{oid}/{size}/parts/{number}"): "put-part",
+        ("POST", "/api/lfs/uploads/{upload_id}/{oid}/{size}"): "finish-upload",
     }
 )
 """What the audit log calls the requests that read or change something. Others that are not GET or HEAD, such as those of a
@@ -70,6 +77,9 @@ QUESTIONS = frozenset(
         ("POST", f"{API}/chunks/verify"),
         ("POST", f"{API}/files/freed"),
         ("POST", "/api/{type}/{repository}/paths-info/{revision}"),
+        ("POST", "/api/{type}/{repository}/preupload/{revision}"),
+        ("POST", "/api/lfs/verify"),
+        ("POST", "/api/validate-yaml"),
     },
 )
 """Requests by POST that read no content and change no file. The audit log leaves them out, unless they are denied."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
-from filestore.errors import Busy, FilestoreError
+from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
 from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
@@ -45,6 +45,8 @@ class OpenedTree:
         self.card = card
         self.used_storage = files.size
         """Bytes of all files together."""
+        self.file_list: bytes | None = None
+        """The names of all files, as the one who asked first has put them together for others. Smaller than the directory."""
         self._links = links
         self._places = files.places
         self._file_count = files.file_count
@@ -52,9 +54,14 @@ class OpenedTree:
 
     @property
     def size_in_memory(self) -> int:
-        """Bytes of memory that it takes, with the digests of its files, also if they are not known yet."""
-        own = len(self._places) * (self._places.itemsize + PACKED_SIZE)
+        """Bytes of memory that it takes, with the digests and the list of its files, also if they are not there yet."""
+        own = len(self._places) * (self._places.itemsize + PACKED_SIZE) + len(self.tree.tail)
         return self.tree.size_in_memory + own + sum(len(path) + len(target) + 200 for path, target in self._links.items())
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether the digests of the files are known."""
+        return self._digests is not None
 
     async def learn(self, repository: LocalRepository, digest: Digest) -> None:
         """Ask for the digests of the files, if they are not known."""
@@ -112,7 +119,8 @@ class SharedTrees:
         self._limits = limits
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._openings = asyncio.Semaphore(OPENINGS_LIMIT)
-        self._unpackings = asyncio.Semaphore(UNPACKINGS_LIMIT)
+        self._unpackings: Counter[str] = Counter()
+        """How many entries of each namespace are unpacked now."""
         self._waiting: set[asyncio.Future[None]] = set()
         self.size = 0
         """Bytes of memory that all trees take."""
@@ -134,22 +142,29 @@ class SharedTrees:
         finally:
             entry.users -= 1
             self._make_room()
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._tell_waiting()
 
     @asynccontextmanager
-    async def unpacking(self) -> AsyncIterator[None]:
-        """Permit to send an entry during the block that is unpacked on the way. Raises Busy if others do so for too long."""
+    async def unpacking(self, namespace: str) -> AsyncIterator[None]:
+        """Permit to send an entry during the block that is unpacked on the way. Raises Busy if others do so for too long.
+
+        One namespace has at most half of the entries that may be unpacked at the same time.
+        """
+        taken = self._unpackings
         try:
             async with asyncio.timeout(self._wait_seconds):
-                await self._unpackings.acquire()
+                while taken.total() >= UNPACKINGS_LIMIT or taken[namespace] >= UNPACKINGS_LIMIT // 2:
+                    await self._released()
         except TimeoutError:
             raise Busy("the server", "it is unpacking files for others; fetch the whole directory, or push it unpacked") from None
+        taken[namespace] += 1
         try:
             yield
         finally:
-            self._unpackings.release()
+            taken[namespace] -= 1
+            if not taken[namespace]:
+                del taken[namespace]
+            self._tell_waiting()
 
     async def _entry_of(self, repository: LocalRepository, digest: Digest) -> _Entry:
         key = (repository.namespace, digest)
@@ -166,8 +181,13 @@ class SharedTrees:
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def _tell_waiting(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
     async def _released(self) -> None:
-        """Wait until a request does not use its tree any more."""
+        """Wait until a request does not use its tree any more, or has unpacked its entry."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
         try:
@@ -180,7 +200,7 @@ class SharedTrees:
         return sum(entry.size for entry in self._entries.values() if entry.users)
 
     async def _open(self, repository: LocalRepository, digest: Digest) -> OpenedTree:
-        async with self._openings:
+        async with self._openings, lost_as_damaged():
             tree = await StoredTree.open(repository, digest, limits=self._limits)
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
@@ -202,6 +222,15 @@ class SharedTrees:
             if not entry.users and entry.size:
                 del self._entries[key]
                 self.size -= entry.size
+
+
+@asynccontextmanager
+async def lost_as_damaged() -> AsyncIterator[None]:
+    """Raise DamagedChunk if a chunk is missing that the block reads. ChunksMissing would ask the client to send it."""
+    try:
+        yield
+    except ChunksMissing as error:
+        raise DamagedChunk(error.digests[0], "its frame is gone or cannot be read") from None
 
 
 class _Files(NamedTuple):

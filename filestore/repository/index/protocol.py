@@ -524,6 +524,9 @@ class Index(Protocol):
         Positions are larger than 0.
         """
 
+    async def newest_positions(self) -> dict[str, int]:
+        """Return the position of the newest record of each namespace that has one. This takes a moment."""
+
     async def record_count(self, namespace: str) -> int:
         """Return the number of records, with those of graphs."""
 

@@ -50,6 +50,7 @@ _SUPERSEDED = (
     " WHERE newer.namespace = records.namespace AND newer.name = records.name AND newer.{0} > records.{0} LIMIT ?)){1}"
     " ORDER BY {0} LIMIT ?"
 )
+_NEWEST_POSITION = "SELECT max({}) FROM records WHERE namespace = ?"
 _POSITION_AT = "SELECT min({}) FROM records WHERE namespace = ? AND updated_at = ?"
 _SECOND = 1_000_000
 _FAR_FUTURE = 1 << 62
@@ -166,6 +167,16 @@ def select_records_after(
         if len(found) == limit:
             break
     rows.close()
+    return found
+
+
+def select_newest_positions(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the largest position of each namespace that has records. No other rows are read."""
+    found: dict[str, int] = {}
+    position, namespace = _position(connection), ""
+    following = "SELECT min(namespace) FROM records WHERE namespace > ?"
+    while (namespace := connection.execute(following, (namespace,)).fetchone()[0]) is not None:
+        (found[namespace],) = connection.execute(_NEWEST_POSITION.format(position), (namespace,)).fetchone()
     return found
 
 

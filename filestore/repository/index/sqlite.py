@@ -205,6 +205,9 @@ class SqliteIndex:
     ) -> list[PositionedRecord]:
         return await self._reader.run(records.select_records_after, namespace, position, limit, only_valid=only_valid)
 
+    async def newest_positions(self) -> dict[str, int]:
+        return await self._reader.run(records.select_newest_positions)
+
     async def record_count(self, namespace: str) -> int:
         return await self._reader.run(records.select_count, namespace)
 

@@ -21,10 +21,27 @@ from filestore.format.zip.write import Entry
 from filestore.repository.protocol import Repository
 from filestore.system.threads import in_thread, task_group, thread_pool
 from filestore.transfer.edits.content import EditedTree, EntryContent, NewEntry, Sums
-from filestore.transfer.edits.operations import CopyFile, Operation, checked_operations, plan
-from filestore.transfer.edits.stored_entries import ChunkReader, ChunksContent, MemberContent, StoredEntries
-from filestore.transfer.push import send
+from filestore.transfer.edits.operations import (
+    CopyFile,
+    Operation,
+    PutBytes,
+    PutChunks,
+    PutFile,
+    PutSpan,
+    checked_operations,
+    plan,
+)
+from filestore.transfer.edits.stored_entries import (
+    KEPT_SIZE,
+    ChunkReader,
+    ChunksContent,
+    MemberContent,
+    StoredEntries,
+    seems_ours,
+)
+from filestore.transfer.push import WINDOWS_IN_FLIGHT, send
 from filestore.transfer.receive_batch import BatchReceiver
+from filestore.transfer.sources.file import WINDOW_SIZE
 from filestore.transfer.sources.tree_fingerprint import are_chunks_of, held_chunks
 from filestore.transfer.stored_tree import EntryKind, StoredTree
 
@@ -33,6 +50,10 @@ _THREADS = 4
 _SUMMED_SIZE = 16 << 20
 """Bytes of a stored file that are read together for its checksum."""
 _SUMMED_COUNT = 1024
+_AROUND_SIZE = WINDOW_SIZE
+"""Bytes of the old tree that are read and cut around changes, about."""
+_ENTRY_SIZE = 700
+"""Bytes of the objects of one entry."""
 _SUM_SIZE = 52
 """Bytes of the packed `Sums` of a file."""
 
@@ -91,7 +112,7 @@ class TreeEdit:
     chunks are read and cut. A large file that is copied or renamed, or given by its chunks and its CRC-32, is not read. Of an
     old tree that another program made, all small files are read and written in our form.
 
-    Memory: three windows of a push and their frames, at most 8 MiB of the old tree, and about 1 KB for each entry.
+    Memory: see `memory`.
     """
 
     def __init__(
@@ -118,6 +139,17 @@ class TreeEdit:
         self._size_limit = size_limit
         self._limits = limits
 
+    @property
+    def memory(self) -> int:
+        """About how many bytes of memory `store` takes: for the entries, and for what is scanned and sent at a time.
+
+        Where nothing is known about the cuts around a change, it may be more, up to that of any push.
+        """
+        count = len(self._operations) + (0 if self._old is None else len(self._old.members))
+        whole = 0 if self._old is None or seems_ours(self._old) else self._old.manifest.size
+        size = min(whole + sum(map(_new_size, self._operations)) + _AROUND_SIZE, WINDOWS_IN_FLIGHT * WINDOW_SIZE)
+        return 2 * size + KEPT_SIZE + count * _ENTRY_SIZE
+
     async def store(self) -> EditResult:
         """Send the chunks of the new tree that the repository does not have.
 
@@ -142,6 +174,21 @@ class TreeEdit:
             return await in_thread(threads, prepared.result, sent)
         finally:
             prepared.tree.close()
+
+
+def _new_size(operation: Operation) -> int:
+    """Return about how many bytes of new content are read."""
+    match operation:
+        case PutBytes(_, content):
+            return len(content)
+        case PutSpan(_, _, _, size):
+            return size
+        case PutChunks(_, chunks, None):
+            return sum(chunk.size for chunk in chunks)
+        case PutFile():
+            return WINDOWS_IN_FLIGHT * WINDOW_SIZE
+        case _:
+            return 0
 
 
 def edit_threads() -> Executor:

@@ -234,9 +234,9 @@ class _Plan:
         wanted = self._new_parts()
         clashes: dict[str, str] = {}
         for part in self._kept_parts() if wanted else ():
-            found = wanted.get(part.casefold())
+            found = wanted.get(part.lower())
             if found == part:
-                del wanted[part.casefold()]  # it is not new, whatever else there is
+                del wanted[part.lower()]  # it is not new, whatever else there is
             elif found is not None:
                 clashes[found] = part
         for part in wanted.values():
@@ -252,7 +252,7 @@ class _Plan:
         for path in self._new:
             if self._place(path) is None:
                 for part in (path, *_parents(path)):
-                    other = parts.setdefault(part.casefold(), part)
+                    other = parts.setdefault(part.lower(), part)
                     if other != part:
                         raise _letter_case(part, other)
         return parts
@@ -303,7 +303,7 @@ def _check_path(path: str, limits: ZipLimits, *, is_new: bool) -> None:
         raise InvalidName(for_display(path), "a part of it is empty or `.`")
     if not is_new:
         return
-    if any(part.decode().casefold() == _RESERVED_PART for part in parts):
+    if any(part.decode().lower() == _RESERVED_PART for part in parts):
         raise InvalidName(for_display(path), f"a part of it is {_RESERVED_PART!r}, which is reserved")
     for what, found, limit in (
         ("the size of the path", sum(map(len, parts)) + len(parts) - 1, limits.name_size),

@@ -23,7 +23,7 @@ from filestore.transfer.edits.content import Sums
 from filestore.transfer.receive_batch import BatchReceiver
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree
 
-_KEPT_SIZE = 8 << 20
+KEPT_SIZE = 8 << 20
 """Bytes of the chunks that were read last. Neighbouring small files are in one chunk."""
 _DEFLATED_SIZE = 1 << 20
 """Bytes of deflated data that are read at a time."""
@@ -77,7 +77,7 @@ class ChunkReader:
     def _keep(self, chunk: Chunk, content: bytes) -> None:
         self._kept[chunk.digest] = content
         self._kept_size += len(content)
-        while self._kept_size > _KEPT_SIZE and len(self._kept) > 1:
+        while self._kept_size > KEPT_SIZE and len(self._kept) > 1:
             self._kept_size -= len(self._kept.popitem(last=False)[1])
 
 
@@ -253,19 +253,19 @@ class StoredEntries:
         return self.file_numbers[bisect_left(self.entries, path, key=sort_key)]
 
     def _listed(self) -> Iterator[_Listed]:
-        members = self.tree.members
         folders = {""}
-        for member in members:
-            _note_folders(member.path, folders)
+        own_entries: dict[str, int] = {}
         file_number = 0
-        for number, member in enumerate(members):
-            if not member.is_folder:
-                yield _Listed(self._entry(number, member), member.crc, number, file_number)
-                file_number += not member.is_link
-            elif member.path not in folders:
-                # A push lists only empty folders, and each of them once.
-                folders.add(member.path)
-                yield _Listed(Entry(member.path, is_folder=True), 0, number, 0)
+        for number, member in enumerate(self.tree.members):
+            _note_folders(member.path, folders)
+            if member.is_folder:
+                own_entries.setdefault(member.path, number)
+                continue
+            yield _Listed(self._entry(number, member), member.crc, number, file_number)
+            file_number += not member.is_link
+        # A push lists only empty folders.
+        for path in own_entries.keys() - folders:
+            yield _Listed(Entry(path, is_folder=True), 0, own_entries[path], 0)
 
     def _entry(self, number: int, member: Member) -> Entry:
         if not member.is_link:
@@ -293,6 +293,17 @@ class StoredEntries:
         offsets.append(at)
         ends.append(size)
         return Layout(offsets, ends)
+
+
+def seems_ours(tree: StoredTree) -> bool:
+    """Return whether the first header of a zip is one that our writer makes. `StoredEntries` looks at all of them."""
+    if not tree.members or tree.members[0].start:
+        return not tree.members
+    member = tree.members[0]
+    if member.is_link:
+        return True  # its target is in its content
+    entry = Entry(member.path, member.size, member.is_executable, member.is_folder)
+    return tree.tail.startswith(central_header(PlacedEntry(entry, member.crc, 0)))
 
 
 class _Listed(NamedTuple):

@@ -6,15 +6,17 @@ meanwhile is not lost: the operations are applied to its tree, or refused if the
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from aiofiles.threadpool.binary import AsyncFileIO
 from aiohttp import web
 
 from filestore.core.commits import Commit
+from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
@@ -29,10 +31,11 @@ from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import HubRepository, repository_in, revision_in
 from filestore.http.server.routes.hub.repos import head_of
 from filestore.http.server.routes.sdk.multipart import each_piece
+from filestore.http.server.stored_trees import SERVED_TREES
 from filestore.repository.index.protocol import ContentDigests
 from filestore.repository.local import LocalRepository
 from filestore.system.files import write_all
-from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.system.threads import in_cpu_thread
 from filestore.transfer import edits
 from filestore.transfer.edits import EditResult, Sums, TreeEdit
 from filestore.transfer.sources.file import WINDOW_SIZE
@@ -42,7 +45,11 @@ BODY_LIMIT = 512 << 20
 """Bytes of a commit, with the files in it. Larger files, and more of them, are LFS objects."""
 ATTEMPTS = 10
 """How often the operations are applied to the newest tree, if other commits are made meanwhile."""
-_FOUND_COMMITS = 20
+SOURCES_LIMIT = 4
+"""Revisions that a commit copies files from. Each of their trees is in memory."""
+LARGE_TREE = 20_000
+"""Entries of a tree that is edited while no other tree of this size is, in one process. Each entry takes about 1 KB."""
+_PAGE = 100
 
 
 async def create_commit(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -66,6 +73,9 @@ async def create_commit(context: RequestContext, repository: LocalRepository) ->
     context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
     url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
     return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
+
+
+LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
 
 
 class _Branch(NamedTuple):
@@ -93,6 +103,8 @@ class _Committer:
         self._operations = lines.operations
         self._descriptor = descriptor
         self._contents = Contents(context, repository)
+        self._sources: dict[Digest, StoredTree | None] = {}
+        """The trees that files are copied from."""
 
     async def commit(self) -> Commit:
         """Return the commit. Raises HeadMoved, EntryNotFound, InvalidInput, LimitExceeded, QuotaExceeded and others."""
@@ -110,13 +122,10 @@ class _Committer:
         raise AssertionError
 
     async def _commit_on(self, head: Commit) -> Commit:
-        old = await StoredTree.open(self._repository, head.digest) if head.kind is Kind.DIRECTORY else None
-        operations = await self._edits(head, old)
         inlined = sum(each.size for each in self._operations if isinstance(each, lines_.PutFile))
-        # Besides what is new, chunks around it are read.
+        # Besides what is new, chunks around it are read. The budget comes first: whoever waits holds no tree.
         async with self._context.push_budget.take(push_memory(inlined + WINDOW_SIZE)):
-            result = await TreeEdit(self._repository, old, operations).store()
-        self._context.check_upload_size(result.size)
+            result = await self._edited(head)
         limit = self._context.chunks_limit
         if limit is not None and len(result.manifest.chunks) > limit:
             raise LimitExceeded("the number of the file's chunks", len(result.manifest.chunks), limit, "chunks_limit")
@@ -133,7 +142,26 @@ class _Committer:
         await self._note_digests(head, result)
         return await self._made(record, head)
 
-    async def _edits(self, head: Commit, old: StoredTree | None) -> list[edits.Operation]:
+    async def _edited(self, head: Commit) -> EditResult:
+        """Store the chunks of the new tree. Nothing is recorded."""
+        self._sources.clear()
+        async with AsyncExitStack() as stack:
+            old = await self._tree(head, stack)
+            operations = await self._edits(head, old, stack)
+            if len(operations) + (0 if old is None else len(old.members)) > LARGE_TREE:
+                lock = self._context.request.app[LARGE_EDITS]
+                await stack.enter_async_context(lock)
+            size_limit = self._context.upload_limit
+            edit = TreeEdit(self._repository, old, operations, name=self._hub.name, size_limit=size_limit, limits=SERVED_TREES)
+            return await edit.store()
+
+    async def _tree(self, commit: Commit, stack: AsyncExitStack) -> StoredTree | None:
+        """Return the tree of a commit until the end of `stack`. Return None for a single file."""
+        if commit.kind is not Kind.DIRECTORY:
+            return None
+        return (await stack.enter_async_context(self._context.trees.reading(self._repository, commit.digest))).tree
+
+    async def _edits(self, head: Commit, old: StoredTree | None, stack: AsyncExitStack) -> list[edits.Operation]:
         """Return one operation for each path: of several, the last one counts."""
         merged = _Merged(self._hub.name, old)
         if old is None:
@@ -145,8 +173,7 @@ class _Committer:
         for operation in self._operations:
             match operation:
                 case lines_.PutFile(path, offset, size):
-                    content = await in_disk_thread(os.pread, self._descriptor, size, offset)
-                    merged.put(edits.PutBytes(path, content))
+                    merged.put(edits.PutSpan(path, self._descriptor, offset, size))
                 case lines_.PutObject():
                     merged.put(await self._object(operation))
                 case lines_.DeleteFile(path):
@@ -154,7 +181,7 @@ class _Committer:
                 case lines_.DeleteFolder(path):
                     merged.delete_folder(path)
                 case lines_.CopyFile():
-                    merged.put(await self._copy(operation, old))
+                    merged.put(await self._copy(operation, old, stack))
         return merged.operations()
 
     async def _object(self, operation: lines_.PutObject) -> edits.PutChunks:
@@ -167,11 +194,15 @@ class _Committer:
             raise InvalidInput(f"the LFS object of {operation.path!r} has {found.size} bytes, and not {operation.size}")
         return edits.PutChunks(operation.path, found.chunks, crc=found.crc, sums=Sums(found.sha256, found.blob_id))
 
-    async def _copy(self, operation: lines_.CopyFile, old: StoredTree | None) -> edits.CopyFile:
+    async def _copy(self, operation: lines_.CopyFile, old: StoredTree | None, stack: AsyncExitStack) -> edits.CopyFile:
         tree = old
         if operation.source_revision is not None:
             source = await self._repository.find_commit(self._hub.name, operation.source_revision)
-            tree = await StoredTree.open(self._repository, source.digest) if source.kind is Kind.DIRECTORY else None
+            if source.digest not in self._sources:
+                if len(self._sources) == SOURCES_LIMIT:
+                    raise LimitExceeded("the number of revisions that the commit copies from", SOURCES_LIMIT + 1, SOURCES_LIMIT)
+                self._sources[source.digest] = await self._tree(source, stack)
+            tree = self._sources[source.digest]
         if tree is None or tree.entry(operation.source_path) is None:
             raise EntryNotFound(self._hub.name, operation.source_path)
         return edits.CopyFile(operation.path, operation.source_path, tree)
@@ -191,10 +222,16 @@ class _Committer:
             log_failure(f"digests of {tree} are not noted", error)
 
     async def _made(self, record: Record, head: Commit) -> Commit:
-        """Return the commit that stored a record. Others may have been made since."""
-        history = await self._repository.history(self._hub.name, revision=self._branch, limit=_FOUND_COMMITS)
-        made = [each for each in history if each.digest == record.digest and each.parent == head.id]
-        return made[-1] if made else history[0]
+        """Return the commit that stored a record, or `head` if it stored the same one. Others may have been made since."""
+        before: int | None = None
+        while True:
+            page = await self._repository.history(self._hub.name, revision=self._branch, limit=_PAGE, before=before)
+            for commit in page:
+                if commit.parent == head.id and commit.file_id == record.id:
+                    return commit
+            if not page or page[-1].number <= head.number:
+                return head
+            before = page[-1].number
 
 
 class _Merged:
@@ -209,7 +246,8 @@ class _Merged:
     def put(self, operation: edits.Operation) -> None:
         """Put a file, in the place of what was put there before."""
         self._puts[operation.path] = operation
-        self._deleted.pop(operation.path, None)
+        if isinstance(self._deleted.get(operation.path), edits.DeleteFile):
+            del self._deleted[operation.path]
 
     def delete_file(self, path: str) -> None:
         """Delete a file that is in the old tree or was put before. Raises EntryNotFound."""

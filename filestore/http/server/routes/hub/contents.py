@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -37,6 +39,8 @@ class Contents:
         self._objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
         self._latest: Manifest | None = None
         """The manifest that was read last. Neighbours often lie in one tree."""
+        self._ends = array("Q")
+        """Where its chunks begin, and where the last one ends."""
 
     async def has(self, sha256: bytes, size: int) -> bool:
         """Return whether content with this SHA-256 and this size is here."""
@@ -55,7 +59,7 @@ class Contents:
         manifest = None if row is None else await self._manifest(row.source)
         if row is None or manifest is None:
             return None
-        chunks = await in_cpu_thread(_chunks_between, manifest, row.start, row.start + row.size)
+        chunks = _chunks_between(manifest, self._ends, row.start, row.start + row.size)
         if chunks is None or not await self._are_live(chunks):
             return None
         # The checksum saves a commit to read the content.
@@ -63,11 +67,11 @@ class Contents:
         return StoredContent(row.sha256, row.blob_id, row.size, row.digest, chunks, None if known is None else known.crc)
 
     async def _arrived(self, sha256: bytes) -> StoredContent | None:
-        known = await in_disk_thread(self._objects.find, sha256)
-        manifest = None if known is None else await self._manifest(known.digest)
-        if known is None or manifest is None or manifest.size != known.size or not await self._are_live(manifest.chunks):
+        known = await in_disk_thread(self._objects.find_with_manifest, sha256)
+        if known is None or not await self._are_live(known[1].chunks):
             return None
-        return StoredContent(known.sha256, known.blob_id, known.size, known.digest, manifest.chunks, known.crc)
+        found, manifest = known
+        return StoredContent(sha256, found.blob_id, found.size, found.digest, manifest.chunks, found.crc)
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         if self._latest is None or self._latest.digest != digest:
@@ -75,19 +79,21 @@ class Contents:
                 encoded = await self._repository.manifest(digest)
             except (NotFound, InvalidManifest):
                 return None
-            self._latest = await in_cpu_thread(Manifest.parse, encoded)
+            self._latest, self._ends = await in_cpu_thread(_parsed, encoded)
         return self._latest
 
     async def _are_live(self, chunks: Sequence[Chunk]) -> bool:
         return not await self._repository.missing([chunk.digest for chunk in chunks])
 
 
-def _chunks_between(manifest: Manifest, start: int, end: int) -> Sequence[Chunk] | None:
+def _parsed(encoded: bytes) -> tuple[Manifest, array[int]]:
+    manifest = Manifest.parse(encoded)
+    return manifest, array("Q", accumulate(manifest.chunks.sizes(), initial=0))
+
+
+def _chunks_between(manifest: Manifest, ends: Sequence[int], start: int, end: int) -> Sequence[Chunk] | None:
     """Return the chunks with the content from `start` to `end`, or None if it does not begin and end with chunks."""
-    ends = list(accumulate(manifest.chunks.sizes(), initial=0))
-    places = {offset: number for number, offset in enumerate(ends) if offset in (start, end)}
-    if start == end:
-        return ()
-    if start not in places or end not in places:
+    first, after = bisect_left(ends, start), bisect_left(ends, end)
+    if after >= len(ends) or (ends[first], ends[after]) != (start, end):
         return None
-    return manifest.chunks[places[start] : places[end]]
+    return manifest.chunks[first:after]

@@ -9,9 +9,7 @@ Source: the Git LFS batch API, and `lfs.py` of the Python client, which has the 
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -19,25 +17,26 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from filestore.core.manifest import Manifest
-from filestore.errors import InvalidInput, InvalidParts, LimitExceeded, NotFound, ObjectMismatch, SourceError, UploadNotFound
+from filestore.errors import InvalidInput, InvalidParts, LimitExceeded, NotFound, ObjectMismatch, UploadNotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.lfs_objects import ContentSums, LfsObject, LfsObjects
+from filestore.http.server.lfs_objects import ContentSums, LfsObjects
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import repository_in
+from filestore.http.server.routes.hub.part_sums import PART_SUMS
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
-from filestore.http.server.routes.sdk.multipart import LIST_LIMIT, PART_PATH, each_piece, json_body, listed_parts
-from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.multipart import LIST_LIMIT, each_piece, json_body, listed_parts, put_part
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.uploads import Upload
 from filestore.repository.local import LocalRepository
-from filestore.system.files import BLOCK_SIZE, read_at, write_all
+from filestore.system.files import BLOCK_SIZE, write_all
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.push import send
 from filestore.transfer.sources.file import FileSource
 
 OBJECT_PATH = "/api/lfs/objects/{oid}/{size}"
 COMPLETION_PATH = "/api/lfs/uploads/{upload_id}/{oid}/{size}"
+OBJECT_PART_PATH = COMPLETION_PATH + "/parts/{number}"
 VERIFY_PATH = "/api/lfs/verify"
 XET_PATH = "/api/xet/set-HF_HUB_DISABLE_XET=1-to-upload-here"
 
@@ -56,8 +55,6 @@ DISABLE_XET = (
 )
 
 _ANSWER_PARTS = 10_000
-_SLICE_SIZE = 16 << 20
-_PIECE_SIZE = 1 << 20
 _OID = re.compile(r"[0-9a-f]{64}\Z")
 _SIZE = re.compile(r"[0-9]{1,18}\Z")
 
@@ -129,6 +126,17 @@ async def put_object(context: RequestContext, repository: LocalRepository) -> we
     return web.json_response({}, content_type=CONTENT_TYPE)
 
 
+async def put_object_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Receive a part of an object, at a signed URL, as one of an upload in parts."""
+    wanted = _named(context)
+    response = await put_part(context, repository)
+    found = context.request.match_info
+    assembly = context.request.app[ASSEMBLY]
+    upload = await assembly.find(found["upload_id"], repository)
+    assembly.start(context.request.app[PART_SUMS].advance(upload, wanted.sha256, wanted.size, int(found["number"])))
+    return response
+
+
 async def complete_object(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Put the parts of an object together, at a signed URL. To do it again changes nothing."""
     wanted = _named(context)
@@ -190,7 +198,9 @@ async def _actions(
         begun = await assembly.begin(repository, name=name)
         numbers = range(1, -(-wanted.size // part_size) + 1)
         header = {"chunk_size": str(part_size)}
-        header |= {str(number): url("PUT", PART_PATH.format(upload_id=begun.id, number=number)) for number in numbers}
+        header |= {
+            str(number): url("PUT", OBJECT_PART_PATH.format(upload_id=begun.id, number=number, **values)) for number in numbers
+        }
         upload = {"href": url("POST", COMPLETION_PATH.format(upload_id=begun.id, **values)), "header": header}
     return {"upload": upload, "verify": {"href": f"{context.base_url}{VERIFY_PATH}"}}
 
@@ -207,7 +217,7 @@ async def _complete(
         if size != wanted.size:
             # Parts may still come.
             raise InvalidParts(f"they have {size} bytes, and the object has {wanted.size}")
-        sums = await _sums_of(parts, wanted)
+        sums = await context.request.app[PART_SUMS].sums(upload, parts, wanted.sha256, wanted.size)
         sums.check()
         manifest = await assembly.send_parts(upload, repository, parts)
         await _keep(context, repository, manifest, sums)
@@ -217,44 +227,14 @@ async def _complete(
     assembly.retire(upload)
 
 
-async def _sums_of(parts: Sequence[UploadPart], wanted: _Wanted) -> ContentSums:
-    sums = ContentSums(wanted.sha256, wanted.size)
-    for part in parts:
-        for offset in range(0, part.size, _SLICE_SIZE):
-            # In slices, between which others have their turn.
-            await in_cpu_thread(_add_slice, sums, part, offset)
-    return sums
-
-
-def _add_slice(sums: ContentSums, part: UploadPart, offset: int) -> None:
-    memory = memoryview(bytearray(_PIECE_SIZE))
-    try:
-        descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidParts(f"part {part.number} was removed while the object was put together") from error
-    try:
-        end = min(offset + _SLICE_SIZE, part.size)
-        while offset < end:
-            count = read_at(descriptor, memory[: end - offset], offset)
-            if not count:
-                raise InvalidParts(f"part {part.number} is shorter than it was")
-            sums.add(memory[:count])
-            offset += count
-    except (OSError, SourceError) as error:
-        raise InvalidParts(f"part {part.number} cannot be read any more") from error
-    finally:
-        os.close(descriptor)
-
-
 async def _keep(context: RequestContext, repository: LocalRepository, manifest: Manifest, sums: ContentSums) -> None:
-    """Store the manifest of an object that arrived, and remember it."""
+    """Remember an object that arrived, and whose chunks are stored."""
     if context.chunks_limit is not None and len(manifest.chunks) > context.chunks_limit:
         raise LimitExceeded("the number of the file's chunks", len(manifest.chunks), context.chunks_limit, "chunks_limit")
-    found: LfsObject = sums.checked_object(manifest.digest)
-    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE):
-        await context.store.put_manifest(repository.namespace, manifest.digest, manifest.encoded)
-    objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
-    await in_disk_thread(objects.keep, found)
+    found = sums.checked_object(manifest.digest)
+    folders = context.request.app[ASSEMBLY].folders
+    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE, place=folders.parent):
+        await in_disk_thread(LfsObjects(folders, repository.namespace).keep, found, manifest.encoded)
     context.noted.facts |= {"oid": found.sha256.hex(), "size": found.size}
 
 

@@ -6,7 +6,7 @@ Source: `hf_api.py` of the Python client.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from urllib.parse import parse_qsl, quote
 
@@ -15,6 +15,7 @@ from aiohttp import web
 from filestore.core.commits import Commit
 from filestore.core.records import parse_json, value_count
 from filestore.errors import EntryNotFound, InvalidInput, LimitExceeded, RevisionNotFound
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import (
@@ -64,12 +65,24 @@ async def describe(context: RequestContext, repository: LocalRepository) -> web.
 def _described(document: Document, snapshot: Snapshot, *, with_blobs: bool) -> Iterator[bytes]:
     """Yield the description of a repository in pieces."""
     yield json.dumps(document).encode()[:-1] + b', "siblings": ['
+    opened = snapshot.opened
+    if opened is None or with_blobs:
+        yield from _siblings(snapshot, with_blobs=with_blobs)
+    else:
+        if opened.file_list is None:
+            # Each download of a whole repository asks for it, also if nothing has changed.
+            opened.file_list = b"".join(_siblings(snapshot, with_blobs=False))
+        yield opened.file_list
+    yield b"]}"
+
+
+def _siblings(snapshot: Snapshot, *, with_blobs: bool) -> Iterator[bytes]:
+    """Yield the files of a repository in JSON, without the brackets around the list."""
     files = islice(snapshot.files(), SIBLINGS_LIMIT)
     separator = b""
     while siblings := [sibling_document(file, with_blobs=with_blobs) for file in islice(files, _SIBLINGS_AT_ONCE)]:
-        yield separator + json.dumps(siblings).encode()[1:-1]
-        separator = b", "
-    yield b"]}"
+        yield separator + json.dumps(siblings, ensure_ascii=False, separators=(",", ":")).encode()[1:-1]
+        separator = b","
 
 
 async def list_tree(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -154,7 +167,7 @@ async def list_refs(context: RequestContext, repository: LocalRepository) -> web
         head = await repository.find_commit(asked.name)
     except RevisionNotFound:
         head = None
-    return web.json_response(refs_document(head, labels))
+    return await _answer(lambda: refs_document(head, labels))
 
 
 async def list_commits(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -170,7 +183,7 @@ async def list_commits(context: RequestContext, repository: LocalRepository) -> 
     if len(commits) == limit and commits[-1].number > 1:
         query = {"limit": str(limit)} | ({"expand[]": "formatted"} if formatted else {})
         headers["Link"] = _next(context, f"{asked.api_path}/commits/{commit.id}", query, str(commits[-1].number))
-    return web.json_response([commit_document(each, is_formatted=formatted) for each in commits], headers=headers)
+    return await _answer(lambda: [commit_document(each, is_formatted=formatted) for each in commits], headers)
 
 
 async def list_repositories(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -180,15 +193,18 @@ async def list_repositories(context: RequestContext, repository: LocalRepository
     limit = _limit(request)
     search, author = (request.query.get(key) or None for key in ("search", "author"))
     page = await repository.list_names(search=search, owner=author, after=_place(request), limit=limit)
-    found = [
-        repository_document(HubRepository(kind, name), commit, created_at=commit.created_at, used_storage=commit.size)
-        for name, commit in page.heads
-    ]
+
+    def documents() -> list[Document]:
+        return [
+            repository_document(HubRepository(kind, name), commit, created_at=commit.created_at, used_storage=commit.size)
+            for name, commit in page.heads
+        ]
+
     headers = {}
     if page.next_after is not None:
         query = {"limit": str(limit)} | {key: value for key, value in (("search", search), ("author", author)) if value}
         headers["Link"] = _next(context, f"/api/{kind}", query, page.next_after)
-    return web.json_response(found, headers=headers)
+    return await _answer(documents, headers)
 
 
 async def describe_account(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -211,19 +227,32 @@ async def check_access(context: RequestContext, repository: LocalRepository) -> 
     return web.json_response({})
 
 
+async def _answer(made: Callable[[], object], headers: Mapping[str, str] | None = None) -> web.Response:
+    """Answer with JSON of many items, which a thread makes and encodes."""
+    body = await in_cpu_thread(lambda: json.dumps(made()).encode())
+    return web.Response(body=body, content_type=_JSON, headers=headers)
+
+
 async def _answer_pieces(context: RequestContext, pieces: Iterator[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-    """Answer with JSON that a thread makes piece by piece, so that it takes little memory."""
-    first = [await in_cpu_thread(next, pieces, b"") for _ in range(2)]
-    last = await in_cpu_thread(next, pieces, b"")
-    following = await in_cpu_thread(next, pieces, b"")
-    if not following:
-        return web.Response(body=b"".join([*first, last]), content_type=_JSON, headers=headers)
+    """Answer with JSON that a thread makes piece by piece. A long answer waits in a spool, and not in memory."""
+    piece = await in_cpu_thread(_gathered, pieces)
+    if len(piece) < PIECE:
+        return web.Response(body=piece, content_type=_JSON, headers=headers)
     async with context.spool() as spool:
-        piece = b"".join([*first, last, following])
         while piece:
             await spool.write(piece)
-            piece = await in_cpu_thread(next, pieces, b"")
+            piece = await in_cpu_thread(_gathered, pieces)
         return await context.answer_with(spool, web.StreamResponse(headers={"Content-Type": _JSON, **headers}))
+
+
+def _gathered(pieces: Iterator[bytes]) -> bytes:
+    """Return the next pieces: as many as an answer may have in memory, or one that is larger. The result is empty at the end."""
+    gathered = bytearray()
+    for piece in pieces:
+        gathered += piece
+        if len(gathered) >= PIECE:
+            break
+    return bytes(gathered)
 
 
 def _next(context: RequestContext, path: str, query: Mapping[str, str], place: str) -> str:

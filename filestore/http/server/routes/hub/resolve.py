@@ -6,6 +6,7 @@ Source: `file_download.py` of the Python client; RFC 9110, sections 13 and 14.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import Entry
 from filestore.http.server.routes.hub.names import path_in, repository_in, revision_in
 from filestore.http.server.routes.hub.snapshot import Snapshot, commit_of, snapshot_of
+from filestore.http.server.stored_trees import lost_as_damaged
 from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
 from filestore.repository.local import LocalRepository
 from filestore.transfer.stored_tree import read_entry
@@ -55,8 +57,12 @@ async def resolve(context: RequestContext, repository: LocalRepository) -> web.S
         wanted = part or range(entry.size)
         response = web.StreamResponse(status=206 if part else 200, headers=headers)
         if snapshot.opened is not None and stored is not None and (stored.is_deflated or stored.extent is None) and wanted:
-            pieces = read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)
-            return await _send_unpacked(context, pieces, wanted, response)
+            async with (
+                context.trees.unpacking(repository.namespace),
+                lost_as_damaged(),
+                aclosing(read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)) as pieces,
+            ):
+                return await _send_unpacked(context, pieces, len(wanted), response)
     # Here the tree is not held any more: a slow client must not hold memory (I6).
     start = 0 if stored is None or stored.extent is None else stored.extent.start
     return await send_stored(context, repository, commit.digest, range(start + wanted.start, start + wanted.stop), response)
@@ -87,15 +93,14 @@ def _asked_range(request: web.Request, entry: Entry) -> range | None:
 
 
 async def _send_unpacked(
-    context: RequestContext, pieces: AsyncIterator[bytes], wanted: range, response: web.StreamResponse
+    context: RequestContext, pieces: AsyncIterator[bytes], size: int, response: web.StreamResponse
 ) -> web.StreamResponse:
     """Send a part of a file that is not a range of the stored zip file: it is deflated, or only its header says where it is."""
-    async with context.trees.unpacking():
-        # The first piece before the head: a damaged chunk can still be answered with an error.
-        first = await anext(pieces, b"")
-        async with context.answering(response, size=len(wanted)) as answer:
-            async for piece in _small(first, pieces):
-                await answer.send(piece)
+    # The first piece before the head: a damaged chunk can still be answered with an error.
+    first = await anext(pieces, b"")
+    async with context.answering(response, size=size) as answer:
+        async for piece in _small(first, pieces):
+            await answer.send(piece)
     return response
 
 

@@ -12,6 +12,7 @@ from filestore.core.names import split_full_name
 from filestore.core.records import Kind
 from filestore.errors import EntryNotFound
 from filestore.http.server.context import RequestContext
+from filestore.http.server.digest_pass import DIGESTS
 from filestore.http.server.model_card import NO_CARD, ModelCard
 from filestore.http.server.routes.hub.dialect import note_commit
 from filestore.http.server.routes.hub.documents import Entry
@@ -85,10 +86,16 @@ class Snapshot:
             if not folder and after is None:
                 yield self._single
             return
-        for stored in self.opened.tree.entries(folder, recursive=recursive, after=after):
+        real = self.opened.find(folder)
+        if real is None:
+            return
+        # The folder may be a link, or be reached through one.
+        inside, shown = (f"{path}/" if path else "" for path in (real.path, folder))
+        after = None if after is None else inside + after.removeprefix(shown)
+        for stored in self.opened.tree.entries(real.path, recursive=recursive, after=after):
             found = self.opened.find(stored.path) if stored.kind is EntryKind.LINK else stored
             if found is not None:
-                yield self._entry(stored.path, found)
+                yield self._entry(shown + stored.path.removeprefix(inside), found)
 
     def _entry(self, path: str, stored: StoredEntry) -> Entry:
         digests = None if self.opened is None else self.opened.digests_of(stored)
@@ -114,8 +121,12 @@ async def snapshot_of(
     """
     if commit.kind is Kind.DIRECTORY:
         async with context.trees.reading(repository, commit.digest) as opened:
+            if not opened.has_digests:
+                context.request.app[DIGESTS].wanted(repository.namespace, commit.digest)
             yield Snapshot(asked.name, commit, opened, None)
         return
     known = (await repository.content_digests([commit.digest])).get(commit.digest)
+    if known is None:
+        context.request.app[DIGESTS].wanted(repository.namespace, commit.digest)
     digests = None if known is None else FileDigests(known.sha256, known.blob_id)
     yield Snapshot(asked.name, commit, None, digests)

@@ -32,6 +32,7 @@ HUB_WRITE_ROUTES: tuple[Route, ...] = (
     _write("GET", lfs.XET_PATH, lfs.refuse_xet),
     _write("POST", f"/{REPOSITORY}.git/info/lfs/objects/batch", lfs.lfs_batch),
     _write("PUT", lfs.OBJECT_PATH, lfs.put_object, is_transfer=True, continues=True, can_be_signed=True),
+    _write("PUT", lfs.OBJECT_PART_PATH, lfs.put_object_part, is_transfer=True, continues=True, can_be_signed=True),
     _write("POST", lfs.COMPLETION_PATH, lfs.complete_object, is_transfer=True, continues=True, can_be_signed=True),
     _write("POST", lfs.VERIFY_PATH, lfs.verify_object, continues=True),
 )

@@ -105,8 +105,8 @@ class Assembly:
         """Work in the background during the block. Its end cancels the work, which any process can continue."""
         async with task_group() as group:
             self._group = group
-            self._start(self._sweep())
-            self._start(self._remove_revoked())
+            self.start(self._sweep())
+            self.start(self._remove_revoked())
             try:
                 yield
             finally:
@@ -136,7 +136,7 @@ class Assembly:
 
     def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""
-        self._start(self._cut_ahead(upload, repository))
+        self.start(self._cut_ahead(upload, repository))
 
     async def finish(self, upload: Upload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
         """Record the file that the listed parts make up. `listed` has tags by part numbers.
@@ -188,9 +188,9 @@ class Assembly:
 
     def retire(self, upload: Upload) -> None:
         """Remove the folder of a finished upload in the background: a disk may need a long time to free gigabytes."""
-        self._start(self._retire(upload))
+        self.start(self._retire(upload))
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def start(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` in the background. If this process is ending, do nothing: another process can do the work."""
         if self._group is None:
             work.close()
