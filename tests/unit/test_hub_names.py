@@ -80,7 +80,7 @@ def test_a_repository_is_found_in_a_path(path: str, kind: str, name: str) -> Non
         "team/a--b",
         "team/model.git",
         "a%2Fb%2Fc",
-        "te am/model",
+        "my team/model",
         "a/x\x7f",
         "x" * 300,
     ],
