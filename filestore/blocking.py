@@ -41,7 +41,7 @@ from filestore.backends import STALL_SECONDS
 from filestore.cache import CachedPath, ResolveResult
 from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
-from filestore.core.commits import Commit, Label, LabelKind
+from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
@@ -158,6 +158,7 @@ def push(
     name: str | None = None,
     message: str = "",
     author: str = "",
+    branch: str = MAIN,
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -183,6 +184,7 @@ def push(
             name=name,
             message=message,
             author=author,
+            branch=branch,
             push_cache=push_cache,
             rehash=rehash,
             codec=codec,

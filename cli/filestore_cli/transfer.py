@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
+from filestore.core.commits import MAIN
 from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference, redact_url
@@ -95,6 +96,7 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(short_help="Store a file or directory.")
 @click.argument("path", type=_PATH)
 @click.option("--name", help="The name of the record, with or without OWNER/.  [default: file name, or DIR.zip]")
+@click.option("--branch", default=MAIN, metavar="BRANCH", help="The branch of the name to add it to.  [default: main]")
 @click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about this version.")
 @click.option("--rehash", is_flag=True, help="Read files even if they have not changed since their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
@@ -106,6 +108,7 @@ def push(
     path: Path,
     name: str | None,
     *,
+    branch: str,
     message: str,
     rehash: bool,
     dry_run: bool,
@@ -121,7 +124,7 @@ def push(
         context.show(_plan_result(plan, location), *_plan_lines(plan, place))
         return
     pushed, place, location, created = run_to_end(
-        _push(context, path, name=name, message=message, rehash=rehash, create=create, selection=selection)
+        _push(context, path, name=name, message=message, branch=branch, rehash=rehash, create=create, selection=selection)
     )
     context.show(
         _pushed_result(pushed, location, created=created),
@@ -356,6 +359,7 @@ async def _push(
     create: bool,
     selection: Selection,
     message: str = "",
+    branch: str = MAIN,
 ) -> tuple[PushResult, str, str, bool]:
     """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
     from filestore.system.own_process import tune_process  # heavy
@@ -377,6 +381,7 @@ async def _push(
                 name=name,
                 message=message,
                 author=user_name(),
+                branch=branch,
                 push_cache=push_cache,
                 rehash=rehash,
                 codec=codec_of(settings.codec),

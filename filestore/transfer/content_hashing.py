@@ -11,8 +11,9 @@ batch is in memory at a time.
 from __future__ import annotations
 
 import time
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
@@ -83,29 +84,22 @@ class TreeHashing:
         self._repository = repository
         self._tree = tree
         self._pause = pause
-        self._large: dict[int, LargeFile] = {}
-        """The large files by the numbers of their members."""
+        self._survey: _Survey | None = None
 
     async def large_files(self) -> list[LargeFile]:
         """Return the large files, equal ones once. Their secondary digests may be known from another tree."""
-        self._large = await in_cpu_thread(_large_files, self._tree)
-        return list({file.digest: file for file in reversed(self._large.values())}.values())
+        survey = await self._surveyed()
+        return list({file.digest: file for file in reversed(survey.large.values())}.values())
 
     async def run(self, known: Mapping[Digest, FileDigests], *, keep: Keep) -> bytes:
-        """Return the packed digests of all files, in the order of the members. Call `large_files` first.
+        """Return the packed digests of all files, in the order of the members.
 
         `known` has secondary digests by file digests. `keep` is called with the large files that are not in it.
 
         Raises InvalidArchive if the data of a file is not what the central directory says; DamagedChunk, ChunksMissing,
         StorageError, TransferError.
         """
-        skipped: set[int] = set()
-        seen = set(known)
-        for number, file in self._large.items():
-            if file.digest in seen:
-                skipped.add(number)
-            seen.add(file.digest)
-        files = _Files(self._tree, self._large, skipped)
+        files = await in_cpu_thread(_Files, self._tree, await self._surveyed(), known)
         unkept = 0
 
         async def keep_some(work: Work) -> None:
@@ -119,7 +113,12 @@ class TreeHashing:
         await _read(self._repository, files.batches(), files, keep_some)
         if files.ended:
             await keep(files.take_ended())
-        return await in_cpu_thread(files.packed, known)
+        return await in_cpu_thread(files.packed)
+
+    async def _surveyed(self) -> _Survey:
+        if self._survey is None:
+            self._survey = await in_cpu_thread(_surveyed, self._tree)
+        return self._survey
 
 
 async def _read(repository: Repository, batches: Iterator[list[Chunk]], writer: _Timed, pause: Pause) -> None:
@@ -170,33 +169,42 @@ class _WholeFile(_Timed):
         self.hasher.update(content)
 
 
-class _Span(NamedTuple):
-    """The bytes of the zip file that the digests of one file need."""
+class _Survey:
+    """Where the files of a tree are in its zip file, by their numbers, which count the files in the order of the members."""
 
-    file_number: int
-    """Its place among the files of the tree."""
-    member_number: int
-    member: Member
-    start: int
-    stop: int
+    def __init__(self) -> None:
+        self.members = array("I")
+        """The number of the member that each file is."""
+        self.starts = array("Q")
+        self.stops = array("Q")
+        """The bytes that its digests need. There are none if it is empty."""
+        self.large: dict[int, LargeFile] = {}
+        """The large files."""
 
 
 class _Files(_Timed):
     """The files of a tree, in the order of their data. Its methods but `take_ended` are called in threads."""
 
-    def __init__(self, tree: StoredTree, large: Mapping[int, LargeFile], skipped: Container[int]) -> None:
+    def __init__(self, tree: StoredTree, survey: _Survey, known: Mapping[Digest, FileDigests]) -> None:
         super().__init__()
         self.ended: list[tuple[LargeFile, FileDigests]] = []
         """Large files that were hashed."""
         self._tree = tree
-        self._large = large
-        self._skipped = skipped
-        self._numbers: list[int] = []
+        self._survey = survey
+        self._found = dict(known)
+        self._packed = bytearray(len(survey.members) * PACKED_SIZE)
+        self._chunk_numbers: list[int] = []
         """The chunks of the batch that was given last."""
-        self._found: dict[Digest, FileDigests] = {}
-        self._packed = bytearray()
-        self._spans = self._following()
-        self._next = next(self._spans, None)
+        seen = set(known)
+        self._skipped: set[int] = set()
+        """Files that need not be read: they are known, or equal to one before them."""
+        for number, file in survey.large.items():
+            if file.digest in seen:
+                self._skipped.add(number)
+            seen.add(file.digest)
+        self._numbers = self._to_read()
+        self._number = next(self._numbers, None)
+        """The file that is read now."""
         self._hasher: _EntryHasher | None = None
 
     def take_ended(self) -> list[tuple[LargeFile, FileDigests]]:
@@ -205,64 +213,60 @@ class _Files(_Timed):
         return ended
 
     def batches(self) -> Iterator[list[Chunk]]:
-        """Yield the chunks to read. Each is yielded before the one before it is forgotten."""
+        """Yield the chunks to read. A batch must be taken before the next one is asked for."""
         chunks = self._tree.manifest.chunks
-        numbered = ((number, chunks[number]) for number in self._chunk_numbers())
+        numbered = ((number, chunks[number]) for number in self._chunks_to_read())
         for batch in batched_by_size(numbered, lambda each: each[1].size, limit=READ_SIZE, count_limit=READ_COUNT):
-            self._numbers = [number for number, _ in batch]
+            self._chunk_numbers = [number for number, _ in batch]
             yield [chunk for _, chunk in batch]
 
     def hash(self, number: int, content: memoryview) -> None:
-        start = self._tree.offsets[self._numbers[number]]
+        start = self._tree.offsets[self._chunk_numbers[number]]
         stop = start + len(content)
-        while self._next is not None and self._next.start < stop:
-            span = self._next
+        while self._number is not None and (begin := self._survey.starts[self._number]) < stop:
+            end = self._survey.stops[self._number]
             if self._hasher is None:
-                self._hasher = _EntryHasher(span.member, span.start)
-            self._hasher.update(content[max(span.start - start, 0) : span.stop - start])
-            if span.stop > stop:
+                self._hasher = _EntryHasher(self._tree.members[self._survey.members[self._number]], begin)
+            self._hasher.update(content[max(begin - start, 0) : end - start])
+            if end > stop:
                 return
-            self._end(span, self._hasher.finish())
-            self._next, self._hasher = next(self._spans, None), None
+            self._end(self._number, self._hasher.finish())
+            self._number, self._hasher = next(self._numbers, None), None
 
-    def packed(self, known: Mapping[Digest, FileDigests]) -> bytes:
+    def packed(self) -> bytes:
         """Return the digests of all files, when all chunks were taken."""
-        found = {**known, **self._found}
-        for file_number, (number, member) in enumerate(_files_of(self._tree)):
-            if number in self._large:
-                self._put(file_number, found[self._large[number].digest])
-            elif not member.size:
-                self._put(file_number, EMPTY)
+        survey = self._survey
+        for number, file in survey.large.items():
+            self._put(number, self._found[file.digest])
+        for number, (start, stop) in enumerate(zip(survey.starts, survey.stops, strict=True)):
+            if start == stop and number not in survey.large:
+                self._put(number, EMPTY)
         return bytes(self._packed)
 
-    def _following(self) -> Iterator[_Span]:
-        """Yield the files that must be read, in the order of their data."""
-        for file_number, (number, member) in enumerate(_files_of(self._tree)):
-            if member.size and number not in self._skipped:
-                extent = member.extent
-                # The local header says where the data begins, unless the central directory does.
-                start, stop = (member.start, member.end) if extent is None or member.is_deflated else extent
-                yield _Span(file_number, number, member, start, stop)
+    def _to_read(self) -> Iterator[int]:
+        """Yield the files that must be read."""
+        survey = self._survey
+        for number, (start, stop) in enumerate(zip(survey.starts, survey.stops, strict=True)):
+            if start < stop and number not in self._skipped:
+                yield number
 
-    def _chunk_numbers(self) -> Iterator[int]:
+    def _chunks_to_read(self) -> Iterator[int]:
         offsets = self._tree.offsets
         following = 0
-        for span in self._following():
-            first = max(bisect_right(offsets, span.start) - 1, following)
-            following = max(bisect_left(offsets, span.stop), following)
+        for number in self._to_read():
+            first = max(bisect_right(offsets, self._survey.starts[number]) - 1, following)
+            following = max(bisect_left(offsets, self._survey.stops[number], first), following)
             yield from range(first, following)
 
-    def _end(self, span: _Span, digests: FileDigests) -> None:
-        self._put(span.file_number, digests)
-        large = self._large.get(span.member_number)
+    def _end(self, number: int, digests: FileDigests) -> None:
+        self._put(number, digests)
+        large = self._survey.large.get(number)
         if large is not None:
             self._found[large.digest] = digests
             self.ended.append((large, digests))
 
-    def _put(self, file_number: int, digests: FileDigests) -> None:
-        start = file_number * PACKED_SIZE
-        self._packed.extend(bytes(max(start + PACKED_SIZE - len(self._packed), 0)))
-        self._packed[start : start + PACKED_SIZE] = digests.packed
+    def _put(self, number: int, digests: FileDigests) -> None:
+        self._packed[number * PACKED_SIZE : (number + 1) * PACKED_SIZE] = digests.packed
 
 
 class _EntryHasher:
@@ -318,23 +322,28 @@ class _EntryHasher:
             self._hasher.update(content)
 
 
-def _files_of(tree: StoredTree) -> Iterator[tuple[int, Member]]:
-    """Yield the members that are files, with their numbers."""
-    for number, member in enumerate(tree.members):
-        if not member.is_folder and not member.is_link:
-            yield number, member
-
-
-def _large_files(tree: StoredTree) -> dict[int, LargeFile]:
-    found = {}
-    for number, member in _files_of(tree):
-        if member.size < SEGMENT_MIN or member.extent is None:
+def _surveyed(tree: StoredTree) -> _Survey:
+    survey = _Survey()
+    for member_number, member in enumerate(tree.members):
+        if member.is_folder or member.is_link:
             continue
-        entry = StoredEntry(
-            member.path, EntryKind.FILE, member.size, extent=member.extent, member_number=number, is_deflated=member.is_deflated
-        )
-        chunks = tree.chunks_of(entry)
-        if chunks is not None:
-            manifest = Manifest.build(chunks, chunking_version=tree.manifest.chunking_version)
-            found[number] = LargeFile(manifest.digest, member.size, member.extent.start)
-    return found
+        number = len(survey.members)
+        extent = member.extent
+        # The local header says where the data begins, unless the central directory does.
+        start, stop = (member.start, member.end) if extent is None or member.is_deflated else extent
+        survey.members.append(member_number)
+        survey.starts.append(start)
+        survey.stops.append(stop if member.size else start)
+        if member.size >= SEGMENT_MIN and extent is not None and not member.is_deflated:
+            large = _large_file(tree, member, extent)
+            if large is not None:
+                survey.large[number] = large
+    return survey
+
+
+def _large_file(tree: StoredTree, member: Member, extent: Extent) -> LargeFile | None:
+    """Return a file as a large one, if its chunks are its own."""
+    chunks = tree.chunks_of(StoredEntry(member.path, EntryKind.FILE, member.size, extent=extent))
+    if chunks is None:
+        return None
+    return LargeFile(Manifest.build(chunks, chunking_version=tree.manifest.chunking_version).digest, member.size, extent.start)

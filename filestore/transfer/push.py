@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import checked_message
+from filestore.core.commits import MAIN, PLAIN_COMMIT, NewCommit, checked_branch, checked_message
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_full_name
@@ -152,6 +152,7 @@ async def push(
     name: str | None = None,
     message: str = "",
     author: str = "",
+    branch: str = MAIN,
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -173,6 +174,7 @@ async def push(
         that of the directory with `.zip` after it.
     message: what the commit of this version says, at most 2048 bytes.
     author: who the commit is by. A server takes the label of the token instead.
+    branch: the branch of the name on which the commit is made. One other than "main" must exist.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
@@ -191,8 +193,9 @@ async def push(
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
 
     Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName or
-    InvalidInput where another argument is wrong; LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository
-    in a folder cannot be written; Unauthorized or TransferError where a server refuses or cannot be reached.
+    InvalidInput where another argument is wrong; NotFound or RevisionNotFound where the branch does not exist; OwnerTaken;
+    LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository in a folder cannot be written; Unauthorized or
+    TransferError where a server refuses or cannot be reached.
 
     Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE TPDS
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
@@ -204,6 +207,8 @@ async def push(
     checked_message(author)
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
+    if checked_branch(branch) != MAIN:
+        await repository.find_commit(kept_name, f"refs/heads/{branch}")
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
@@ -219,7 +224,7 @@ async def push(
         if source.cached_size:
             await sending.send_lost(manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
-        record = await _commit(sending, manifest, kept_name, kind, message=message, author=author)
+        record = await _commit(sending, manifest, kept_name, kind, NewCommit(message, author, branch))
         if push_cache is not None:
             fingerprint = await in_cpu_thread(source.fingerprint)
             if fingerprint:
@@ -438,12 +443,13 @@ def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> 
     return entries
 
 
-async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind, *, message: str = "", author: str = "") -> Record:
+async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind, new: NewCommit = PLAIN_COMMIT) -> Record:
+    said = {"message": new.message, "author": new.author, "branch": new.branch}
     for attempt in count(1):
         # A source that changed meanwhile is not recorded: its chunks may come from two versions.
         await in_cpu_thread(sending.source.check_unchanged)
         try:
-            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, message=message, author=author)
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, **said)
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise

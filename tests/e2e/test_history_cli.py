@@ -111,6 +111,23 @@ def test_log_shows_each_commit(home: Home, environ: dict[str, str]) -> None:
     assert lines[3].startswith(f"3 commits of {NAME} in ")
 
 
+def test_a_push_can_add_to_a_branch(home: Home, environ: dict[str, str]) -> None:
+    """The name means what it did before. A branch that does not exist is refused before anything is sent."""
+    first = push(home, environ, 1)
+    folder = home.folder / "my_model"
+    (folder / "weights.bin").write_bytes(octets(2, 30_000))
+    said = home.failure("push", folder, "--name", NAME, "--branch", "dev", environ=environ)
+    assert f"{NAME!r} has no version 'refs/heads/dev'" in said
+    home.result("tag", NAME, "dev", "--branch", environ=environ)
+    second = push(home, environ, 2, "--branch", "dev", "--message", "tried")
+    assert second["bytes_sent"] > 30_000
+    assert first["id"] == home.result("info", NAME, environ=environ)["id"]
+    assert second["id"] == home.result("info", f"{NAME}@dev", environ=environ)["id"]
+    assert [("tried", "dev", ["dev"]), ("", "main", ["main"])] == [
+        (commit["message"], commit["branch"], commit["labels"]) for commit in log(home, environ, f"{NAME}@dev")
+    ]
+
+
 def test_log_follows_a_history_of_many_pages(home: Home) -> None:
     """A server answers with at most 300 commits at once."""
     source = home.folder / "source.bin"

@@ -19,9 +19,7 @@ TRANSFORMERS = pytest.mark.parametrize("client", ["0.36", "1.19", "newest"], ind
 @TRANSFORMERS
 def test_transformers_loads_a_configuration_and_a_tokenizer(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
     """They are those of the folder. Absent files are answered as such, and a second process downloads nothing."""
-    (local,) = client.script("load.py", str(model))
-    hub.relay.asked.clear()
-    (remote,) = client.script("load.py", stored)
+    local, remote = client.script("load.py", model, stored)
     assert local == remote
     absent = [one for one in hub.relay.asked if "/resolve/" in one.path and one.status == 404]
     assert {"EntryNotFound"} == {one.answered["x-error-code"] for one in absent}
@@ -35,14 +33,15 @@ def test_transformers_loads_a_configuration_and_a_tokenizer(hub: Hub, client: Hu
 def test_transformers_pushes(hub: Hub, client: HubClient, name: str, model: Path) -> None:
     """`push_to_hub` of a configuration and a tokenizer makes a repository from which both can be loaded."""
     client.script("push_to_hub.py", model, name)
-    assert client.script("load.py", str(model)) == client.script("load.py", name)
+    local, remote = client.script("load.py", model, name)
+    assert local == remote
 
 
 @pytest.mark.parametrize("client", ["newest"], indirect=True)
 def test_transformers_loads_real_weights(hub: Hub, client: HubClient, name: str) -> None:
     """The real model makes the same numbers from the repository as from its own folder."""
     hub.push(MODEL, name)
-    local, remote = client.script("load.py", "--weights", str(MODEL), name)
+    local, remote = client.script("load.py", "--weights", MODEL, name)
     assert local == remote
 
 

@@ -47,7 +47,7 @@ def test_a_changed_folder_is_uploaded_again(hub: Hub, client: HubClient, name: s
     """Only changed files are sent, and files that match `--delete` and are not in the folder any more are removed."""
     client.hf("upload", name, model)
     changed = bytearray((model / "model.safetensors").read_bytes())
-    changed[-1] ^= 1
+    changed[-len(name) :] = name.encode()  # which no other test has stored
     (model / "model.safetensors").write_bytes(changed)
     (model / "data.bin").unlink()
     (model / "more.txt").write_text("more")
@@ -169,6 +169,27 @@ def test_the_owner_of_another_namespace(hub: Hub, client: HubClient, stored: str
     assert hidden is False
     (refused,) = client.calls(("create_repo", {"repo_id": "team/x"}), environ={"HF_TOKEN": token})
     assert "HfHubHTTPError" in refused.classes
+
+
+def test_commands_for_repositories(hub: Hub, client: HubClient, stored: str, model: Path, tmp_path: Path) -> None:
+    """`hf auth` and the commands for repositories, tags, branches and single files."""
+    repos = "repos" if client.version in {"1.19", "newest"} else "repo"
+    assert "default" in client.hf("auth", "whoami")
+    client.hf("auth", "login", "--token", hub.server.token)
+    client.hf(repos, "create", f"{stored}.new")
+    client.hf(repos, "tag", "create", stored, "v1")
+    assert "v1" in client.hf(repos, "tag", "list", stored)
+    if repos == "repos":
+        client.hf("repos", "branch", "create", stored, "dev")
+        client.hf("repos", "delete-files", stored, "data.bin")
+        assert "data.bin" not in client.hf("models", "ls", stored)
+        assert stored in client.hf("models", "ls", "--author", "team", "--format", "json")
+        client.hf("cp", f"hf://{stored}/config.json", tmp_path / "config.json")
+        assert (model / "config.json").read_bytes() == (tmp_path / "config.json").read_bytes()
+    else:
+        client.hf("repo-files", "delete", stored, "data.bin")
+    assert contents(model) == fetched(hub, f"{stored}@v1", tmp_path / "tagged")
+    assert {*contents(model)} - {"data.bin"} == {*fetched(hub, stored, tmp_path / "main")}
 
 
 @pytest.mark.parametrize("client", ["0.36", "1.0", "1.19"], indirect=True)

@@ -257,9 +257,7 @@ async def digests_in(repository: Repository, tree: StoredTree) -> bytes:
     async def nothing(_: object) -> None:
         return None
 
-    hashing = TreeHashing(repository, tree, pause=nothing)
-    await hashing.large_files()
-    return await hashing.run({}, keep=nothing)
+    return await TreeHashing(repository, tree, pause=nothing).run({}, keep=nothing)
 
 
 @pytest.mark.slow

@@ -65,9 +65,7 @@ async def hashed(repository: Repository, tree: StoredTree, known: dict[Digest, F
     async def keep(files: Sequence[tuple[LargeFile, FileDigests]]) -> None:
         kept.extend(files)
 
-    hashing = TreeHashing(repository, tree, pause=no_pause)
-    await hashing.large_files()
-    return await hashing.run(known or {}, keep=keep), kept
+    return await TreeHashing(repository, tree, pause=no_pause).run(known or {}, keep=keep), kept
 
 
 def test_digests_are_those_of_git_and_sha256sum() -> None:
@@ -231,9 +229,7 @@ async def test_large_files_are_kept_as_they_end(repository: LocalRepository, tmp
     async def keep(files: Sequence[tuple[LargeFile, FileDigests]]) -> None:
         calls.append(len(files))
 
-    hashing = TreeHashing(repository, tree, pause=no_pause)
-    await hashing.large_files()
-    await hashing.run({}, keep=keep)
+    await TreeHashing(repository, tree, pause=no_pause).run({}, keep=keep)
     assert 6 == sum(calls)
     assert calls[0] in {3, 4}
 
@@ -246,13 +242,10 @@ async def test_what_a_batch_took_is_reported(repository: LocalRepository, tmp_pa
     async def pause(work: Work) -> None:
         works.append(work)
 
-    hashing = TreeHashing(repository, tree, pause=pause)
-    await hashing.large_files()
-
     async def keep(_: Sequence[tuple[LargeFile, FileDigests]]) -> None:
         pass
 
-    await hashing.run({}, keep=keep)
+    await TreeHashing(repository, tree, pause=pause).run({}, keep=keep)
     assert 9 * MIB == sum(work.size for work in works)
     assert all(work.seconds > 0 for work in works)
 

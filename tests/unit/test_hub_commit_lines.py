@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from filestore.core.commits import MESSAGE_LIMIT
 from filestore.errors import InvalidInput, LimitExceeded
 from filestore.http.server.routes.hub import commit_lines
 from filestore.http.server.routes.hub.commit_lines import (
@@ -189,6 +190,13 @@ def test_paths_that_lead_elsewhere(commit: Commit, path: object) -> None:
 def test_a_header_that_is_not_valid(commit: Commit, value: dict[str, object]) -> None:
     """It is refused."""
     assert commit.refused({"key": "header", "value": value})
+
+
+def test_a_long_message(commit: Commit) -> None:
+    """It is cut, at the end of a character."""
+    message = commit.parsed(encoded({"key": "header", "value": {"summary": "é" * 4000}})).header.message
+    assert MESSAGE_LIMIT - 1 == len(message.encode())
+    assert message.endswith("é...")
 
 
 def test_a_line_that_does_not_end(commit: Commit) -> None:

@@ -110,7 +110,7 @@ async def test_a_name_that_is_given_is_kept(watched: WatchedRepository, tree: Pa
     assert "v2.zip" == (await push(watched, tree, name="v2.zip")).record.name
     calls = len(watched.calls)
     with pytest.raises(InvalidName):
-        await push(watched, tree, name="a/b")
+        await push(watched, tree, name="a/b/c")
     assert calls == len(watched.calls)
 
 

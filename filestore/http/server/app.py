@@ -38,6 +38,7 @@ from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import history, versions
+from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
@@ -192,6 +193,7 @@ def make_app(
     app = web.Application(middlewares=[finished, as_problems])
     app[ASSEMBLY] = assembly
     app[PART_SUMS] = PartSums()
+    app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)

@@ -6,6 +6,7 @@ meanwhile is not lost: the operations are applied to its tree, or refused if the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -29,8 +30,9 @@ from filestore.http.server.routes.hub.commit_lines import CommitHeader, CommitLi
 from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import HubRepository, repository_in, revision_in
 from filestore.http.server.routes.hub.repos import head_of
+from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.multipart import each_piece
-from filestore.http.server.stored_trees import SERVED_TREES
+from filestore.http.server.stored_trees import SERVED_TREES, OpenedTree, SharedTrees
 from filestore.repository.index.protocol import ContentDigests
 from filestore.repository.local import LocalRepository
 from filestore.system.files import write_all
@@ -46,7 +48,9 @@ ATTEMPTS = 10
 """How often the operations are applied to the newest tree, if other commits are made meanwhile."""
 SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
-_FOUND_COMMITS = 20
+LARGE_TREE = 20_000
+"""Entries of a tree that is edited while no other tree of this size is, in one process. Each entry takes about 1 KB."""
+_PAGE = 100
 
 
 async def create_commit(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -70,6 +74,9 @@ async def create_commit(context: RequestContext, repository: LocalRepository) ->
     context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
     url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
     return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
+
+
+LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
 
 
 class _Branch(NamedTuple):
@@ -134,6 +141,8 @@ class _Committer:
         )
         self._context.noted.note_record(record)
         await self._note_digests(head, result)
+        if head.kind is Kind.DIRECTORY:
+            self._context.request.app[ASSEMBLY].start(_note_unchanged(self._context.trees, self._repository, record.digest))
         return await self._made(record, head)
 
     async def _edited(self, head: Commit) -> EditResult:
@@ -142,6 +151,9 @@ class _Committer:
         async with AsyncExitStack() as stack:
             old = await self._tree(head, stack)
             operations = await self._edits(head, old, stack)
+            if len(operations) + (0 if old is None else len(old.members)) > LARGE_TREE:
+                lock = self._context.request.app[LARGE_EDITS]
+                await stack.enter_async_context(lock)
             size_limit = self._context.upload_limit
             edit = TreeEdit(self._repository, old, operations, name=self._hub.name, size_limit=size_limit, limits=SERVED_TREES)
             return await edit.store()
@@ -213,10 +225,39 @@ class _Committer:
             log_failure(f"digests of {tree} are not noted", error)
 
     async def _made(self, record: Record, head: Commit) -> Commit:
-        """Return the commit that stored a record. Others may have been made since."""
-        history = await self._repository.history(self._hub.name, revision=self._branch, limit=_FOUND_COMMITS)
-        made = [each for each in history if each.digest == record.digest and each.parent == head.id]
-        return made[-1] if made else history[0]
+        """Return the commit that stored a record, or `head` if it stored the same one. Others may have been made since."""
+        before: int | None = None
+        while True:
+            page = await self._repository.history(self._hub.name, revision=self._branch, limit=_PAGE, before=before)
+            for commit in page:
+                if commit.parent == head.id and commit.file_id == record.id:
+                    return commit
+            if not page or page[-1].number <= head.number:
+                return head
+            before = page[-1].number
+
+
+async def _note_unchanged(trees: SharedTrees, repository: LocalRepository, digest: Digest) -> None:
+    """Note in which tree the unchanged large files lie now, so that they are still known when the tree before it is removed."""
+    try:
+        async with trees.reading(repository, digest) as opened:
+            rows = await in_cpu_thread(_large_files, opened)
+        await repository.note_digests(rows, tree=digest, packed=None)
+    except Exception as error:  # noqa: BLE001  # a client sends them once more
+        log_failure(f"digests of {digest} are not noted", error)
+
+
+def _large_files(opened: OpenedTree) -> list[ContentDigests]:
+    tree = opened.tree
+    rows = []
+    for entry in tree.entries(recursive=True):
+        known = opened.digests_of(entry) if entry.size >= SEGMENT_MIN else None
+        chunks = None if known is None else tree.chunks_of(entry)
+        if known is not None and chunks is not None and entry.extent is not None:
+            file = Manifest.build(chunks, chunking_version=tree.manifest.chunking_version)
+            row = ContentDigests(file.digest, entry.size, *known, tree.manifest.digest, entry.extent.start)
+            rows.append(row)
+    return rows
 
 
 class _Merged:

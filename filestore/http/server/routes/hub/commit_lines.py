@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
+from filestore.core.commits import MESSAGE_LIMIT
 from filestore.core.records import value_count
 from filestore.errors import InvalidInput, LimitExceeded
 from filestore.format.zip.tree import path_problem
@@ -30,6 +31,7 @@ VALUES_LIMIT = 10_000
 PATHS_LIMIT = 16 << 20
 """Bytes of all paths of a commit."""
 
+_CUT = "..."
 _SLICE_SIZE = 8 << 20
 """Bytes of lines that are parsed in one slice."""
 _READ_SIZE = 1 << 20
@@ -242,8 +244,12 @@ def _header(value: Mapping[str, Any]) -> CommitHeader:
         raise InvalidInput("the summary and the description of the commit are not texts")
     if parent is not None and not (isinstance(parent, str) and _COMMIT_ID.match(parent)):
         raise InvalidInput(f"parentCommit is {brief(parent)}; the id of a commit is expected")
-    message = "\n\n".join(filter(None, (summary.strip(), description.strip())))
-    return CommitHeader(message.replace("\r\n", "\n"), parent)
+    message = "\n\n".join(filter(None, (summary.strip(), description.strip()))).replace("\r\n", "\n")
+    # The files have been sent already, so a long message is cut and not refused.
+    encoded = message.encode(errors="replace")
+    if len(encoded) > MESSAGE_LIMIT:
+        message = encoded[: MESSAGE_LIMIT - len(_CUT)].decode(errors="ignore") + _CUT
+    return CommitHeader(message, parent)
 
 
 def _object(path: str, value: Mapping[str, Any]) -> PutObject:

@@ -6,6 +6,7 @@ A repository is a name with a history, so to create one is to commit an empty tr
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from filestore.http.server.errors import problem
 from filestore.http.server.routes.hub.names import HubRepository, hub_name, repository_in, revision_in
 from filestore.http.server.routes.sdk.multipart import json_body
 from filestore.repository.local import LocalRepository
+from filestore.repository.protocol import VersionPage
 from filestore.transfer.edits import TreeEdit
 
 INITIAL = "initial commit"
@@ -65,20 +67,30 @@ async def delete_repository(context: RequestContext, repository: LocalRepository
     hub = HubRepository(kind, hub_name(name))
     context.noted.facts["name"] = hub.name
     await repository.find_commit(hub.name)
+    # One that a pipeline needs is refused, and this before anything is removed.
+    for file_id in [file_id async for page in _pages(repository, hub) for file_id in page.users]:
+        await repository.remove(file_id)
     count = 0
-    while True:
-        try:
-            page = await repository.versions(Reference.of_name(hub.name), limit=_PAGE)
-        except NotFound:
-            break
-        # One that a pipeline needs is refused, so this comes before anything is removed.
-        for file_id in page.users:
-            await repository.remove(file_id)
-        for record in reversed(page.records):
-            await repository.remove(record.id, force=record.id not in page.users)
+    async for page in _pages(repository, hub):
+        for record in page.records:
+            await repository.remove(record.id, force=True)
             count += 1
     context.noted.facts["removed"] = count
     return web.json_response({})
+
+
+async def _pages(repository: LocalRepository, hub: HubRepository) -> AsyncIterator[VersionPage]:
+    """Yield the versions of a name, the newest first. They may be removed meanwhile."""
+    before: int | None = None
+    while True:
+        try:
+            page = await repository.versions(Reference.of_name(hub.name), limit=_PAGE, before=before)
+        except NotFound:
+            return
+        if not page.records:
+            return
+        before = page.records[-1].updated_at
+        yield page
 
 
 async def move_repository(context: RequestContext, _: LocalRepository) -> web.StreamResponse:
