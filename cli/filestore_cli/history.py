@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import click
 from filestore.core.commits import MAIN, Commit, Label, LabelKind, checked_label
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.references import Reference
-from filestore.errors import InvalidReference, NotFound
+from filestore.errors import InvalidReference, LimitExceeded, NotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
@@ -23,6 +24,8 @@ from filestore_cli.text import for_display, in_units, minute
 SHORT_ID = 10
 """The number of digits of a commit's id that a person is shown. A revision needs 7 of them."""
 _PAGE = 1000
+_COMMITS_LIMIT = 10_000_000
+"""The most commits of a name that are read. A server could list them without end."""
 
 
 class NamedRevision(NamedTuple):
@@ -64,15 +67,8 @@ def log(context: CommandContext, reference: str, limit: int | None) -> None:
             async with explaining(repository, wanted):
                 first = await repository.find_commit(*wanted)
             labels = await labels_by_commit(repository, wanted.name)
-            found = [commit async for commit in commits_from(repository, wanted.name, first, limit=limit)]
-            context.show(
-                {
-                    "name": wanted.name,
-                    "commits": [commit.as_json() | {"labels": labels.get(commit.id, [])} for commit in found],
-                    "repository": repository.location,
-                },
-                *(_commit_line(commit, labels.get(commit.id, [])) for commit in found),
-                f"{len(found)} commit{_s(len(found))} of {wanted.name} in {context.place(repository)}",
+            await _show_commits(
+                context, repository, wanted.name, commits_from(repository, wanted.name, first, limit=limit), labels
             )
 
     run_to_end(run())
@@ -105,8 +101,29 @@ def tag(context: CommandContext, reference: str, label: str | None, *, branch: b
         run_to_end(_set_label(context, wanted, label, kind=kind, force=force))
 
 
+async def _show_commits(
+    context: CommandContext, repository: Repository, name: str, commits: AsyncIterator[Commit], labels: dict[str, list[str]]
+) -> None:
+    """Print commits as they come, since their number has no limit."""
+    count = 0
+    about = json.dumps({"name": name, "repository": repository.location})
+    before = f'{about[:-1]}, "commits": ['
+    async for commit in commits:
+        count += 1
+        own_labels = labels.get(commit.id, [])
+        if context.json:
+            context.write(before + json.dumps(commit.as_json() | {"labels": own_labels}))
+            before = ","
+        else:
+            context.write(_commit_line(commit, own_labels))
+    if context.json:
+        context.write(f"{before if not count else ''}]}}")
+    else:
+        context.write(f"{count} commit{_s(count)} of {for_display(name)} in {context.place(repository)}")
+
+
 async def commits_from(repository: Repository, name: str, first: Commit, *, limit: int | None = None) -> AsyncIterator[Commit]:
-    """Yield `first` and the commits before it, from the newest down, at most `limit`."""
+    """Yield `first` and the commits before it, from the newest down, at most `limit`. Raises LimitExceeded."""
     count, before = 0, None
     while limit is None or count < limit:
         size = _PAGE if limit is None else min(_PAGE, limit - count)
@@ -116,6 +133,8 @@ async def commits_from(repository: Repository, name: str, first: Commit, *, limi
         if len(page) < size:
             return
         count, before = count + len(page), page[-1].number
+        if count > _COMMITS_LIMIT:
+            raise LimitExceeded(f"the number of commits at {repository.location}", count, _COMMITS_LIMIT)
 
 
 async def labels_by_commit(repository: Repository, name: str) -> dict[str, list[str]]:

@@ -7,13 +7,15 @@ from typing import NamedTuple
 from filestore.core.commits import Commit
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import InvalidReference, NotFound
+from filestore.errors import InvalidReference, LimitExceeded, NotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext
 from filestore_cli.history import SHORT_ID, NamedRevision, commits_from, explaining, label_words, labels_by_commit
 from filestore_cli.text import for_display, in_units, minute
 
 _PAGE = 1000
+_VERSIONS_LIMIT = 1_000_000
+"""The most versions of a name that are listed. A server could list them without end."""
 
 
 class Version(NamedTuple):
@@ -58,15 +60,17 @@ async def list_versions(context: CommandContext, text: str, limit: int | None) -
 
 async def _versions(repository: Repository, name: str, limit: int | None) -> list[Version]:
     records = await _records(repository, name, limit)
+    wanted = {record.id for record in records}
     labels = await labels_by_commit(repository, name)
     commits: dict[str, Commit] = {}
     labels_of: dict[str, list[str]] = {}
 
     def note(commit: Commit) -> None:
+        if commit.file_id not in wanted:
+            return
         commits.setdefault(commit.file_id, commit)
         labels_of.setdefault(commit.file_id, []).extend(labels.pop(commit.id, []))
 
-    wanted = {record.id for record in records}
     async for commit in commits_from(repository, name, await repository.find_commit(name)):
         note(commit)
         if wanted <= commits.keys():
@@ -92,6 +96,8 @@ async def _records(repository: Repository, name: str, limit: int | None) -> list
                 raise
             break
         found += page
+        if len(found) > _VERSIONS_LIMIT:
+            raise LimitExceeded(f"the number of versions at {repository.location}", len(found), _VERSIONS_LIMIT)
         if len(page) < size:
             break
     return found

@@ -193,7 +193,7 @@ async def push(
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
 
     Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName or
-    InvalidInput where another argument is wrong; NotFound or RevisionNotFound where there is no such branch; OwnerTaken;
+    InvalidInput where another argument is wrong; NotFound or RevisionNotFound where the branch does not exist; OwnerTaken;
     LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository in a folder cannot be written; Unauthorized or
     TransferError where a server refuses or cannot be reached.
 
