@@ -50,6 +50,8 @@ SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
 LARGE_TREE = 20_000
 """Entries of a tree that is edited while no other tree of this size is, in one process. Each entry takes about 1 KB."""
+LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
+
 _PAGE = 100
 
 
@@ -74,9 +76,6 @@ async def create_commit(context: RequestContext, repository: LocalRepository) ->
     context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
     url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
     return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
-
-
-LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
 
 
 class _Branch(NamedTuple):

@@ -81,7 +81,7 @@ async def lfs_batch(context: RequestContext, repository: LocalRepository) -> web
     repository.check_name(hub.name)
     await repository.find_commit(hub.name)
     contents = Contents(context, repository)
-    missing = [each for each in wanted if not await contents.has(each.sha256, each.size)]
+    missing = {each for each in wanted if not await contents.has(each.sha256, each.size)}
     if missing:
         await repository.check_not_full()
     for each in missing:
