@@ -89,10 +89,9 @@ def is_owner(text: str) -> bool:
 
 def checked_owner(owner: str) -> str:
     """Return `owner` if somebody can have it. Raises InvalidName if nobody can."""
-    if not is_owner(owner):
-        raise InvalidName(_shown(owner), OWNER_REASON, hint="choose-name")
-    if owner.lower() in RESERVED_OWNERS:
-        raise InvalidName(owner, f"the owner {owner!r} is reserved, because URLs of servers begin so", hint="choose-name")
+    reason = _owner_fault(owner)
+    if reason:
+        raise InvalidName(_shown(owner), reason, hint="choose-name")
     return owner
 
 
@@ -104,10 +103,19 @@ def checked_new_full_name(text: str) -> str:
     owner, name = split_full_name(text)
     if owner is None:
         return checked_new_name(name)
-    checked_owner(owner)
-    if not _HUB_PART.match(name) or name.lower().endswith(".git"):
-        raise InvalidName(_shown(text), f"after an owner, {_HUB_NAME_REASON}", hint="choose-name")
+    reason = _owner_fault(owner)
+    if not reason and (not _HUB_PART.match(name) or name.lower().endswith(".git")):
+        reason = f"after an owner, {_HUB_NAME_REASON}"
+    if reason:
+        raise InvalidName(_shown(text), reason, hint="choose-name")
     return text
+
+
+def _owner_fault(owner: str) -> str:
+    """Return why nobody can have an owner. Return "" if somebody can."""
+    if not is_owner(owner):
+        return OWNER_REASON
+    return f"the owner {owner!r} is reserved, because URLs of servers begin so" if owner.lower() in RESERVED_OWNERS else ""
 
 
 def _fault(name: str) -> str:

@@ -7,6 +7,7 @@ zip file of their own, which has other bytes between its entries.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -24,7 +25,7 @@ from filestore.format.chunking.chunker import Chunker
 from filestore.format.zip.read import DEFAULT_LIMITS, End, Member, ZipLimits
 from filestore.format.zip.tree import for_display
 from filestore.repository.protocol import Repository, Wanted, checked_repository, reference_of
-from filestore.system.files import storage_errors
+from filestore.system.files import check_space, storage_errors, target_error
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.seeds import ContentRange
 from filestore.transfer.sinks.zip_index import Zip, ZipPart
@@ -119,15 +120,17 @@ async def content_of(repository: Repository, found: FoundEntry, target: Path, re
 
     What does not fit in memory is in a file without a name, next to `target`. Close the seed.
 
-    Raises InvalidArchive, DamagedChunk, ChunksMissing, StorageFull, StorageError, TransferError.
+    Raises TargetError, InvalidArchive, DamagedChunk, ChunksMissing, StorageFull, StorageError, TransferError.
     """
+    size = found.entry.size
+    # What is in a file without a name is copied when all of it is there.
+    await in_disk_thread(_check_target, target, size if size <= _HELD_LIMIT else 2 * size)
     received = done = 0
 
     def count(size: int) -> None:
         nonlocal received
         received += size
 
-    size = found.entry.size
     file = SpooledTemporaryFile(_HELD_LIMIT, dir=str(target.parent))  # noqa: SIM115  # the seed closes it
     try:
         cutter = _Cutter(found.tree.manifest.chunking_version)
@@ -210,6 +213,17 @@ class _Cutter:
     def finish(self) -> Manifest:
         self.take(b"", final=True)
         return Manifest.build(self._chunks, chunking_version=self._version)
+
+
+def _check_target(target: Path, size: int) -> None:
+    """Raise TargetError if the folder of the target is missing, StorageFull if it has no space for `size` bytes."""
+    with storage_errors(target, translate=target_error):
+        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with storage_errors(target.parent):
+            check_space(descriptor, size, where=target.parent)
+    finally:
+        os.close(descriptor)
 
 
 def _write(file: IO[bytes], piece: bytes, target: Path) -> None:

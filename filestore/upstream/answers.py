@@ -42,8 +42,8 @@ as in `TOKEN~hf_...`. The token of this server itself is never sent there.
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
 """The last bytes of an answer, which wait until the whole file is verified."""
-_LOOK_SECONDS = 0.05
-"""The pause between two looks at a file that arrives."""
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.025, 0.8
+"""The first and the longest pause between two looks at a file that arrives. Many clients may wait for a slow upstream."""
 UNSTATED_SIZE = 50_000_000_000
 """The answer to HEAD states no size above this one: clients refuse larger files unless they learn the size from GET."""
 _PAGE_LIMIT = 1000
@@ -160,13 +160,13 @@ class Answers:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)
             reader = self._upstream.contents.reader(wanted)
             try:
-                arriving = _Arriving(reader, fetch, part)
+                arriving = _Arriving(context, reader, fetch, part)
                 if await arriving.begins():
                     async with context.answering(response, size=len(part)) as answer:
                         await arriving.send(answer)
                     return response
             except Refused as refused:
-                # What it refuses only now, it shows to the caller's eyes, and does not give.
+                # It has shown the file in its lists.
                 raise UpstreamGated(wanted.name) if refused.status != 404 else EntryNotFound(wanted.name, wanted.path) from None
             finally:
                 await shield_until_done(in_disk_thread(reader.close))
@@ -196,18 +196,20 @@ class Answers:
 class _Arriving:
     """Send a part of a file that arrives. A client holds at most 256 KiB of memory."""
 
-    def __init__(self, reader: ArrivingReader, fetch: asyncio.Task[None], part: range) -> None:
+    def __init__(self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range) -> None:
+        self._context = context
         self._reader = reader
         self._fetch = fetch
         self._place = part.start
         self._stop = part.stop
         self._held = min(HELD_SIZE, len(part))
         self._has_begun = False
+        self._pause = LOOK_SECONDS
 
     async def begins(self) -> bool:
-        """Wait until bytes can be sent. Return False if the whole content is stored, and did not arrive under our eyes.
+        """Wait until bytes can be sent. Return False if the whole content is stored, and its file is gone already.
 
-        Raises what the fetch raises.
+        Raises what the fetch raises, and ConnectionError if the client is gone.
         """
         while True:
             if await self._ready() > self._place:
@@ -227,6 +229,7 @@ class _Arriving:
                 count = await in_disk_thread(self._reader.read, memoryview(piece), self._place)
                 await answer.send(memoryview(piece)[:count])
                 self._place += count
+                self._pause = LOOK_SECONDS
             elif self._fetch.done():
                 self._fetch.result()
                 if await self._ready() <= self._place:
@@ -249,7 +252,10 @@ class _Arriving:
         return max(self._place, min(look.size, self._stop - self._held))
 
     async def _wait(self) -> None:
-        await asyncio.wait([self._fetch], timeout=_LOOK_SECONDS)
+        """Wait for a change, longer each time. Raises ConnectionError if the client is gone."""
+        _ = self._context.transport
+        await asyncio.wait([self._fetch], timeout=self._pause)
+        self._pause = min(2 * self._pause, LONGEST_LOOK_SECONDS)
 
 
 def _token(request: web.Request) -> str | None:

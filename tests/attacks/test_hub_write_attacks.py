@@ -21,7 +21,7 @@ from tests.support.changed_tokens import changed
 from tests.support.generator import octets
 from tests.support.hub_writing import HubRepository, header, line, oid, put_file, put_object, send
 from tests.support.quotas import set_quota
-from tests.support.server import RunningServer, eventually, reply, running_server
+from tests.support.server import OTHER_TOKEN, RunningServer, eventually, reply, running_server
 
 CONTENT = octets(1, 1 << 20)
 OTHER = octets(2, 1 << 20)
@@ -139,12 +139,16 @@ def test_parts_of_other_bytes(repository: HubRepository) -> None:
 def test_parts_that_are_missing(repository: HubRepository, parts: object) -> None:
     """The completion is refused."""
     (described,) = repository.batch_of([{"oid": "5" * 64, "size": lfs.SINGLE_LIMIT + 1}])
+    assert 404 == repository.complete(described, [{"partNumber": 1, "etag": "x"}]).status
+    assert 200 == send("PUT", described["actions"]["upload"]["header"]["1"], b"x").status
     assert 400 == repository.complete(described, parts).status
 
 
 def test_parts_for_another_object(repository: HubRepository) -> None:
     """The URL of the completion is for one object."""
+    before = spooled(repository.server)
     (described,) = repository.batch_of([{"oid": "6" * 64, "size": lfs.SINGLE_LIMIT + 1}])
+    assert before == spooled(repository.server)
     assert 400 == repository.complete({**described, "oid": "7" * 64}, []).status
 
 
@@ -168,6 +172,18 @@ def test_parts_for_another_object(repository: HubRepository) -> None:
 def test_a_batch_of_nothing_valid(repository: HubRepository, objects: object) -> None:
     """It is refused."""
     assert 400 == repository.ask_batch({"objects": objects}).status
+
+
+def test_an_upload_of_another_namespace(repository: HubRepository) -> None:
+    """Its id begins no upload, and its parts are not those of this one."""
+    server = repository.server
+    (described,) = repository.batch_of([{"oid": "9" * 64, "size": lfs.SINGLE_LIMIT + 1}])
+    url = described["actions"]["upload"]["header"]["1"]
+    assert 200 == send("PUT", url, b"x").status
+    path = "/api/lfs/" + url.partition("/api/lfs/")[2]
+    assert 404 == server.ask("PUT", path, b"y", token=OTHER_TOKEN).status
+    assert 404 == server.ask("PUT", path.replace("/uploads/", "/uploads/x"), b"y").status
+    assert 200 == send("PUT", url, b"x").status
 
 
 def test_a_batch_for_something_else(repository: HubRepository) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from filestore.http.server.routes.hub import lfs
+from filestore.http.wire import API
+from filestore.repository.index.protocol import Use
+from tests.support.changed_tokens import changed
 from tests.support.generator import octets
 from tests.support.hub import git_id
 from tests.support.hub_writing import HubRepository, header, line, oid, put_file, put_object, send
-from tests.support.server import OTHER_TOKEN, RunningServer, running_server
+from tests.support.server import OTHER_TOKEN, RunningServer, eventually, running_server
 
 LARGE = octets(1, 3 << 20)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -118,6 +124,34 @@ def test_objects_of_all_sizes(repository: HubRepository, size: int) -> None:
     repository.committed(put_object("a.bin", content), put_file("b.txt", b"beside it"))
     assert content == repository.read("a.bin")
     assert oid(content) == repository.batch(content)[0]["oid"]
+
+
+def test_a_large_file_stays_known(repository: HubRepository) -> None:
+    """Also when the version that brought it is removed, and if it came with the commit."""
+    server, content = repository.server, octets(next(_numbers) + 1000, 1 << 20)
+
+    def record_id() -> str:
+        return str(server.ask("GET", f"{API}/files/find?name={quote(repository.name, safe='')}").json["id"])
+
+    repository.committed(put_file("large.bin", content))
+    first = record_id()
+    assert "actions" not in repository.batch(content)[0]
+    repository.committed(put_file("a.txt", b"one"))
+    second = record_id()
+    repository.committed(put_file("a.txt", b"two"))
+
+    def is_noted() -> bool:
+        with closing(sqlite3.connect(server.root / "index.sqlite")) as index:
+            sources = index.execute(
+                "SELECT source FROM content_digests WHERE sha256 = ?", (bytes.fromhex(oid(content)),)
+            ).fetchall()
+        found = {bytes(source).hex() for (source,) in sources}
+        return found == {server.ask("GET", f"{API}/files/find?name={quote(repository.name, safe='')}").json["digest"]}
+
+    eventually(is_noted)
+    for file_id in (first, second):
+        assert 200 == server.ask("DELETE", f"{API}/files/{file_id}?chunks=true").status
+    assert "actions" not in repository.batch(content)[0]
 
 
 def test_verify_what_did_not_arrive(repository: HubRepository) -> None:
@@ -304,6 +338,18 @@ def test_delete(repository: HubRepository) -> None:
     assert 404 == repository.delete().status
     assert 200 == repository.create().status
     assert [] == repository.files()
+
+
+def test_a_repository_that_a_pipeline_needs(repository: HubRepository) -> None:
+    """It stays as it is."""
+    server = repository.server
+    record = server.ask("GET", f"{API}/files/find?name={quote(repository.name, safe='')}").json
+    use = Use(record["id"], f"pipeline_{32 * '0'}", "a pipeline")
+    changed(server, lambda _, transaction: transaction.add_uses(record["namespace"], [use]))
+    made = repository.committed(put_file("a.txt", b"one"))
+    answer = repository.delete()
+    assert (409, "file-in-use") == (answer.status, answer.slug)
+    assert made == repository.head()
 
 
 def test_a_repository_that_is_absent(server: RunningServer) -> None:

@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -170,12 +171,13 @@ async def test_a_failure_is_known_to_the_next_process(world: World, tmp_path: Pa
     assert await world.expected(bad) == await world.known(bad)
 
 
-@pytest.mark.parametrize("state", [{}, {"done": "x"}, {"done": 1, "failed": 7}, {"done": 0, "failed": ["zz"]}, {"done": None}])
-async def test_a_state_that_is_not_valid(world: World, tmp_path: Path, state: dict[str, object]) -> None:
+@pytest.mark.parametrize("done", ["x", None, -1, 1 << 70, float("inf"), {}])
+@pytest.mark.parametrize("failed", [[], 7, ["zz"], [7]])
+async def test_a_state_that_is_not_valid(world: World, tmp_path: Path, done: object, failed: object) -> None:
     """It is the same as none."""
     record = await pushed(world.repository, tmp_path / "tree", TREE, name="team/tree")
     async with world.index.transaction() as transaction:
-        await transaction.set_task_state(N, TASK, state)
+        await transaction.set_task_state(N, TASK, {"done": done, "failed": failed})
     await world.digest_pass.work()
     assert await world.expected(record) == await world.known(record)
 
@@ -192,6 +194,30 @@ async def test_a_tree_that_nobody_can_unpack(world: World, caplog: pytest.LogCap
     assert 0 == world.digest_pass.waiting
     assert await world.digest_pass.work()
     assert 2 == len(caplog.records)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [Forged("bomb", bytes(300 * MIB), deflated=True)],
+        [Forged("more", bytes(MIB), deflated=True, size=1000)],
+        [Forged("less", bytes(1000), deflated=True, size=2000)],
+        [Forged("a", b"content"), Forged("b", b"other", offset=0)],
+        [Forged("a", b"content", local={"crc": 1}), Forged("../b", b"x")],
+    ],
+    ids=["a bomb", "more than it states", "less than it states", "entries in the same place", "a path that escapes"],
+)
+async def test_a_hostile_tree(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, entries: list[Forged]) -> None:
+    """It is refused, without more memory than its limits permit, and the next tree is done."""
+    good = await pushed(world.repository, tmp_path / "good", {"a": b"a"}, name="team/good")
+    kept = await stored(world.repository, forged(entries))
+    bad = await world.repository.commit(await world.repository.manifest(kept.digest), name="team/bad", kind=Kind.DIRECTORY)
+    with peak_growth(os.getpid()) as growth:
+        assert await world.digest_pass.work()
+        assert growth() < 48 * MIB
+    assert (None, await world.expected(good)) == (await world.known(bad), await world.known(good))
+    assert 1 == caplog.text.count("'team/bad'")
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_fault_of_our_own(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,6 +320,27 @@ async def test_a_question_to_another_process_is_answered(world: World, tmp_path:
     assert await world.known(due) is None
     assert await world.digest_pass.work()
     assert await world.expected(due) == await world.known(due)
+
+
+async def test_without_work_no_lock_is_taken(world: World, tmp_path: Path) -> None:
+    """Names without an owner change nothing in the folder, and need not be looked at twice."""
+    await pushed(world.repository, tmp_path / "tree", TREE, name="plain")
+    looks = 0
+
+    class Waking(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                running.cancel()
+            return True
+
+    world.digest_pass._woken = Waking()
+    running = asyncio.create_task(world.digest_pass.run())
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [] == list(tmp_path.glob("*.lock"))
+    assert await world.index.task_state(N, TASK) is None
 
 
 async def test_another_namespace_has_its_turn_in_the_middle(world: World, tmp_path: Path) -> None:

@@ -171,6 +171,27 @@ def test_the_owner_of_another_namespace(hub: Hub, client: HubClient, stored: str
     assert "HfHubHTTPError" in refused.classes
 
 
+def test_commands_for_repositories(hub: Hub, client: HubClient, stored: str, model: Path, tmp_path: Path) -> None:
+    """`hf auth` and the commands for repositories, tags, branches and single files."""
+    repos = "repos" if client.version in {"1.19", "newest"} else "repo"
+    assert "default" in client.hf("auth", "whoami")
+    client.hf("auth", "login", "--token", hub.server.token)
+    client.hf(repos, "create", f"{stored}.new")
+    client.hf(repos, "tag", "create", stored, "v1")
+    assert "v1" in client.hf(repos, "tag", "list", stored)
+    if repos == "repos":
+        client.hf("repos", "branch", "create", stored, "dev")
+        client.hf("repos", "delete-files", stored, "data.bin")
+        assert "data.bin" not in client.hf("models", "ls", stored)
+        assert stored in client.hf("models", "ls", "--author", "team", "--format", "json")
+        client.hf("cp", f"hf://{stored}/config.json", tmp_path / "config.json")
+        assert (model / "config.json").read_bytes() == (tmp_path / "config.json").read_bytes()
+    else:
+        client.hf("repo-files", "delete", stored, "data.bin")
+    assert contents(model) == fetched(hub, f"{stored}@v1", tmp_path / "tagged")
+    assert {*contents(model)} - {"data.bin"} == {*fetched(hub, stored, tmp_path / "main")}
+
+
 @pytest.mark.parametrize("client", ["0.36", "1.0", "1.19"], indirect=True)
 def test_a_large_folder_is_uploaded(hub: Hub, client: HubClient, name: str, model: Path, tmp_path: Path) -> None:
     """`upload_large_folder`, which is gone in 2.0, sends the same files in several commits."""

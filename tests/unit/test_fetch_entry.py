@@ -14,10 +14,11 @@ from filestore.core.manifest import Manifest
 from filestore.core.progress import Progress
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.errors import EntryNotFound, Interrupted, InvalidArchive, InvalidReference, TargetError
+from filestore.errors import EntryNotFound, Interrupted, InvalidArchive, InvalidReference, StorageFull, TargetError
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Moved, Repository, Wanted
+from filestore.system import files as system_files
 from filestore.transfer.fetch import fetch, fetch_entry
 from filestore.transfer.fetch_entry import find_entry
 from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_tree
@@ -27,7 +28,7 @@ from filestore.transfer.schedule import TransferOptions
 from filestore.transfer.sources.walk import Symlinks
 from filestore.transfer.stored_tree import StoredTree
 from filestore.transfer.target import tree_label
-from tests.support.archives import Forged, forged
+from tests.support.archives import Forged, deflated, forged
 from tests.support.fetching_trees import stored, things_in
 from tests.support.generator import octets, prose
 from tests.support.trees import Folder, Link, Planted, Script, plant, standing
@@ -315,9 +316,9 @@ async def test_a_folder_whose_entries_are_scattered(
 
 async def test_a_large_file_that_has_no_chunks_of_its_own(repository: LocalRepository, tmp_path: Path) -> None:
     """It is not held in memory as a whole, and its content is checked before it appears."""
-    large = prose(9, 20 * MIB)
+    large = prose(9, MIB) * 20
     for crc in (None, 1):
-        packed = forged([Forged("a/large", large, deflated=True, crc=crc), Forged("b", b"x")])
+        packed = forged([Forged("a/large", large, deflated=True, data=deflated(large, level=1), crc=crc), Forged("b", b"x")])
         record = await stored(repository, packed, chunk_size=300_000)
         target = tmp_path / "large"
         target.unlink(missing_ok=True)
@@ -332,6 +333,24 @@ async def test_a_large_file_that_has_no_chunks_of_its_own(repository: LocalRepos
                 await fetch(repository, f"{record.id}:a/large", target=target)
             assert not target.exists()
         assert [] == leftovers(tmp_path)
+
+
+async def test_a_target_that_cannot_be_written(
+    repository: LocalRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder for it, or no space: the error comes before anything is received."""
+    content = prose(9, MIB) * 17
+    packed = forged([Forged("large", content, deflated=True, data=deflated(content, level=1))])
+    record = await stored(repository, packed)
+    found = await find_entry(repository, record, Reference(id=record.id, entry_path="large"))
+    watched = WatchedRepository(repository)
+    with pytest.raises(TargetError):
+        await fetch_entry(watched, record, found, target=tmp_path / "none/large")
+    monkeypatch.setattr(system_files, "free_space", lambda _: 2 * found.entry.size - 1)
+    with pytest.raises(StorageFull):
+        await fetch_entry(watched, record, found, target=tmp_path / "large")
+    assert 0 == watched.chunks_got
+    assert not (tmp_path / "large").exists()
 
 
 async def test_many_fetches_of_entries_side_by_side(repository: LocalRepository, model: Record, tmp_path: Path) -> None:

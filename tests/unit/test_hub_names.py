@@ -80,7 +80,7 @@ def test_a_repository_is_found_in_a_path(path: str, kind: str, name: str) -> Non
         "team/a--b",
         "team/model.git",
         "a%2Fb%2Fc",
-        "te am/model",
+        "my team/model",
         "a/x\x7f",
         "x" * 300,
     ],
@@ -113,11 +113,11 @@ def test_ids_are_those_of_git() -> None:
     assert b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n" == pointer
 
 
-def test_an_entry_of_unknown_digests_has_ids_that_are_none() -> None:
-    """So no client compares them with a SHA-256 or an id of git. They differ by path and by content."""
+def test_an_entry_of_unknown_digests_has_a_tag_that_is_none() -> None:
+    """So no client compares it with a SHA-256 or an id of git. Tags differ by path and by content. Lists have no id."""
     entry = Entry("a.bin", 5, False, DIGEST, None)  # noqa: FBT003  # a row
     assert not re.fullmatch("[0-9a-f]+", entry.tag)
-    assert entry.tag == entry_document(entry)["oid"]
+    assert (None, None) == (entry_document(entry)["oid"], entry_document(entry).get("lfs"))
     others = (entry._replace(path="b.bin"), entry._replace(content=Digest(bytes([1]) * 32)))
     assert 3 == len({entry.tag, *(other.tag for other in others)})
     known = entry._replace(digests=FileDigests(bytes(32), bytes(20)))

@@ -28,9 +28,9 @@ from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, FilestoreError, InvalidArchive, InvalidDigest, LimitExceeded, NotAnArchive, StorageFull
-from filestore.format.zip.read import ZipLimits
 from filestore.http.server.digest_queue import DigestQueue, Due
 from filestore.http.server.request_record import RequestRecord
+from filestore.http.server.stored_trees import SERVED_TREES
 from filestore.repository.index.protocol import ContentDigests, Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
@@ -74,8 +74,7 @@ FAILED_LIMIT = 1000
 """The most contents of a namespace that are tried again after a failure."""
 REFUSED_LIMIT = 10_000
 """The most contents whose failures a process remembers."""
-HASHED_TREES = ZipLimits(entries=200_000, directory_size=32 << 20)
-"""The largest trees whose digests are computed. While one is opened, it takes 1 KB of memory for each member."""
+_POSITION_MAX = (1 << 63) - 1
 _PAGE = 1000
 _KEEP_COUNT = 500
 """The place is kept in the index after so many records that need nothing, and whenever something was computed."""
@@ -96,12 +95,19 @@ class _Place:
     """Whether something was computed or failed since."""
     failed: dict[Digest, None] = field(default_factory=dict)
 
+    @property
+    def must_be_kept(self) -> bool:
+        """Whether the index should have it."""
+        return self.is_changed or self.seen_count >= _KEEP_COUNT
+
     def take_over(self, state: dict[str, Any] | None) -> None:
         """Take the state in the index, which another process may have written. One that is not valid is the same as none."""
         try:
             done = int((state or {})["done"])
-            failed = dict.fromkeys(Digest.parse(text) for text in (state or {}).get("failed", []))
-        except (KeyError, TypeError, ValueError, InvalidDigest):
+            failed = dict.fromkeys(Digest.parse(text) for text in (state or {}).get("failed", [])[:FAILED_LIMIT])
+        except (KeyError, TypeError, ValueError, OverflowError, InvalidDigest):
+            return
+        if not 0 <= done <= _POSITION_MAX:
             return
         self.failed |= failed
         self.done = max(self.done, done)
@@ -168,6 +174,8 @@ class DigestPass:
             is_woken = await self._wait(seconds * random.uniform(0.5, 1))  # noqa: S311  # so that processes do not meet
             seconds = LOOK_SECONDS
             try:
+                if not await self._has_work():
+                    continue
                 async with self._index.try_lock(TASK) as is_ours:
                     is_over = await self.work() if is_ours else not is_woken
                 if not is_ours and self._queue.has_wanted:
@@ -199,13 +207,9 @@ class DigestPass:
         """
         ends_at = self._clock() + TURN_SECONDS
         self._is_due_ours = True
-        if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
-            self._taken_over_at = self._clock()
-            for namespace in await self._index.newest_positions():
-                await self._take_over(namespace)
+        await self._take_over_all()
         while True:
             if self._woken.is_set() or not self._queue.has_due:
-                self._woken.clear()
                 await self._look()
             note(Gauge.DIGESTS_WAITING, value=len(self._queue))
             if not await self._compute_next() and await self._end_places():
@@ -236,6 +240,18 @@ class DigestPass:
             raise
         return True
 
+    async def _has_work(self) -> bool:
+        """Return whether there is something to do, for which the lock is needed."""
+        await self._take_over_all()
+        await self._look()
+        return len(self._queue) > 0 or any(place.must_be_kept for place in self._places.values())
+
+    async def _take_over_all(self) -> None:
+        if self._taken_over_at is None or self._clock() >= self._taken_over_at + LOOK_SECONDS:
+            self._taken_over_at = self._clock()
+            for namespace in await self._index.newest_positions():
+                await self._take_over(namespace)
+
     async def _take_over(self, namespace: str) -> None:
         """Take the state that the index has of a namespace. What has failed is due again after some time."""
         place = self._places.setdefault(namespace, _Place())
@@ -244,6 +260,7 @@ class DigestPass:
 
     async def _look(self) -> None:
         """Look for what was stored since the last look."""
+        self._woken.clear()
         for namespace, newest in (await self._index.newest_positions()).items():
             place = self._places.setdefault(namespace, _Place())
             while place.seen < newest and (page := await self._index.records_after(namespace, place.seen, limit=_PAGE)):
@@ -272,7 +289,7 @@ class DigestPass:
                 place.seen, place.has_more, is_over = place.done, False, False
                 continue
             place.done = place.seen
-            if place.is_changed or place.seen_count >= _KEEP_COUNT:
+            if place.must_be_kept:
                 async with self._index.transaction() as transaction:
                     await transaction.set_task_state(namespace, TASK, place.as_json())
                 place.is_changed, place.seen_count = False, 0
@@ -316,7 +333,7 @@ class DigestPass:
 
     async def _compute_tree(self, namespace: str, digest: Digest) -> None:
         repository = self._repository(namespace)
-        hashing = TreeHashing(repository, await StoredTree.open(repository, digest, limits=HASHED_TREES), pause=self._pause)
+        hashing = TreeHashing(repository, await StoredTree.open(repository, digest, limits=SERVED_TREES), pause=self._pause)
         large = await hashing.large_files()
         rows = await self._index.content_digests(namespace, [file.digest for file in large])
         known = {row.digest: FileDigests(row.sha256, row.blob_id) for row in rows.values()}
@@ -343,7 +360,6 @@ class DigestPass:
             ((namespace, began),) = self._under_way
             is_long = self._is_due_ours and self._clock() >= began + LONG_SECONDS
             if is_long:
-                self._woken.clear()
                 await self._look()
             if is_long or self._queue.has_wanted:
                 await self._compute_next(not_in=namespace)

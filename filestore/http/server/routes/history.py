@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from filestore.core.commits import LabelKind
+from filestore.core.commits import MAIN, LabelKind
 from filestore.errors import InvalidInput
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.queries import limited_number, number_in, required, truth_in
@@ -15,6 +15,14 @@ from filestore.repository.local import LocalRepository
 
 COMMITS_LIMIT = 300
 """The largest number of commits in one answer. Their messages take 12 KiB each in JSON, at most."""
+
+
+async def check_name(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer whether a commit can be made under a name, on a branch of it."""
+    request = context.request
+    name = context.noted.facts["name"] = required(request, "name")
+    await repository.check_new_name(name, branch=request.query.get("branch", MAIN))
+    return web.json_response({"name": name})
 
 
 async def list_commits(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

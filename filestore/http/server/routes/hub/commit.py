@@ -30,8 +30,9 @@ from filestore.http.server.routes.hub.commit_lines import CommitHeader, CommitLi
 from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import HubRepository, repository_in, revision_in
 from filestore.http.server.routes.hub.repos import head_of
+from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.multipart import each_piece
-from filestore.http.server.stored_trees import SERVED_TREES
+from filestore.http.server.stored_trees import SERVED_TREES, OpenedTree, SharedTrees
 from filestore.repository.index.protocol import ContentDigests
 from filestore.repository.local import LocalRepository
 from filestore.system.files import write_all
@@ -49,6 +50,8 @@ SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
 LARGE_TREE = 20_000
 """Entries of a tree that is edited while no other tree of this size is, in one process. Each entry takes about 1 KB."""
+LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
+
 _PAGE = 100
 
 
@@ -73,9 +76,6 @@ async def create_commit(context: RequestContext, repository: LocalRepository) ->
     context.noted.facts |= {"commit": commit.id, "operations": len(lines.operations)}
     url = f"{context.base_url}{hub.url_path}/commit/{commit.id}"
     return web.json_response({"success": True, "commitUrl": url, "commitOid": commit.id, "hookOutput": ""})
-
-
-LARGE_EDITS = web.AppKey("large_edits", asyncio.Lock)
 
 
 class _Branch(NamedTuple):
@@ -140,6 +140,8 @@ class _Committer:
         )
         self._context.noted.note_record(record)
         await self._note_digests(head, result)
+        if head.kind is Kind.DIRECTORY:
+            self._context.request.app[ASSEMBLY].start(_note_unchanged(self._context.trees, self._repository, record.digest))
         return await self._made(record, head)
 
     async def _edited(self, head: Commit) -> EditResult:
@@ -232,6 +234,29 @@ class _Committer:
             if not page or page[-1].number <= head.number:
                 return head
             before = page[-1].number
+
+
+async def _note_unchanged(trees: SharedTrees, repository: LocalRepository, digest: Digest) -> None:
+    """Note in which tree the unchanged large files lie now, so that they are still known when the tree before it is removed."""
+    try:
+        async with trees.reading(repository, digest) as opened:
+            rows = await in_cpu_thread(_large_files, opened)
+        await repository.note_digests(rows, tree=digest, packed=None)
+    except Exception as error:  # noqa: BLE001  # a client sends them once more
+        log_failure(f"digests of {digest} are not noted", error)
+
+
+def _large_files(opened: OpenedTree) -> list[ContentDigests]:
+    tree = opened.tree
+    rows = []
+    for entry in tree.entries(recursive=True):
+        known = opened.digests_of(entry) if entry.size >= SEGMENT_MIN else None
+        chunks = None if known is None else tree.chunks_of(entry)
+        if known is not None and chunks is not None and entry.extent is not None:
+            file = Manifest.build(chunks, chunking_version=tree.manifest.chunking_version)
+            row = ContentDigests(file.digest, entry.size, *known, tree.manifest.digest, entry.extent.start)
+            rows.append(row)
+    return rows
 
 
 class _Merged:

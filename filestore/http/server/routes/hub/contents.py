@@ -96,4 +96,4 @@ def _chunks_between(manifest: Manifest, ends: Sequence[int], start: int, end: in
     first, after = bisect_left(ends, start), bisect_left(ends, end)
     if after >= len(ends) or (ends[first], ends[after]) != (start, end):
         return None
-    return manifest.chunks[first:after]
+    return manifest.chunks.between(first, after)

@@ -90,7 +90,10 @@ def sibling_document(entry: Entry, *, with_blobs: bool) -> Document:
 
 
 def _ids(entry: Entry) -> Document:
-    if entry.digests is None or not entry.is_lfs:
+    if entry.digests is None:
+        # llama.cpp leaves out a file whose id is a text that is neither a SHA-256 nor the id of a git blob.
+        return {"oid": None}
+    if not entry.is_lfs:
         return {"oid": entry.tag}
     pointer = pointer_file(entry.digests.sha256, entry.size)
     lfs = {"oid": entry.digests.sha256.hex(), "size": entry.size, "pointerSize": len(pointer)}

@@ -27,7 +27,7 @@ from filestore.http.server.routes.hub.part_sums import PART_SUMS
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.multipart import LIST_LIMIT, each_piece, json_body, listed_parts, put_part
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Upload
+from filestore.http.server.routes.sdk.uploads import Upload, new_id
 from filestore.repository.local import LocalRepository
 from filestore.system.files import BLOCK_SIZE, write_all
 from filestore.system.threads import in_cpu_thread, in_disk_thread
@@ -81,7 +81,7 @@ async def lfs_batch(context: RequestContext, repository: LocalRepository) -> web
     repository.check_name(hub.name)
     await repository.find_commit(hub.name)
     contents = Contents(context, repository)
-    missing = [each for each in wanted if not await contents.has(each.sha256, each.size)]
+    missing = {each for each in wanted if not await contents.has(each.sha256, each.size)}
     if missing:
         await repository.check_not_full()
     for each in missing:
@@ -91,7 +91,7 @@ async def lfs_batch(context: RequestContext, repository: LocalRepository) -> web
     for each in wanted:
         described: dict[str, Any] = {"oid": each.oid, "size": each.size}
         if each in missing:
-            described |= {"authenticated": True, "actions": await _actions(context, repository, hub.name, each, limit)}
+            described |= {"authenticated": True, "actions": _actions(context, repository, each, limit)}
         answered.append(described)
     context.noted.facts |= {"objects": len(wanted), "missing": len(missing)}
     document = {"transfer": "basic", "hash_algo": "sha256", "objects": answered}
@@ -129,10 +129,14 @@ async def put_object(context: RequestContext, repository: LocalRepository) -> we
 async def put_object_part(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Receive a part of an object, at a signed URL, as one of an upload in parts."""
     wanted = _named(context)
-    response = await put_part(context, repository)
     found = context.request.match_info
     assembly = context.request.app[ASSEMBLY]
-    upload = await assembly.find(found["upload_id"], repository)
+    try:
+        upload = await assembly.find(found["upload_id"], repository)
+    except UploadNotFound:
+        # Its first part begins it, so that objects that nobody sends leave nothing behind.
+        upload = await assembly.begin(repository, name=repository.prefix or None, upload_id=found["upload_id"])
+    response = await put_part(context, repository)
     assembly.start(context.request.app[PART_SUMS].advance(upload, wanted.sha256, wanted.size, int(found["number"])))
     return response
 
@@ -180,12 +184,9 @@ async def refuse_xet(context: RequestContext, _repository: LocalRepository) -> w
     return web.Response(status=307, headers={"Location": f"{context.base_url}{XET_PATH}"})
 
 
-async def _actions(
-    context: RequestContext, repository: LocalRepository, name: str, wanted: _Wanted, parts_limit: int
-) -> dict[str, Any]:
+def _actions(context: RequestContext, repository: LocalRepository, wanted: _Wanted, parts_limit: int) -> dict[str, Any]:
     """Return where an object is sent to."""
-    assembly = context.request.app[ASSEMBLY]
-    seconds = assembly.idle_seconds
+    seconds = context.request.app[ASSEMBLY].idle_seconds
 
     def url(method: str, path: str) -> str:
         return context.signed_url(method, path, namespace=repository.namespace, seconds=seconds)
@@ -195,13 +196,13 @@ async def _actions(
         upload: dict[str, Any] = {"href": url("PUT", OBJECT_PATH.format(**values))}
     else:
         part_size = max(SINGLE_LIMIT, -(-wanted.size // parts_limit))
-        begun = await assembly.begin(repository, name=name)
+        upload_id = new_id()
         numbers = range(1, -(-wanted.size // part_size) + 1)
         header = {"chunk_size": str(part_size)}
         header |= {
-            str(number): url("PUT", OBJECT_PART_PATH.format(upload_id=begun.id, number=number, **values)) for number in numbers
+            str(number): url("PUT", OBJECT_PART_PATH.format(upload_id=upload_id, number=number, **values)) for number in numbers
         }
-        upload = {"href": url("POST", COMPLETION_PATH.format(upload_id=begun.id, **values)), "header": header}
+        upload = {"href": url("POST", COMPLETION_PATH.format(upload_id=upload_id, **values)), "header": header}
     return {"upload": upload, "verify": {"href": f"{context.base_url}{VERIFY_PATH}"}}
 
 

@@ -114,13 +114,16 @@ class Assembly:
                 for task in self._tasks:
                     task.cancel()
 
-    async def begin(self, repository: LocalRepository, *, name: str | None) -> Upload:
-        """Begin an upload. Raises OutsidePrefix, TooManyUploads, MinFreeReached, StorageFull, StorageError."""
+    async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None = None) -> Upload:
+        """Begin an upload, as `uploads.begin` does.
+
+        Raises UploadNotFound, OutsidePrefix, TooManyUploads, MinFreeReached, StorageFull, StorageError.
+        """
         repository.check_name(name or uploads.FILE_ID_START)
         await in_disk_thread(make_spool_folder, self._folders.parent)
         async with repository.space_for(UPLOAD_SIZE, place=self._folders.parent):
             begin = partial(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
-            return await in_disk_thread(begin, count_limit=repository.quota.uploads)
+            return await in_disk_thread(begin, upload_id=upload_id, count_limit=repository.quota.uploads)
 
     async def find(self, upload_id: str, repository: LocalRepository) -> Upload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""

@@ -232,16 +232,33 @@ def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
 
 
+def new_id() -> str:
+    """Return the id of an upload that may be begun later. Nobody can guess it."""
+    return secrets.token_hex(16)
+
+
 def begin(
-    folders: Path, *, name: str | None, namespace: str, quota: UploadQuota | None = None, count_limit: int | None = None
+    folders: Path,
+    *,
+    name: str | None,
+    namespace: str,
+    upload_id: str | None = None,
+    quota: UploadQuota | None = None,
+    count_limit: int | None = None,
 ) -> Upload:
     """Begin an upload. Its name is its file id if `name` is None. `count_limit` is that of the namespace, if it has one.
 
-    Raises TooManyUploads if `quota` does not permit one more of its namespace; StorageFull, StorageError.
+    `upload_id` is what `new_id` gave for it; None means a new one. If the namespace has begun it already, it is returned.
+
+    Raises UploadNotFound if nothing can have this id here; TooManyUploads if `quota` does not permit one more of its namespace;
+    StorageFull, StorageError.
     """
     if quota is not None:
         quota.check_count(namespace, limit=count_limit)
-    upload_id = secrets.token_hex(16)
+    is_known = upload_id is not None
+    upload_id = new_id() if upload_id is None else upload_id
+    if not UPLOAD_ID.match(upload_id):
+        raise UploadNotFound(upload_id)
     folder = folders / upload_id
     # This has the form of a record's id. The real id is unknown until the content is.
     file_id = f"{FILE_ID_START}{upload_id}"
@@ -250,7 +267,13 @@ def begin(
         # Somebody may have removed the spool folder since the server started.
         folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
         make_own(folder.parent)
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            described = _described(folder)
+            # Another process may have made the folder just now.
+            if not is_known or (described is not None and described.namespace != namespace):
+                raise UploadNotFound(upload_id) from None
         write_atomic(folder / DESCRIPTION_NAME, json.dumps(description).encode())
         sync_path(folder.parent)
     if quota is not None and count_limit is not None:
