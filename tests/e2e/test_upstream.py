@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import open_backend
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.repository.local import LocalRepository
 from filestore.transfer.push import push
-from filestore.upstream.contents import NAMESPACE
 from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
 
@@ -295,7 +295,7 @@ def test_a_wrong_content_under_the_right_name(hub: HubUpstream, tmp_path: Path) 
 
     async def planted() -> None:
         store, index = await open_backend(root)
-        repository = LocalRepository(store, index, location=str(root), namespace=NAMESPACE)
+        repository = LocalRepository(store, index, location=str(root), namespace=UPSTREAM_NAMESPACE)
         (tmp_path / "wrong").write_bytes(b"wrong")
         await push(repository, tmp_path / "wrong", name=f"upstream-{content.name}")
         await index.close()
