@@ -20,7 +20,7 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
-from filestore.errors import EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
+from filestore.errors import ChunksMissing, EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import log_failure, problem
@@ -45,7 +45,7 @@ from filestore.transfer.stored_tree import EntryKind, StoredTree
 BODY_LIMIT = 512 << 20
 """Bytes of a commit, with the files in it. Larger files, and more of them, are LFS objects."""
 ATTEMPTS = 10
-"""How often the operations are applied to the newest tree, if other commits are made meanwhile."""
+"""How often the operations are applied to the newest tree, if other commits are made or chunks are removed meanwhile."""
 SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
 LARGE_TREE = 20_000
@@ -118,6 +118,10 @@ class _Committer:
                 return await self._commit_on(head)
             except HeadMoved:
                 if self._header.parent is not None or attempt == ATTEMPTS:
+                    raise
+            except ChunksMissing:
+                # With a short grace period, the collection removed chunks meanwhile. The client has no way to send them again.
+                if attempt == ATTEMPTS:
                     raise
         raise AssertionError
 
