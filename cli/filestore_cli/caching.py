@@ -177,7 +177,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
     keep_heap()
     settings = context.settings
     root = settings.cache.absolute()
-    done: list[tuple[Record, str | None, ResolveResult]] = []
+    done: list[_Warmed] = []
     async with context.repository(read_only=True) as repository:
         # All references are looked up first, so that a mistake in the last one is not reported after hours.
         records = [(await record_of(repository, each.without_entry), each.entry_path) for each in references]
@@ -197,23 +197,22 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
                 wanted = whole if path is None else f"{record.id}:{path}"
                 name = path or record.name
                 async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
-                    done.append((record, path, await warmed.resolved(wanted, report=report)))
-        received = sum(resolved.bytes_received for _, _, resolved in done)
-        reused = sum(resolved.bytes_reused for _, _, resolved in done)
-        seconds = sum(resolved.seconds for _, _, resolved in done)
+                    resolved = await warmed.resolved(wanted, report=report)
+                cached = await warmed.cached(wanted) if path else None
+                done.append(_Warmed(record, path or None, record.size if cached is None else cached.size, resolved))
+        received = sum(each.resolved.bytes_received for each in done)
+        reused = sum(each.resolved.bytes_reused for each in done)
+        seconds = sum(each.resolved.seconds for each in done)
         context.show(
             {
-                "files": [_warmed(record, path, resolved) for record, path, resolved in done],
+                "files": [each.as_json() for each in done],
                 "bytes_received": received,
                 "bytes_reused": reused,
                 "seconds": seconds,
                 "cache": str(root),
                 "repository": repository.location,
             },
-            *(
-                f"{'was there' if resolved.was_cached else 'fetched':<10}  {for_display(resolved.path)}"
-                for _, _, resolved in done
-            ),
+            *(each.line() for each in done),
             *table(
                 received=exactly(received),
                 reused=exactly(reused),
@@ -224,20 +223,38 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
         )
 
 
-def _warmed(record: Record, path: str | None, resolved: ResolveResult) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "digest": str(record.digest),
-        "name": record.name,
-        "kind": record.kind.value,
-        "path": str(resolved.path),
-        "size": record.size,
-        "bytes_received": resolved.bytes_received,
-        "bytes_reused": resolved.bytes_reused,
-        "seconds": resolved.seconds,
-        "was_cached": resolved.was_cached,
-        **({"entry_path": path} if path else {}),
-    }
+class _Warmed(NamedTuple):
+    """What a warm has put in the cache, or found there."""
+
+    record: Record
+    entry_path: str | None
+    """The path in the directory. None for a whole file or directory."""
+    size: int
+    resolved: ResolveResult
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as a JSON object."""
+        record, resolved = self.record, self.resolved
+        kind = record.kind
+        if self.entry_path is not None:
+            kind = Kind.DIRECTORY if resolved.path.is_dir() else Kind.FILE
+        return {
+            "id": record.id,
+            "digest": str(record.digest),
+            "name": record.name,
+            "kind": kind.value,
+            "path": str(resolved.path),
+            "size": self.size,
+            "bytes_received": resolved.bytes_received,
+            "bytes_reused": resolved.bytes_reused,
+            "seconds": resolved.seconds,
+            "was_cached": resolved.was_cached,
+            **({} if self.entry_path is None else {"entry_path": self.entry_path}),
+        }
+
+    def line(self) -> str:
+        """Return it as a line for a person."""
+        return f"{'was there' if self.resolved.was_cached else 'fetched':<10}  {for_display(self.resolved.path)}"
 
 
 class _Stock(NamedTuple):

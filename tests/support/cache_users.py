@@ -1,7 +1,7 @@
 """Share a cache between processes: `python -m tests.support.cache_users REPOSITORY CACHE SIZE_LIMIT ID... [options]`.
 
-An ID may also be a reference with `:` and a path in a directory. Uses one file after the other, prints `used <name>` for
-each, and keeps the last one in use until its standard input ends.
+Uses one file after the other, prints `used <name>` for each, and keeps the last one in use until its standard input
+ends.
 
 --kill-at-get N     kills itself, as `kill -9` does, when it asks for the n-th batch of chunks
 --processes N       does so in N forked processes at once; prints what each asked the repository for, as JSON
@@ -35,7 +35,7 @@ async def use(given: argparse.Namespace) -> list[str]:
         watched.before = kill
         async with Cache(given.cache, watched, size_limit=given.size_limit) as cache:
             for file_id in given.ids:
-                async with cache.lease(file_id if ":" in file_id else File(id=file_id)) as path:
+                async with cache.lease(File(id=file_id)) as path:
                     if given.processes:
                         continue
                     sys.stdout.write(f"used {path.name}\n")
