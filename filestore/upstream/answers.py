@@ -92,8 +92,8 @@ class Answers:
         """Answer with the description of a revision, and the names of its files."""
         revision = await self._find(context)
         with_blobs = _truth(context.request.query, "blobs")
-        body = await in_cpu_thread(_description, repository_in(context.request), revision.listing, with_blobs=with_blobs)
-        return _json(body, revision)
+        made = in_cpu_thread(_description, repository_in(context.request), revision.listing, with_blobs=with_blobs)
+        return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_tree(self, context: RequestContext) -> web.StreamResponse:
         """Answer with a page of the files and folders of a folder."""
@@ -120,7 +120,8 @@ class Answers:
         async with context.whole_body(what="the size of the list of paths in bytes", limit=_PATHS_SIZE) as body:
             paths, _ = await in_cpu_thread(asked_paths, body, is_json=context.request.content_type == "application/json")
         revision = await self._find(context)
-        return _json(await in_cpu_thread(_at_paths, revision.listing, paths), revision)
+        made = in_cpu_thread(_at_paths, revision.listing, paths)
+        return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_refs(self, context: RequestContext) -> web.StreamResponse:
         """Answer with the default branch. The other ones are not known here."""

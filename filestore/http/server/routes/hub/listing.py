@@ -133,8 +133,8 @@ async def describe_paths(context: RequestContext, repository: LocalRepository) -
         paths, expand = await in_cpu_thread(asked_paths, body, is_json=request.content_type == _JSON)
     commit = await commit_of(context, repository, asked, revision_in(request))
     async with snapshot_of(context, repository, asked, commit) as snapshot:
-        answer = await in_cpu_thread(_found, snapshot, paths, commit if expand else None)
-    return web.Response(body=answer, content_type=_JSON, headers={COMMIT_HEADER: commit.id})
+        found = [await in_cpu_thread(_found, snapshot, paths, commit if expand else None)]
+    return await context.answer_json(found.pop(), {COMMIT_HEADER: commit.id})
 
 
 def asked_paths(body: bytes, *, is_json: bool) -> tuple[list[str], bool]:
