@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from filestore.core.digest import Digest, token_digest
-from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_full_name
+from filestore.core.names import DEFAULT_NAMESPACE, UPSTREAM_NAMESPACE, checked_namespace, checked_new_full_name
 from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import InvalidName
@@ -73,7 +73,8 @@ def new_token(
     context: CommandContext, namespace: str, *, scope: str, expires: float | None, prefix: str, label: str, create: bool
 ) -> None:
     """Make a token and print it once."""
-    checked_namespace(namespace)
+    if checked_namespace(namespace) == UPSTREAM_NAMESPACE:
+        raise click.BadParameter("it has what the server fetched for others, so no token opens it", param_hint="--namespace")
     _check_prefix(prefix)
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")

@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote
 from filestore.errors import InvalidInput, InvalidName
 
 DEFAULT_NAMESPACE = "default"
+UPSTREAM_NAMESPACE = "hub-upstream"
+"""The namespace of what a server fetched from its upstream. It has private files of others, so no token opens it."""
 NAME_LIMIT = 255
 _EXTENSION_LIMIT = 16
 """When a name is shortened, an extension of up to this many bytes, with its dot, is kept."""

@@ -39,6 +39,7 @@ from filestore.errors import (
     InvalidManifest,
     NotFound,
     OutsidePrefix,
+    OwnerTaken,
     ReadOnly,
     RevisionNotFound,
     StorageError,
@@ -386,6 +387,15 @@ class LocalRepository:
         if record is None:
             raise NotFound(str(reference))
         return record
+
+    async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
+        self._check_writable()
+        self.check_name(checked_new_full_name(name))
+        owner, _ = split_full_name(name)
+        if owner is not None and await self._index.owner_namespace(owner) not in {None, self._namespace}:
+            raise OwnerTaken(owner)
+        if checked_branch(branch) != MAIN:
+            await self.find_commit(name, f"refs/heads/{branch}")
 
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         found = await self._index.commit(self._namespace, name, revision) if self.sees(name) else None

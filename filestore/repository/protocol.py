@@ -302,6 +302,12 @@ class Repository(Protocol):
         HeadMoved, and RevisionNotFound if the branch does not exist.
         """
 
+    async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
+        """Raise what `commit` would raise because of this name and branch, before content is sent for it.
+
+        Raises InvalidName, OwnerTaken, OutsidePrefix, ReadOnly; NotFound or RevisionNotFound if the branch does not exist.
+        """
+
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         """Return the commit of a name that a revision means: `main` or None, a label, `~N`, the id of a commit, or first digits.
 

@@ -208,8 +208,9 @@ async def push(
     checked_message(author)
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
-    if checked_branch(branch) != MAIN:
-        await repository.find_commit(kept_name, f"refs/heads/{branch}")
+    if checked_branch(branch) != MAIN or "/" in kept_name:
+        # Only these can be refused for what the repository knows, and a question costs a round trip.
+        await repository.check_new_name(kept_name, branch=branch)
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:

@@ -44,8 +44,6 @@ from filestore.upstream.arriving import ArrivingFile, ArrivingReader, digest_of
 from filestore.upstream.hub import Hub, Refused
 from filestore.upstream.listing import UpstreamFile
 
-NAMESPACE = "hub-upstream"
-"""The namespace of the contents of the upstream."""
 USE_SECONDS = 30.0
 _DOWNLOADS = 8
 """The most contents that one process downloads at the same time."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.core.scopes import Scope
 from filestore.errors import NotFound
 from filestore.http.server.context import RequestContext
@@ -25,7 +26,6 @@ from filestore.system.owners import make_private
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.parallelism import IN_A_SERVER
 from filestore.upstream.answers import Answers
-from filestore.upstream.contents import NAMESPACE
 from filestore.upstream.options import UpstreamOptions
 from filestore.upstream.upstream import Upstream
 
@@ -38,7 +38,7 @@ def upstream_extension(root: Path, options: UpstreamOptions) -> Extension:
 
     @asynccontextmanager
     async def extension(store: ChunkStore, index: Index) -> AsyncIterator[Sequence[Route]]:
-        repository = LocalRepository(store, index, location=str(root), namespace=NAMESPACE, transfer_limits=IN_A_SERVER)
+        repository = LocalRepository(store, index, location=str(root), namespace=UPSTREAM_NAMESPACE, transfer_limits=IN_A_SERVER)
         folder = root / FOLDER_NAME
         with storage_errors(folder):
             await in_disk_thread(make_private, folder)

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from filestore.backends import open_backend
+from filestore.core.digest import token_digest
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.errors import UpstreamFailed
 from filestore.upstream.listing import checked_path, kept_listing, parse_listing
+from tests.support.commands import Home
 from tests.support.hub_upstream import Behaviour, HubUpstream, running_hub
 from tests.support.server import TOKEN, RunningServer, running_server
 
@@ -155,6 +159,21 @@ def test_a_token_of_ours_as_one_of_the_upstream(hub: HubUpstream, server: Runnin
     hub.commit("team/p", {"big": BIG}, private=True, readers=frozenset({TOKEN}))
     assert server.ask("GET", "/team/p/resolve/main/big").headers["X-Error-Code"] == "RepoNotFound"
     assert {asked.authorization for asked in hub.asked} == {None}
+
+
+async def test_a_token_for_the_namespace_of_the_upstream(tmp_path: Path) -> None:
+    """It would open what was fetched for others. The command makes none, and a server accepts none."""
+    home = Home(tmp_path)
+    with home.local_server() as server:
+        done = home.run("token", "new", "--namespace", UPSTREAM_NAMESPACE)
+        assert (2, True) == (done.returncode, "no token opens it" in done.stderr)
+        store, index = await open_backend(home.data)
+        async with index.transaction() as transaction:
+            await transaction.add_token(token_digest(READER), namespace=UPSTREAM_NAMESPACE, label="")
+        await index.close()
+        await store.close()
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": READER}
+        assert "token" in home.failure("ls", environ=environ)
 
 
 @pytest.mark.parametrize("value", ["hf_x", "Basic hf_x", "Bearer hf x", "Bearer " + "x" * 600, "Bearer \x7f"])

@@ -189,6 +189,20 @@ async def test_names_with_an_owner_follow_the_rules_of_the_hub(repository: Repos
             await put(repository, b"A", name=f"{owner}/model")
 
 
+async def test_a_name_is_checked_before_content_is_sent_for_it(repository: Repository) -> None:
+    """With what the commit would be refused with."""
+    await repository.check_new_name(NAME)
+    with pytest.raises(InvalidName):
+        await repository.check_new_name("api/model")
+    with pytest.raises(NotFound):
+        await repository.check_new_name(NAME, branch="dev")
+    await put(repository, b"A")
+    with pytest.raises(RevisionNotFound):
+        await repository.check_new_name(NAME, branch="dev")
+    await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH)
+    await repository.check_new_name(NAME, branch="dev")
+
+
 async def test_a_commit_can_name_its_parent(repository: Repository) -> None:
     """It is made only if that is the newest one. An empty text means that there must be none."""
     first = await put(repository, b"A", parent="")

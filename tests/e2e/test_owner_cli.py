@@ -26,6 +26,8 @@ def test_an_owner_belongs_to_one_namespace(home: Home, tmp_path: Path) -> None:
         assert refused.endswith("`filestore owner ls` shows which namespace has it")
         assert "belongs to another namespace" in home.failure("owner", "give", "TEAM", "other")
         assert [] == home.result("ls", environ=theirs)["files"]
+        # Nothing was sent for it.
+        assert 0 == home.result("du", environ=theirs)["frame_count"]
 
         assert "default" == home.result("owner", "rm", "tEAM")["namespace"]
         assert [] == home.result("owner", "ls")["owners"]

@@ -76,7 +76,8 @@ def test_what_is_said_of_a_token(home: Home) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--prefix", "a/b"), "no name begins with 'a/b': it contains a slash"),
+        (("--prefix", "a/b/c"), "no name begins with 'a/b/c': after an owner, a name has up to 96 letters"),
+        (("--prefix", "api/"), "no name begins with 'api/': the owner 'api' is reserved"),
         (("--prefix", "a" * 256), "allowed are 255"),
         (("--scope", "all"), "'all' is not one of 'read', 'write', 'delete', 'admin'"),
         (("--expires", "0"), "more than 0 seconds"),
@@ -89,6 +90,23 @@ def test_a_token_that_cannot_be(home: Home, options: tuple[str, ...], reason: st
     done = home.run("token", "new", *options)
     assert (2, "") == (done.returncode, done.stdout)
     assert reason in " ".join(done.stderr.split())
+
+
+def test_a_token_for_an_owner(home: Home, tmp_path: Path) -> None:
+    """A prefix that is an owner with its slash permits the names of this owner, and no others."""
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"what is in the file")
+    with home.local_server() as server:
+        made = home.result("token", "new", "--prefix", "team/")["token"]
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": made}
+        for name in ("teammate/m", "team.bin"):
+            home.result("push", source, "--name", name, environ=server.environ)
+            assert "begin with 'team/'" in home.failure("push", source, "--name", name, environ=environ)
+            assert f"nothing is stored under {name!r}" in home.failure("log", name, environ=environ)
+            assert f"nothing is stored under {name!r}" in home.failure("tag", name, "v1", environ=environ)
+        home.result("push", source, "--name", "team/m", environ=environ)
+        assert "v1" == home.result("tag", "team/m", "v1", environ=environ)["label"]
+        assert ["team"] == [record["owner"] for record in home.result("ls", environ=environ)["files"]]
 
 
 def test_what_commands_need(home: Home, tmp_path: Path) -> None:

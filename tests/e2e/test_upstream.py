@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import open_backend
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.repository.local import LocalRepository
 from filestore.transfer.push import push
-from filestore.upstream.contents import NAMESPACE
 from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
 
@@ -51,6 +51,22 @@ def test_files_come_once(hub: HubUpstream, tmp_path: Path) -> None:
         assert (part.status, part.body) == (206, BIG[100:300])
     assert hub.sent == {"config.json": len(FILES["config.json"]), "sub/model.safetensors": len(BIG)}
     assert hub.count("/revision/") == 1
+
+
+def test_long_lists(hub: HubUpstream, tmp_path: Path) -> None:
+    """A description and a list of paths that are too long for memory while a client reads them are whole."""
+    files = {f"{number:04}-{'x' * 200}": b"" for number in range(2000)}
+    hub.commit("team/m", files)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        about = server.ask("GET", "/api/models/team/m/revision/main?blobs=true")
+        assert [sibling["rfilename"] for sibling in about.json["siblings"]] == list(files)
+        asked = "&".join(f"paths={path}" for path in files).encode()
+        found = server.ask("POST", "/api/models/team/m/paths-info/main", asked, headers=form)
+        assert [entry["path"] for entry in found.json] == list(files)
+        assert about.headers["X-Repo-Commit"] == found.headers["X-Repo-Commit"]
+        many = b"&".join([b"paths=a"] * 10_010)
+        assert 413 == server.ask("POST", "/api/models/team/m/paths-info/main", many, headers=form).status
 
 
 def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
@@ -295,7 +311,7 @@ def test_a_wrong_content_under_the_right_name(hub: HubUpstream, tmp_path: Path) 
 
     async def planted() -> None:
         store, index = await open_backend(root)
-        repository = LocalRepository(store, index, location=str(root), namespace=NAMESPACE)
+        repository = LocalRepository(store, index, location=str(root), namespace=UPSTREAM_NAMESPACE)
         (tmp_path / "wrong").write_bytes(b"wrong")
         await push(repository, tmp_path / "wrong", name=f"upstream-{content.name}")
         await index.close()

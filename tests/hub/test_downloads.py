@@ -20,6 +20,18 @@ def snapshot(client: HubClient, name: str, kind: str = "models") -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def large(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The paths of the 10,000 files of team/large."""
+    folder = tmp_path_factory.mktemp("large")
+    paths = [f"{number // 100:03}/{number:05}.txt" for number in range(10_000)]
+    for path in paths:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(path)
+    hub.filestore("push", folder, "--name", "team/large")
+    return paths
+
+
 def test_a_command_downloads_a_pushed_folder(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
     """Every file arrives, its blob has the name of its digest, and the next run asks only whether there is a newer commit."""
     said = client.hf("download", stored)
@@ -141,20 +153,13 @@ def test_lists_of_a_repository(client: HubClient, stored: str, model: Path) -> N
 
 
 @pytest.mark.parametrize("client", ["0.36", "newest"], indirect=True)
-def test_the_pages_of_a_large_repository(hub: Hub, client: HubClient, name: str, tmp_path: Path) -> None:
+def test_the_pages_of_a_large_repository(hub: Hub, client: HubClient, large: list[str]) -> None:
     """The client follows the pages of a repository of 10,000 files to their end."""
-    paths = [f"{number // 100:03}/{number:05}.txt" for number in range(10_000)]
-    for path in paths:
-        (tmp_path / "large" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "large" / path).write_text(path)
-    hub.filestore("push", tmp_path / "large", "--name", name)
-    hub.relay.asked.clear()
-    assert paths == sorted(client.call("list_repo_files", repo_id=name))
+    assert large == sorted(client.call("list_repo_files", repo_id="team/large"))
     # A page has a thousand entries, and there are a hundred folders.
     assert ["GET tree"] * 11 == steps(hub.relay.asked)
-    hub.relay.asked.clear()
-    client.hf("download", name, "--include", "042/*")
-    assert [path for path in paths if path.startswith("042/")] == list(contents(snapshot(client, name)))
+    client.hf("download", "team/large", "--include", "042/*")
+    assert [path for path in large if path.startswith("042/")] == list(contents(snapshot(client, "team/large")))
 
 
 def test_who_asks_and_what_there_is(client: HubClient, stored: str) -> None:

@@ -168,7 +168,7 @@ async def _repair(folder: Path) -> None:
 
 
 _DOWNGRADE = """
-    DROP TABLE commits; DROP TABLE labels; DROP TABLE owners;
+    DROP TABLE commits; DROP TABLE labels; DROP TABLE owners; DROP TABLE content_digests; DROP TABLE tree_digests;
     DROP TABLE access_tokens; DROP TABLE usage; DROP TABLE quotas;
     ALTER TABLE records DROP COLUMN manifest_size;
     DROP INDEX records_by_position; DROP INDEX records_by_time; DROP INDEX records_by_name; DROP INDEX records_by_digest;

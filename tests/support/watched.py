@@ -101,6 +101,10 @@ class WatchedRepository:
             manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
         )
 
+    async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
+        await self._note("check_new_name")
+        await self.inner.check_new_name(name, branch=branch)
+
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         await self._note("find_commit")
         return await self.inner.find_commit(name, revision)

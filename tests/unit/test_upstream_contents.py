@@ -6,10 +6,11 @@ import asyncio
 import os
 from pathlib import Path
 
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.memory import MemoryStore
-from filestore.upstream.contents import NAMESPACE, Contents, WantedContent
+from filestore.upstream.contents import Contents, WantedContent
 from filestore.upstream.hub import Hub
 from filestore.upstream.listing import UpstreamFile
 from filestore.upstream.options import UpstreamOptions
@@ -21,7 +22,7 @@ WANTED = WantedContent("models", "team/m", "0" * 40, "a", FILE, is_open=True)
 async def test_a_use_that_lasts(tmp_path: Path) -> None:
     """While a content is sent, its use is noted again and again, so that it is not the oldest one."""
     index = await open_index(tmp_path / "index.sqlite")
-    repository = LocalRepository(MemoryStore(), index, location="memory", namespace=NAMESPACE)
+    repository = LocalRepository(MemoryStore(), index, location="memory", namespace=UPSTREAM_NAMESPACE)
     hub = Hub(UpstreamOptions(url="http://127.0.0.1:9"), tmp_path)
     contents = Contents(tmp_path, repository, hub, size_limit=None, use_seconds=0)
     place = tmp_path / "contents" / WANTED.id

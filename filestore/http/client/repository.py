@@ -337,6 +337,9 @@ class RemoteRepository:
         query = _query(digest=reference.digest, name=reference.full_name)
         return parse_record(self.location, await self._requests.json("GET", f"/files/find?{query}"))
 
+    async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
+        await self._requests.json("GET", f"/names/check?{_query(name=name, branch=branch)}")
+
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         return (await self.history(name, revision=revision, limit=1))[0]
 

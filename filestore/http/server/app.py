@@ -80,6 +80,7 @@ ROUTES = (
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file, Scope.READ),
     Route("POST", f"{API}/files/freed", versions.measure_freed, Scope.READ),
     Route("GET", f"{API}/versions", versions.list_versions, Scope.READ),
+    Route("GET", f"{API}/names/check", history.check_name, Scope.WRITE),
     Route("GET", f"{API}/commits", history.list_commits, Scope.READ),
     Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
     Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from filestore.core.digest import Digest, token_digest
+from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.core.scopes import Scope
 from filestore.core.signing import NO_ISSUER, SigningKeys, key_id_of, verify_path
 from filestore.errors import TokenExpired, Unauthorized, UrlRefused
@@ -83,6 +84,12 @@ class Tokens:
 
     async def access(self, authorization: str | None) -> Access:
         """Return what the token in an Authorization header permits. Raises Unauthorized, TokenExpired."""
+        access = await self._access(authorization)
+        if access.namespace == UPSTREAM_NAMESPACE:
+            raise Unauthorized("the server")
+        return access
+
+    async def _access(self, authorization: str | None) -> Access:
         token = split_token(_required_token(authorization))[0]
         digest = token_digest(token)
         is_given = digest in self._given and digest not in self._removed

@@ -74,6 +74,7 @@ FAILED_LIMIT = 1000
 """The most contents of a namespace that are tried again after a failure."""
 REFUSED_LIMIT = 10_000
 """The most contents whose failures a process remembers."""
+_POSITION_MAX = (1 << 63) - 1
 _PAGE = 1000
 _KEEP_COUNT = 500
 """The place is kept in the index after so many records that need nothing, and whenever something was computed."""
@@ -103,8 +104,10 @@ class _Place:
         """Take the state in the index, which another process may have written. One that is not valid is the same as none."""
         try:
             done = int((state or {})["done"])
-            failed = dict.fromkeys(Digest.parse(text) for text in (state or {}).get("failed", []))
-        except (KeyError, TypeError, ValueError, InvalidDigest):
+            failed = dict.fromkeys(Digest.parse(text) for text in (state or {}).get("failed", [])[:FAILED_LIMIT])
+        except (KeyError, TypeError, ValueError, OverflowError, InvalidDigest):
+            return
+        if not 0 <= done <= _POSITION_MAX:
             return
         self.failed |= failed
         self.done = max(self.done, done)

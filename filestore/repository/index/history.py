@@ -283,9 +283,9 @@ def delete_label(connection: sqlite3.Connection, namespace: str, name: str, labe
 
 def claim_owner(connection: sqlite3.Connection, owner: str, namespace: str, now: int) -> None:
     """Give an owner that nobody has to a namespace. Raises OwnerTaken if another one has it, LimitExceeded."""
-    row = connection.execute("SELECT namespace FROM owners WHERE folded = ?", (owner.lower(),)).fetchone()
-    if row is not None:
-        if row[0] != namespace:
+    found = select_owner_namespace(connection, owner)
+    if found is not None:
+        if found != namespace:
             raise OwnerTaken(owner)
         return
     (count,) = connection.execute("SELECT count(*) FROM owners WHERE namespace = ?", (namespace,)).fetchone()
@@ -304,6 +304,14 @@ def delete_owner(connection: sqlite3.Connection, owner: str) -> bool:
 def delete_owners_of(connection: sqlite3.Connection, namespace: str) -> None:
     """Give up all owners of a namespace."""
     connection.execute("DELETE FROM owners WHERE namespace = ?", (namespace,))
+
+
+def select_owner_namespace(connection: sqlite3.Connection, owner: str) -> str | None:
+    """Return the namespace that an owner belongs to. Return None if nobody has it."""
+    if not has_history(connection):
+        return None
+    row = connection.execute("SELECT namespace FROM owners WHERE folded = ?", (owner.lower(),)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def select_owners(connection: sqlite3.Connection) -> list[tuple[str, str]]:

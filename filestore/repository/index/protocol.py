@@ -494,6 +494,9 @@ class Index(Protocol):
         Only names that contain `search`, in whatever case, that have this owner, and that begin with `prefix`.
         """
 
+    async def owner_namespace(self, owner: str) -> str | None:
+        """Return the namespace that an owner of names belongs to, whatever the case of its letters. None if nobody has it."""
+
     async def owners(self) -> list[tuple[str, str]]:
         """Return each owner of names, and its namespace, in the order of namespaces."""
 

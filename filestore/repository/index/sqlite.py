@@ -189,6 +189,9 @@ class SqliteIndex:
             names.select_heads, namespace, search=search, owner=owner, after=after, limit=limit, prefix=prefix
         )
 
+    async def owner_namespace(self, owner: str) -> str | None:
+        return await self._reader.run(history.select_owner_namespace, owner)
+
     async def owners(self) -> list[tuple[str, str]]:
         return await self._reader.run(history.select_owners)
 
