@@ -83,14 +83,17 @@ _COMMITS = (
     " LEFT JOIN commits AS before ON before.namespace = commits.namespace AND before.name = commits.name"
     " AND before.number = commits.parent WHERE commits.namespace = ? AND commits.name = ?"
 )
+# The index is named, because SQLite would pass over the commits of all other branches that are newer.
 _HEAD = (
-    "SELECT number, file_id, id FROM commits WHERE namespace = ? AND name = ? AND branch = ?"
+    "SELECT number, file_id, id FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = ?"
     " ORDER BY number DESC LIMIT 1 OFFSET ?"
 )
+# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
 _LINE = (
     "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
     " WHERE namespace = ?1 AND name = ?2 AND number = ?3 UNION ALL SELECT commits.number, commits.parent FROM line"
-    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent)"
+    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
+    " AND commits.number < line.number)"
     " SELECT number FROM line WHERE number < ?4 LIMIT ?5"
 )
 _BY_DIGITS = (
@@ -104,15 +107,16 @@ _LABELS = (
     " ON commits.namespace = labels.namespace AND commits.name = labels.name AND commits.number = labels.number"
     " WHERE labels.namespace = ? AND labels.name = ?"
 )
+# CROSS JOIN keeps this order. SQLite would begin with the labels of all names.
 _LABELS_OF_RECORD = (
-    "SELECT labels.label FROM commits JOIN labels"
+    "SELECT labels.label FROM commits CROSS JOIN labels"
     " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
     " WHERE commits.namespace = {} AND commits.file_id = {}"
 )
 
 _HEAD_OF_RECORD = (
-    "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name AND branch = 'main'"
-    " ORDER BY number DESC LIMIT 1"
+    "SELECT file_id FROM commits INDEXED BY commits_by_branch WHERE commits.namespace = records.namespace"
+    " AND commits.name = records.name AND branch = 'main' ORDER BY number DESC LIMIT 1"
 )
 _LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
 IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS NOT ({_HEAD_OF_RECORD})"

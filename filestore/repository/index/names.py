@@ -10,7 +10,8 @@ from filestore.repository.index.protocol import Heads
 
 LOOKED_AT_LIMIT = 20_000
 """Names that one call looks at. If fewer of them match than were asked for, another call goes on after them."""
-_NEXT = "SELECT min(name) FROM commits WHERE namespace = ? AND name >= ? AND name > ?"
+# With one bound only: SQLite would read all rows from the first of two bounds to the second one.
+_NEXT = "SELECT name FROM commits WHERE namespace = ? AND name {} ? ORDER BY name LIMIT 1"
 
 
 def select_heads(
@@ -46,9 +47,7 @@ def select_heads(
 
 def _names(connection: sqlite3.Connection, namespace: str, start: str, after: str) -> Iterator[str]:
     """Yield each name from `start` on that follows `after`, once. A name may have thousands of commits: they are passed over."""
-    while True:
-        (name,) = connection.execute(_NEXT, (namespace, start, after)).fetchone()
-        if name is None:
-            return
-        yield str(name)
-        after = str(name)
+    row = connection.execute(_NEXT.format(">" if after >= start else ">="), (namespace, max(start, after))).fetchone()
+    while row is not None:
+        yield str(row[0])
+        row = connection.execute(_NEXT.format(">"), (namespace, row[0])).fetchone()
