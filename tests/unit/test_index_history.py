@@ -12,6 +12,7 @@ import pytest
 from filestore.core.commits import Commit
 from filestore.repository.index import history, schema
 from filestore.repository.index.names import select_heads
+from tests.support.migration_crashes import make_older_index
 
 _NAMES = 3000
 _STEPS = 10_000
@@ -85,3 +86,16 @@ def test_a_circle_of_parents_ends(connection: sqlite3.Connection) -> None:
 
 def _numbers(commits: list[Commit]) -> list[int]:
     return [commit.number for commit in commits]
+
+
+@pytest.mark.parametrize("digest", [b"short", "a text", 5])
+def test_a_damaged_record_does_not_stop_the_migration(tmp_path: Path, digest: object) -> None:
+    """Other records can be read, and a check of the repository names the damaged one."""
+    path = tmp_path / "index.sqlite"
+    make_older_index(path, 5)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO records VALUES ('b', 'file_1', X'ff', 'file', ?, 1, 1, 1, 1, 100)", (digest,))
+        schema.prepare(connection)
+        assert schema.has_version(connection, schema.SCHEMA_VERSION)
+        (count,) = connection.execute("SELECT count(*) FROM commits WHERE namespace = 'b'").fetchone()
+        assert 1 == count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from filestore.core.commits import (
@@ -76,6 +78,10 @@ TABLES = (
     "CREATE INDEX owners_by_namespace ON owners (namespace, owner)",
 )
 
+_INSERT = (
+    "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _COMMITS = (
     "SELECT commits.id, commits.number, before.id, commits.branch, commits.file_id, records.digest, records.size, records.kind,"
     " commits.message, commits.author, commits.created_at FROM commits"
@@ -130,14 +136,20 @@ def has_history(connection: sqlite3.Connection) -> bool:
 
 def commit_all_records(connection: sqlite3.Connection) -> None:
     """Make a commit for each record, in the order in which they were stored. The tables of the history are empty."""
-    numbers: dict[tuple[str, str], int] = {}
-    statement = "SELECT namespace, name, id, digest, kind, updated_at FROM records ORDER BY namespace, position"
-    for namespace, name, file_id, digest, kind, moment in connection.execute(statement).fetchall():
-        number = numbers[namespace, name] = numbers.get((namespace, name), 0) + 1
-        parent = number - 1 or None
-        values = {"number": number, "digest": Digest(digest).hex(), "kind": kind, "created_at": moment}
-        identity = bytes.fromhex(commit_id(namespace, name, values))
-        _insert(connection, (namespace, name, number, identity, parent, MAIN, file_id, "", "", moment))
+    # By name, so that no row waits in memory, however many there are.
+    statement = "SELECT namespace, name, id, digest, kind, updated_at FROM records ORDER BY namespace, name, position"
+    connection.executemany(_INSERT, _first_commits(connection.execute(statement)))
+
+
+def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the commits for records that are ordered by their names."""
+    for (namespace, name), versions in groupby(records, itemgetter(0, 1)):
+        for number, (_, _, file_id, digest, kind, moment) in enumerate(versions, 1):
+            # A record that is damaged must not stop the migration: `check` reports it, and other names need it not.
+            digits = digest.hex() if isinstance(digest, bytes) else digest
+            values = {"number": number, "digest": digits, "kind": kind, "created_at": moment}
+            identity = bytes.fromhex(commit_id(namespace, name, values))
+            yield (namespace, name, number, identity, number - 1 or None, MAIN, file_id, "", "", moment)
 
 
 def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
@@ -169,7 +181,7 @@ def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new:
     identity = bytes.fromhex(commit_id(namespace, name, values))
     before = None if head is None else head[0]
     row = (namespace, name, number, identity, before, new.branch, record.id, new.message, new.author, now)
-    _insert(connection, row)
+    connection.execute(_INSERT, row)
     if new.branch != MAIN:
         moved = (number, namespace, name, new.branch)
         connection.execute("UPDATE labels SET number = ? WHERE namespace = ? AND name = ? AND label = ?", moved)
@@ -323,14 +335,6 @@ def select_owners(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     if not has_history(connection):
         return []
     return connection.execute("SELECT owner, namespace FROM owners ORDER BY namespace, owner").fetchall()
-
-
-def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
-    connection.execute(
-        "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
-    )
 
 
 def _head(
