@@ -68,6 +68,12 @@ def test_names_begin_at_the_prefix(connection: sqlite3.Connection) -> None:
     assert [] == _page(connection, after="team/n2000", prefix="team/n2000")
 
 
+def test_the_graph_of_a_pipeline_is_not_among_the_names(connection: sqlite3.Connection) -> None:
+    """It is not among the records either."""
+    connection.execute("INSERT INTO uses VALUES ('a', ?, 'pipeline', 'name', 1)", (_file_id(2),))
+    assert ["team/n0001", "team/n0003", "team/n0004"] == _page(connection)
+
+
 def test_the_labels_of_a_record_are_read_without_those_of_others(connection: sqlite3.Connection) -> None:
     """A removal and a policy ask this for each record."""
     _limit_steps(connection)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from filestore.repository.index.history import has_history, select_commit
 from filestore.repository.index.protocol import Heads
+from filestore.repository.index.uses import is_graph
 
 LOOKED_AT_LIMIT = 20_000
 """Names that one call looks at. If fewer of them match than were asked for, another call goes on after them."""
@@ -40,7 +41,7 @@ def select_heads(
         place = name
         if wanted is None or wanted in name.casefold():
             head = select_commit(connection, namespace, name, None)
-            if head is not None:
+            if head is not None and not is_graph(connection, namespace, head.file_id):
                 heads.heads.append((name, head))
     return heads
 
