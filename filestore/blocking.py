@@ -563,7 +563,7 @@ class Cache:
             yield path
 
     @contextmanager
-    def open(self, wanted: File | Record, *, report: Report | None = None) -> Iterator[StreamingFile]:
+    def open(self, wanted: File | Record | str, *, report: Report | None = None) -> Iterator[StreamingFile]:
         """Open a file that can be read before all of it is on this machine, for the length of a `with` block.
 
         >>> with cache.open(File(id="file_...")) as opened:

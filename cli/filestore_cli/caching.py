@@ -39,16 +39,22 @@ def cache() -> None:
 
 
 @cache.command("warm", short_help="Fetch into the cache ahead of time.")
-@click.argument("references", metavar="ID|DIGEST|PATH|NAME", nargs=-1, required=True)
+@click.argument("references", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes("url", "token", "connections", "stall_seconds", "retry_seconds", "cache", "cache_size_limit", "cache_min_free")
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
-    """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there."""
+    """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there.
+
+    With `:` and a path, as in `my_model.zip:tokenizer/config.json`, only this file or folder of a stored directory is fetched.
+    """
     if keeps_zip and unzip:
         raise click.UsageError("--zip stores zip files and --unzip stores their content; give one of them")
+    wanted = [Reference.parse(text) for text in references]
+    if (keeps_zip or unzip) and any(reference.entry_path is not None for reference in wanted):
+        raise click.UsageError("an entry of a directory is stored as it is; leave out --zip and --unzip")
     click.get_current_context().meta[RESUMES] = True
-    run_to_end(_warm(context, [Reference.parse(text) for text in references], keeps_zip=keeps_zip, unzip=unzip))
+    run_to_end(_warm(context, wanted, keeps_zip=keeps_zip, unzip=unzip))
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,14 +172,15 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
     from filestore.cache import Cache  # heavy
     from filestore.core.references import Directory, File
     from filestore.system.own_process import keep_heap  # heavy
+    from filestore.transfer.fetch_entry import find_entry  # heavy
 
     keep_heap()
     settings = context.settings
     root = settings.cache.absolute()
-    done: list[tuple[Record, ResolveResult]] = []
+    done: list[_Warmed] = []
     async with context.repository(read_only=True) as repository:
         # All references are looked up first, so that a mistake in the last one is not reported after hours.
-        records = [await record_of(repository, reference) for reference in references]
+        records = [(await record_of(repository, each.without_entry), each.entry_path) for each in references]
         async with Cache(
             root,
             repository,
@@ -181,24 +188,31 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
             size_limit=settings.cache_size_limit,
             min_free=settings.cache_min_free,
         ) as warmed:
-            for record in records:
+            for record, path in records:
+                if path and await warmed.cached(f"{record.id}:{path}") is None:
+                    await find_entry(repository, record, Reference(id=record.id, entry_path=path), limits=settings.zip_limits)
+            for record, path in records:
                 is_tree = unzip or (record.kind is Kind.DIRECTORY and not keeps_zip)
-                wanted = Directory(id=record.id) if is_tree else File(id=record.id)
-                async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
-                    done.append((record, await warmed.resolved(wanted, report=report)))
-        received = sum(resolved.bytes_received for _, resolved in done)
-        reused = sum(resolved.bytes_reused for _, resolved in done)
-        seconds = sum(resolved.seconds for _, resolved in done)
+                whole = Directory(id=record.id) if is_tree else File(id=record.id)
+                wanted = whole if path is None else f"{record.id}:{path}"
+                name = path or record.name
+                async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
+                    resolved = await warmed.resolved(wanted, report=report)
+                cached = await warmed.cached(wanted) if path else None
+                done.append(_Warmed(record, path or None, record.size if cached is None else cached.size, resolved))
+        received = sum(each.resolved.bytes_received for each in done)
+        reused = sum(each.resolved.bytes_reused for each in done)
+        seconds = sum(each.resolved.seconds for each in done)
         context.show(
             {
-                "files": [_warmed(record, resolved) for record, resolved in done],
+                "files": [each.as_json() for each in done],
                 "bytes_received": received,
                 "bytes_reused": reused,
                 "seconds": seconds,
                 "cache": str(root),
                 "repository": repository.location,
             },
-            *(f"{'was there' if resolved.was_cached else 'fetched':<10}  {for_display(resolved.path)}" for _, resolved in done),
+            *(each.line() for each in done),
             *table(
                 received=exactly(received),
                 reused=exactly(reused),
@@ -209,19 +223,38 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
         )
 
 
-def _warmed(record: Record, resolved: ResolveResult) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "digest": str(record.digest),
-        "name": record.name,
-        "kind": record.kind.value,
-        "path": str(resolved.path),
-        "size": record.size,
-        "bytes_received": resolved.bytes_received,
-        "bytes_reused": resolved.bytes_reused,
-        "seconds": resolved.seconds,
-        "was_cached": resolved.was_cached,
-    }
+class _Warmed(NamedTuple):
+    """What a warm has put in the cache, or found there."""
+
+    record: Record
+    entry_path: str | None
+    """The path in the directory. None for a whole file or directory."""
+    size: int
+    resolved: ResolveResult
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as a JSON object."""
+        record, resolved = self.record, self.resolved
+        kind = record.kind
+        if self.entry_path is not None:
+            kind = Kind.DIRECTORY if resolved.path.is_dir() else Kind.FILE
+        return {
+            "id": record.id,
+            "digest": str(record.digest),
+            "name": record.name,
+            "kind": kind.value,
+            "path": str(resolved.path),
+            "size": self.size,
+            "bytes_received": resolved.bytes_received,
+            "bytes_reused": resolved.bytes_reused,
+            "seconds": resolved.seconds,
+            "was_cached": resolved.was_cached,
+            **({} if self.entry_path is None else {"entry_path": self.entry_path}),
+        }
+
+    def line(self) -> str:
+        """Return it as a line for a person."""
+        return f"{'was there' if self.resolved.was_cached else 'fetched':<10}  {for_display(self.resolved.path)}"
 
 
 class _Stock(NamedTuple):

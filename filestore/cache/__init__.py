@@ -16,7 +16,7 @@
     ROOT/leases/                                    which process uses what: see `leases.py`
 
 The mtime of an `entry.json` is the time of the last use of the entry, to the minute. `urls.py` describes the files for
-URLs.
+URLs, and `stored_entries.py` those for single files and folders of stored directories.
 
 An entry appears by one rename of its folder (I3). Locks only save work. If one fails, two processes fetch the same
 entry, each in its own folder, and the second rename finds the entry of the first. The next fetch of an entry verifies

@@ -17,9 +17,11 @@ from filestore.cache.leases import Leases, LeaseSet
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.cache.quota import Quota
 from filestore.cache.seeds import find_seeds
+from filestore.cache.stored_entries import StoredEntries, check_entry_kind, check_wanted_kind
 from filestore.cache.streaming import StreamingFile, opened_while
 from filestore.cache.urls import UrlResult, Urls
 from filestore.core.manifest import Manifest
+from filestore.core.names import plain_entry_name
 from filestore.core.progress import Report
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL, Reference
@@ -28,6 +30,7 @@ from filestore.errors import (
     FilestoreError,
     InvalidArchive,
     InvalidInput,
+    InvalidReference,
     LimitExceeded,
     StorageError,
     StorageFull,
@@ -46,14 +49,16 @@ from filestore.system.owners import tighten, warn_of_others
 from filestore.system.small_files import read_json
 from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread, shield_until_done, tell_of_forks
 from filestore.transfer.fetch import fetch_record
+from filestore.transfer.fetch_entry import find_entry, own_manifest
 from filestore.transfer.fetch_tree import fetch_record_tree
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.sinks.zip_index import Zip
 
 T = TypeVar("T")
 
-Resolvable: TypeAlias = File | Directory | FileURL | Record
-"""The values that a cache accepts. A record means its `File` or its `Directory`."""
+Resolvable: TypeAlias = File | Directory | FileURL | Record | str
+"""The values that a cache accepts. A record means its `File` or its `Directory`. A text means one file or folder of a stored
+directory: a reference, `:` and a path."""
 
 CACHE_VERSION = 1
 ATTEMPTS = 3
@@ -212,19 +217,21 @@ class Cache:
         A file has the name that it was pushed with; a tree has that name without `.zip`.
 
         wanted: a `File`, a `Directory` (any stored zip file can be one), a `FileURL`, or a `Record`, which stands for the `File`
-            or the `Directory` that it is.
+            or the `Directory` that it is. `:` and a path after a reference, an id or a digest mean one file or folder of a stored
+            directory: `"my_model.zip:tokenizer/config.json"`, `Directory(id="file_...:tokenizer")`. It has the last part of
+            the path as its name.
         report: called with a `Progress` at each step of a fetch, in the thread of the event loop.
 
         Cost: where the cache has it, no network is used and nothing is hashed. Size and mtime are checked: those of the file, or
         those of the 100 largest files of a tree and the mtime of its folder. Otherwise the chunks that other entries of the
         cache have are copied, and the rest is fetched. Calls that ask for the same at the same time, in this process or another
         one, wait for one fetch. The server of a URL is asked each time whether the file has changed, unless the value says
-        otherwise.
+        otherwise. The repository is asked each time which version a name means.
 
         Cancellation: the fetch ends, unless another call waits for it too. The next call continues where it ended.
 
-        Raises NotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError, DamagedChunk,
-        TransferError, UnknownFormat; for a URL also DownloadRefused and UnexpectedContent.
+        Raises NotFound, EntryNotFound, InvalidReference, InvalidArchive, LimitExceeded, CacheFull, StorageFull, StorageError,
+        DamagedChunk, TransferError, UnknownFormat; for a URL also DownloadRefused and UnexpectedContent.
         """
         return (await self.resolved(wanted, report=report)).path
 
@@ -250,7 +257,7 @@ class Cache:
         finally:
             await shield_until_done(in_disk_thread(hold.release))
 
-    def open(self, wanted: File | Record, *, report: Report | None = None) -> AbstractAsyncContextManager[StreamingFile]:
+    def open(self, wanted: File | Record | str, *, report: Report | None = None) -> AbstractAsyncContextManager[StreamingFile]:
         """Open a file that can be read before all of it is on this machine, for the length of an `async with` block.
 
         >>> async with cache.open(File(id="file_...")) as opened:
@@ -258,7 +265,8 @@ class Cache:
 
         Ranges that are read are fetched first. The rest of the file is fetched in the background. The block begins when the list
         of the file's chunks is known. Without an error, it ends when the whole file is in the cache, as after `resolve`. Where
-        another task or another process fetches the file already, and for a URL, the block begins when that fetch has ended.
+        another task or another process fetches the file already, for a URL, and for a file of a stored directory that shares
+        chunks with other files (one of less than 256 KiB), the block begins when that fetch has ended.
 
         Cancellation: an error or a cancel in the block stops the fetch. The next call continues there. A fetch that fails
         cancels the block, which then raises the error of the fetch.
@@ -268,7 +276,7 @@ class Cache:
         return AsyncBlock(self._opened(wanted, report), kind=StreamingFile, how="cache.open(...) as opened")
 
     @asynccontextmanager
-    async def _opened(self, wanted: File | Record, report: Report | None) -> AsyncIterator[StreamingFile]:
+    async def _opened(self, wanted: File | Record | str, report: Report | None) -> AsyncIterator[StreamingFile]:
         hold = self._leases.hold()
 
         async def resolve(partial_file: PartialFile) -> Path:
@@ -285,16 +293,15 @@ class Cache:
     ) -> ResolveResult:
         """Resolve `wanted`. `hold` keeps the entry from eviction."""
         started = time.monotonic()
-        wanted = _without_record(wanted)
-        kind = _kind(wanted)
+        source, kind = _meaning(wanted)
         entry_store = await self._open_entry_store()
-        asked = _ResolveRequest(entry_store, kind, hold, report, partial_file)
-        if isinstance(wanted, FileURL):
-            resolved = await self._resolve_url(asked, wanted)
-        elif wanted.origin is not None:
-            resolved = await self._resolve_url(asked, wanted.origin)
+        asked = _ResolveRequest(entry_store, kind or Kind.FILE, hold, report, partial_file)
+        if isinstance(source, FileURL):
+            resolved = await self._resolve_url(asked, source)
+        elif source.entry_path is not None:
+            resolved = await self._resolve_entry(asked, source, kind if partial_file is None else Kind.FILE)
         else:
-            resolved = await self._resolve_stored(asked, wanted.reference)
+            resolved = await self._resolve_stored(asked, source)
         count(Event.CACHE_LOOKUPS, "files", "hit" if resolved.was_cached else "miss")
         return replace(resolved, seconds=time.monotonic() - started)
 
@@ -339,10 +346,72 @@ class Cache:
         obtained, is_ours = await self._once(("url", kind, origin), lambda: urls.obtain(origin, kind, report=report))
         return obtained if is_ours else UrlResult(obtained.digest)
 
+    async def _resolve_entry(self, asked: _ResolveRequest, reference: Reference, kind: Kind | None) -> ResolveResult:
+        """Resolve a reference with a path in a directory. `kind` is what must be there, or None for a file or a folder."""
+        if not reference.entry_path:
+            check_wanted_kind(reference, Kind.DIRECTORY, kind)
+            return await self._resolve_stored(asked._replace(kind=Kind.DIRECTORY), reference.without_entry)
+        entry_store, whole = asked.entry_store, reference.without_entry
+        stored_entries = self._stored_entries(entry_store)
+        directory = whole.digest if whole.id is None else await in_disk_thread(entry_store.digest_of, whole.id)
+        record: Record | None = None
+        if directory is None:
+            record = await self._record(entry_store, whole)
+            directory = record.digest
+        cost: _Cost | None = None
+        for _ in range(ATTEMPTS):
+            found = await in_disk_thread(stored_entries.find, directory, reference, kind, hold=asked.hold)
+            if found is not None:
+                received, reused = cost or (0, 0)
+                return ResolveResult(found[1], received, reused, 0, was_cached=cost is None)
+            if record is None:
+                record = await self._record(entry_store, whole)
+                directory = record.digest
+            fill = partial(self._fill_entry, asked, reference, kind, record)
+            spent, is_ours = await self._once(("entry", directory, reference.entry_path, kind), fill)
+            if is_ours and spent is not None:
+                cost = _sum(cost, spent)
+        raise self._lost()
+
+    async def _record(self, entry_store: EntryStore, reference: Reference) -> Record:
+        record, _ = await self._once(("record", reference), lambda: self._repository.record(reference))
+        await in_disk_thread(entry_store.remember, record)
+        return record
+
+    async def _fill_entry(self, asked: _ResolveRequest, reference: Reference, kind: Kind | None, record: Record) -> _Cost | None:
+        """Put a file or a folder of a directory in the cache. Return what this cost, or None if it was there."""
+        entry_store = asked.entry_store
+        stored_entries = self._stored_entries(entry_store)
+        manifest = await self._manifest(entry_store, record)
+        found = await find_entry(self._repository, record, reference, limits=self._limits, manifest=manifest)
+        await check_entry_kind(self._repository, reference, found, kind)
+        own = await in_cpu_thread(own_manifest, found)
+        if own is None:
+            _, spent = await stored_entries.make(record, found, asked.hold, asked.report)
+            return None if spent is None else _Cost(*spent)
+        # It has chunks of its own, so it is fetched as the file that it is when it is pushed alone.
+        name = plain_entry_name(found.entry.path)
+        alone = replace(record, id="", name=name, owner=None, digest=own.digest, size=own.size, kind=Kind.FILE)
+        known = Reference(digest=own.digest, name=name)
+        resolved = await self._resolve_stored(asked._replace(kind=Kind.FILE), known, record=alone, manifest=own)
+        await in_disk_thread(stored_entries.remember, record.digest, found.entry.path, WantedEntry(Kind.FILE, own.digest))
+        return None if resolved.was_cached else _Cost(resolved.bytes_received, resolved.bytes_reused)
+
+    def _stored_entries(self, entry_store: EntryStore) -> StoredEntries:
+        return StoredEntries(self._repository, entry_store, self._leases, self._quota, limits=self._limits, options=self._options)
+
     async def _resolve_stored(
-        self, asked: _ResolveRequest, reference: Reference, *, record: Record | None = None
+        self,
+        asked: _ResolveRequest,
+        reference: Reference,
+        *,
+        record: Record | None = None,
+        manifest: Manifest | None = None,
     ) -> ResolveResult:
-        """Resolve a reference. `record` is its record, or None if the repository must be asked for it."""
+        """Resolve a reference. `record` is its record, or None if the repository must be asked for it.
+
+        `manifest` is its manifest, if it is known.
+        """
         entry_store, kind = asked.entry_store, asked.kind
         known = reference
         cost: _Cost | None = None
@@ -351,7 +420,7 @@ class Cache:
             if path is not None:
                 received, reused = cost or (0, 0)
                 return ResolveResult(path, received, reused, 0, was_cached=cost is None)
-            filled, is_ours = await self._once((kind, reference), lambda: self._fill(asked, reference, record))
+            filled, is_ours = await self._once((kind, reference), lambda: self._fill(asked, reference, record, manifest))
             known = filled.known
             if is_ours and filled.cost is not None:
                 cost = _sum(cost, filled.cost)
@@ -377,22 +446,35 @@ class Cache:
     async def cached(self, wanted: Resolvable) -> CachedPath | None:
         """Return what the cache has, or None.
 
-        The repository is asked for nothing but its identity, and only if the cache has not saved that.
+        The repository is asked for nothing but its identity, and only if the cache has not saved that. So a file or a folder of a
+        directory is only found by an id or a digest, such as `"file_...:config.json"`.
 
         The path may be removed at any time. Use `resolve` or `lease` for a path that stays.
 
         Raises InvalidReference, StorageError, UnknownFormat, TransferError.
         """
-        wanted = _without_record(wanted)
-        kind = _kind(wanted)
+        source, kind = _meaning(wanted)
+        if isinstance(source, Reference) and source.id is None and source.digest is None:
+            reason = "only the repository knows which version a name means; give an id or a digest, or resolve it"
+            raise InvalidReference(str(source), reason)
         entry_store = await self._open_entry_store()
-        if isinstance(wanted, FileURL):
-            path = await in_disk_thread(self._find_url, entry_store, kind, wanted)
-        elif wanted.origin is not None:
-            path = await in_disk_thread(self._find_url, entry_store, kind, wanted.origin)
-        else:
-            path = await in_disk_thread(entry_store.find, kind, wanted.reference)
-        return None if path is None else CachedPath(path, await in_disk_thread(entry_store.size, kind, path))
+        found = await in_disk_thread(self._find, entry_store, source, kind)
+        return None if found is None else CachedPath(found[1], await in_disk_thread(entry_store.size, *found))
+
+    def _find(self, entry_store: EntryStore, source: FileURL | Reference, kind: Kind | None) -> tuple[Kind, Path] | None:
+        if isinstance(source, Reference) and source.entry_path is not None:
+            return self._find_entry(entry_store, source, kind)
+        kind = kind or Kind.FILE
+        path = self._find_url(entry_store, kind, source) if isinstance(source, FileURL) else entry_store.find(kind, source)
+        return None if path is None else (kind, path)
+
+    def _find_entry(self, entry_store: EntryStore, reference: Reference, kind: Kind | None) -> tuple[Kind, Path] | None:
+        directory = reference.digest if reference.id is None else entry_store.digest_of(reference.id)
+        if not reference.entry_path:
+            check_wanted_kind(reference, Kind.DIRECTORY, kind)
+            path = entry_store.find(Kind.DIRECTORY, reference.without_entry)
+            return None if path is None else (Kind.DIRECTORY, path)
+        return None if directory is None else self._stored_entries(entry_store).find(directory, reference, kind)
 
     def _find_url(self, entry_store: EntryStore, kind: Kind, origin: FileURL) -> Path | None:
         digest = self._urls(entry_store).find(origin, kind)
@@ -410,7 +492,9 @@ class Cache:
             self._chunking_version = identity.chunking_version
         return self._entry_store
 
-    async def _fill(self, asked: _ResolveRequest, reference: Reference, known_record: Record | None) -> _FillResult:
+    async def _fill(
+        self, asked: _ResolveRequest, reference: Reference, known_record: Record | None, manifest: Manifest | None = None
+    ) -> _FillResult:
         entry_store, kind = asked.entry_store, asked.kind
         record = await self._repository.record(reference) if known_record is None else known_record
         wanted = WantedEntry(kind, record.digest)
@@ -423,7 +507,7 @@ class Cache:
             async with locked(lock_path, lambda: entry_store.find(kind, known) is not None, beat_seconds=beat_seconds) as lock:
                 # Another process may have made the entry while this one waited.
                 path = await in_disk_thread(entry_store.find, kind, known)
-                making = _FillRequest(entry_store, wanted, record, hold, asked.report, asked.partial_file)
+                making = _FillRequest(entry_store, wanted, record, hold, asked.report, asked.partial_file, manifest)
                 cost = None if path is not None else await self._make(making, lock)
                 if known_record is None:
                     await in_disk_thread(entry_store.remember, record)
@@ -436,7 +520,7 @@ class Cache:
     async def _make(self, making: _FillRequest, lock: Lock) -> _Cost:
         """Fetch and publish an entry, and return what this cost. Another process may do the same at the same time."""
         entry_store, wanted, record = making.entry_store, making.wanted, making.record
-        manifest = await self._manifest(entry_store, record)
+        manifest = making.manifest or await self._manifest(entry_store, record)
         known = Reference(digest=record.digest, name=record.name)
         failure: FilestoreError = StorageError(
             str(entry_store.root), "another process keeps writing to what was fetched; try again"
@@ -542,6 +626,8 @@ class _FillRequest(NamedTuple):
     hold: LeaseSet
     report: Report | None
     partial_file: PartialFile | None
+    manifest: Manifest | None
+    """Its manifest, if it is known already."""
 
 
 def _sum(first: _Cost | None, second: _Cost) -> _Cost:
@@ -549,20 +635,26 @@ def _sum(first: _Cost | None, second: _Cost) -> _Cost:
     return second if first is None else _Cost(first.received + second.received, second.reused)
 
 
-def _without_record(wanted: object) -> File | Directory | FileURL:
-    if isinstance(wanted, File | Directory | FileURL):
-        return wanted
+def _meaning(wanted: object) -> tuple[FileURL | Reference, Kind | None]:
+    """Return what to find, and whether this must be a file or a directory. A text means a path in a directory, of either kind.
+
+    Raises InvalidReference for a local path; InvalidInput.
+    """
+    if isinstance(wanted, str) and ":" in wanted:
+        reference = Reference.parse(wanted)
+        if reference.entry_path is not None:
+            return reference, None
+    if isinstance(wanted, FileURL):
+        return wanted, Kind.FILE
+    if isinstance(wanted, File | Directory):
+        return wanted.origin or wanted.reference, Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
     if not isinstance(wanted, Record):
         given = repr(wanted) if isinstance(wanted, str) else f"a value of the type {type(wanted).__name__}"
         raise InvalidInput(
             f"a cache cannot resolve {given}, which says neither file nor directory; give File(id=...) or Directory(id=...), or"
             " the record that `repository.record` returns for a name"
         )
-    return Directory(id=wanted.id) if wanted.kind is Kind.DIRECTORY else File(id=wanted.id)
-
-
-def _kind(wanted: File | Directory | FileURL) -> Kind:
-    return Kind.DIRECTORY if isinstance(wanted, Directory) else Kind.FILE
+    return File(id=wanted.id).reference, wanted.kind
 
 
 def check_format(root: Path) -> None:

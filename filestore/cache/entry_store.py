@@ -222,6 +222,11 @@ class EntryStore:
             with suppress(StorageError):
                 write_durably(path, record.as_json())
 
+    def digest_of(self, file_id: str) -> Digest | None:
+        """Return the digest of the file with this id, if this cache has seen its record before."""
+        record = self._recall(file_id)
+        return None if record is None else record.digest
+
     def _recall(self, file_id: str) -> Record | None:
         record = _read_record(self._record_path(file_id))
         return record if record is not None and record.id == file_id else None

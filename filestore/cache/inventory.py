@@ -113,7 +113,7 @@ def unfinished(root: Path) -> list[Path]:
     They are beside the records and what URLs gave. To write one takes less than a second, so a file of the last hour is left
     out: its process may still run.
     """
-    folders = (".", "repositories", "*/*/records", "*/*/urls", "*/*/sha256")
+    folders = (".", "repositories", "*/*/records", "*/*/urls", "*/*/sha256", "*/*/stored-entries")
     found = []
     for path in (path for folder in folders for path in root.glob(f"{folder}/.*") if is_atomic_staging(path.name)):
         with suppress(FileNotFoundError):

@@ -90,6 +90,12 @@ class Chunks(Sequence[Chunk]):
         part._entries = self._entries[start * DIGEST_AND_NUMBER.size : stop * DIGEST_AND_NUMBER.size]
         return part
 
+    def detached(self) -> Chunks:
+        """Return the same chunks in a table of their own, so that a few of them do not keep a long table in memory."""
+        copy = Chunks(b"")
+        copy._entries = memoryview(bytes(self._entries))
+        return copy
+
     @property
     def encoded(self) -> memoryview:
         """The encoded table of the chunks, with 36 bytes for each chunk.

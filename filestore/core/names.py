@@ -50,6 +50,12 @@ def plain_name(segment: str) -> str:
     return checked_name(whole.decode())
 
 
+def plain_entry_name(path: str) -> str:
+    """Return a valid file name for an entry of a directory: the last part of its path, shortened if it is too long."""
+    name = path.rpartition("/")[2]
+    return name if not _fault(name) else plain_name(quote(name, safe=""))
+
+
 def checked_name(name: str) -> str:
     """Return `name` if it is valid for a stored file. Raises InvalidName if it is not.
 

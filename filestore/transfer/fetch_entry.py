@@ -31,7 +31,7 @@ from filestore.transfer.seeds import ContentRange
 from filestore.transfer.sinks.zip_index import Zip, ZipPart
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
 
-_HELD_LIMIT = 16 << 20
+HELD_LIMIT = 16 << 20
 """Bytes of a file that are kept in memory until it is whole. More are written to a file that has no name."""
 
 
@@ -72,18 +72,23 @@ async def find_wanted(repository: Repository, wanted: Wanted) -> tuple[Record, R
 
 
 async def find_entry(
-    repository: Repository, record: Record, reference: Reference, *, limits: ZipLimits = DEFAULT_LIMITS
+    repository: Repository,
+    record: Record,
+    reference: Reference,
+    *,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    manifest: Manifest | None = None,
 ) -> FoundEntry:
     """Return the entry that `reference` names in the stored directory or zip file of `record`.
 
-    Without a path in the reference, that is the tree itself.
+    Without a path in the reference, that is the tree itself. `manifest` is the manifest of the record, if it is known already.
 
     Raises EntryNotFound; InvalidReference if the record is a file of another kind; InvalidArchive, LimitExceeded, NotFound,
     DamagedChunk, ChunksMissing, StorageError, TransferError.
     """
     path, directory = reference.entry_path or "", str(reference.without_entry)
     try:
-        tree = await StoredTree.open(repository, record.digest, name=record.name, limits=limits)
+        tree = await StoredTree.open(repository, record.digest, manifest=manifest, name=record.name, limits=limits)
     except NotAnArchive:
         raise InvalidReference(str(reference), "it is a single file and not a directory, so it has no entries") from None
     entry = tree.entry(path)
@@ -107,6 +112,11 @@ async def checked_kind(repository: Repository, found: FoundEntry, kind: EntryKin
     raise InvalidReference(f"{found.reference}:{entry.path}", reason)
 
 
+def entry_key(directory: Digest, path: str) -> Digest:
+    """Return what tells the content of a path in a stored directory apart. It is not a digest of that content."""
+    return manifest_digest(directory + path.encode())
+
+
 def own_manifest(found: FoundEntry) -> Manifest | None:
     """Return the manifest that a file has when it is pushed alone, or None if it shares a chunk with something else."""
     chunks = found.tree.chunks_of(found.entry)
@@ -124,14 +134,14 @@ async def content_of(repository: Repository, found: FoundEntry, target: Path, re
     """
     size = found.entry.size
     # What is in a file without a name is copied when all of it is there.
-    await in_disk_thread(_check_target, target, size if size <= _HELD_LIMIT else 2 * size)
+    await in_disk_thread(_check_target, target, size if size <= HELD_LIMIT else 2 * size)
     received = done = 0
 
     def count(size: int) -> None:
         nonlocal received
         received += size
 
-    file = SpooledTemporaryFile(_HELD_LIMIT, dir=str(target.parent))  # noqa: SIM115  # the seed closes it
+    file = SpooledTemporaryFile(HELD_LIMIT, dir=str(target.parent))  # noqa: SIM115  # the seed closes it
     try:
         cutter = _Cutter(found.tree.manifest.chunking_version)
         async for piece in read_entry(repository, found.tree, found.entry, moved=count):
@@ -164,8 +174,7 @@ def tree_part(tree: StoredTree, folder: str) -> TreePart:
     placed = [member._replace(start=member.start - moved, end=member.end - moved) for member, moved in _moved(members, moves)]
     chunks_of_runs = chain.from_iterable(tree.manifest.chunks.between(run.start, run.stop) for run in runs)
     manifest = Manifest.build(chunks_of_runs, chunking_version=tree.manifest.chunking_version)
-    key = manifest_digest(tree.manifest.digest + folder.encode())
-    return TreePart(ZipPart(placed, End(size, 0, len(placed), 0), b""), manifest, key)
+    return TreePart(ZipPart(placed, End(size, 0, len(placed), 0), b""), manifest, entry_key(tree.manifest.digest, folder))
 
 
 class ContentSeed:

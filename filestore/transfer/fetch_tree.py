@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -191,14 +191,36 @@ async def fetch_entry_tree(
     started = time.monotonic()
     await checked_kind(repository, found, EntryKind.FOLDER)
     part = await in_cpu_thread(tree_part, found.tree, found.entry.path)
-    place = Target(target, part.key, force=force)
-    is_moved = await in_disk_thread(place.look)
-    receiving = Receiver(repository, part.manifest, report, options=options)
-    try:
-        await _write(receiving, part, place, (), is_moved=is_moved, reserve=None, options=options)
-    except (InvalidArchive, LimitExceeded):
-        await in_disk_thread(place.discard)
-        raise
+    result = await fetch_part(repository, record, part, target=target, force=force, report=report, options=options)
+    return replace(result, seconds=time.monotonic() - started)
+
+
+async def fetch_part(
+    repository: Repository,
+    record: Record,
+    part: TreePart,
+    *,
+    target: Path,
+    force: bool = False,
+    seeds: Sequence[Seed] = (),
+    report: Report | None = None,
+    reserve: Callable[[Zip], Awaitable[None]] | None = None,
+    options: TransferOptions = DEFAULT_OPTIONS,
+) -> FetchTreeResult:
+    """Write a part of a tree to `target`. `seeds` and `reserve` are as in `fetch_record_tree`.
+
+    Raises what `fetch_record_tree` raises.
+    """
+    started = time.monotonic()
+    with closing(seeds):
+        place = Target(target, part.key, force=force)
+        is_moved = await in_disk_thread(place.look)
+        receiving = Receiver(repository, part.manifest, report, seeds=seeds, options=options)
+        try:
+            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
+        except (InvalidArchive, LimitExceeded):
+            await in_disk_thread(place.discard)
+            raise
     return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
 
 

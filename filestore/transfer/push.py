@@ -63,6 +63,7 @@ from filestore.transfer.sources.file import (
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
+from filestore.transfer.tree_seed import tree_tail
 from filestore.transfer.workers import Job, WorkerPool, worker_pool
 
 WINDOWS_IN_FLIGHT = 3
@@ -327,6 +328,20 @@ async def manifest_of(
             exclude=exclude,
         )
         return await _scan_all(source, report)
+
+
+async def packed_tree(path: Path, *, chunking_version: int) -> tuple[Manifest, bytes]:
+    """Return the manifest of the zip file that a push of a directory makes, and the zip's bytes from its central directory on.
+
+    Links are kept. Raises SourceUnreadable, SourceChanged, SourceRefused, LimitExceeded.
+    """
+    with ExitStack() as stack:
+        walked = await in_disk_thread(walk, path, symlinks=Symlinks.KEEP)
+        tree = stack.enter_context(
+            await in_cpu_thread(partial(TreeSource, chunking_version=chunking_version, is_remembered=False), walked)
+        )
+        manifest = await _scan_all(tree, None)
+        return manifest, await in_cpu_thread(tree_tail, tree)
 
 
 def _open_source(

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
-from filestore.core.records import parse_json
 from filestore.errors import DamagedChunk, EntryNotFound, InvalidInput, NotFound, UpstreamFailed, UpstreamGated
 from filestore.http import wire
 from filestore.http.server.auth import upstream_token
@@ -26,7 +24,9 @@ from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.content import send_stored
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER, note_commit
+from filestore.http.server.routes.hub.listing import asked_paths
 from filestore.http.server.routes.hub.names import HubRepository, path_in, repository_in, revision_in
+from filestore.http.server.routes.hub.resolve import UNSTATED_SIZE
 from filestore.http.server.validators import attachment, matches_any, parse_range
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.upstream.arriving import ArrivingReader
@@ -44,10 +44,7 @@ HELD_SIZE = 64 << 10
 """The last bytes of an answer, which wait until the whole file is verified."""
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.025, 0.8
 """The first and the longest pause between two looks at a file that arrives. Many clients may wait for a slow upstream."""
-UNSTATED_SIZE = 50_000_000_000
-"""The answer to HEAD states no size above this one: clients refuse larger files unless they learn the size from GET."""
 _PAGE_LIMIT = 1000
-_PATHS_LIMIT = 10_000
 _PATHS_SIZE = 4 << 20
 
 
@@ -95,8 +92,8 @@ class Answers:
         """Answer with the description of a revision, and the names of its files."""
         revision = await self._find(context)
         with_blobs = _truth(context.request.query, "blobs")
-        body = await in_cpu_thread(_description, repository_in(context.request), revision.listing, with_blobs=with_blobs)
-        return _json(body, revision)
+        made = in_cpu_thread(_description, repository_in(context.request), revision.listing, with_blobs=with_blobs)
+        return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_tree(self, context: RequestContext) -> web.StreamResponse:
         """Answer with a page of the files and folders of a folder."""
@@ -121,9 +118,10 @@ class Answers:
     async def describe_paths(self, context: RequestContext) -> web.StreamResponse:
         """Answer with the files and folders at the paths that a form lists."""
         async with context.whole_body(what="the size of the list of paths in bytes", limit=_PATHS_SIZE) as body:
-            paths = _asked_paths(body, is_json=context.request.content_type == "application/json")
+            paths, _ = await in_cpu_thread(asked_paths, body, is_json=context.request.content_type == "application/json")
         revision = await self._find(context)
-        return _json(await in_cpu_thread(_at_paths, revision.listing, paths), revision)
+        made = in_cpu_thread(_at_paths, revision.listing, paths)
+        return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_refs(self, context: RequestContext) -> web.StreamResponse:
         """Answer with the default branch. The other ones are not known here."""
@@ -320,20 +318,8 @@ def _entries(listing: Listing, folder: str, *, recursive: bool, after: str, limi
 
 def _at_paths(listing: Listing, paths: list[str]) -> bytes:
     known: dict[str, UpstreamFile | None] = {**dict.fromkeys(listing.folders()), **listing.files}
-    return json.dumps([_entry(path, known[path]) for path in dict.fromkeys(paths) if path in known]).encode()
-
-
-def _asked_paths(body: bytes, *, is_json: bool) -> list[str]:
-    paths: Any = None
-    with suppress(ValueError, TypeError, AttributeError):
-        if is_json:
-            paths = parse_json(body).get("paths")
-        else:
-            paths = [value for key, value in parse_qsl(body.decode(), max_num_fields=_PATHS_LIMIT + 8) if key == "paths"]
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or len(paths) > _PATHS_LIMIT or not all(isinstance(path, str) for path in paths):
-        raise InvalidInput(f"the body is neither a form nor a JSON object that lists paths, at most {_PATHS_LIMIT}")
-    return [path.strip("/") for path in paths]
+    asked = dict.fromkeys(path.strip("/") for path in paths)
+    return json.dumps([_entry(path, known[path]) for path in asked if path in known]).encode()
 
 
 def _truth(query: Mapping[str, str], name: str) -> bool:

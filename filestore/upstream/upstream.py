@@ -49,8 +49,10 @@ FAILURE_SECONDS = 10.0
 """How long the upstream is not asked again for what it has just refused or failed to give."""
 ANSWERS_LIMIT = 50_000
 """The most revisions, and commits, of which the answers are kept on disk. Beyond that, the oldest ones are removed."""
-_CHECKED_EVERY = 256
-"""After this many answers of a process, it looks whether there are too many."""
+ANSWERS_SIZE = 4 << 30
+"""The most bytes of these answers. Those about a repository of many files have megabytes for each commit."""
+_CHECKED_EVERY, _CHECKED_SIZE = 256, 256 << 20
+"""After this many answers of a process, or this many bytes of them, it looks whether there are too many."""
 _FAILURES_KEPT = 4096
 _VERDICTS_KEPT = 4096
 _FILES_KEPT = 200_000
@@ -108,7 +110,7 @@ class Upstream:
         self._verdicts: OrderedDict[tuple[str, ...], float] = OrderedDict()
         """Until when a token may read a repository, in monotonic seconds."""
         self._asking: dict[tuple[str, ...], asyncio.Task[Listing]] = {}
-        self._kept_count = 0
+        self._kept_count = self._kept_size = 0
         self._log = FailureLog("the upstream does not answer, so what it said before is served")
 
     @property
@@ -275,9 +277,11 @@ class Upstream:
             write_durably(self._revision_path(kind, name, named), answer._asdict())
 
         self._kept_count += 1
-        if self._kept_count % _CHECKED_EVERY == 0:
+        self._kept_size += len(document)
+        if self._kept_count >= _CHECKED_EVERY or self._kept_size >= _CHECKED_SIZE:
+            self._kept_count = self._kept_size = 0
             for folder in ("listings", "revisions"):
-                remove_oldest(self._folder / folder, limit=ANSWERS_LIMIT)
+                remove_oldest(self._folder / folder, limit=ANSWERS_LIMIT, size_limit=ANSWERS_SIZE)
 
     def _revision_path(self, kind: str, name: str, revision: str) -> Path:
         return self._folder / "revisions" / blake3(f"{kind}\0{name}\0{revision}".encode()).hexdigest()
@@ -287,14 +291,27 @@ class Upstream:
         return self._folder / "listings" / f"{key}-{commit}"
 
 
-def remove_oldest(folder: Path, *, limit: int) -> None:
-    """Remove the oldest files of a folder, so that a tenth less than `limit` stays, if there are more. Blocks."""
+def remove_oldest(folder: Path, *, limit: int, size_limit: int) -> None:
+    """Remove the oldest files of a folder, so that a tenth less than `limit`, and than `size_limit` bytes, stays.
+
+    Does nothing if there are not more. Blocks.
+    """
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        found = list(entries)
-        if len(found) > limit:
-            oldest = sorted(found, key=lambda entry: entry.stat().st_mtime)
-            for entry in oldest[: len(found) - limit * 9 // 10]:
-                Path(entry.path).unlink(missing_ok=True)
+        found = [(status.st_mtime, status.st_size, entry.path) for entry in entries if (status := _status(entry)) is not None]
+        count, size = len(found), sum(each[1] for each in found)
+        if count <= limit and size <= size_limit:
+            return
+        for _, own_size, path in sorted(found):
+            if count <= limit * 9 // 10 and size <= size_limit * 9 // 10:
+                return
+            Path(path).unlink(missing_ok=True)
+            count, size = count - 1, size - own_size
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    with suppress(FileNotFoundError):  # another process may remove it at the same time
+        return entry.stat(follow_symlinks=False)
+    return None
 
 
 def _answer_from(values: Any) -> _Answer:

@@ -120,6 +120,10 @@ def test_a_writer_neither_removes_nor_changes(server: RunningServer) -> None:
     # A commit of content that is there makes it the newest version, and nothing else.
     assert 201 == asks("POST", f"{API}/files", manifest([before]).encoded, **{NAME_HEADER: "kept.txt"}).status
     assert 409 == asks("POST", f"{API}/files", manifest([b"not there"]).encoded, **{NAME_HEADER: "kept.txt"}).status
+    # A tag can be set, and stays where it is.
+    assert 200 == asks("PUT", f"{API}/labels?name=kept.txt&label=v1").status
+    assert "scope-missing" == asks("PUT", f"{API}/labels?name=kept.txt&label=v1&revision=~1&force=true").slug
+    assert 403 == asks("DELETE", f"{API}/labels?name=kept.txt&label=v1").status
     versions = server.ask("GET", f"{API}/versions?name=kept.txt").json["files"]
     assert [kept["digest"], str(manifest([b"what replaces it"]).digest)] == [record["digest"] for record in versions]
     assert kept["id"] == versions[0]["id"]

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from filestore.core.references import File
 from filestore.transfer.push import push
 from tests.support.commands import Home
 from tests.support.generator import octets
-from tests.support.trees import plant, standing
+from tests.support.trees import Planted, plant, standing
 
 SIZE = 2_000_000
 THINGS = {"config.json": b"{}", "weights.bin": octets(9, 500_000)}
@@ -101,6 +101,36 @@ def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
     (as_tree,) = home.result("cache", "warm", "theirs.zip", "--unzip")["files"]
     assert THINGS == standing(Path(as_tree["path"]))
     assert 2 == home.run("cache", "warm", "theirs.zip", "--unzip", "--zip").returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["folder", "server"])
+def test_warm_takes_entries_of_directories(home: Home, cache: Path, where: str) -> None:
+    """A path after a reference: one file or one folder. A second process finds them; ls, verify and rm know them."""
+    things: dict[str, Planted] = {"config.json": b"{}", "deep/weights.bin": octets(9, 500_000), "deep/er/a.txt": b"a"}
+    with ExitStack() as stack:
+        environ = stack.enter_context(home.local_server()).environ if where == "server" else {}
+        creates = () if where == "server" else ("--create",)
+        home.result("push", plant(home.folder / "model", things), "--name", "team/model", *creates, environ=environ)
+        references = [f"team/model{path}" for path in (":config.json", ":deep/weights.bin", "@main:deep")]
+        first = home.result("cache", "warm", *references, environ=environ)
+        second = home.result("cache", "warm", *references, environ=environ)
+        missing = home.failure("cache", "warm", references[0], "team/model:absent", environ=environ)
+        assert 2 == home.run("cache", "warm", references[0], "--zip", environ=environ).returncode
+    files = first["files"]
+    assert ["config.json", "deep/weights.bin", "deep"] == [file["entry_path"] for file in files]
+    assert [("model", "file"), ("model", "file"), ("model", "directory")] == [(file["name"], file["kind"]) for file in files]
+    assert [2, 500_000] == [file["size"] for file in files[:2]]
+    assert [b"{}", octets(9, 500_000)] == [Path(file["path"]).read_bytes() for file in files[:2]]
+    assert {"weights.bin": octets(9, 500_000), "er/a.txt": b"a"} == standing(Path(files[2]["path"]))
+    assert 500_000 < first["bytes_received"] < 600_000
+    assert ([True] * 3, 0) == ([file["was_cached"] for file in second["files"]], second["bytes_received"])
+    assert [file["path"] for file in files] == [file["path"] for file in second["files"]]
+    assert "absent" in missing
+    assert [["config.json"], ["deep"], ["weights.bin"]] == sorted(listed(home))
+    assert [] == home.result("cache", "verify")["removed"]
+    home.result("cache", "rm", "config.json", files[1]["path"], "deep")
+    assert [] == listed(home)
 
 
 @pytest.mark.slow

@@ -292,6 +292,23 @@ def test_many_commits_at_once(repository: HubRepository) -> None:
     assert 5 == len(repository.files())
 
 
+def test_chunks_that_are_removed_before_the_commit(server: RunningServer, repository: HubRepository) -> None:
+    """A collection with a short grace period may do it. The commit stores them once more."""
+    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE removed (number INTEGER)")
+        connection.execute(
+            "CREATE TRIGGER removes AFTER INSERT ON chunks WHEN NOT EXISTS (SELECT 1 FROM removed) BEGIN"
+            " DELETE FROM chunks WHERE digest = NEW.digest; INSERT INTO removed VALUES (1); END"
+        )
+        try:
+            repository.committed(put_file("a.bin", octets(31, 300_000)))
+            assert [(1,)] == connection.execute("SELECT number FROM removed").fetchall()
+        finally:
+            connection.execute("DROP TRIGGER removes")
+            connection.execute("DROP TABLE removed")
+    assert octets(31, 300_000) == repository.read("a.bin")
+
+
 def test_branches(repository: HubRepository) -> None:
     """A commit on a branch leaves main alone."""
     first = repository.committed(put_file("a.txt", b"one"))

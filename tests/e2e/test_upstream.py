@@ -53,6 +53,22 @@ def test_files_come_once(hub: HubUpstream, tmp_path: Path) -> None:
     assert hub.count("/revision/") == 1
 
 
+def test_long_lists(hub: HubUpstream, tmp_path: Path) -> None:
+    """A description and a list of paths that are too long for memory while a client reads them are whole."""
+    files = {f"{number:04}-{'x' * 200}": b"" for number in range(2000)}
+    hub.commit("team/m", files)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        about = server.ask("GET", "/api/models/team/m/revision/main?blobs=true")
+        assert [sibling["rfilename"] for sibling in about.json["siblings"]] == list(files)
+        asked = "&".join(f"paths={path}" for path in files).encode()
+        found = server.ask("POST", "/api/models/team/m/paths-info/main", asked, headers=form)
+        assert [entry["path"] for entry in found.json] == list(files)
+        assert about.headers["X-Repo-Commit"] == found.headers["X-Repo-Commit"]
+        many = b"&".join([b"paths=a"] * 10_010)
+        assert 413 == server.ask("POST", "/api/models/team/m/paths-info/main", many, headers=form).status
+
+
 def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
     """The description, the list of files in pages, single paths and the branches come from one question to the upstream."""
     commit = hub.commit("team/m", FILES)

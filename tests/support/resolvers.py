@@ -1,9 +1,9 @@
-"""Resolve a directory in processes that are killed meanwhile.
+"""Resolve a directory, or a part of one, in processes that are killed meanwhile.
 
 `python -m tests.support.resolvers REPOSITORY CACHE ID [--tasks N] [--kill-at-get N]` prints its result as JSON.
 --kill-at-get kills it, as `kill -9` does, when it asks for the n-th batch of chunks. `... --kill-at-every-call`
 resolves into CACHE/<n>, killed at the n-th system call that changes a disk, for every n, and prints the number of runs;
-the last run is not killed.
+the last run is not killed. `:` and a path may follow the ID.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ResolveResult(NamedTuple):
 
 
 async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1, kill_at_get: int = 0) -> ResolveResult:
-    """Resolve a directory in many tasks at once, which must all give the same path."""
+    """Resolve a directory, or what a path after its id names, in many tasks at once, which must all give the same path."""
     async with connect(repository) as connected:
         watched = WatchedRepository(connected)
 
@@ -46,8 +46,9 @@ async def resolve(repository: str, cache: Path, file_id: str, *, tasks: int = 1,
 
         watched.before = kill
         resolver = Cache(cache, watched)
+        wanted = file_id if ":" in file_id else Directory(id=file_id)
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(resolver.resolve(Directory(id=file_id))) for _ in range(tasks)]
+            running = [group.create_task(resolver.resolve(wanted)) for _ in range(tasks)]
         (path,) = {task.result() for task in running}
         return ResolveResult(str(path), watched.chunks_got, watched.calls)
 

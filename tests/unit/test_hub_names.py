@@ -136,7 +136,8 @@ def test_a_commit_is_described() -> None:
 
 
 def test_a_message_fits_into_a_header() -> None:
-    """A line of ASCII."""
+    """A line of ASCII without control characters."""
+    assert "a?b ?" == header_text("a\0b \x7f")
     assert "a b ? c" == header_text("a\r\nb ö\tc")
     assert 1000 == len(header_text("x" * 5000))
 

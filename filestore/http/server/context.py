@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -210,6 +210,15 @@ class RequestContext:
                 while piece := await spool.read(PIECE):
                     await answer.send(piece)
         return response
+
+    async def answer_json(self, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Answer with JSON. A long body waits in a spool while the client reads it, so the caller must not keep it."""
+        if len(body) < PIECE:
+            return web.Response(body=body, content_type="application/json", headers=headers)
+        async with self.spool() as spool:
+            await spool.write(body)
+            del body
+            return await self.answer_with(spool, web.StreamResponse(headers={"Content-Type": "application/json", **headers}))
 
     @asynccontextmanager
     async def answering(self, response: web.StreamResponse, *, size: int) -> AsyncIterator[BodyWriter]:

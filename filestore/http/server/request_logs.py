@@ -63,6 +63,10 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", "/api/repos/create"): "commit",
         ("POST", "/api/{type}/{repository}/commit/{revision}"): "commit",
         ("DELETE", "/api/repos/delete"): "remove",
+        ("POST", "/api/{type}/{repository}/branch/{revision}"): "set-label",
+        ("DELETE", "/api/{type}/{repository}/branch/{revision}"): "remove-label",
+        ("POST", "/api/{type}/{repository}/tag/{revision}"): "set-label",
+        ("DELETE", "/api/{type}/{repository}/tag/{revision}"): "remove-label",
         ("POST", "/{repository}.git/info/lfs/objects/batch"): "begin-upload",
         ("PUT", "/api/lfs/objects/{oid}/{size}"): "upload",
         ("PUT", "/api/lfs/uploads/{upload_id}/{oid}/{size}/parts/{number}"): "put-part",
@@ -80,9 +84,11 @@ QUESTIONS = frozenset(
         ("POST", "/api/{type}/{repository}/preupload/{revision}"),
         ("POST", "/api/lfs/verify"),
         ("POST", "/api/validate-yaml"),
+        ("POST", "/api/repos/move"),
+        ("PUT", "/api/{type}/{repository}/settings"),
     },
 )
-"""Requests by POST that read no content and change no file. The audit log leaves them out, unless they are denied."""
+"""Requests by POST or PUT that read no content and change no file. The audit log leaves them out, unless they are denied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

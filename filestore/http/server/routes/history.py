@@ -8,6 +8,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from filestore.core.commits import MAIN, LabelKind
+from filestore.core.scopes import Scope
 from filestore.errors import InvalidInput
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.queries import limited_number, number_in, required, truth_in
@@ -52,8 +53,13 @@ async def set_label(context: RequestContext, repository: LocalRepository) -> web
         kind = LabelKind(request.query.get("kind", LabelKind.TAG.value))
     except ValueError:
         raise InvalidInput(f"the kind is {request.query['kind']!r}; allowed are {', '.join(LabelKind)}") from None
+    force = truth_in(request, "force")
+    access = context.noted.access
+    if force and access is not None:
+        # The version that loses it may be removed then.
+        access.check_scope(Scope.DELETE)
     label = await repository.set_label(
-        name, required(request, "label"), kind=kind, revision=request.query.get("revision"), force=truth_in(request, "force")
+        name, required(request, "label"), kind=kind, revision=request.query.get("revision"), force=force
     )
     return web.json_response(label.as_json())
 

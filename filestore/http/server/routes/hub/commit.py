@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -16,11 +17,11 @@ from aiofiles.threadpool.binary import AsyncFileIO
 from aiohttp import web
 
 from filestore.core.commits import Commit
-from filestore.core.digest import Digest
-from filestore.core.manifest import Manifest
+from filestore.core.digest import DIGEST_AND_NUMBER, Digest
+from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
-from filestore.errors import EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
+from filestore.errors import ChunksMissing, EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import log_failure, problem
@@ -45,7 +46,7 @@ from filestore.transfer.stored_tree import EntryKind, StoredTree
 BODY_LIMIT = 512 << 20
 """Bytes of a commit, with the files in it. Larger files, and more of them, are LFS objects."""
 ATTEMPTS = 10
-"""How often the operations are applied to the newest tree, if other commits are made meanwhile."""
+"""How often the operations are applied to the newest tree, if other commits are made or chunks are removed meanwhile."""
 SOURCES_LIMIT = 4
 """Revisions that a commit copies files from. Each of their trees is in memory."""
 LARGE_TREE = 20_000
@@ -119,6 +120,10 @@ class _Committer:
             except HeadMoved:
                 if self._header.parent is not None or attempt == ATTEMPTS:
                     raise
+            except ChunksMissing:
+                # With a short grace period, the collection removed chunks meanwhile. The client has no way to send them again.
+                if attempt == ATTEMPTS:
+                    raise
         raise AssertionError
 
     async def _commit_on(self, head: Commit) -> Commit:
@@ -164,27 +169,34 @@ class _Committer:
         return (await stack.enter_async_context(self._context.trees.reading(self._repository, commit.digest))).tree
 
     async def _edits(self, head: Commit, old: StoredTree | None, stack: AsyncExitStack) -> list[edits.Operation]:
-        """Return one operation for each path: of several, the last one counts."""
-        merged = _Merged(self._hub.name, old)
+        """Return one operation for each path, with the content that it puts."""
+        resolved: list[edits.Operation] = []
         if old is None:
             file_name = split_full_name(self._hub.name)[1]
             single = await in_cpu_thread(Manifest.parse, await self._repository.manifest(head.digest))
             known = (await self._repository.content_digests([head.digest])).get(head.digest)
             sums = None if known is None else Sums(known.sha256, known.blob_id)
-            merged.put(edits.PutChunks(file_name, single.chunks, sums=sums))
+            resolved.append(edits.PutChunks(file_name, single.chunks, sums=sums))
+        chunks_size = 0
         for operation in self._operations:
             match operation:
                 case lines_.PutFile(path, offset, size):
-                    merged.put(edits.PutSpan(path, self._descriptor, offset, size))
+                    resolved.append(edits.PutSpan(path, self._descriptor, offset, size))
                 case lines_.PutObject():
-                    merged.put(await self._object(operation))
+                    put = await self._object(operation)
+                    chunks_size += len(put.chunks) * DIGEST_AND_NUMBER.size
+                    if chunks_size > MANIFEST_LIMIT:
+                        raise LimitExceeded(
+                            "the size in bytes of the lists of chunks of the objects", chunks_size, MANIFEST_LIMIT
+                        )
+                    resolved.append(put)
                 case lines_.DeleteFile(path):
-                    merged.delete_file(path)
+                    resolved.append(edits.DeleteFile(path))
                 case lines_.DeleteFolder(path):
-                    merged.delete_folder(path)
+                    resolved.append(edits.DeleteFolder(path))
                 case lines_.CopyFile():
-                    merged.put(await self._copy(operation, old, stack))
-        return merged.operations()
+                    resolved.append(await self._copy(operation, old, stack))
+        return await in_cpu_thread(merged, self._hub.name, old, resolved)
 
     async def _object(self, operation: lines_.PutObject) -> edits.PutChunks:
         found = await self._contents.find(operation.sha256)
@@ -259,6 +271,20 @@ def _large_files(opened: OpenedTree) -> list[ContentDigests]:
     return rows
 
 
+def merged(name: str, old: StoredTree | None, operations: Iterable[edits.Operation]) -> list[edits.Operation]:
+    """Return one operation for each path: of several, the last one counts. Raises EntryNotFound for what cannot be deleted."""
+    found = _Merged(name, old)
+    for operation in operations:
+        match operation:
+            case edits.DeleteFile(path):
+                found.delete_file(path)
+            case edits.DeleteFolder(path):
+                found.delete_folder(path)
+            case _:
+                found.put(operation)
+    return found.operations()
+
+
 class _Merged:
     """The operations of a commit by their paths. A tree takes one for each path, and a client may send several."""
 
@@ -266,10 +292,14 @@ class _Merged:
         self._name = name
         self._old = old
         self._puts: dict[str, edits.Operation] = {}
+        self._sorted: list[str] | None = None
+        """The paths of `_puts`, and some that are gone. None until a folder is deleted: most commits delete none."""
         self._deleted: dict[str, edits.Operation] = {}
 
     def put(self, operation: edits.Operation) -> None:
         """Put a file, in the place of what was put there before."""
+        if self._sorted is not None and operation.path not in self._puts:
+            insort(self._sorted, operation.path)
         self._puts[operation.path] = operation
         if isinstance(self._deleted.get(operation.path), edits.DeleteFile):
             del self._deleted[operation.path]
@@ -285,14 +315,22 @@ class _Merged:
 
     def delete_folder(self, path: str) -> None:
         """Delete a folder with what was put into it before. Raises EntryNotFound."""
-        inside = [put for put in self._puts if put.startswith(f"{path}/")]
-        for put in inside:
-            del self._puts[put]
+        inside = self._take_inside(path)
         entry = None if self._old is None else self._old.entry(path)
         if entry is not None and entry.kind is EntryKind.FOLDER:
             self._deleted[path] = edits.DeleteFolder(path)
         elif not inside:
             raise EntryNotFound(self._name, path)
+
+    def _take_inside(self, folder: str) -> bool:
+        """Forget what was put into a folder. Return whether there was something."""
+        if self._sorted is None:
+            self._sorted = sorted(self._puts)
+        # "0" is the character after the slash.
+        first, after = bisect_left(self._sorted, f"{folder}/"), bisect_left(self._sorted, f"{folder}0")
+        inside = [put for put in self._sorted[first:after] if self._puts.pop(put, None) is not None]
+        del self._sorted[first:after]
+        return bool(inside)
 
     def operations(self) -> list[edits.Operation]:
         """Return what is left."""

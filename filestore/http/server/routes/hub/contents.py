@@ -96,4 +96,5 @@ def _chunks_between(manifest: Manifest, ends: Sequence[int], start: int, end: in
     first, after = bisect_left(ends, start), bisect_left(ends, end)
     if after >= len(ends) or (ends[first], ends[after]) != (start, end):
         return None
-    return manifest.chunks.between(first, after)
+    # A commit names many contents, and may not keep the manifest of each tree that they lie in.
+    return manifest.chunks.between(first, after).detached()

@@ -71,5 +71,6 @@ def _translate(request: web.Request, answer: ProblemAnswer) -> None:
 
 
 def header_text(text: str) -> str:
-    """Return a text in one line of ASCII, cut if it is long."""
-    return " ".join(text.split()).encode("ascii", "replace").decode()[:_MESSAGE_LIMIT]
+    """Return a text in one line of ASCII without control characters, cut if it is long."""
+    line = " ".join(text.split()).encode("ascii", "replace").decode()[:_MESSAGE_LIMIT]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

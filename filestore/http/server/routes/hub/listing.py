@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from itertools import islice
 from urllib.parse import parse_qsl, quote
 
@@ -16,7 +17,7 @@ from filestore.core.commits import Commit
 from filestore.core.records import parse_json, value_count
 from filestore.errors import EntryNotFound, InvalidInput, LimitExceeded, RevisionNotFound
 from filestore.http.server.body.connection import PIECE
-from filestore.http.server.context import RequestContext
+from filestore.http.server.context import RequestContext, Spool
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
 from filestore.http.server.routes.hub.documents import (
     Document,
@@ -54,12 +55,17 @@ async def describe(context: RequestContext, repository: LocalRepository) -> web.
     commit = await commit_of(context, repository, asked, revision_in(context.request))
     first = await repository.history(asked.name, revision=commit.id, limit=1, before=2)
     with_blobs = _truth(context.request.query, "blobs")
-    async with snapshot_of(context, repository, asked, commit) as snapshot:
-        created_at = first[0].created_at if first else commit.created_at
-        document = repository_document(asked, commit, created_at=created_at, used_storage=snapshot.used_storage)
-        document |= card_document(snapshot.card)
-        pieces = _described(document, snapshot, with_blobs=with_blobs)
-        return await _answer_pieces(context, pieces, {COMMIT_HEADER: commit.id})
+    headers = {COMMIT_HEADER: commit.id}
+    async with AsyncExitStack() as stack:
+        async with snapshot_of(context, repository, asked, commit) as snapshot:
+            created_at = first[0].created_at if first else commit.created_at
+            document = repository_document(asked, commit, created_at=created_at, used_storage=snapshot.used_storage)
+            document |= card_document(snapshot.card)
+            body = await _gathered_all(context, _described(document, snapshot, with_blobs=with_blobs), stack)
+        # Here the tree is not held any more: a slow client must not hold memory (I6).
+        if isinstance(body, bytes):
+            return web.Response(body=body, content_type=_JSON, headers=headers)
+        return await context.answer_with(body, web.StreamResponse(headers={"Content-Type": _JSON, **headers}))
 
 
 def _described(document: Document, snapshot: Snapshot, *, with_blobs: bool) -> Iterator[bytes]:
@@ -124,14 +130,14 @@ async def describe_paths(context: RequestContext, repository: LocalRepository) -
     request = context.request
     asked = repository_in(request)
     async with context.whole_body(what="the size of the list of paths in bytes", limit=_PATHS_SIZE) as body:
-        paths, expand = await in_cpu_thread(_asked_paths, body, is_json=request.content_type == _JSON)
+        paths, expand = await in_cpu_thread(asked_paths, body, is_json=request.content_type == _JSON)
     commit = await commit_of(context, repository, asked, revision_in(request))
     async with snapshot_of(context, repository, asked, commit) as snapshot:
-        answer = await in_cpu_thread(_found, snapshot, paths, commit if expand else None)
-    return web.Response(body=answer, content_type=_JSON, headers={COMMIT_HEADER: commit.id})
+        found = [await in_cpu_thread(_found, snapshot, paths, commit if expand else None)]
+    return await context.answer_json(found.pop(), {COMMIT_HEADER: commit.id})
 
 
-def _asked_paths(body: bytes, *, is_json: bool) -> tuple[list[str], bool]:
+def asked_paths(body: bytes, *, is_json: bool) -> tuple[list[str], bool]:
     """Return the paths in a form or in JSON, each once, and whether the last commit is asked for too."""
     count = value_count(body) if is_json else body.count(b"&")
     if count > PATHS_LIMIT + 8:
@@ -233,16 +239,16 @@ async def _answer(made: Callable[[], object], headers: Mapping[str, str] | None 
     return web.Response(body=body, content_type=_JSON, headers=headers)
 
 
-async def _answer_pieces(context: RequestContext, pieces: Iterator[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-    """Answer with JSON that a thread makes piece by piece. A long answer waits in a spool, and not in memory."""
+async def _gathered_all(context: RequestContext, pieces: Iterator[bytes], stack: AsyncExitStack) -> bytes | Spool:
+    """Return JSON that a thread makes piece by piece. If it is long, it waits in a spool, until the end of `stack`."""
     piece = await in_cpu_thread(_gathered, pieces)
     if len(piece) < PIECE:
-        return web.Response(body=piece, content_type=_JSON, headers=headers)
-    async with context.spool() as spool:
-        while piece:
-            await spool.write(piece)
-            piece = await in_cpu_thread(_gathered, pieces)
-        return await context.answer_with(spool, web.StreamResponse(headers={"Content-Type": _JSON, **headers}))
+        return piece
+    spool = await stack.enter_async_context(context.spool())
+    while piece:
+        await spool.write(piece)
+        piece = await in_cpu_thread(_gathered, pieces)
+    return spool
 
 
 def _gathered(pieces: Iterator[bytes]) -> bytes:
