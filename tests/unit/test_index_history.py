@@ -81,7 +81,7 @@ def test_the_labels_of_a_record_are_read_without_those_of_others(connection: sql
 
 
 def test_a_circle_of_parents_ends(connection: sqlite3.Connection) -> None:
-    """A damaged index must not keep a thread busy for ever."""
+    """A damaged index must not keep a thread busy without end."""
     connection.execute("UPDATE commits SET parent = number WHERE name = 'team/n0001'")
     _limit_steps(connection)
     found = history.select_history(connection, "a", "team/n0001", None, limit=10, before=None)

@@ -145,7 +145,7 @@ def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ..
     """Yield the rows of the commits for records that are ordered by their names."""
     for (namespace, name), versions in groupby(records, itemgetter(0, 1)):
         for number, (_, _, file_id, digest, kind, moment) in enumerate(versions, 1):
-            # A record that is damaged must not stop the migration: `check` reports it, and other names need it not.
+            # A damaged record must not stop the migration. `check` reports it.
             digits = digest.hex() if isinstance(digest, bytes) else digest
             values = {"number": number, "digest": digits, "kind": kind, "created_at": moment}
             identity = bytes.fromhex(commit_id(namespace, name, values))
