@@ -201,7 +201,21 @@ async def explaining(repository: Repository, wanted: NamedRevision) -> AsyncIter
     try:
         yield
     except NotFound as error:
+        if wanted.revision is None and await _has_record(repository, wanted.name):
+            sentence = (
+                f"{wanted.name!r} has no history yet, because an earlier version of filestore stored it"
+                f" in {repository.location}; the next push or start of `filestore serve` makes it"
+            )
+            raise click.ClickException(for_display(sentence)) from error
         raise click.ClickException(for_display(await not_found(repository, Reference.of_name(*wanted), error))) from error
+
+
+async def _has_record(repository: Repository, name: str) -> bool:
+    try:
+        await repository.record(Reference.of_name(name))
+    except NotFound:
+        return False
+    return True
 
 
 def _audit(context: CommandContext, action: str, name: str, label: Label) -> None:

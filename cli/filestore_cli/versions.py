@@ -61,6 +61,11 @@ async def list_versions(context: CommandContext, text: str, limit: int | None) -
 async def _versions(repository: Repository, name: str, limit: int | None) -> list[Version]:
     records = await _records(repository, name, limit)
     wanted = {record.id for record in records}
+    try:
+        head = await repository.find_commit(name)
+    except NotFound:
+        # An earlier version of filestore made the folder, and nobody has written to it since.
+        return [Version(record, None, []) for record in records]
     labels = await labels_by_commit(repository, name)
     commits: dict[str, Commit] = {}
     labels_of: dict[str, list[str]] = {}
@@ -71,7 +76,7 @@ async def _versions(repository: Repository, name: str, limit: int | None) -> lis
         commits.setdefault(commit.file_id, commit)
         labels_of.setdefault(commit.file_id, []).extend(labels.pop(commit.id, []))
 
-    async for commit in commits_from(repository, name, await repository.find_commit(name)):
+    async for commit in commits_from(repository, name, head):
         note(commit)
         if wanted <= commits.keys():
             break

@@ -145,6 +145,19 @@ def test_a_client_uses_an_earlier_server(program: Program, content: Path, tmp_pa
         assert {"tree.zip"} == user.names() == owner.names()
 
 
+def test_a_folder_of_an_earlier_program_has_no_history_before_the_first_write(
+    program: Program, content: Path, tmp_path: Path
+) -> None:
+    """Its versions are shown without commits. What needs a commit says what makes one."""
+    user = User(tmp_path / "user")
+    assert 0 == program.run(user.home, "push", content, "--create").returncode
+    assert {content.name} == user.names(content.name)
+    for command in ("log", "tag"):
+        assert "has no history yet" in user.failure(command, content.name)
+    assert 0 == user.run("push", content).returncode
+    assert "1 commit of" in user.run("log", content.name).stdout
+
+
 def test_a_client_names_what_an_older_server_cannot_do(content: Path, tmp_path: Path) -> None:
     """It pushes and fetches. What that server cannot do fails with the advice to update it, and changes nothing."""
     program = Program(OLDER, tmp_path / "program")
