@@ -40,6 +40,8 @@ def test_transformers_pushes(hub: Hub, client: HubClient, name: str, model: Path
 @pytest.mark.parametrize("client", ["newest"], indirect=True)
 def test_transformers_loads_real_weights(hub: Hub, client: HubClient, name: str) -> None:
     """The real model makes the same numbers from the repository as from its own folder."""
+    if not list(client.bin.parent.glob("lib/python*/site-packages/torch")):
+        pytest.skip("torch for processors was not at hand when the environment was made")
     hub.push(MODEL, name)
     local, remote = client.script("load.py", "--weights", MODEL, name)
     assert local == remote
