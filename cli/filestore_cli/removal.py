@@ -148,7 +148,11 @@ async def _plan(repository: Repository, plan: _Plan, text: str, request: _Reques
             raise InvalidReference(text, "--keep-last and --older-than choose among the versions of a name; give a name alone")
         if request.every and reference.revision is not None:
             raise InvalidReference(text, "it means one version, and --all means all; give the name alone or leave out --all")
+        if reference.revision is not None and not request.force:
+            await _check_not_main(repository, reference)
         await _choose(repository, plan, reference, request, is_one=is_name and not request.every and not request.has_rule)
+    except RecordChanged as error:
+        plan.failed.append((text, explained(error)))
     except NotFound as error:
         plan.failed.append((text, await not_found(repository, reference, error)))
     except InvalidReference as error:
@@ -184,6 +188,15 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
         if is_one or len(page.records) < _PAGE:
             break
         page = await repository.versions(reference, limit=_PAGE, before=page.records[-1].updated_at, **rule)  # type: ignore[arg-type]  # the same
+
+
+async def _check_not_main(repository: Repository, reference: Reference) -> None:
+    """Raise RecordChanged if an older commit is meant whose content the newest commit stored again."""
+    name = reference.full_name or ""
+    commit, newest = await repository.find_commit(name, reference.revision), await repository.find_commit(name)
+    if commit.id != newest.id and commit.file_id == newest.file_id:
+        reason = f"the newest commit of {name!r} stored the same content, which would go with it; --force removes it"
+        raise RecordChanged(str(reference), reason)
 
 
 async def _labels(repository: Repository, name: str) -> dict[str, list[str]]:

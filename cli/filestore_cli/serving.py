@@ -254,7 +254,7 @@ def hub_lines(settings: Settings, url: str, token: str | None) -> list[str]:
     access = "# export HF_TOKEN=...  (the same token)" if token is None else f"export HF_TOKEN={token}"
     # Whom to trust was said before, for all clients.
     endpoint, access, *_ = client_lines(settings, url, variable="HF_ENDPOINT", access_line=access)
-    return ["", "For the tools of the Hugging Face Hub:", endpoint, access]
+    return ["", "For the tools of the Hugging Face Hub:", endpoint, access, "  export HF_HUB_DISABLE_XET=1"]
 
 
 def check_listening(settings: Settings) -> None:

@@ -107,7 +107,7 @@ class Label(NamedTuple):
 
 def commit_id(namespace: str, name: str, values: Mapping[str, str | int | None]) -> str:
     """Return the id of a commit: the first 40 digits of the BLAKE3 of what it says."""
-    text = json.dumps({"namespace": namespace, "name": name, **values}, sort_keys=True)
+    text = json.dumps({"namespace": namespace, "name": name, **values}, sort_keys=True, default=repr)
     return blake3(text.encode()).hexdigest()[:40]
 
 

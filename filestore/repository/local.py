@@ -410,7 +410,10 @@ class LocalRepository:
     ) -> list[Commit]:
         first = await self.find_commit(name, revision)
         # By the id: the branch may move meanwhile.
-        return await self._index.history(self._namespace, name, first.id, limit=limit, before=before) or []
+        found = await self._index.history(self._namespace, name, first.id, limit=limit, before=before)
+        if found is None:
+            raise RevisionNotFound(name, first.id)  # removed since
+        return found
 
     async def list_names(
         self, *, search: str | None = None, owner: str | None = None, after: str | None = None, limit: int = 1000

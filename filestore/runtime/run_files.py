@@ -24,7 +24,7 @@ from filestore.core.commits import MAIN, NewCommit
 from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import FileInUse, FilestoreError, NotFound
+from filestore.errors import FileInUse, FilestoreError, NotFound, VersionLabelled
 from filestore.http.server.errors import log_failure
 from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.local import LocalRepository
@@ -188,7 +188,7 @@ async def remove_expired(
             is_removed = await _is_gone(repository, file_id)
         except FilestoreError as error:
             # It is tried again after the same time.
-            if not isinstance(error, FileInUse):
+            if not isinstance(error, FileInUse | VersionLabelled):
                 log_failure(f"the expired output {file_id} is not removed yet", error, level=logging.WARNING)
             await in_disk_thread(run_files.postpone, file_id)
             continue

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from filestore.core.references import FileURL
@@ -33,11 +34,14 @@ from filestore.upstream.options import UpstreamOptions
 
 _QUESTIONS = 16
 """The most questions at the same time."""
+_PARSINGS = 2
+"""The most answers that are in memory to be parsed at the same time. One may have 64 MiB."""
 _ANSWER_SECONDS = 10.0
 """How long the upstream may take to begin an answer to a question, and to send more of it."""
 _RETRY_SECONDS = 30.0
 """How long the download of a file is tried again at most. A client that waits for it asks again, and it continues then."""
 _REFUSED = (401, 403, 404)
+_Parsed = TypeVar("_Parsed")
 
 
 class Refused(Exception):
@@ -56,15 +60,16 @@ class Hub:
         self._options = options
         self._folder = folder
         self._questions = asyncio.Semaphore(_QUESTIONS)
+        self._parsings = asyncio.Semaphore(_PARSINGS)
 
     async def describe(self, kind: str, name: str, revision: str, *, token: str | None) -> Listing:
         """Return what a revision has. Raises Refused, UpstreamFailed, StorageError."""
         url = f"{self._api(kind, name)}/revision/{quote(revision, safe='')}?blobs=true"
-        return await in_cpu_thread(parse_listing, name, await self._ask(name, url, token=token))
+        return await self._ask(name, url, partial(parse_listing, name), token=token)
 
     async def check(self, kind: str, name: str, *, token: str) -> None:
         """Ask whether a token may read the files of a repository. Raises Refused, UpstreamFailed, StorageError."""
-        await self._ask(name, f"{self._api(kind, name)}/auth-check", token=token)
+        await self._ask(name, f"{self._api(kind, name)}/auth-check", len, token=token)
 
     async def download(
         self, kind: str, name: str, commit: str, path: str, *, staging: PartialDownload, size: int, token: str | None
@@ -94,8 +99,8 @@ class Hub:
     def _api(self, kind: str, name: str) -> str:
         return f"{self._options.base_url}/api/{kind}/{quote(name)}"
 
-    async def _ask(self, name: str, url: str, *, token: str | None) -> bytes:
-        """Return the body of the answer to a question."""
+    async def _ask(self, name: str, url: str, parse: Callable[[bytes], _Parsed], *, token: str | None) -> _Parsed:
+        """Return what `parse` makes of the body of the answer to a question, in a thread."""
         limits = self._options.limits
         limits = replace(
             limits,
@@ -111,8 +116,11 @@ class Hub:
                 await download(
                     FileURL(url), folder, limits=limits, options=await self._download_options(), authorization=_header(token)
                 )
-                with storage_errors(folder):
-                    return await in_disk_thread(partial(read_small, folder / PARTIAL_NAME, limit=DOCUMENT_LIMIT))
+                # It waits on disk for its turn.
+                async with self._parsings:
+                    with storage_errors(folder):
+                        body = await in_disk_thread(partial(read_small, folder / PARTIAL_NAME, limit=DOCUMENT_LIMIT))
+                    return await in_cpu_thread(parse, body)
         except LimitExceeded:
             raise UpstreamFailed(name, f"its description has more than {DOCUMENT_LIMIT} bytes") from None
         except (TransferError, DownloadRefused) as error:

@@ -224,7 +224,7 @@ class Upstream:
         if time.monotonic() < self._verdicts.get(key, 0.0):
             return
         if self.is_offline:
-            raise NotFound(name)
+            raise UpstreamFailed(name, "this server is offline, so nobody can ask whether the token may read it")
         failure_key = ("auth-check", *key)
         try:
             self._raise_failure(failure_key)

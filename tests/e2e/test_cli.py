@@ -700,6 +700,7 @@ def test_first_start(server: Server) -> None:
         "For the tools of the Hugging Face Hub:",
         f"  export HF_ENDPOINT={server.url}",
         f"  export HF_TOKEN={token}",
+        "  export HF_HUB_DISABLE_XET=1",
         "",
         f"listening on {server.url}",
     ] == server.said.splitlines()

@@ -19,9 +19,9 @@ from tests.support.uploads import PARTS
 
 CONTENT = b"what is in the file"
 OLD_NAME = "12:30@noon.png"
-WITH_ENTRIES: list[tuple[str, ...]] = [("fetch",), ("info",), ("ls",)]
+WITH_ENTRIES: list[tuple[str, ...]] = [("fetch",), ("info",), ("ls",), ("cache", "warm")]
 """The commands that take a path inside a directory."""
-OF_RECORDS: list[tuple[str, ...]] = [("cache", "warm"), ("rm",)]
+OF_RECORDS: list[tuple[str, ...]] = [("rm",)]
 """Those that take a reference without such a path."""
 NO_ENTRY = "it has a path inside a directory; here a whole file or directory is needed, without the ':'"
 

@@ -118,6 +118,20 @@ async def test_a_name_means_the_newest_version_of_main(home: Home, environ: dict
     assert [second] == ids(home.result("rm", "model.bin", environ=environ))
 
 
+@pytest.mark.slow
+def test_rm_of_an_old_version_leaves_what_the_name_means(home: Home, environ: dict[str, str], tmp_path: Path) -> None:
+    """After A, B, A, the oldest commit and the newest one stored one record, which only `--force` removes by the oldest."""
+    for number, content in enumerate((b"A", b"B", b"A")):
+        (tmp_path / f"{number}.bin").write_bytes(content)
+        home.result("push", tmp_path / f"{number}.bin", "--name", "model.bin", environ=environ)
+    for option in ((), ("--dry-run",)):
+        said = home.failure("rm", "model.bin@~2", *option, environ=environ)
+        assert said.startswith("model.bin@~2 was not removed: the newest commit of 'model.bin' stored the same content")
+    assert 3 == len(home.result("log", "model.bin", environ=environ)["commits"])
+    home.result("rm", "model.bin@~2", "--force", environ=environ)
+    assert 1 == len(home.result("log", "model.bin", environ=environ)["commits"])
+
+
 def test_rm_removes_what_it_can(home: Home) -> None:
     """Several arguments of every kind; each failure has a message, and the exit status is 1."""
     records = [push(home, {}, number, name=f"{number}.bin") for number in range(4)]

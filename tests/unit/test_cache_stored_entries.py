@@ -92,7 +92,7 @@ async def unchanged(_: str) -> None:
 
 
 def left_in(root: Path) -> list[Path]:
-    """What fetches left in staging."""
+    """The folders that fetches left in staging."""
     return [item.folder for item in staged(root)]
 
 
@@ -247,7 +247,7 @@ async def test_a_kind_that_it_does_not_have(cache: Cache, watched: WatchedReposi
 
 
 async def test_what_cannot_be_resolved(cache: Cache, watched: WatchedRepository, record: Record, tmp_path: Path) -> None:
-    """A path that is absent, a link, an entry of what is no directory, a name that is absent; nothing is left."""
+    """A path that is absent, a link, an entry of a single file, a name that is absent; nothing is left."""
     (tmp_path / "single.bin").write_bytes(b"not a zip file")
     await push(watched, tmp_path / "single.bin")
     for wanted, error, message in (

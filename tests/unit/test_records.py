@@ -69,10 +69,10 @@ def test_reference_is_an_id_a_digest_a_path_or_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a/b", "pipeline_files/ab/cd/x/y", PATH.replace("pipeline_files", "run_files"), "", "..", "a\nb"]
+    "text", ["a/b/c", "pipeline_files/ab/cd/x/y", PATH.replace("pipeline_files", "run_files"), "", "..", "a\nb"]
 )
 def test_reference_that_names_nothing(text: str) -> None:
-    """A text that is none of the four forms is refused."""
+    """A text that is none of the forms is refused."""
     with pytest.raises(InvalidReference):
         Reference.parse(text)
 

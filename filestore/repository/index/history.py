@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from filestore.core.commits import (
@@ -76,6 +78,10 @@ TABLES = (
     "CREATE INDEX owners_by_namespace ON owners (namespace, owner)",
 )
 
+_INSERT = (
+    "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _COMMITS = (
     "SELECT commits.id, commits.number, before.id, commits.branch, commits.file_id, records.digest, records.size, records.kind,"
     " commits.message, commits.author, commits.created_at FROM commits"
@@ -83,14 +89,17 @@ _COMMITS = (
     " LEFT JOIN commits AS before ON before.namespace = commits.namespace AND before.name = commits.name"
     " AND before.number = commits.parent WHERE commits.namespace = ? AND commits.name = ?"
 )
+# The index is named, because SQLite would pass over the commits of all other branches that are newer.
 _HEAD = (
-    "SELECT number, file_id, id FROM commits WHERE namespace = ? AND name = ? AND branch = ?"
+    "SELECT number, file_id, id FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = ?"
     " ORDER BY number DESC LIMIT 1 OFFSET ?"
 )
+# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
 _LINE = (
     "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
     " WHERE namespace = ?1 AND name = ?2 AND number = ?3 UNION ALL SELECT commits.number, commits.parent FROM line"
-    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent)"
+    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
+    " AND commits.number < line.number)"
     " SELECT number FROM line WHERE number < ?4 LIMIT ?5"
 )
 _BY_DIGITS = (
@@ -104,15 +113,16 @@ _LABELS = (
     " ON commits.namespace = labels.namespace AND commits.name = labels.name AND commits.number = labels.number"
     " WHERE labels.namespace = ? AND labels.name = ?"
 )
+# CROSS JOIN keeps this order. SQLite would begin with the labels of all names.
 _LABELS_OF_RECORD = (
-    "SELECT labels.label FROM commits JOIN labels"
+    "SELECT labels.label FROM commits CROSS JOIN labels"
     " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
     " WHERE commits.namespace = {} AND commits.file_id = {}"
 )
 
 _HEAD_OF_RECORD = (
-    "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name AND branch = 'main'"
-    " ORDER BY number DESC LIMIT 1"
+    "SELECT file_id FROM commits INDEXED BY commits_by_branch WHERE commits.namespace = records.namespace"
+    " AND commits.name = records.name AND branch = 'main' ORDER BY number DESC LIMIT 1"
 )
 _LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
 IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS NOT ({_HEAD_OF_RECORD})"
@@ -126,14 +136,20 @@ def has_history(connection: sqlite3.Connection) -> bool:
 
 def commit_all_records(connection: sqlite3.Connection) -> None:
     """Make a commit for each record, in the order in which they were stored. The tables of the history are empty."""
-    numbers: dict[tuple[str, str], int] = {}
-    statement = "SELECT namespace, name, id, digest, kind, updated_at FROM records ORDER BY namespace, position"
-    for namespace, name, file_id, digest, kind, moment in connection.execute(statement).fetchall():
-        number = numbers[namespace, name] = numbers.get((namespace, name), 0) + 1
-        parent = number - 1 or None
-        values = {"number": number, "digest": Digest(digest).hex(), "kind": kind, "created_at": moment}
-        identity = bytes.fromhex(commit_id(namespace, name, values))
-        _insert(connection, (namespace, name, number, identity, parent, MAIN, file_id, "", "", moment))
+    # By name, so that no row waits in memory, however many there are.
+    statement = "SELECT namespace, name, id, digest, kind, updated_at FROM records ORDER BY namespace, name, position"
+    connection.executemany(_INSERT, _first_commits(connection.execute(statement)))
+
+
+def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the commits for records that are ordered by their names."""
+    for (namespace, name), versions in groupby(records, itemgetter(0, 1)):
+        for number, (_, _, file_id, digest, kind, moment) in enumerate(versions, 1):
+            # A damaged record must not stop the migration. `check` reports it.
+            digits = digest.hex() if isinstance(digest, bytes) else digest
+            values = {"number": number, "digest": digits, "kind": kind, "created_at": moment}
+            identity = bytes.fromhex(commit_id(namespace, name, values))
+            yield (namespace, name, number, identity, number - 1 or None, MAIN, file_id, "", "", moment)
 
 
 def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
@@ -165,7 +181,7 @@ def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new:
     identity = bytes.fromhex(commit_id(namespace, name, values))
     before = None if head is None else head[0]
     row = (namespace, name, number, identity, before, new.branch, record.id, new.message, new.author, now)
-    _insert(connection, row)
+    connection.execute(_INSERT, row)
     if new.branch != MAIN:
         moved = (number, namespace, name, new.branch)
         connection.execute("UPDATE labels SET number = ? WHERE namespace = ? AND name = ? AND label = ?", moved)
@@ -319,14 +335,6 @@ def select_owners(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     if not has_history(connection):
         return []
     return connection.execute("SELECT owner, namespace FROM owners ORDER BY namespace, owner").fetchall()
-
-
-def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
-    connection.execute(
-        "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
-    )
 
 
 def _head(

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from filestore.repository.index.history import has_history, select_commit
 from filestore.repository.index.protocol import Heads
+from filestore.repository.index.uses import is_graph
 
 LOOKED_AT_LIMIT = 20_000
 """Names that one call looks at. If fewer of them match than were asked for, another call goes on after them."""
-_NEXT = "SELECT min(name) FROM commits WHERE namespace = ? AND name >= ? AND name > ?"
+# With one bound only: SQLite would read all rows from the first of two bounds to the second one.
+_NEXT = "SELECT name FROM commits WHERE namespace = ? AND name {} ? ORDER BY name LIMIT 1"
 
 
 def select_heads(
@@ -39,16 +41,14 @@ def select_heads(
         place = name
         if wanted is None or wanted in name.casefold():
             head = select_commit(connection, namespace, name, None)
-            if head is not None:
+            if head is not None and not is_graph(connection, namespace, head.file_id):
                 heads.heads.append((name, head))
     return heads
 
 
 def _names(connection: sqlite3.Connection, namespace: str, start: str, after: str) -> Iterator[str]:
     """Yield each name from `start` on that follows `after`, once. A name may have thousands of commits: they are passed over."""
-    while True:
-        (name,) = connection.execute(_NEXT, (namespace, start, after)).fetchone()
-        if name is None:
-            return
-        yield str(name)
-        after = str(name)
+    row = connection.execute(_NEXT.format(">" if after >= start else ">="), (namespace, max(start, after))).fetchone()
+    while row is not None:
+        yield str(row[0])
+        row = connection.execute(_NEXT.format(">"), (namespace, row[0])).fetchone()

@@ -46,6 +46,12 @@ def select_uses_of(connection: sqlite3.Connection, namespace: str, file_id: str)
     return [_use(row) for row in rows]
 
 
+def is_graph(connection: sqlite3.Connection, namespace: str, file_id: str) -> bool:
+    """Return whether a record is the graph of a pipeline."""
+    statement = "SELECT 1 FROM uses WHERE namespace = ? AND file_id = ? AND is_graph"
+    return connection.execute(statement, (namespace, file_id)).fetchone() is not None
+
+
 def insert_uses(connection: sqlite3.Connection, namespace: str, uses: Sequence[Use]) -> None:
     """Insert uses of records that exist, and skip the others. A use that exists is replaced."""
     connection.executemany(
