@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import click
@@ -201,7 +201,7 @@ async def explaining(repository: Repository, wanted: NamedRevision) -> AsyncIter
     try:
         yield
     except NotFound as error:
-        if wanted.revision is None and await _has_record(repository, wanted.name):
+        if await _lacks_history(repository, wanted.name):
             sentence = (
                 f"{wanted.name!r} has no history yet, because an earlier version of filestore stored it"
                 f" in {repository.location}; the next push or start of `filestore serve` makes it"
@@ -210,12 +210,15 @@ async def explaining(repository: Repository, wanted: NamedRevision) -> AsyncIter
         raise click.ClickException(for_display(await not_found(repository, Reference.of_name(*wanted), error))) from error
 
 
-async def _has_record(repository: Repository, name: str) -> bool:
-    try:
-        await repository.record(Reference.of_name(name))
-    except NotFound:
+async def _lacks_history(repository: Repository, name: str) -> bool:
+    """Return whether something is stored under a name, and has no commit."""
+    with suppress(NotFound):
+        await repository.find_commit(name)
         return False
-    return True
+    with suppress(NotFound):
+        await repository.record(Reference.of_name(name))
+        return True
+    return False
 
 
 def _audit(context: CommandContext, action: str, name: str, label: Label) -> None:
