@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.commits import Label, LabelKind
 from filestore.core.digest import chunk_digest
 from filestore.core.records import Kind
 from filestore.core.references import Reference
@@ -171,6 +172,31 @@ async def test_the_file_becomes_smaller(tmp_path: Path) -> None:
     await index.compact()
     await index.close()
     assert path.stat().st_size < before / 4
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ("DELETE FROM commits", "its record '{id}' of 'team/m' has no commit, so only its id finds it"),
+        ("DELETE FROM records", "the commit 1 of 'team/m' has no record"),
+        ("UPDATE labels SET number = 7", "the label 'v1' of 'team/m' has no commit"),
+    ],
+)
+async def test_a_check_tells_of_a_history_that_is_not_whole(tmp_path: Path, change: str, detail: str) -> None:
+    """Records, commits and labels belong together."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        record = await transaction.add_record("a", name="team/m", digest=DIGEST, size=1, kind=Kind.FILE)
+    commit = await index.commit("a", "team/m")
+    assert commit is not None
+    async with index.transaction() as transaction:
+        await transaction.set_label("a", "team/m", Label("v1", LabelKind.TAG, commit.id, 0))
+    assert [] == await index.problems()
+    with raw(path) as connection:
+        connection.execute(change)
+    assert ("a", detail.format(id=record.id)) in [(found.namespace, found.detail) for found in await index.problems()]
+    await index.close()
 
 
 @pytest.mark.parametrize("change", ["scope = 'all'", "prefix = x'00'", "expires_at = 'never'", "created_at = 0.5"])

@@ -12,6 +12,7 @@ from filestore.errors import FilestoreError
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.index.chunks import select_namespaces
 from filestore.repository.index.content_digests import select_invalid
+from filestore.repository.index.history import has_history
 from filestore.repository.index.protocol import TOKEN_ID_LENGTH, IndexProblem
 from filestore.repository.index.records import invalid_reason
 from filestore.repository.index.schema import has_version
@@ -28,6 +29,18 @@ _VALID_ROW = (
 )
 _VALID_FRAME_DIGEST = f" AND (frame_digest IS NULL OR (typeof(frame_digest) = 'blob' AND length(frame_digest) = {DIGEST_SIZE}))"
 _FOREIGN_ROWS = "SELECT namespace, quote(digest) FROM chunks WHERE NOT ({}) LIMIT ?"
+_WITHOUT_COMMIT = (
+    "SELECT namespace, name, id FROM records WHERE NOT EXISTS"
+    " (SELECT 1 FROM commits WHERE commits.namespace = records.namespace AND commits.file_id = records.id) LIMIT ?"
+)
+_WITHOUT_RECORD = (
+    "SELECT namespace, name, number FROM commits WHERE NOT EXISTS"
+    " (SELECT 1 FROM records WHERE records.namespace = commits.namespace AND records.id = commits.file_id) LIMIT ?"
+)
+_WITHOUT_TARGET = (
+    "SELECT namespace, name, label FROM labels WHERE NOT EXISTS (SELECT 1 FROM commits"
+    " WHERE commits.namespace = labels.namespace AND commits.name = labels.name AND commits.number = labels.number) LIMIT ?"
+)
 _RECORDS = "SELECT id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
 
 
@@ -41,6 +54,7 @@ def find_problems(connection: sqlite3.Connection) -> list[IndexProblem]:
         problems += _foreign_rows(connection)
         problems += _invalid_records(connection)
         problems += _wrong_counts(connection)
+        problems += _history_problems(connection)
         problems += [IndexProblem(*found) for found in select_invalid(connection, _LIMIT)]
         problems += [
             IndexProblem(namespace, f"its token {digest[:TOKEN_ID_LENGTH]} has values that are not valid, so it permits nothing")
@@ -76,6 +90,18 @@ def _invalid_records(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
             yield IndexProblem(str(row[5]), f"its record {row[0]!r} is not valid ({reason})", is_record=True)
             if count == _LIMIT:
                 return
+
+
+def _history_problems(connection: sqlite3.Connection) -> Iterator[IndexProblem]:
+    """Look for records, commits and labels that do not belong together."""
+    if not has_history(connection):
+        return
+    for namespace, name, file_id in connection.execute(_WITHOUT_COMMIT, (_LIMIT,)):
+        yield IndexProblem(str(namespace), f"its record {file_id!r} of {name!r} has no commit, so only its id finds it")
+    for namespace, name, number in connection.execute(_WITHOUT_RECORD, (_LIMIT,)):
+        yield IndexProblem(str(namespace), f"the commit {number!r} of {name!r} has no record")
+    for namespace, name, label in connection.execute(_WITHOUT_TARGET, (_LIMIT,)):
+        yield IndexProblem(str(namespace), f"the label {label!r} of {name!r} has no commit")
 
 
 def _wrong_counts(connection: sqlite3.Connection) -> Iterator[IndexProblem]:

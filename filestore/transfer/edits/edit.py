@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
+from filestore.core.content_digests import PACKED_SIZE
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import EntryNotFound, LimitExceeded
 from filestore.format.chunking.segments import SEGMENT_MIN
@@ -54,8 +55,6 @@ _AROUND_SIZE = WINDOW_SIZE
 """Bytes of the old tree that are read and cut around changes, about."""
 _ENTRY_SIZE = 700
 """Bytes of the objects of one entry."""
-_SUM_SIZE = 52
-"""Bytes of the packed `Sums` of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class EditResult:
             elif source is None or old is None:
                 return None
             else:
-                packed += old[source * _SUM_SIZE : (source + 1) * _SUM_SIZE]
+                packed += old[source * PACKED_SIZE : (source + 1) * PACKED_SIZE]
         return bytes(packed)
 
 
