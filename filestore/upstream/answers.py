@@ -133,6 +133,16 @@ class Answers:
         """Answer whether the caller may read a repository."""
         return _json(b"{}", await self._find(context))
 
+    async def is_known(self, context: RequestContext, hub: HubRepository) -> bool:
+        """Return whether the upstream has a repository, as far as the caller may know. It does not if the upstream is away."""
+        try:
+            await self._upstream.find(hub.type, hub.name, MAIN, token=_token(context.request))
+        except UpstreamGated:
+            return True
+        except (NotFound, UpstreamFailed):
+            return False
+        return True
+
     async def _find(self, context: RequestContext) -> UpstreamRevision:
         request = context.request
         asked = repository_in(request)

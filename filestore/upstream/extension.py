@@ -10,10 +10,10 @@ from aiohttp import web
 
 from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.core.scopes import Scope
-from filestore.errors import NotFound
+from filestore.errors import InvalidInput, NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.route import Answer, Route
-from filestore.http.server.routes.hub import listing
+from filestore.http.server.routes.hub import listing, repos
 from filestore.http.server.routes.hub.names import repository_in
 from filestore.http.server.routes.hub.resolve import resolve
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
@@ -52,7 +52,7 @@ def upstream_extension(root: Path, options: UpstreamOptions) -> Extension:
 
 
 def _routes(answers: Answers) -> Sequence[Route]:
-    """Return the routes of the Hub API that read, in their order, so that the upstream is asked where a name is not here."""
+    """Return the routes of the Hub API that read, in their order, and the one that creates: these ask the upstream too."""
     others: dict[Answer, Callable[[RequestContext], Awaitable[web.StreamResponse]]] = {
         listing.describe: answers.describe,
         listing.list_tree: answers.list_tree,
@@ -62,10 +62,28 @@ def _routes(answers: Answers) -> Sequence[Route]:
         resolve: answers.resolve,
     }
     reading = (route for route in HUB_ROUTES if route.scope is Scope.READ)
+    creating = next(route for route in HUB_ROUTES if route.answer is repos.create_repository)
     return [
-        route._replace(answer=_either(route.answer, others[route.answer])) if route.answer in others else route
-        for route in reading
+        creating._replace(answer=_unless_known(answers)),
+        *(
+            route._replace(answer=_either(route.answer, others[route.answer])) if route.answer in others else route
+            for route in reading
+        ),
     ]
+
+
+def _unless_known(answers: Answers) -> Answer:
+    """Return a function that creates a repository, unless the upstream has one of this name, which it would hide."""
+
+    async def answered(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+        hub = await repos.new_repository(context)
+        if not await _has(repository, hub.name) and await answers.is_known(context, hub):
+            raise InvalidInput(
+                f"the upstream of this server has {hub.name!r}, which an upload here would hide; choose another owner or name"
+            )
+        return await repos.create_at(context, repository, hub)
+
+    return answered
 
 
 def _either(answer: Answer, other: Callable[[RequestContext], Awaitable[web.StreamResponse]]) -> Answer:

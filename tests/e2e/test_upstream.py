@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.repository.local import LocalRepository
 from filestore.transfer.push import push
 from tests.support.hub_upstream import Behaviour, HubUpstream, blob_id, running_hub
-from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, eventually, running_server
+from tests.support.server import OTHER_TOKEN, TOKEN, Reply, RunningServer, eventually, running_server
 
 MIB = 1 << 20
 READER = "hf_" + "a" * 34
@@ -130,6 +131,23 @@ def test_what_is_here_comes_first(hub: HubUpstream, tmp_path: Path) -> None:
         assert _read(server, "mine.bin", name="mine.bin") == b"ours"
         assert server.ask("GET", "/mine.bin/resolve/main/other").headers["X-Error-Code"] == "EntryNotFound"
     assert hub.asked == []
+
+
+def test_an_upload_hides_no_repository_of_the_upstream(hub: HubUpstream, tmp_path: Path) -> None:
+    """No repository is created under a name of the upstream. Other names are free, also while the upstream is away."""
+    hub.commit("team/m", FILES)
+
+    def create(server: RunningServer, name: str) -> Reply:
+        document = json.dumps({"name": name, "organization": "team"}).encode()
+        return server.ask("POST", "/api/repos/create", document, headers={"Content-Type": "application/json"})
+
+    with running_server(tmp_path / "r", upstream_url=hub.url) as server:
+        refused = create(server, "m")
+        assert (400, True) == (refused.status, "the upstream of this server has 'team/m'" in refused.json["detail"])
+        assert FILES["config.json"] == _read(server, "config.json")
+        assert [200, 409] == [create(server, "other").status for _ in range(2)]
+    with running_server(tmp_path / "r2", upstream_url="http://127.0.0.1:1", upstream_retry_seconds=0) as server:
+        assert 200 == create(server, "m").status
 
 
 def test_it_is_served_while_it_arrives(hub: HubUpstream, tmp_path: Path) -> None:

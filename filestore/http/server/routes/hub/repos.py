@@ -43,9 +43,18 @@ class _NewLabel(NamedTuple):
 
 async def create_repository(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Commit an empty tree under a new name. Answer with the URL of the repository, also if it is there already."""
+    return await create_at(context, repository, await new_repository(context))
+
+
+async def new_repository(context: RequestContext) -> HubRepository:
+    """Return the repository that a request wants to create. Raises InvalidInput, InvalidName."""
     kind, name = _named(await json_body(context))
-    hub = HubRepository(kind, checked_new_full_name(name))
-    context.noted.facts["name"] = hub.name
+    context.noted.facts["name"] = name
+    return HubRepository(kind, checked_new_full_name(name))
+
+
+async def create_at(context: RequestContext, repository: LocalRepository, hub: HubRepository) -> web.StreamResponse:
+    """Do what `create_repository` does, for a request whose body was read."""
     described = {"url": f"{context.base_url}{hub.url_path}", "name": hub.name}
     with suppress(NotFound):
         await repository.find_commit(hub.name)
