@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 JWT_SETTINGS = ("jwt_keys", "jwt_issuer", "jwt_audience", "jwt_rules")
+_UPSTREAM_LINE = "  # export HF_TOKEN=$HF_TOKEN~...  (with your token of the upstream, for what it does not show to everybody)"
 UPSTREAM_SETTINGS = ("upstream", "upstream_max_age_seconds", "upstream_limit", "offline")
 LOG_SETTINGS = ("access_log", "access_log_file", "audit_log", "audit_log_size")
 SERVER_SETTINGS = (
@@ -93,6 +94,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
             *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, root)),
             "  filestore push model.safetensors",
             *hub_lines(settings, url, made),
+            *([] if settings.upstream is None else [_UPSTREAM_LINE]),
             "",
             f"listening on {url}",
             otherwise=NOT_SERVED,

@@ -27,6 +27,7 @@ def test_serve_with_an_upstream(tmp_path: Path) -> None:
         hub.commit("team/m", {"big": BIG, "small": b"small"})
         options = ("--upstream", hub.url, "--upstream-limit", "1GB", "--upstream-max-age-seconds", "60")
         with home.server(*options, root=root) as server:
+            assert "export HF_TOKEN=$HF_TOKEN~...  (with your token of the upstream" in server.said
             assert (_read(server, "big"), _read(server, "small")) == (BIG, b"small")
             assert home.result("ls", environ=server.environ)["files"] == []
             eventually(lambda: not list((root / "upstream" / "incoming").iterdir()))
