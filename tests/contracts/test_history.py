@@ -67,6 +67,7 @@ async def test_a_name_with_and_without_an_owner_has_a_history(repository: Reposi
     assert commits[0] == await repository.find_commit(name)
 
 
+@pytest.mark.slow
 async def test_the_owner_is_in_the_reference_only(repository: Repository) -> None:
     """Paths have the name after it. The same name without an owner, and of another owner, are others."""
     owned = await put(repository, b"A")
@@ -86,6 +87,7 @@ async def test_the_owner_is_in_the_reference_only(repository: Repository) -> Non
         await repository.record("team/other")
 
 
+@pytest.mark.slow
 async def test_a_revision_names_the_newest_commit(repository: Repository) -> None:
     """By its place on `main`, by a tag, and by a branch."""
     await put(repository, b"A")
@@ -97,6 +99,7 @@ async def test_a_revision_names_the_newest_commit(repository: Repository) -> Non
         assert newest == await repository.record(f"{NAME}@{revision}")
 
 
+@pytest.mark.slow
 async def test_revisions_by_place_and_by_digits(repository: Repository) -> None:
     """`~N`, the id of a commit, and first digits of the id or of the digest of the content."""
     first, second = await put(repository, b"A"), await put(repository, b"B")
@@ -124,6 +127,7 @@ async def test_revisions_by_place_and_by_digits(repository: Repository) -> None:
     assert not isinstance(caught.value, RevisionNotFound)
 
 
+@pytest.mark.slow
 async def test_a_tag_stays_and_a_branch_moves(repository: Repository) -> None:
     """A commit on a branch follows its newest one, and does not change what the name means."""
     first = await put(repository, b"A")
@@ -145,6 +149,7 @@ async def test_a_tag_stays_and_a_branch_moves(repository: Repository) -> None:
         await put(repository, b"E", branch="other")
 
 
+@pytest.mark.slow
 async def test_a_label_is_set_moved_and_removed(repository: Repository) -> None:
     """To set it again changes nothing; to move it needs force."""
     await put(repository, b"A")
@@ -170,6 +175,7 @@ async def test_a_label_is_set_moved_and_removed(repository: Repository) -> None:
             await repository.set_label(name, "v1")
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_a_label(repository: Repository) -> None:
     """It would be read as another revision, or cannot be written in a reference."""
     await put(repository, b"A")
@@ -178,6 +184,7 @@ async def test_what_cannot_be_a_label(repository: Repository) -> None:
             await repository.set_label(NAME, label)
 
 
+@pytest.mark.slow
 async def test_names_with_an_owner_follow_the_rules_of_the_hub(repository: Repository) -> None:
     """Its clients refuse all others. Owners that begin URLs are reserved, in any case of letters."""
     for name in ("-a/b", "a--b/c", "a/b c", "a/b.git", "a/-b", "a/b..c", "ä/b", "a" * 97 + "/b", "a/b/c", "a/", "/a"):
@@ -189,6 +196,7 @@ async def test_names_with_an_owner_follow_the_rules_of_the_hub(repository: Repos
             await put(repository, b"A", name=f"{owner}/model")
 
 
+@pytest.mark.slow
 async def test_a_name_is_checked_before_content_is_sent_for_it(repository: Repository) -> None:
     """With what the commit would be refused with."""
     await repository.check_new_name(NAME)
@@ -218,6 +226,7 @@ async def test_a_commit_can_name_its_parent(repository: Repository) -> None:
     assert [second.id, first.id] == await contents(repository)
 
 
+@pytest.mark.slow
 async def test_of_two_commits_at_once_for_one_parent_one_is_made(repository: Repository) -> None:
     """The other one learns what the newest commit is."""
     await put(repository, b"0")
@@ -230,6 +239,7 @@ async def test_of_two_commits_at_once_for_one_parent_one_is_made(repository: Rep
     assert made[0].id == (await repository.find_commit(NAME)).file_id
 
 
+@pytest.mark.slow
 async def test_a_removed_record_leaves_the_line_whole(repository: Repository) -> None:
     """The commits after it follow those before it. What was in the middle twice goes twice."""
     kept = [await put(repository, content) for content in (b"A", b"B", b"C", b"B", b"D")]
@@ -241,6 +251,7 @@ async def test_a_removed_record_leaves_the_line_whole(repository: Repository) ->
     assert [commits[1].id, None] == [commit.parent for commit in commits]
 
 
+@pytest.mark.slow
 async def test_a_version_with_a_label_is_removed_by_force_only(repository: Repository) -> None:
     """Its tags go with it, and a branch goes to the commit before it."""
     first, second = await put(repository, b"A"), await put(repository, b"B")
@@ -258,6 +269,7 @@ async def test_a_version_with_a_label_is_removed_by_force_only(repository: Repos
         await repository.labels(NAME)
 
 
+@pytest.mark.slow
 async def test_a_path_inside_a_directory_is_refused_where_a_whole_one_is_needed(repository: Repository) -> None:
     """It would be taken for the directory itself."""
     record = await put(repository, b"A")
@@ -267,6 +279,7 @@ async def test_a_path_inside_a_directory_is_refused_where_a_whole_one_is_needed(
                 await verb(text)
 
 
+@pytest.mark.slow
 async def test_a_long_history_comes_in_pages(repository: Repository) -> None:
     """All commits come once, the newest first."""
     records = [await put(repository, b"%d" % (number % 2)) for number in range(7)]

@@ -39,6 +39,10 @@ logger = logging.getLogger("filestore.access")
 
 READ_SIZE = 64 << 10
 """Bytes that are read from a connection at a time."""
+_UNTAKEN_SIZE = 1
+"""A connection is read only after all earlier bytes were taken. So at most one read of 64 KiB waits (I6). A cut is noticed by
+reading, so it is never noticed before the bytes that arrived ahead of it were taken.
+"""
 KEEPALIVE_SECONDS = 75
 """How long a connection may be idle between two requests."""
 LINGER_SECONDS = 2.0
@@ -234,9 +238,7 @@ class RequestConnection(web.RequestHandler):
             max_line_size=FIELD_LIMIT,
             max_field_size=FIELD_LIMIT,
             max_headers=FIELDS_LIMIT,
-            # A connection is read only after all earlier bytes were taken. So at most one read of 64 KiB waits (I6). A cut
-            # is noticed by reading, so it is never noticed before the bytes that arrived ahead of it were taken.
-            read_bufsize=1,
+            read_bufsize=_UNTAKEN_SIZE,
         )
         self._connections = connections
         self._admission = admission
@@ -344,7 +346,7 @@ class RequestConnection(web.RequestHandler):
         self._parser = HttpRequestParser(
             self,
             asyncio.get_running_loop(),
-            self._read_bufsize,
+            _UNTAKEN_SIZE,
             max_line_size=FIELD_LIMIT,
             max_field_size=FIELD_LIMIT,
             max_headers=FIELDS_LIMIT,
