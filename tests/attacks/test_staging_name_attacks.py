@@ -188,7 +188,7 @@ class InterruptedFetchError(BaseException):
     """The process is ended."""
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object, **__: object) -> None:
     """End a fetch before it publishes anything."""
     raise InterruptedFetchError
 
