@@ -21,7 +21,7 @@ FOUND = {
     "lost_last_seen": ("in its grace period", (37, 47, 57)),
     "rename_without_sync": ("NotFound|found damage|read back with other bytes", (19, 29, 39)),
     "retry_that_doubles": ("a second push of|made two records|and its versions are", (24, 34, 4)),
-    "row_before_frame": ("frame-missing", (19, 29, 49)),
+    "row_before_frame": ("frame-missing", (29, 49, 19)),
     "seed_trusted": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
     "staging_published_by_size": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
     "tombstone_ignored": ("ChunksMissing|read back with other bytes", (58, 68, 108)),
