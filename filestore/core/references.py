@@ -103,7 +103,7 @@ class Reference:
     @property
     def digits(self) -> str | None:
         """The first digits of a digest or of the id of a commit. None if the revision is not of this kind."""
-        return self.revision if self.revision is not None and _DIGITS.match(self.revision) else None
+        return digits_in(self.revision)
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -393,6 +393,11 @@ def _digest(text: str) -> Digest | None:
         return Digest.parse(text)
     except InvalidDigest:
         return None
+
+
+def digits_in(revision: str | None) -> str | None:
+    """Return a revision that is the first digits of a digest or of the id of a commit. None for another revision."""
+    return revision if revision is not None and _DIGITS.match(revision) else None
 
 
 def versions_back(revision: str | None) -> int | None:

@@ -21,7 +21,7 @@ from filestore.core.commits import (
 )
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.records import Kind, Record
-from filestore.core.references import Reference, versions_back
+from filestore.core.references import Reference, digits_in, versions_back
 from filestore.errors import (
     FilestoreError,
     HeadMoved,
@@ -218,7 +218,7 @@ def select_number(connection: sqlite3.Connection, namespace: str, name: str, rev
     ).fetchone()
     if row is not None:
         return int(row[0])
-    digits = Reference(name="name", revision=revision).digits
+    digits = digits_in(revision)
     return None if digits is None else _number_by_digits(connection, namespace, name, digits)
 
 
