@@ -139,6 +139,21 @@ def checked_message(message: str) -> str:
     return message
 
 
+def checked_author(author: str) -> str:
+    """Return `author` if a commit can have it. Raises InvalidInput otherwise."""
+    if _CONTROL.search(author) or len(author.encode(errors="surrogatepass")) > AUTHOR_LIMIT:
+        raise InvalidInput(f"a commit's author is a text of at most {AUTHOR_LIMIT} bytes without control characters")
+    return author
+
+
+def checked_new_commit(new: NewCommit) -> NewCommit:
+    """Return `new` if a commit can say it. Raises InvalidInput otherwise."""
+    checked_message(new.message)
+    checked_author(new.author)
+    checked_branch(new.branch)
+    return new
+
+
 def printable(author: str) -> str:
     """Return a text that a commit can have as its author: `author` without what cannot be printed, shortened."""
     shown = "".join(letter if letter.isprintable() else " " for letter in author)

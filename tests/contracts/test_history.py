@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from filestore.core.commits import COMMIT_ID_PATTERN, MAIN, Commit, LabelKind
+from filestore.core.commits import AUTHOR_LIMIT, COMMIT_ID_PATTERN, MAIN, MESSAGE_LIMIT, Commit, LabelKind, NewCommit
 from filestore.core.names import RESERVED_OWNERS
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -37,9 +37,8 @@ async def put(
 ) -> Record:
     """Store a file of one chunk."""
     await repository.put([encoded(content)])
-    return await repository.commit(
-        manifest([content]).encoded, name=name, kind=Kind.FILE, message=message, branch=branch, parent=parent
-    )
+    new = NewCommit(message, branch=branch, parent=parent)
+    return await repository.commit(manifest([content]).encoded, name=name, kind=Kind.FILE, commit=new)
 
 
 async def contents(repository: Repository, *, name: str = NAME, revision: str | None = None) -> list[str]:
@@ -209,6 +208,24 @@ async def test_a_name_is_checked_before_content_is_sent_for_it(repository: Repos
         await repository.check_new_name(NAME, branch="dev")
     await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH)
     await repository.check_new_name(NAME, branch="dev")
+
+
+async def test_what_a_commit_cannot_say(repository: Repository) -> None:
+    """The same limits hold in a folder and at a server, also for the author, whom a server knows itself."""
+    encoded_manifest = manifest([b"A"]).encoded
+    await repository.put([encoded(b"A")])
+    for new in (
+        NewCommit(message="x" * (MESSAGE_LIMIT + 1)),
+        NewCommit(message="a\0b"),
+        NewCommit(author="ä" * (AUTHOR_LIMIT // 2 + 1)),
+        NewCommit(author="a\x1b[0m"),
+        NewCommit(branch="a b"),
+    ):
+        with pytest.raises(InvalidInput):
+            await repository.commit(encoded_manifest, name=NAME, commit=new)
+    longest = NewCommit("x" * MESSAGE_LIMIT, "ä" * (AUTHOR_LIMIT // 2))
+    await repository.commit(encoded_manifest, name=NAME, commit=longest)
+    assert longest.message == (await repository.find_commit(NAME)).message
 
 
 async def test_a_commit_can_name_its_parent(repository: Repository) -> None:

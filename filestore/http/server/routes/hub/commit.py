@@ -16,7 +16,7 @@ from typing import NamedTuple
 from aiofiles.threadpool.binary import AsyncFileIO
 from aiohttp import web
 
-from filestore.core.commits import Commit
+from filestore.core.commits import Commit, NewCommit
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.names import split_full_name
@@ -134,15 +134,8 @@ class _Committer:
         limit = self._context.chunks_limit
         if limit is not None and len(result.manifest.chunks) > limit:
             raise LimitExceeded("the number of the file's chunks", len(result.manifest.chunks), limit, "chunks_limit")
-        record = await self._repository.commit(
-            result.manifest.encoded,
-            name=self._hub.name,
-            kind=Kind.DIRECTORY,
-            message=self._header.message,
-            author=self._context.author,
-            branch=self._branch,
-            parent=head.id,
-        )
+        new = NewCommit(self._header.message, self._context.author, self._branch, head.id)
+        record = await self._repository.commit(result.manifest.encoded, name=self._hub.name, kind=Kind.DIRECTORY, commit=new)
         self._context.noted.note_record(record)
         await self._note_digests(head, result)
         if head.kind is Kind.DIRECTORY:
