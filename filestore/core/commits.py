@@ -79,7 +79,10 @@ class NewCommit(NamedTuple):
     author: str = ""
     branch: str = MAIN
     parent: str | None = None
-    """The id of the commit that must be the newest of the branch. An empty text means that there must be none."""
+    """The id of the commit that must be the newest of the branch. An empty text means that there must be none.
+
+    While the commit that was made for it is the newest one, the same may be asked again, because an answer may be lost.
+    """
 
 
 PLAIN_COMMIT = NewCommit()

@@ -243,6 +243,28 @@ async def test_a_commit_can_name_its_parent(repository: Repository) -> None:
     assert [second.id, first.id] == await contents(repository)
 
 
+async def test_a_commit_that_names_its_parent_may_be_repeated(repository: Repository) -> None:
+    """A client that got no answer sends it again. It is the same commit while it is the newest one, and says the same."""
+    first = await put(repository, b"A", message="one", parent="")
+    head = await repository.find_commit(NAME)
+    assert first.id == (await put(repository, b"A", message="one", parent="")).id
+    second = await put(repository, b"B", message="two", parent=head.id)
+    assert second.id == (await put(repository, b"B", message="two", parent=head.id)).id
+    assert [second.id, first.id] == await contents(repository)
+
+    for content, message, parent in (
+        (b"B", "other", head.id),
+        (b"A", "two", head.id),
+        (b"B", "two", ""),
+        (b"B", "two", "f" * 40),
+    ):
+        with pytest.raises(HeadMoved):
+            await put(repository, content, message=message, parent=parent)
+    await put(repository, b"C")
+    with pytest.raises(HeadMoved):
+        await put(repository, b"B", message="two", parent=head.id)
+
+
 @pytest.mark.slow
 async def test_of_two_commits_at_once_for_one_parent_one_is_made(repository: Repository) -> None:
     """The other one learns what the newest commit is."""

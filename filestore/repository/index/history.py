@@ -155,12 +155,14 @@ def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ..
 def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
     """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
 
-    Raises HeadMoved, RevisionNotFound.
+    The same commit of the same parent is made once. Raises HeadMoved, RevisionNotFound.
     """
     namespace, name = record.namespace, record.full_name
     head = _branch_head(connection, namespace, name, new.branch)
     known = "" if head is None else head[2].hex()
     if new.parent not in {None, known}:
+        if head is not None and _is_made(connection, record, head[0], new):
+            return
         raise HeadMoved(name, new.branch, new.parent or "none", known or "none")
     if head is not None and head[1] == record.id:
         return
@@ -357,6 +359,14 @@ def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, bran
     if found is None:
         raise RevisionNotFound(name, branch)
     return found
+
+
+def _is_made(connection: sqlite3.Connection, record: Record, number: int, new: NewCommit) -> bool:
+    """Return whether a commit is the one that a record is stored with, by a caller who got no answer before."""
+    made = next(_commits(connection, record.namespace, record.full_name, [number]), None)
+    if made is None or made.file_id != record.id:
+        return False
+    return NewCommit(made.message, made.author, made.branch, made.parent or "") == new
 
 
 def _number_by_digits(connection: sqlite3.Connection, namespace: str, name: str, digits: str) -> int | None:
