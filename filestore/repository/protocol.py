@@ -308,7 +308,8 @@ class Repository(Protocol):
     ) -> list[Commit]:
         """Return at most `limit` commits of a name, from that of `revision` back to the first one.
 
-        With `before`, return only commits whose number is smaller. `limit` is at most 1000. Raises what `find_commit` raises.
+        With `before`, return only commits whose number is smaller. `limit` is at most 1000. This costs what it returns, and a
+        step for each commit of another branch than `main` that `before` passes over. Raises what `find_commit` raises.
         """
 
     async def labels(self, name: str) -> list[Label]:

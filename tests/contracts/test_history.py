@@ -327,3 +327,30 @@ async def test_a_long_history_comes_in_pages(repository: Repository) -> None:
         found += page
     assert [record.id for record in reversed(records)] == [commit.file_id for commit in found]
     assert found == await repository.history(NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+async def test_pages_lead_from_a_branch_to_main(repository: Repository, size: int) -> None:
+    """Each commit before the one of the branch comes once, whatever was stored on `main` since."""
+    for number in range(4):
+        await put(repository, b"%d" % number)
+    await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH, revision="~1")
+    for number in range(3):
+        await put(repository, b"%d" % (10 + number), branch="dev")
+        await put(repository, b"%d" % (20 + number))
+    whole = await repository.history(NAME, revision="dev")
+    assert ["dev"] * 3 + [MAIN] * 3 == [commit.branch for commit in whole]
+    assert [commit.id for commit in whole[1:]] + [None] == [commit.parent for commit in whole]
+
+    for is_from_first in (True, False):
+        found: list[Commit] = []
+        while page := await repository.history(
+            NAME,
+            revision="dev" if not found else found[0 if is_from_first else -1].id,
+            limit=size,
+            before=found[-1].number if found else None,
+        ):
+            found += page
+        assert whole == found
+    assert whole[-1:] == await repository.history(NAME, revision="dev", before=2)

@@ -345,8 +345,8 @@ class RemoteRepository:
             found += page
             if len(page) < count or page[-1].parent is None:
                 break
-            # By the id: the branch may move meanwhile.
-            revision, before = found[0].id, page[-1].number
+            # By an id: the branch may move meanwhile. Only on `main` is the next page found from any later commit at once.
+            revision, before = (found[0] if page[-1].branch == MAIN else page[-1]).id, page[-1].number
         return found
 
     async def labels(self, name: str) -> list[Label]:
