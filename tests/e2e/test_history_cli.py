@@ -128,6 +128,22 @@ def test_a_push_can_add_to_a_branch(home: Home, environ: dict[str, str]) -> None
     ]
 
 
+def test_a_name_whose_versions_are_all_on_a_branch(home: Home, environ: dict[str, str]) -> None:
+    """Its branch and its versions are shown, and can be removed."""
+    first = push(home, environ, 1)
+    home.result("tag", NAME, "dev", "--branch", environ=environ)
+    second = push(home, environ, 2, "--branch", "dev")
+    home.result("rm", first["id"], "--force", environ=environ)
+    assert f"{NAME!r} has no version 'main'" in home.failure("log", NAME, environ=environ)
+    assert [["dev"]] == [commit["labels"] for commit in log(home, environ, f"{NAME}@dev")]
+    tags = home.result("tag", NAME, environ=environ)
+    assert (None, ["dev"]) == (tags["main"], [label["name"] for label in tags["labels"]])
+    (shown,) = home.result("ls", NAME, environ=environ)["files"]
+    assert (second["id"], ["dev"]) == (shown["id"], shown["labels"])
+    home.result("rm", f"{NAME}@dev", "--force", environ=environ)
+    assert f"nothing is stored under {NAME!r}" in home.failure("tag", NAME, environ=environ)
+
+
 def test_log_follows_a_history_of_many_pages(home: Home) -> None:
     """A server answers with at most 300 commits at once."""
     source = home.folder / "source.bin"
