@@ -75,7 +75,7 @@ from filestore.repository.protocol import (
 )
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
-from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
+from filestore.repository.stores.protocol import ChunkStore, FrameUrl, SpaceClaim, Staging
 from filestore.system.buffers import Budget
 from filestore.system.files import BLOCK_SIZE
 from filestore.system.metrics import Event, count
@@ -285,6 +285,10 @@ class LocalRepository:
         sizes = await self._store.sizes(self._namespace, digests)
         await self._lost_frames.forget_absent(digest for digest, size in zip(digests, sizes, strict=True) if not size)
         return sizes
+
+    async def frame_urls(self, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None] | None:
+        """Return URLs of frames, as `ChunkStore.frame_urls` does."""
+        return await self._store.frame_urls(self._namespace, digests, seconds=seconds)
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):

@@ -123,6 +123,9 @@ class DiskStore:
             raise
         return opened
 
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> None:  # noqa: ARG002  # of the protocol
+        return None
+
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         return await in_disk_thread(self._sizes, namespace, digests)
 

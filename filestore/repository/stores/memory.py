@@ -134,6 +134,9 @@ class MemoryStore:
         frames = (self._frames.get((namespace, digest)) for digest in digests)
         return [None if frame is None else BytesIO(frame) for frame in frames]
 
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> None:  # noqa: ARG002  # of the protocol
+        return None
+
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         return [len(self._frames.get((namespace, digest), b"")) for digest in digests]
 

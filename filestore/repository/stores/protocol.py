@@ -37,6 +37,14 @@ class DiskState(NamedTuple):
     """So many bytes stay free."""
 
 
+class FrameUrl(NamedTuple):
+    """Where a frame can be read without a server of ours."""
+
+    url: str
+    size: int
+    """Bytes of the frame."""
+
+
 class FrameState(NamedTuple):
     """What a store has under the digest of a chunk."""
 
@@ -195,6 +203,12 @@ class ChunkStore(Protocol):
         """Open frames for reading, in the order of `digests`. The result has None for an absent frame.
 
         The caller must close each file. A file has a descriptor (`fileno`) for `sendfile`, if the store supports it.
+        """
+
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None] | None:
+        """Return a URL for each frame, in the order of `digests`, by which anybody can read it for so many seconds.
+
+        The list has None for an absent frame. Return None if the store has no URLs.
         """
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
