@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -67,6 +66,7 @@ from filestore.repository.index.publish_group import Group
 from filestore.repository.index.publishing import Publishing, Waiter, drop, next_waiters
 from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
+from filestore.system.clock import system_now
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_links import check_links
@@ -86,11 +86,6 @@ _FREED_PAGES = 500
 """How many pages of 4 KiB one transaction of `compact` moves."""
 _SLICE_SECONDS = 0.1
 _EMPTY = "it is empty: it has no tables"
-
-
-def system_now() -> int:
-    """Return the time in microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 class SqliteIndex:
