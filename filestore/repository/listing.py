@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from filestore.core.records import Record, parse_json, record_from_json
+from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.core.records import Kind, Record, parse_json, record_from_json
 from filestore.errors import FilestoreError
 from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
 from filestore.system.files import storage_errors
@@ -25,6 +26,7 @@ from filestore.system.threads import in_disk_thread
 
 LINE_LIMIT = 16 << 10
 """Bytes of the longest line that a reader accepts."""
+_FAR_FUTURE = 1 << 62
 _LINES_AT_ONCE = 500
 _SECONDS_AT_ONCE = 1.0
 """Lines wait in memory for at most this time, if another line comes."""
@@ -49,6 +51,23 @@ def listing_file(folder: Path | None = None) -> Iterator[BinaryIO]:
 def line(position: int, record: Record) -> bytes:
     """Return the line of a record."""
     return json.dumps({"position": position, **record.as_json()}).encode() + b"\n"
+
+
+def size_limit(namespace: str, *, count: int, names_size: int) -> int:
+    """Return how many bytes `count` records can have as lines. `names_size` is that of their names in JSON, at most."""
+    # A line has the name twice. The record is in no other value shorter than any other.
+    longest = Record(
+        id="file_" + 32 * "0",
+        name="",
+        digest=Digest(bytes(DIGEST_SIZE)),
+        size=_FAR_FUTURE,
+        kind=Kind.DIRECTORY,
+        namespace=namespace,
+        created_at=1,
+        updated_at=1,
+        owner="",
+    )
+    return count * len(line(_FAR_FUTURE, longest)) + 2 * names_size
 
 
 def write_lines(file: BinaryIO, records: Iterator[PositionedRecord], growth: ListingGrowth) -> None:

@@ -14,7 +14,7 @@ from filestore.repository.index.chunks import select_namespaces
 from filestore.repository.index.content_digests import select_invalid
 from filestore.repository.index.history import has_history
 from filestore.repository.index.protocol import TOKEN_ID_LENGTH, IndexProblem
-from filestore.repository.index.records import invalid_reason
+from filestore.repository.index.rows import invalid_reason
 from filestore.repository.index.schema import has_version
 from filestore.repository.index.tokens import select_invalid_tokens
 from filestore.repository.index.usage import count_again, has_table, select_usages
