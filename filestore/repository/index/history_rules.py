@@ -17,6 +17,8 @@ LABELS_LIMIT = 1000
 """The most labels of one name."""
 ID_SIZE = 20
 """Bytes of the id of a commit."""
+LOOKED_AT_LIMIT = 20_000
+"""Names that one call for names looks at. If fewer of them match than were asked for, another call goes on after them."""
 _OF_MAIN = frozenset({None, MAIN, "HEAD", f"refs/heads/{MAIN}"})
 
 
@@ -35,6 +37,12 @@ CommitRow = tuple[str, str, int, bytes, int | None, str, str, str, str, int]
 def is_of_main(revision: str | None) -> bool:
     """Return whether a revision means the newest commit of `main`."""
     return revision in _OF_MAIN
+
+
+def first_name(prefix: str, owner: str | None) -> str | None:
+    """Return how all names begin that have a prefix and an owner. None if no name has both."""
+    shorter, longer = sorted((prefix, "" if owner is None else f"{owner}/"), key=len)
+    return longer if longer.startswith(shorter) else None
 
 
 def check_parent(name: str, new: NewCommit, head: Head | None) -> None:
