@@ -113,9 +113,7 @@ async def delete_chunks(connection: Connection, namespace: str, digests: Sequenc
     return [ObjectName(Digest(digest), object_id) for digest, object_id in rows]
 
 
-async def update_condemned(
-    connection: Connection, namespace: str, digests: Sequence[Digest], unseen_since: int
-) -> list[Digest]:
+async def update_condemned(connection: Connection, namespace: str, digests: Sequence[Digest], unseen_since: int) -> list[Digest]:
     """Condemn live rows that were last seen before `unseen_since`. Return their digests."""
     marked = {digest for digest, _ in await read(connection, _CONDEMN, namespace, digests, unseen_since)}
     return [digest for digest in digests if digest in marked]

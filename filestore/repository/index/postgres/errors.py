@@ -51,27 +51,29 @@ def postgres_errors(where: str, *, opening: bool = False) -> Iterator[None]:
 
 def translated(error: Exception, where: str, *, opening: bool = False) -> FilestoreError:
     """Return the error that means the same."""
-    state = getattr(error, "sqlstate", None)
+    reason = _reason(error)
     if isinstance(error, ValueError):
         return StorageError(where, "a value cannot be stored in the database")
-    reason = _reason(error)
-    if not isinstance(error, asyncpg.PostgresError) or state is None:
+    if not isinstance(error, asyncpg.PostgresError):
         if opening and isinstance(error, OSError):
             return StorageError(where, f"the database cannot be reached: {reason}")
         return Busy(where, f"the connection to the database failed: {reason}")
+    return _of_state(error.sqlstate or "", where, reason)
+
+
+def _of_state(state: str, where: str, reason: str) -> FilestoreError:
+    """Return the error of a SQLSTATE."""
     if state == REVISION_CHECK_STATE:
         return UnknownFormat(where, reason, REVISION)
-    if state == asyncpg.DiskFullError.sqlstate:
-        return StorageFull(where, reason, hint="free-repository")
     if state == asyncpg.LockNotAvailableError.sqlstate:
         return Busy(where, "another process is writing to it")
+    if state == asyncpg.DiskFullError.sqlstate:
+        return StorageFull(where, reason, hint="free-repository")
     if state in _RETRYABLE or state[:2] in _RETRYABLE_CLASSES:
         return Busy(where, reason)
-    if state == asyncpg.InsufficientPrivilegeError.sqlstate:
-        return NotPermitted(where, reason)
     if state in _DAMAGED:
         return IndexDamaged(where, reason)
-    return StorageError(where, reason)
+    return (NotPermitted if state == asyncpg.InsufficientPrivilegeError.sqlstate else StorageError)(where, reason)
 
 
 def _reason(error: Exception) -> str:

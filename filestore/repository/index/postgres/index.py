@@ -1,8 +1,8 @@
 """An index in a PostgreSQL database. Any number of processes on any number of hosts use it side by side.
 
-A write has the lock of its namespace from the first statement of its transaction to the commit. So each later statement of it sees
-all that was committed to the namespace before, and nobody else changes that meanwhile. Writers of other namespaces do not wait.
-Reads take no lock. Tables that have rows of several namespaces in common, such as owners and tokens, rely on unique constraints
+A write has the lock of its namespace from the first statement of its transaction to the commit. So each later statement sees all
+that was committed to the namespace before, and nobody else changes that meanwhile. Writers of other namespaces do not wait. Reads
+take no lock. Tables that have rows of several namespaces in common, such as owners and tokens, rely on unique constraints
 and locks of rows.
 
 The server must be reached directly, or through a proxy that keeps a session for each connection.
@@ -22,7 +22,7 @@ import asyncpg
 
 from filestore.core.commits import Commit, Label
 from filestore.core.digest import Digest
-from filestore.core.object_names import ObjectName
+from filestore.core.object_names import FrameObject, ObjectName
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.core.signing import SigningKeys
@@ -71,7 +71,6 @@ from filestore.repository.index.protocol import (
 )
 from filestore.repository.index.publishing import Publishing, Waiter, next_waiters
 from filestore.repository.index.signing_keys import parse_keys
-from filestore.repository.stores.object_map import FrameObject
 from filestore.system.threads import shield_until_done
 
 P = ParamSpec("P")
@@ -344,9 +343,7 @@ class PostgresIndex:
         """Close all connections. The server rolls back an open transaction."""
         await self._connections.close()
 
-    async def _read(
-        self, function: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _read(self, function: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run statements that need no lock, each in a transaction of its own."""
         async with self._connections.lend() as connection:
             with postgres_errors(self.location):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from filestore.core.digest import Digest
-from filestore.core.object_names import NO_OBJECT_ID, ObjectName
+from filestore.core.object_names import NO_OBJECT_ID, FrameObject, ObjectName
 from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import read
-from filestore.repository.stores.object_map import FrameObject
 
 _FRAMES = "SELECT digest, object_id, stored_size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _NAMED_FRAMES = "SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"

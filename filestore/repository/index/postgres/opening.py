@@ -30,8 +30,8 @@ async def open_postgres_index(
     Tables are made if there are none and `makes_tables` is set; those of an older version are migrated. With `read_only`, neither
     is done, and reads write nothing. `busy_seconds` is how long a write waits for other writers.
 
-    Raises InvalidUrl, MissingPackage, NotARepository (there are no tables), UnknownFormat (a newer version has made them, or another
-    program), StorageError, Busy. No message has the password of the URL.
+    Raises InvalidUrl, MissingPackage, NotARepository if there are no tables, UnknownFormat if a newer version or another program has
+    made them, StorageError, Busy. No message has the password of the URL.
     """
     try:
         from filestore.repository.index.postgres.index import open_index  # noqa: PLC0415  # the package may be missing

@@ -15,9 +15,7 @@ KEPT_REMOVALS = 16
 KEPT_DIGESTS = 4096
 """The most digests of a removal that is kept. So what is kept of a namespace takes at most 2 MiB."""
 
-_VERSION = (
-    "SELECT (SELECT value FROM meta WHERE key = 'index_id'), (SELECT coalesce(sum(commits), 0)::bigint FROM clocks)"
-)
+_VERSION = "SELECT (SELECT value FROM meta WHERE key = 'index_id'), (SELECT coalesce(sum(commits), 0)::bigint FROM clocks)"
 _REMOVED = (
     "SELECT number, CASE WHEN number > $2 THEN digests END FROM removals WHERE namespace = $1 ORDER BY number DESC LIMIT $3"
 )
@@ -51,9 +49,7 @@ async def select_removed(connection: Connection, namespace: str, since: int) -> 
     if len(wanted) > KEPT_REMOVALS or any(each not in kept for each in wanted):
         return RemovedRows(number, None)
     removed = b"".join(kept[each] for each in wanted)
-    return RemovedRows(
-        number, {Digest(removed[start : start + DIGEST_SIZE]) for start in range(0, len(removed), DIGEST_SIZE)}
-    )
+    return RemovedRows(number, {Digest(removed[start : start + DIGEST_SIZE]) for start in range(0, len(removed), DIGEST_SIZE)})
 
 
 async def select_state(connection: Connection, namespace: str, task: str) -> dict[str, Any] | None:

@@ -54,9 +54,7 @@ class PostgresTransaction:
         self._now = now
         self._turn = asyncio.Lock()
 
-    async def _run(
-        self, function: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _run(self, function: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         async with self._turn:
             with postgres_errors(self._where):
                 return await function(self._connection, *args, **kwargs)
