@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from filestore.core.object_location import ObjectLocation, is_object_store
 from filestore.errors import IndexDamaged, InvalidSetting, InvalidUrl, NotARepository
 from filestore.repository.folder import (
     CONTENT_NAMES,
@@ -32,7 +33,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.local import LocalRepository
-from filestore.repository.object_repository import ObjectLocation, is_object_store, open_object_repository
+from filestore.repository.object_repository import create_object_repository, open_object_repository
 from filestore.repository.protocol import Repository, TransferLimits
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
@@ -313,7 +314,7 @@ async def _accept_index(root: Path, error: IndexDamaged | NotARepository, *, min
         await shield_until_done(store.close())
 
 
-async def create_repository(root: Path) -> bool:
+async def create_repository(root: Path | ObjectLocation) -> bool:
     """Make the new or empty folder `root` a repository. Return False if it was a repository before this call.
 
     If an earlier call was interrupted, this call completes the repository. If several processes call this at the same time,
@@ -322,6 +323,8 @@ async def create_repository(root: Path) -> bool:
     Raises NotARepository if the folder contains other things, or if it is a repository that has lost its index. Also raises
     UnknownFormat, StorageError, StorageFull and Busy.
     """
+    if isinstance(root, ObjectLocation):
+        return await create_object_repository(root)
     is_one = await in_disk_thread(_check_can_become_one, root)
     if is_one:
         await read_format(store_for_reading(root), location=str(root))

@@ -7,21 +7,17 @@ that is lost.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import parse_qs, urlsplit
 
-from filestore.errors import IndexDamaged, InvalidSetting, InvalidUrl, NotARepository
+from filestore.core.object_location import ObjectLocation
+from filestore.errors import IndexDamaged, NotARepository
 from filestore.repository.format_file import parse_format, read_format
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import shield_until_done
 
-STORE_SCHEME = "s3"
-INDEX_SCHEMES = ("postgresql", "postgres")
 TASK = "repository"
 """The task in whose state the index has the id of the repository."""
 
@@ -33,60 +29,6 @@ class ObjectStore(ChunkStore, Protocol):
 
     async def format_text(self) -> bytes | None:
         """Return what `initialise` has stored, or None. Nothing is written. Raises StorageError, Busy."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectLocation:
-    """Where a repository past one machine is. As text, it shows no user, no password and no option."""
-
-    store: str = field(repr=False)
-    """`s3://BUCKET/PREFIX?endpoint=...`"""
-    index: str = field(repr=False)
-    """`postgresql://USER@HOST:PORT/DATABASE`. It may have a password."""
-
-    def __str__(self) -> str:
-        return f"{shown_url(self.store)} with the index {shown_url(self.index)}"
-
-    @classmethod
-    def of(cls, url: str, index: str | None) -> ObjectLocation:
-        """Return the location of an object store and its index. Raises InvalidUrl, InvalidSetting."""
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise InvalidUrl(shown_url(url), str(error)) from None
-        if not parts.netloc or parts.username is not None or parts.fragment:
-            raise InvalidUrl(shown_url(url), "the URL of an object store looks like s3://BUCKET/PREFIX?endpoint=URL")
-        if index is None:
-            raise InvalidUrl(shown_url(url), "an object store needs an index in PostgreSQL; give its URL as index")
-        if not is_database(index):
-            raise InvalidSetting("index", "the URL of a database is expected, such as postgresql://USER@HOST/DATABASE")
-        return cls(url, index)
-
-
-def is_object_store(url: str) -> bool:
-    """Return whether `url` is that of an object store."""
-    return url.lower().startswith(f"{STORE_SCHEME}://")
-
-
-def is_database(url: str) -> bool:
-    """Return whether `url` can be that of a database in PostgreSQL."""
-    try:
-        return urlsplit(url).scheme in INDEX_SCHEMES
-    except ValueError:
-        return False
-
-
-def has_password(index: str) -> bool:
-    """Return whether the URL of a database has a password, as a part of its own or among its options."""
-    parts = urlsplit(index)
-    return parts.password is not None or "password" in parse_qs(parts.query)
-
-
-def shown_url(url: str) -> str:
-    """Return a URL without its user, its password and its options, for messages and logs."""
-    scheme, separator, rest = url.partition("://")
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2].partition("/")
-    return f"{scheme}{separator}{host}{slash}{path}"
 
 
 async def open_object_repository(
@@ -106,6 +48,21 @@ async def open_object_repository(
     return await joined(
         lambda: open_s3_store(location.store, objects=index, read_only=read_only), index, location=str(location), create=create
     )
+
+
+async def create_object_repository(location: ObjectLocation) -> bool:
+    """Make a repository as `open_object_repository` does. Return False if it was one before this call. Raises the same."""
+    from filestore.repository.index.postgres import open_postgres_index  # noqa: PLC0415
+
+    index = await open_postgres_index(location.index, create=True)
+    try:
+        is_new = await _known_id(index) is None
+    finally:
+        await index.close()
+    store, index = await open_object_repository(location, create=True)
+    await index.close()
+    await store.close()
+    return is_new
 
 
 async def joined(

@@ -10,11 +10,12 @@ import pytest
 
 import filestore
 from filestore.backends import object_location, repository_folder
+from filestore.core.object_location import ObjectLocation, has_password, shown_url
 from filestore.errors import FilestoreError, IndexDamaged, InvalidSetting, InvalidUrl, NotARepository, UnknownFormat
 from filestore.repository.format_file import read_format
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
-from filestore.repository.object_repository import ObjectLocation, has_password, joined, shown_url
+from filestore.repository.object_repository import joined
 from filestore.repository.stores.memory import MemoryStore
 
 STORE = "s3://models/prefix?endpoint=http://127.0.0.1:8480"
