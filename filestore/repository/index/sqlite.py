@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.names import split_full_name
+from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -115,7 +116,7 @@ class SqliteIndex:
         return await in_disk_thread(_files_size, self._reader.path)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(self, namespace: str | None = None) -> AsyncIterator[SqliteTransaction]:  # noqa: ARG002  # it locks all
         """Begin a transaction by BEGIN IMMEDIATE. It waits for other writers in short steps, so that a cancel works.
 
         The namespaces of this process take turns, and then the processes do.
@@ -496,8 +497,15 @@ class SqliteTransaction:
         if digests:
             self._waiting.append(partial(chunks.update_last_seen, namespace=namespace, digests=digests, now=self._now()))
 
-    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:
         await self._run(chunks.delete_chunks, namespace, digests)
+        return [ObjectName(digest) for digest in digests]
+
+    async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:  # noqa: ARG002  # of the protocol
+        return NO_OBJECT_ID
+
+    async def forget_manifest(self, namespace: str, digest: Digest) -> ObjectName:  # noqa: ARG002  # of the protocol
+        return ObjectName(digest)
 
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
         return await self._run(chunks.update_condemned, namespace, digests, unseen_since)
