@@ -158,11 +158,9 @@ def label_words(labels: Iterable[str]) -> str:
 async def _list_labels(context: CommandContext, name: str) -> None:
     async with context.repository(read_only=True) as repository:
         async with explaining(repository, NamedRevision(name, None)):
-            labels = shown = await repository.labels(name)
-        head = None
-        with suppress(RevisionNotFound):
-            head = await repository.find_commit(name)
-            shown = [Label(MAIN, LabelKind.BRANCH, head.id, head.created_at), *labels]
+            labels = await repository.labels(name)
+            head = await _head(repository, name, is_needed=not labels)
+        shown = [*labels] if head is None else [Label(MAIN, LabelKind.BRANCH, head.id, head.created_at), *labels]
         tags = sum(label.kind is LabelKind.TAG for label in shown)
         branches = len(shown) - tags
         context.show(
@@ -175,6 +173,16 @@ async def _list_labels(context: CommandContext, name: str) -> None:
             *map(_label_line, shown),
             f"{tags} tag{_s(tags)} and {branches} branch{'' if branches == 1 else 'es'} of {name} in {context.place(repository)}",
         )
+
+
+async def _head(repository: Repository, name: str, *, is_needed: bool) -> Commit | None:
+    """Return the newest commit of `main`. Return None if all are on other branches, unless it `is_needed`."""
+    try:
+        return await repository.find_commit(name)
+    except RevisionNotFound:
+        if is_needed:
+            raise
+        return None
 
 
 async def _set_label(context: CommandContext, wanted: NamedRevision, label: str, *, kind: LabelKind, force: bool) -> None:
