@@ -10,7 +10,7 @@ from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.repository.stores.object_map import FrameObject
 from filestore.repository.stores.protocol import Staging
 from filestore.repository.stores.s3 import S3Store, open_store_of
-from filestore.repository.stores.s3_client import S3Client
+from filestore.repository.stores.s3_client import RETRY_SECONDS, S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_staging import S3Placement, S3Staging, staged_here
@@ -94,15 +94,20 @@ class IndexedStore(S3Store):
             await super().remove_manifest(namespace, ObjectName(name.digest, object_id))
 
 
-def client_of(
-    bucket: Bucket, folder: Path, *, prefix: str = "models/one", endpoint: str | None = None, **options: float
-) -> S3Client:
-    """Return a client for a prefix of a bucket, with its credentials in a file of `folder`."""
+def credentials_file(bucket: Bucket, folder: Path) -> CredentialsFile:
+    """Write the credentials of a bucket to a file in a folder."""
     path = folder / "credentials"
     keys = bucket.credentials
     path.write_text(f"[default]\naws_access_key_id = {keys.access_key}\naws_secret_access_key = {keys.secret_key}\n")
+    return CredentialsFile(path)
+
+
+def client_of(
+    bucket: Bucket, folder: Path, *, prefix: str = "models/one", endpoint: str | None = None, retry_seconds: float = RETRY_SECONDS
+) -> S3Client:
+    """Return a client for a prefix of a bucket, with its credentials in a file of `folder`."""
     location = parse_location(bucket.location(prefix, endpoint=endpoint))
-    return S3Client(location, credentials=CredentialsFile(path), **options)
+    return S3Client(location, credentials=credentials_file(bucket, folder), retry_seconds=retry_seconds)
 
 
 async def open_indexed_store(bucket: Bucket, folder: Path, *, client: S3Client | None = None) -> IndexedStore:
