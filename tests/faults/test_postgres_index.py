@@ -38,6 +38,7 @@ A, B = "a", "b"
 HOUR = 3600
 LATE = 1 << 62
 """Later than every last-seen time."""
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 OpenIndex = Callable[..., Awaitable[PostgresIndex]]
 
 
@@ -48,13 +49,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def open_shared(postgres_url: str, clock: Clock) -> AsyncIterator[OpenIndex]:
+async def open_shared(postgres_index_url: str, clock: Clock) -> AsyncIterator[OpenIndex]:
     """Open the same index again and again."""
     opened: list[PostgresIndex] = []
 
     async def open_again(*, busy_seconds: float = 60, connections: int = 10, read_only: bool = False) -> PostgresIndex:
         index = await open_postgres_index(
-            postgres_url, busy_seconds=busy_seconds, now=clock, connections=connections, read_only=read_only
+            postgres_index_url, busy_seconds=busy_seconds, now=clock, connections=connections, read_only=read_only
         )
         opened.append(index)
         return index
@@ -65,9 +66,9 @@ async def open_shared(postgres_url: str, clock: Clock) -> AsyncIterator[OpenInde
 
 
 @pytest.fixture
-async def watcher(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+async def watcher(postgres_index_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that sees what the others do."""
-    connection = await asyncpg.connect(postgres_url)
+    connection = await asyncpg.connect(postgres_index_url)
     yield connection
     await connection.close()
 
@@ -266,11 +267,11 @@ async def test_a_connection_that_ends_before_the_commit_is_busy(open_shared: Ope
 
 
 async def test_a_connection_that_ends_while_frames_are_renamed_is_busy(
-    open_shared: OpenIndex, postgres: Postgres, postgres_url: str
+    open_shared: OpenIndex, postgres: Postgres, postgres_index_url: str
 ) -> None:
     """No row is there, so the frames count as absent. The push sends them again."""
     index = await open_shared()
-    name = postgres_url.rpartition("/")[2]
+    name = postgres_index_url.rpartition("/")[2]
 
     class Ending(Frames):
         def sync(self) -> None:
@@ -300,9 +301,8 @@ async def test_reads_go_on_after_the_connections_have_ended(open_shared: OpenInd
     index = await open_shared()
     await add(index, rows(1))
     await end_others(watcher)
-    await asyncio.sleep(0)
     with suppress(Busy):  # if this process has not heard of it yet
-        await index.missing(A, [])
+        await index.namespaces()
     assert [] == await index.missing(A, [row.digest for row in rows(1)])
 
 
@@ -415,10 +415,10 @@ async def test_another_event_loop_is_told(open_shared: OpenIndex) -> None:
     assert 1 == len(found)
 
 
-async def test_a_reader_writes_nothing(open_shared: OpenIndex, clock: Clock, watcher: asyncpg.Connection) -> None:
+async def test_a_reader_writes_nothing(open_shared: OpenIndex, clock: Clock, postgres_url: str) -> None:
     """Neither tables, nor times of chunks and tokens, nor the secret."""
     with pytest.raises(NotARepository):
-        await open_shared(read_only=True)
+        await open_postgres_index(postgres_url, read_only=True)
     index = await open_shared()
     await add(index, rows(1))
     reader = await open_shared(read_only=True)
@@ -512,25 +512,34 @@ async def test_tables_of_a_newer_version_are_refused(open_shared: OpenIndex, wat
     assert [] == await index.missing(A, [row.digest for row in rows(1)])
 
 
-async def test_tables_of_another_program_are_refused(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+async def test_tables_of_another_program_are_refused(postgres: Postgres, postgres_url: str) -> None:
     """Nothing is added to them."""
-    await watcher.execute("CREATE TABLE theirs (id int)")
+    postgres.execute("CREATE TABLE theirs (id int)", url=postgres_url)
     with pytest.raises(UnknownFormat, match="another program"):
-        await open_shared()
-    assert ["theirs"] == [name for (name,) in await watcher.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        await open_postgres_index(postgres_url)
+    assert "theirs" == postgres.execute(TABLES, url=postgres_url)
 
 
-async def test_tables_are_made_as_a_whole(
-    open_shared: OpenIndex, watcher: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tables_are_made_as_a_whole(postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends at the last statement leaves an empty database."""
     kill = "SELECT pg_terminate_backend(pg_backend_pid())"
     with monkeypatch.context() as patch:
         patch.setattr(tables_base, "TRIGGERS", (*tables_base.TRIGGERS, kill))
         with pytest.raises(Busy):
-            await open_shared()
-    assert 0 == await watcher.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
-    await add(await open_shared(), rows(1))
+            await open_postgres_index(postgres_url)
+    assert not postgres.execute(TABLES, url=postgres_url)
+    index = await open_postgres_index(postgres_url)
+    await add(index, rows(1))
+    await index.close()
+
+
+async def test_tables_are_made_once(postgres: Postgres, postgres_url: str) -> None:
+    """Of many processes that start at the same time, one makes them, and the others wait for it."""
+    indexes = await asyncio.gather(*(open_postgres_index(postgres_url) for _ in range(4)))
+    assert 1 == len({(await index.version()).index_id for index in indexes})
+    for index in indexes:
+        await index.close()
+    assert "1" == postgres.execute("SELECT count(*) FROM alembic_version", url=postgres_url)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "sqlite":
         opened = await open_index(tmp_path / "index.sqlite", turnstile=tmp_path)
     else:
-        opened = await open_postgres_index(request.getfixturevalue("postgres_url"))
+        opened = await open_postgres_index(request.getfixturevalue("postgres_index_url"))
     yield opened
     await opened.close()
 
