@@ -84,13 +84,20 @@ _HEAD = (
     "SELECT number, file_id, id FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = ?"
     " ORDER BY number DESC LIMIT 1 OFFSET ?"
 )
-# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
+# Up to the first commit on `main`. A parent has a smaller number: without this condition, a damaged index could lead around in a
+# circle.
 _LINE = (
-    "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
-    " WHERE namespace = ?1 AND name = ?2 AND number = ?3 UNION ALL SELECT commits.number, commits.parent FROM line"
-    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
-    " AND commits.number < line.number)"
-    " SELECT number FROM line WHERE number < ?4 LIMIT ?5"
+    "WITH RECURSIVE line (number, parent, branch) AS (SELECT number, parent, branch FROM commits"
+    " WHERE namespace = ?1 AND name = ?2 AND number = ?3"
+    " UNION ALL SELECT commits.number, commits.parent, commits.branch FROM line JOIN commits"
+    " ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
+    " AND commits.number < line.number WHERE line.branch <> 'main')"
+    " SELECT number, branch FROM line WHERE number < ?4 OR branch = 'main'"
+)
+# Each commit on `main` follows the one before it on `main`, so no other one is between them.
+_MAIN_LINE = (
+    "SELECT number FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = 'main' AND number < ?"
+    " ORDER BY number DESC LIMIT ?"
 )
 _BY_DIGITS = (
     "SELECT commits.number, records.digest FROM commits JOIN records"
@@ -145,10 +152,12 @@ def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ..
 def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
     """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
 
-    Raises HeadMoved, RevisionNotFound.
+    The same commit of the same parent is made once. Raises HeadMoved, RevisionNotFound.
     """
     namespace, name = record.namespace, record.full_name
     head = _branch_head(connection, namespace, name, new.branch)
+    if new.parent is not None and head is not None and _is_made(connection, record, head.number, new):
+        return
     check_parent(name, new, head)
     if head is not None and head.file_id == record.id:
         return
@@ -206,15 +215,25 @@ def select_history(
 ) -> list[Commit] | None:
     """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
 
-    Return None if it does not exist.
+    This costs what it returns, and a step for each commit of another branch than `main` that is passed over. Return None if the
+    revision does not exist.
     """
     if not has_history(connection):
         return None
     number = select_number(connection, namespace, name, revision)
     if number is None:
         return None
-    numbers = connection.execute(_LINE, (namespace, name, number, (1 << 62) if before is None else before, limit))
-    return list(_commits(connection, namespace, name, [found for (found,) in numbers.fetchall()]))
+    stop = number + 1 if before is None else before
+    numbers: list[int] = []
+    for found, branch in connection.execute(_LINE, (namespace, name, number, stop)):
+        if len(numbers) == limit:
+            break
+        if branch != MAIN:
+            numbers.append(found)
+        else:
+            rest = (namespace, name, min(found + 1, stop), limit - len(numbers))
+            numbers += [place for (place,) in connection.execute(_MAIN_LINE, rest)]
+    return list(_commits(connection, namespace, name, numbers))
 
 
 def select_labels(connection: sqlite3.Connection, namespace: str, name: str) -> list[Label]:
@@ -322,6 +341,14 @@ def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, bran
     if found is None:
         raise RevisionNotFound(name, branch)
     return Head(*found)
+
+
+def _is_made(connection: sqlite3.Connection, record: Record, number: int, new: NewCommit) -> bool:
+    """Return whether a commit is the one that a record is stored with, by a caller who got no answer before."""
+    made = next(_commits(connection, record.namespace, record.full_name, [number]), None)
+    if made is None or made.file_id != record.id:
+        return False
+    return NewCommit(made.message, made.author, made.branch, made.parent or "") == new
 
 
 def _number_by_digits(connection: sqlite3.Connection, namespace: str, name: str, digits: str) -> int | None:
