@@ -21,3 +21,11 @@ class ObjectName(NamedTuple):
     digest: Digest
     object_id: bytes = NO_OBJECT_ID
     """`OBJECT_ID_SIZE` random bytes, or `NO_OBJECT_ID`."""
+
+
+class FrameObject(NamedTuple):
+    """The object of a frame."""
+
+    object_id: bytes
+    stored_size: int
+    """Its size in bytes."""

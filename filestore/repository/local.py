@@ -17,13 +17,14 @@ from blake3 import blake3
 
 from filestore.core.commits import (
     MAIN,
+    PLAIN_COMMIT,
     Commit,
     Label,
     LabelKind,
     NewCommit,
     checked_branch,
     checked_label,
-    checked_message,
+    checked_new_commit,
 )
 from filestore.core.digest import Digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
@@ -295,20 +296,10 @@ class LocalRepository:
             suspects = await self._lost_frames.damaged(digests)
         return await self._lost_frames.forget_damaged(suspects)
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         self._check_writable()
         self.check_name(checked_new_full_name(name))
-        new = NewCommit(checked_message(message), checked_message(author), checked_branch(branch), parent)
+        checked_new_commit(commit)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         check_count(parsed)
         identity = await self.identity()
@@ -318,7 +309,7 @@ class LocalRepository:
             )
         await check_commit(self._index, self._namespace, self.quota, parsed, name=name)
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
-            record = await self._add_record(transaction, parsed, name=name, kind=kind, commit=new)
+            record = await self._add_record(transaction, parsed, name=name, kind=kind, commit=commit)
         count(Event.FILES_STORED)
         count(Event.FILES_STORED_SIZE, amount=record.size)
         return record

@@ -9,12 +9,9 @@ from typing import Any
 from filestore.core.digest import Digest
 from filestore.core.unlocked import unlocked
 from filestore.repository.index import tasks
-from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
+from filestore.repository.index.protocol import REFRESH_MICROSECONDS, Base, ChunkRow, ChunkState
 from filestore.repository.index.schema import has_version
 from filestore.repository.index.statements import read, write
-
-REFRESH_MICROSECONDS = 3600 * 1_000_000
-"""The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
 
 _ROWS = (
     "SELECT digest, size, stored_size, {}, going, last_seen FROM chunks"

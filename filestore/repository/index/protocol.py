@@ -25,6 +25,8 @@ TOKEN_ID_LENGTH = 16
 """The digits of the digest of a token by which logs and lists name it."""
 USED_MICROSECONDS = 60 * 1_000_000
 """The time of last use of a token is written again after this time."""
+REFRESH_MICROSECONDS = 3600 * 1_000_000
+"""The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
 
 
 class ChunkRow(NamedTuple):

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from filestore.core.digest import Digest
-from filestore.core.object_names import ObjectName
-
-
-class FrameObject(NamedTuple):
-    """The object of a frame."""
-
-    object_id: bytes
-    stored_size: int
-    """Its size in bytes."""
+from filestore.core.object_names import FrameObject, ObjectName
 
 
 class ObjectMap(Protocol):
