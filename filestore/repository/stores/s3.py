@@ -357,7 +357,7 @@ async def open_store_of(
     if scratch is None:
         with translated(tempfile.gettempdir()):
             scratch = Path(await in_disk_thread(tempfile.mkdtemp, prefix="filestore-"))
-    folder = Path(os.path.abspath(scratch))  # noqa: ASYNC240, PTH100  # without a look at the disk
+    folder = Path(os.path.abspath(scratch))  # noqa: ASYNC240, PTH100  # this does not look at the disk
     opened = await open_store(folder, min_free=min_free)
     return S3Store(client, objects, opened, folder=folder, is_temporary=is_temporary, read_only=read_only)
 
