@@ -66,6 +66,7 @@ FilestoreError
 ├── TargetError               where a fetch writes
 ├── StorageError              the disk under a repository, a cache or a target
 │   ├── NotPermitted
+│   ├── StoreRefused
 │   ├── IndexUnreadable
 │   ├── IndexDamaged
 │   ├── IndexReplaced
@@ -787,6 +788,13 @@ class NotPermitted(StorageError):
 
     slug = "not-permitted"
     sentence = "{path} failed: {reason}; ask its owner for the right to use it, or for the URL of a server that serves it"
+
+
+class StoreRefused(StorageError):
+    """An object store does not accept the credentials, or they do not permit what was asked for."""
+
+    slug = "store-refused"
+    sentence = "{path} refused a request: {reason}; check the credentials, and what they permit in the bucket"
 
 
 class IndexUnreadable(StorageError):

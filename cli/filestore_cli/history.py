@@ -124,15 +124,17 @@ async def _show_commits(
 
 async def commits_from(repository: Repository, name: str, first: Commit, *, limit: int | None = None) -> AsyncIterator[Commit]:
     """Yield `first` and the commits before it, from the newest down, at most `limit`. Raises LimitExceeded."""
-    count, before = 0, None
+    count, start, before = 0, first, None
     while limit is None or count < limit:
         size = _PAGE if limit is None else min(_PAGE, limit - count)
-        page = await repository.history(name, revision=first.id, limit=size, before=before)
+        page = await repository.history(name, revision=start.id, limit=size, before=before)
         for commit in page:
             yield commit
         if len(page) < size:
             return
         count, before = count + len(page), page[-1].number
+        if page[-1].branch != MAIN:
+            start = page[-1]  # from `first`, the repository would pass over all commits between both again
         if count > _COMMITS_LIMIT:
             raise LimitExceeded(f"the number of commits at {repository.location}", count, _COMMITS_LIMIT)
 

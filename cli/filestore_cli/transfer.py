@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
-from filestore.core.commits import MAIN
+from filestore.core.commits import MAIN, printable
 from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference, redact_url
@@ -380,7 +380,7 @@ async def _push(
                 path,
                 name=name,
                 message=message,
-                author=user_name(),
+                author=printable(user_name()),
                 branch=branch,
                 push_cache=push_cache,
                 rehash=rehash,

@@ -19,7 +19,7 @@ from blake3 import blake3
 from yarl import URL
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import MAIN, Commit, Label, LabelKind, checked_label, checked_message
+from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit, checked_label, checked_new_commit
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, token_digest
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
@@ -284,22 +284,13 @@ class RemoteRepository:
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         return await self._requests.retried(partial(self._ask_once, "/chunks/verify", digests))
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
-        del author  # the server knows whose token it is
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         headers = {wire.NAME_HEADER: quote(name, safe="")}
-        if message:
-            headers[wire.MESSAGE_HEADER] = quote(checked_message(message), safe=" ")
-        query = _query(kind=kind.value, branch=None if branch == MAIN else branch, parent=parent)
+        checked_new_commit(commit)
+        if commit.message:
+            headers[wire.MESSAGE_HEADER] = quote(commit.message, safe=" ")
+        # The server knows itself whose token it is.
+        query = _query(kind=kind.value, branch=None if commit.branch == MAIN else commit.branch, parent=commit.parent)
         try:
             answer = await self._requests.json("POST", f"/files?{query}", body=manifest, headers=headers)
         except LimitExceeded as error:
@@ -365,8 +356,8 @@ class RemoteRepository:
             found += page
             if len(page) < count or page[-1].parent is None:
                 break
-            # By the id: the branch may move meanwhile.
-            revision, before = found[0].id, page[-1].number
+            # By an id: the branch may move meanwhile. Only on `main` is the next page found from any later commit at once.
+            revision, before = (found[0] if page[-1].branch == MAIN else page[-1]).id, page[-1].number
         return found
 
     async def labels(self, name: str) -> list[Label]:
