@@ -7,6 +7,7 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
+│   ├── OtherRepository       two URLs of one repository lead to two
 │   ├── DownloadRefused
 │   ├── NothingMatches
 │   ├── InvalidParts
@@ -81,6 +82,7 @@ FilestoreError
 └── TransferError          the way to a server
     ├── Unreachable
     │   ├── HostUnknown
+    │   ├── NoServerLeft      of several servers
     │   ├── OriginUnreachable
     │   └── ProxyUnreachable
     ├── Stalled
@@ -226,6 +228,14 @@ class InvalidUrl(InvalidInput):
     slug = "invalid-url"
     facts = ("url", "reason")
     sentence = "{url!r} names no repository: {reason}"
+
+
+class OtherRepository(InvalidInput):
+    """A server that is given together with others serves another repository than they do."""
+
+    slug = "other-repository"
+    facts = ("url", "other")
+    sentence = "{url} serves another repository than {other}; give only servers of one repository, or one URL"
 
 
 class DownloadRefused(InvalidInput):
@@ -927,6 +937,15 @@ class HostUnknown(Unreachable):
 
     slug = "host-unknown"
     sentence = "{url} cannot be reached: {reason}; check the host name"
+    hint = ""
+
+
+class NoServerLeft(Unreachable):
+    """None of the servers of a repository can be used."""
+
+    slug = "no-server-left"
+    facts = ("reason",)
+    sentence = "none of the servers can be used: {reason}"
     hint = ""
 
 
