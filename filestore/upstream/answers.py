@@ -25,17 +25,16 @@ from filestore.errors import (
     UpstreamGated,
     UpstreamUnauthorized,
 )
-from filestore.http import wire
 from filestore.http.server.auth import upstream_token
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.conditions import unchanged
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.content import send_stored
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER, note_commit
 from filestore.http.server.routes.hub.listing import asked_paths
 from filestore.http.server.routes.hub.names import HubRepository, path_in, repository_in, revision_in
-from filestore.http.server.routes.hub.resolve import UNSTATED_SIZE
-from filestore.http.server.validators import attachment, matches_any, parse_range
+from filestore.http.server.routes.hub.resolve import file_head
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.upstream.arriving import ArrivingReader
 from filestore.upstream.contents import StoredContent, WantedContent
@@ -72,29 +71,14 @@ class Answers:
             raise EntryNotFound(revision.name, path or "")
         context.noted.facts |= {"path": path, "size": wanted.file.size}
         tag, size = wanted.file.tag, wanted.file.size
-        headers = {COMMIT_HEADER: revision.listing.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
-        headers["Cache-Control"] = "private, no-cache"
-        if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
-            raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {tag}")
-        if matches_any(request.if_none_match, tag, weak=True):
-            return web.Response(status=304, headers=headers)
-        headers |= {
-            "Content-Type": wire.OCTETS,
-            "Content-Disposition": attachment(path.rpartition("/")[2]),
-            "X-Content-Type-Options": "nosniff",
-        }
+        headers = {COMMIT_HEADER: revision.listing.commit, "ETag": f'"{tag}"', "Cache-Control": "private, no-cache"}
+        known = unchanged(request, tag, headers)
+        if known is not None:
+            return known
+        response, part = file_head(request, tag, size=size, path=path, headers=headers)
         if request.method == "HEAD":
-            response = web.StreamResponse(headers=headers)
-            if size <= UNSTATED_SIZE:
-                response.content_length = size
             return response
-        part = None
-        if request.headers.get("If-Range", f'"{tag}"') == f'"{tag}"':
-            part = parse_range(request.headers.get("Range"), size)
-        if part is not None:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-        response = web.StreamResponse(status=206 if part else 200, headers=headers)
-        return await self._send(context, revision, wanted, part or range(size), response)
+        return await self._send(context, revision, wanted, part, response)
 
     async def describe(self, context: RequestContext) -> web.StreamResponse:
         """Answer with the description of a revision, and the names of its files."""
