@@ -1,7 +1,7 @@
 """Answer the requests of the Hub API for repositories of the upstream.
 
-A file that is not stored yet is sent while it arrives. The end of each answer waits until the file has the digest that the
-upstream states. So a client may see the beginning of a wrong file, but never takes an answer with wrong bytes for whole.
+A file that is not stored yet is sent while it arrives. The end of the file waits until the whole has the digest that the
+upstream states. So a client may see other parts of a wrong file, but never has all of it.
 
 Source: `file_download.py` and `hf_api.py` of the Python client.
 """
@@ -49,7 +49,7 @@ as in `TOKEN~hf_...`. The token of this server itself is never sent there.
 """
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
-"""The last bytes of an answer, which wait until the whole file is verified."""
+"""The last bytes of a file, which wait until the whole is verified."""
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.025, 0.8
 """The first and the longest pause between two looks at a file that arrives. Many clients may wait for a slow upstream."""
 _PAGE_LIMIT = 1000
@@ -176,7 +176,7 @@ class Answers:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)
             reader = self._upstream.contents.reader(wanted)
             try:
-                arriving = _Arriving(context, reader, fetch, part)
+                arriving = _Arriving(context, reader, fetch, part, free_size=wanted.file.size - HELD_SIZE)
                 if await arriving.begins():
                     async with context.answering(response, size=len(part)) as answer:
                         await arriving.send(answer)
@@ -212,13 +212,16 @@ class Answers:
 class _Arriving:
     """Send a part of a file that arrives. A client holds at most 256 KiB of memory."""
 
-    def __init__(self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range) -> None:
+    def __init__(
+        self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range, *, free_size: int
+    ) -> None:
+        """Send the bytes before `free_size` as soon as they are there, and the others when the whole is verified."""
         self._context = context
         self._reader = reader
         self._fetch = fetch
         self._place = part.start
         self._stop = part.stop
-        self._held = min(HELD_SIZE, len(part))
+        self._free_size = free_size
         self._has_begun = False
         self._pause = LOOK_SECONDS
 
@@ -265,7 +268,7 @@ class _Arriving:
             return self._place
         if look.is_verified:
             return self._stop
-        return max(self._place, min(look.size, self._stop - self._held))
+        return max(self._place, min(look.size, self._free_size, self._stop))
 
     async def _wait(self) -> None:
         """Wait for a change, longer each time. Raises ConnectionError if the client is gone."""

@@ -29,6 +29,7 @@ from filestore.system.files import remove_if_possible, storage_errors
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_small
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
+from filestore.upstream.arriving import WrongSize
 from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, parse_listing
 from filestore.upstream.options import UpstreamOptions
 
@@ -93,6 +94,8 @@ class Hub:
             )
         except LimitExceeded:
             raise UpstreamFailed(name, f"{path!r} has more than the {size} bytes that it says") from None
+        except WrongSize as error:
+            raise UpstreamFailed(name, f"{path!r} has {error.size} bytes, and {size} is what it says") from None
         except (TransferError, DownloadRefused) as error:
             raise _translated(name, error) from None
 

@@ -212,6 +212,25 @@ def test_it_is_served_while_it_arrives(hub: HubUpstream, tmp_path: Path) -> None
     assert hub.sent["sub/model.safetensors"] == len(BIG)
 
 
+def test_a_range_is_served_as_soon_as_it_is_there(hub: HubUpstream, tmp_path: Path) -> None:
+    """A client that wants the header of a large file does not wait for the rest. One that wants the end does."""
+    hub.commit("team/m", FILES)
+    hub.behaviours["sub/model.safetensors"] = Behaviour(hang_at=3 * MIB)
+    path = "/team/m/resolve/main/sub/model.safetensors"
+    with running_server(tmp_path / "r", upstream_url=hub.url, workers=2) as server:
+        for start, stop in ((0, 8), (8, 1000), (MIB, 2 * MIB)):
+            answer = server.ask("GET", path, headers={"Range": f"bytes={start}-{stop - 1}"})
+            assert (206, BIG[start:stop]) == (answer.status, answer.body)
+        # It begins, because a part of it is there, and ends when the rest is.
+        with server.begin("GET", path, f"Range: bytes={2 * MIB - 10}-") as connection:
+            later = HTTPResponse(connection)
+            later.begin()
+            assert (206, BIG[2 * MIB - 10 : 2 * MIB]) == (later.status, later.read(10))
+            hub.go_on.set()
+            assert BIG[2 * MIB :] == later.read()
+    assert hub.sent["sub/model.safetensors"] == len(BIG)
+
+
 def test_many_clients_at_once(hub: HubUpstream, tmp_path: Path) -> None:
     """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once."""
     hub.commit("team/m", FILES)
