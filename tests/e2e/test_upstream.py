@@ -232,11 +232,15 @@ def test_a_range_is_served_as_soon_as_it_is_there(hub: HubUpstream, tmp_path: Pa
 
 
 def test_many_clients_at_once(hub: HubUpstream, tmp_path: Path) -> None:
-    """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once."""
+    """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once.
+
+    No lock stays.
+    """
     hub.commit("team/m", FILES)
     with running_server(tmp_path / "r", upstream_url=hub.url, workers=3) as server, ThreadPoolExecutor(8) as pool:
         for read in [pool.submit(_read, server, path) for path in FILES for _ in range(8)]:
             assert read.result() in FILES.values()
+    assert [] == list((tmp_path / "r" / "upstream" / "locks").iterdir())
     assert hub.sent == {"config.json": len(FILES["config.json"]), "sub/model.safetensors": len(BIG)}
 
 
