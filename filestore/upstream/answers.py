@@ -41,6 +41,7 @@ from filestore.upstream.arriving import ArrivingReader
 from filestore.upstream.contents import StoredContent, WantedContent
 from filestore.upstream.hub import Refused
 from filestore.upstream.listing import Listing, UpstreamFile
+from filestore.upstream.refs import refs_document
 from filestore.upstream.upstream import MAIN, Upstream, UpstreamRevision
 
 TOKEN_HEADER = "X-Upstream-Authorization"  # noqa: S105  # no token
@@ -132,10 +133,10 @@ class Answers:
         return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_refs(self, context: RequestContext) -> web.StreamResponse:
-        """Answer with the default branch. The other ones are not known here."""
+        """Answer with the branches and tags that the upstream lists."""
         revision = await self._find(context)
-        branch = {"name": MAIN, "ref": f"refs/heads/{MAIN}", "targetCommit": revision.listing.commit}
-        return _json(json.dumps({"branches": [branch], "tags": [], "converts": []}).encode(), revision)
+        refs = await self._upstream.refs(revision)
+        return _json(json.dumps(refs_document(refs)).encode(), revision)
 
     async def check(self, context: RequestContext) -> web.StreamResponse:
         """Answer whether the caller may read a repository."""

@@ -32,6 +32,7 @@ from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until
 from filestore.upstream.arriving import WrongSize
 from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, parse_listing
 from filestore.upstream.options import UpstreamOptions
+from filestore.upstream.refs import UpstreamRef, parse_refs
 
 _QUESTIONS = 16
 """The most questions at the same time."""
@@ -67,6 +68,10 @@ class Hub:
         """Return what a revision has. Raises Refused, UpstreamFailed, StorageError."""
         url = f"{self._api(kind, name)}/revision/{quote(revision, safe='')}?blobs=true"
         return await self._ask(name, url, partial(parse_listing, name), token=token)
+
+    async def refs(self, kind: str, name: str, *, token: str | None) -> list[UpstreamRef]:
+        """Return the branches and tags of a repository. Raises Refused, UpstreamFailed, StorageError."""
+        return await self._ask(name, f"{self._api(kind, name)}/refs", partial(parse_refs, name), token=token)
 
     async def check(self, kind: str, name: str, *, token: str) -> None:
         """Ask whether a token may read the files of a repository. Raises Refused, UpstreamFailed, StorageError."""

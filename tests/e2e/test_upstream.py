@@ -74,7 +74,7 @@ def test_long_lists(hub: HubUpstream, tmp_path: Path) -> None:
 
 
 def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
-    """The description, the list of files in pages, single paths and the branches come from one question to the upstream."""
+    """The description, the list of files in pages and single paths come from one question to the upstream."""
     commit = hub.commit("team/m", FILES)
     with running_server(tmp_path / "r", upstream_url=hub.url) as server:
         about = server.ask("GET", "/api/models/team/m/revision/main?blobs=true").json
@@ -89,9 +89,33 @@ def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         found = server.ask("POST", "/api/models/team/m/paths-info/main", b"paths=sub&paths=none&paths=config.json", headers=form)
         assert [entry["path"] for entry in found.json] == ["sub", "config.json"]
-        refs = server.ask("GET", "/api/models/team/m/refs").json
-        assert [branch["targetCommit"] for branch in refs["branches"]] == [commit]
+        assert about["sha"] == commit
     assert len(hub.asked) == 1
+
+
+def test_branches_and_tags(hub: HubUpstream, tmp_path: Path) -> None:
+    """They are those that the upstream lists, also while it is away. `main` is the commit that is served as `main`."""
+    first = hub.commit("team/m", {"a": b"first"})
+    newest = hub.commit("team/m", FILES)
+    hub.repositories["team/m"].labels["v1"] = first
+    hub.commit("team/plain", FILES)
+
+    def refs(server: RunningServer, name: str = "team/m") -> list[tuple[str, str]]:
+        found = server.ask("GET", f"/api/models/{name}/refs").json
+        assert [] == found["converts"]
+        return [(each["ref"], each["targetCommit"]) for each in (*found["branches"], *found["tags"])]
+
+    expected = [("refs/heads/main", newest), ("refs/tags/v1", first)]
+    options: dict[str, Any] = {"upstream_url": hub.url, "upstream_retry_seconds": 0}
+    with running_server(tmp_path / "r", **options) as server:
+        assert [expected] * 2 == [refs(server) for _ in range(2)]
+        assert 1 == hub.count("/refs")
+        assert b"first" == _read(server, "a", revision="v1")
+        hub.behaviours["/api/models/team/plain/refs"] = Behaviour(html=True)
+        assert ["refs/heads/main"] == [ref for ref, _ in refs(server, "team/plain")]
+    hub.is_away = True
+    with running_server(tmp_path / "r", check=False, upstream_max_age_seconds=0, **options) as server:
+        assert expected == refs(server)
 
 
 def test_other_kinds(hub: HubUpstream, tmp_path: Path) -> None:
