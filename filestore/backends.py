@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from filestore.core.object_location import ObjectLocation, is_object_store
 from filestore.errors import IndexDamaged, InvalidSetting, InvalidUrl, NotARepository
 from filestore.repository.folder import (
     CONTENT_NAMES,
@@ -32,6 +34,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
 from filestore.repository.local import LocalRepository
+from filestore.repository.object_repository import create_object_repository, open_object_repository
 from filestore.repository.protocol import Repository, TransferLimits
 from filestore.repository.stores.disk import open_store, store_for_reading
 from filestore.repository.stores.protocol import ChunkStore
@@ -59,8 +62,9 @@ _TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re
 
 
 def connect(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
+    index: str | None = None,
     token: str | None = None,
     connections: int | None = None,
     processes: int | None = None,
@@ -80,7 +84,10 @@ def connect(
     ...     await push(repository, "model.safetensors")
 
     url: `http://` or `https://` and the address of a server; `file:///srv/models`, or the path of a folder, in which a `~/` at
-        the beginning is the home folder.
+        the beginning is the home folder; `s3://BUCKET/PREFIX?endpoint=URL` for the content of a repository in an object store.
+        Several servers of one repository are a list, or a text with commas or spaces between them: requests go to the first one
+        until it fails, then to the next one.
+    index: where such a repository has its index: `postgresql://USER@HOST/DATABASE`.
     token: what lets this program in at a server; `filestore token new` makes one.
     connections: the most connections at the same time, together with those of worker processes, of which each needs one: with 1
         there are none. By default they follow the cores.
@@ -90,30 +97,36 @@ def connect(
         more for each core after the second.
     stall_seconds: how long a connection may make almost no progress before it is closed. The request is then sent again.
     retry_seconds: how long a server that has answered before is tried again after its last progress. Then the transfer fails.
-    create: make a new or an empty folder a repository. Without it, such a folder is an error.
+    create: make a new or an empty folder a repository, or an object store and a database. Without it, such a place is an error.
     read_only: write nothing to the folder. It may be on a read-only disk or belong to another user. Verbs that write raise
-        ReadOnly.
+        ReadOnly. It does the same for an object store.
     proxy: the URL of an HTTP proxy that leads to the server. By default HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the
         environment decide; "" means that there is none.
     tls_client_cert: a file with a certificate for a server that asks its clients for one, in PEM.
     tls_client_key: the file of its private key, if that is another one.
-    min_free: how many bytes of the folder's disk stay free. By default 1 % of the disk, and at most 256 MiB.
+    min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
+        is on its way. By default 1 % of the disk, and at most 256 MiB.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
-    `create`, `read_only` and `min_free` are for folders, `processes` and `transfer_memory` for both; the others are for servers.
+    `create`, `read_only` and `min_free` are for folders and object stores, `processes` and `transfer_memory` for all; the others
+    are for servers.
 
-    Cost: a folder is opened, which takes some file operations. A server is not asked before the first verb. Any number of
+    Cost: a folder is opened, which takes some file operations, or an object store and a database, which takes some requests. A
+    server is not asked before the first verb. Any number of
     transfers may use one repository at the same time, in one event loop.
 
     The end of the block closes files and connections. End transfers before that. A child process that is forked meanwhile can
     use a server; a folder raises UsedAfterFork there.
 
+    A verb raises OtherRepository if one of several servers serves another repository, and NoServerLeft if all have failed.
+
     Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy or a certificate that cannot be used), NotARepository,
-    UnknownFormat, StorageError, Busy. Raises InvalidInput where it is used without `async with`.
+    UnknownFormat, StorageError, Busy, MissingPackage. Raises InvalidInput where it is used without `async with`.
     """
     block = _connected(
         url,
+        index=index,
         token=token,
         connections=connections,
         limits=TransferLimits(processes, transfer_memory),
@@ -130,8 +143,9 @@ def connect(
 
 @asynccontextmanager
 async def _connected(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
+    index: str | None,
     token: str | None,
     connections: int | None,
     limits: TransferLimits,
@@ -143,28 +157,39 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
 ) -> AsyncIterator[Repository]:
-    folder = home_path(url) if isinstance(url, Path) else repository_folder(url)
+    if not isinstance(url, str | Path):
+        url = _one_text(url)
+    location = object_location(url, index)
     repository: Repository
-    if folder is None:
+    if location is not None:
+        store, rows = await open_backend(location, create=create, read_only=read_only, min_free=min_free)
+        repository = LocalRepository(
+            store,
+            rows,
+            location=str(location),
+            read_only=read_only,
+            opening=ObjectOpening(location, read_only=read_only, min_free=min_free),
+            transfer_limits=limits,
+        )
+    elif (folder := home_path(url) if isinstance(url, Path) else repository_folder(url)) is None:
         from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
 
-        url = str(url)
         repository = RemoteRepository(
-            url,
+            str(url),
             token=token,
             connections=connections,
             transfer_limits=limits,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
-            proxy=_proxy(url, proxy),
+            find_proxy=ProxyOf(proxy),
             certificate=_certificate(*certificate),
         )
     else:
-        store, index = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
+        store, rows = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)
         # Absolute: the program may go to another folder before it pushes.
         again = FolderOpening(folder.absolute(), read_only=read_only, min_free=min_free)
         repository = LocalRepository(
-            store, index, location=str(folder), read_only=read_only, opening=again, transfer_limits=limits
+            store, rows, location=str(folder), read_only=read_only, opening=again, transfer_limits=limits
         )
     try:
         yield repository
@@ -184,6 +209,27 @@ class FolderOpening(NamedTuple):
         return connect(self.folder, read_only=self.read_only, min_free=self.min_free)
 
 
+class ObjectOpening(NamedTuple):
+    """How another process opens a repository in an object store: an `Opening`. It may have a password."""
+
+    location: ObjectLocation
+    read_only: bool
+    min_free: int | None
+
+    def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:  # noqa: ARG002  # its connections are not shared
+        """Open it as `connect` does."""
+        return connect(self.location.store, index=self.location.index, read_only=self.read_only, min_free=self.min_free)
+
+
+def object_location(url: str | Path, index: str | None) -> ObjectLocation | None:
+    """Return where a repository past one machine is, or None for a folder and a server. Raises InvalidUrl, InvalidSetting."""
+    if isinstance(url, str) and is_object_store(url):
+        return ObjectLocation.of(url, index)
+    if index is not None:
+        raise InvalidSetting("index", "it is for a repository in an object store, whose URL begins with s3://")
+    return None
+
+
 def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCertificate | None:
     from filestore.http.client.exchange import ClientCertificate  # noqa: PLC0415  # only for servers
 
@@ -194,21 +240,42 @@ def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCerti
     return ClientCertificate(home_path(cert), None if key is None else home_path(key))
 
 
-def _proxy(url: str, given: str | None) -> Proxy | None:
-    from filestore.system.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+@dataclass(frozen=True, slots=True)
+class ProxyOf:
+    """Finds the proxy that leads to a URL. It can be pickled, for worker processes."""
 
-    if given is not None:
-        return parse_proxy(given, source="proxy") if given else None
-    try:
+    given: str | None = field(repr=False)
+    """The URL of the proxy, "" for none. None means that the environment decides."""
+
+    def __call__(self, url: str) -> Proxy | None:
+        """Return the proxy, or None. Raises InvalidSetting."""
+        from filestore.system.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+
+        if self.given is not None:
+            return parse_proxy(self.given, source="proxy") if self.given else None
         return proxy_for(os.environ, url)
-    except ValueError:
-        return None  # the URL is malformed, and whoever takes it says so
+
+
+def _one_text(urls: Sequence[str]) -> str:
+    """Return the URLs of several servers as one text. Raises InvalidUrl if one of them is that of a folder."""
+    for url in urls:
+        if len(urls) > 1 and repository_folder(url) is not None:
+            raise InvalidUrl(url, "of several URLs, each is that of a server")
+    return ",".join(urls)
 
 
 async def open_backend(
-    root: Path, *, create: bool = False, read_only: bool = False, accepts_index: bool = False, min_free: int | None = None
+    root: Path | ObjectLocation,
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    accepts_index: bool = False,
+    min_free: int | None = None,
+    scratch: Path | None = None,
 ) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
+
+    For an object store, `open_object_repository` says more. `accepts_index` is for folders, and `scratch` for object stores.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
@@ -217,6 +284,8 @@ async def open_backend(
     Raises NotARepository, UnknownFormat, StorageError, StorageFull, Busy. Raises IndexDamaged if the index is malformed,
     is empty although content is there, or is not the one with which the repository was last written.
     """
+    if isinstance(root, ObjectLocation):
+        return await open_object_repository(root, create=create, read_only=read_only, scratch=scratch, min_free=min_free)
     if create:
         await create_repository(root)
     await in_disk_thread(_check_repository, root)
@@ -267,7 +336,7 @@ async def _accept_index(root: Path, error: IndexDamaged | NotARepository, *, min
         await shield_until_done(store.close())
 
 
-async def create_repository(root: Path) -> bool:
+async def create_repository(root: Path | ObjectLocation) -> bool:
     """Make the new or empty folder `root` a repository. Return False if it was a repository before this call.
 
     If an earlier call was interrupted, this call completes the repository. If several processes call this at the same time,
@@ -276,6 +345,8 @@ async def create_repository(root: Path) -> bool:
     Raises NotARepository if the folder contains other things, or if it is a repository that has lost its index. Also raises
     UnknownFormat, StorageError, StorageFull and Busy.
     """
+    if isinstance(root, ObjectLocation):
+        return await create_object_repository(root)
     is_one = await in_disk_thread(_check_can_become_one, root)
     if is_one:
         await read_format(store_for_reading(root), location=str(root))
@@ -335,6 +406,8 @@ def _other_files(root: Path, namespace: str) -> OtherFiles:
 def repository_folder(url: str) -> Path | None:
     """Return the folder that `url` names, as a path or as `file:///folder`. Return None for the URL of a server.
 
+    An object store is neither: see `object_location`.
+
     Raises InvalidUrl.
     """
     if not url:
@@ -346,6 +419,8 @@ def repository_folder(url: str) -> Path | None:
         return home_path(url)
     if url.partition("://")[0].lower() in {"http", "https"}:
         return None
+    if is_object_store(url):
+        ObjectLocation.of(url, None)
     try:
         parts = urlsplit(url)
     except ValueError as error:

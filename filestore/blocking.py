@@ -104,8 +104,9 @@ _RECORDS_AT_ONCE = 500
 
 
 def connect(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
+    index: str | None = None,
     token: str | None = None,
     connections: int | None = None,
     processes: int | None = None,
@@ -134,6 +135,7 @@ def connect(
         Block(
             lambda: backends.connect(
                 url,
+                index=index,
                 token=token,
                 connections=connections,
                 processes=processes,

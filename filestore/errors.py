@@ -7,6 +7,7 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
+│   ├── OtherRepository       two URLs of one repository lead to two
 │   ├── DownloadRefused
 │   ├── NothingMatches
 │   ├── InvalidParts
@@ -66,6 +67,7 @@ FilestoreError
 ├── TargetError               where a fetch writes
 ├── StorageError              the disk under a repository, a cache or a target
 │   ├── NotPermitted
+│   ├── StoreRefused
 │   ├── IndexUnreadable
 │   ├── IndexDamaged
 │   ├── IndexReplaced
@@ -81,6 +83,7 @@ FilestoreError
 └── TransferError          the way to a server
     ├── Unreachable
     │   ├── HostUnknown
+    │   ├── NoServerLeft      of several servers
     │   ├── OriginUnreachable
     │   └── ProxyUnreachable
     ├── Stalled
@@ -226,6 +229,14 @@ class InvalidUrl(InvalidInput):
     slug = "invalid-url"
     facts = ("url", "reason")
     sentence = "{url!r} names no repository: {reason}"
+
+
+class OtherRepository(InvalidInput):
+    """A server that is given together with others serves another repository than they do."""
+
+    slug = "other-repository"
+    facts = ("url", "other")
+    sentence = "{url} serves another repository than {other}; give only servers of one repository, or one URL"
 
 
 class DownloadRefused(InvalidInput):
@@ -789,6 +800,13 @@ class NotPermitted(StorageError):
     sentence = "{path} failed: {reason}; ask its owner for the right to use it, or for the URL of a server that serves it"
 
 
+class StoreRefused(StorageError):
+    """An object store does not accept the credentials, or they do not permit what was asked for."""
+
+    slug = "store-refused"
+    sentence = "{path} refused a request: {reason}; check the credentials, and what they permit in the bucket"
+
+
 class IndexUnreadable(StorageError):
     """The index of a repository is intact, but cannot be read from here."""
 
@@ -929,6 +947,15 @@ class HostUnknown(Unreachable):
 
     slug = "host-unknown"
     sentence = "{url} cannot be reached: {reason}; check the host name"
+    hint = ""
+
+
+class NoServerLeft(Unreachable):
+    """None of the servers of a repository can be used."""
+
+    slug = "no-server-left"
+    facts = ("reason",)
+    sentence = "none of the servers can be used: {reason}"
     hint = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -10,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
+from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Repository
+from tests.support.ceph import Bucket, Gateway
 from tests.support.commands import Home
+from tests.support.engines import end_engines, lead_run, shared_gateway, shared_postgres
 from tests.support.fetching_trees import memory_repository
 from tests.support.nginx import Nginx, running_nginx
+from tests.support.postgres import Postgres
 from tests.support.runtimes import make_graphs
 from tests.support.watched import WatchedRepository
 
@@ -22,6 +27,18 @@ from tests.support.watched import WatchedRepository
 for _name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lead a run, unless this is a worker of one."""
+    if not hasattr(config, "workerinput"):
+        lead_run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the run has started."""
+    if not hasattr(config, "workerinput"):
+        end_engines()
 
 
 @pytest.fixture
@@ -90,3 +107,51 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def graphs(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pickled pipelines."""
     return make_graphs(user, tmp_path_factory.mktemp("graphs") / "made")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Postgres:
+    """The PostgreSQL of this run."""
+    return shared_postgres()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The location of an empty database."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def postgres_tables(postgres: Postgres) -> str:
+    """The name of a database with the tables of an index. To copy it is faster than to make them."""
+    url = postgres.new_database()
+
+    async def make() -> None:
+        await (await open_postgres_index(url)).close()
+
+    asyncio.run(make())
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture
+def postgres_index_url(postgres: Postgres, postgres_tables: str) -> Iterator[str]:
+    """The location of an empty index."""
+    url = postgres.new_database(template=postgres_tables)
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Gateway:
+    """The S3-compatible object store of this run."""
+    return shared_gateway()
+
+
+@pytest.fixture
+def bucket(gateway: Gateway) -> Iterator[Bucket]:
+    """An empty bucket."""
+    bucket = gateway.new_bucket()
+    yield bucket
+    gateway.remove_bucket(bucket)

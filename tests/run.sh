@@ -16,8 +16,12 @@ for program in curl unzip 7z bsdtar nginx gcc systemd-analyze shellcheck mmdebst
     }
 done
 bash tests/prometheus.sh .prometheus
-bash tests/deploy_tools.sh &
-deploy_tools=$!
+# One after the other, because both may update the lists of packages.
+{
+    bash tests/engines.sh
+    bash tests/deploy_tools.sh
+} &
+packages=$!
 bash tests/hub/environments.sh &
 hub_environments=$!
 # --group came with pip 25.1.
@@ -61,7 +65,7 @@ for version in 1.0.12 1.0.26; do
     sdk_venv ".venv-runtime-$version" sdk-last "pipeline-ai==$version"
 done
 sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0.7.2 python-multipart==0.0.6 uvicorn==0.25.0
-wait "$deploy_tools"
+wait "$packages"
 wait "$hub_environments"
 
 .venv/bin/ruff check

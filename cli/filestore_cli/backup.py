@@ -13,7 +13,7 @@ import click
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import hold_lines, number_of
-from filestore_cli.folders import maintained_folder
+from filestore_cli.folders import maintained_folder, refuse_objects
 from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
 from filestore_cli.start import run_to_end, say
@@ -95,6 +95,7 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
 
     No server and no command may have the folder open. Content that is there stays; the old index is renamed.
     """
+    refuse_objects(context.objects(unless=("root",)), "restore")
     root = context.settings.root.absolute()
 
     async def run() -> None:

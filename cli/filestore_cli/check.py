@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from filestore.core.object_location import shown_url
 from filestore.core.progress import Progress
-from filestore_cli.context import CommandContext, takes
+from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
-from filestore_cli.folders import maintained_folder, opened_folder
+from filestore_cli.folders import maintained_folder, maintained_place, opened_folder
 from filestore_cli.parameters import Rate
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.start import run_to_end
@@ -78,11 +79,10 @@ def check(
         raise click.UsageError("--rate limits what --read-data reads; give both")
     if sources and not repair:
         raise click.UsageError("--from names good copies for --repair; give both")
-    folder = maintained_folder(context, "check")
     if repair:
-        _repair(context, folder, sources, fraction, rate)
+        _repair(context, maintained_folder(context, "check --repair"), sources, fraction, rate)
         return
-    report = run_to_end(_check(context, folder, fraction, rate))
+    report = run_to_end(_check(context, maintained_place(context, "check"), fraction, rate))
     context.show(report.as_json(), *report.lines(), report.summary())
     if report.damage_count:
         raise click.ClickException(for_display(f"{report.failure()}; {_HOW_TO_REPAIR}"))
@@ -100,14 +100,14 @@ def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fra
         raise click.ClickException(for_display(remains))
 
 
-async def _check(context: CommandContext, folder: Path, fraction: Fraction | None, rate: int | None) -> Report:
+async def _check(context: CommandContext, folder: Place, fraction: Fraction | None, rate: int | None) -> Report:
     from filestore.repository.maintenance.check import ReadPlan  # heavy
     from filestore.repository.maintenance.check import check as find
     from filestore.repository.maintenance.hold import holds  # heavy
 
     report = Report(folder)
     # Only the place of a read and digests of frames are written, so it also works on a folder that cannot be written.
-    writes = fraction is not None and os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    writes = fraction is not None and _can_write(folder)
     async with opened_folder(context, folder, read_only=not writes) as (store, index):
         plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
         async with _progress(context, report, folder, fraction):
@@ -117,8 +117,13 @@ async def _check(context: CommandContext, folder: Path, fraction: Fraction | Non
     return report
 
 
+def _can_write(place: Place) -> bool:
+    """Return whether something can be written. A person who can open an object store for a read of its data can also write."""
+    return not isinstance(place, Path) or os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 @asynccontextmanager
-async def _progress(context: CommandContext, report: Report, folder: Path, fraction: Fraction | None) -> AsyncIterator[None]:
+async def _progress(context: CommandContext, report: Report, folder: Place, fraction: Fraction | None) -> AsyncIterator[None]:
     """Show during the block how much of the data was read."""
     import asyncio  # heavy
 
@@ -128,7 +133,7 @@ async def _progress(context: CommandContext, report: Report, folder: Path, fract
             done = report.counts.read_size
             show(Progress(max(done, int(report.counts.stored_size * share)), done, moved=0, shared=0, read=0))
 
-    async with show_progress(CHECK, folder.name, enabled=context.shows_progress and fraction is not None) as show:
+    async with show_progress(CHECK, _label(folder), enabled=context.shows_progress and fraction is not None) as show:
         telling = None if show is None or fraction is None else asyncio.create_task(tell(show, fraction))
         try:
             yield
@@ -138,10 +143,14 @@ async def _progress(context: CommandContext, report: Report, folder: Path, fract
                 await asyncio.wait([telling])
 
 
+def _label(place: Place) -> str:
+    return place.name if isinstance(place, Path) else shown_url(place.store)
+
+
 class Report:
     """What a check found, for a person or a program."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         from filestore.repository.maintenance.check import CheckCounts  # heavy
 
         self.counts = CheckCounts()

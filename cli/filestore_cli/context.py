@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from filestore.core.object_location import ObjectLocation, has_password, is_object_store
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
 from filestore_cli.plain_http import check_plain_http
@@ -23,10 +24,12 @@ from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import for_display, lines_for_display
-from filestore_cli.token_files import warn_of_option, with_token_of_file
+from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
+Place: TypeAlias = Path | ObjectLocation
+"""Where a repository is that a command opens itself: a folder, or an object store and its index."""
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
@@ -64,10 +67,12 @@ class CommandContext:
         """
         from filestore.backends import connect  # heavy: aiohttp
 
-        settings = self.settings
-        check_plain_http(settings.url, settings)
+        settings, objects = self.settings, self._objects_of_client
+        if objects is None:
+            check_plain_http(settings.url, settings)
         connecting = connect(
-            self._url,
+            self._url if objects is None else objects.store,
+            index=None if objects is None else objects.index,
             token=settings.token,
             connections=settings.connections,
             processes=settings.processes,
@@ -87,29 +92,67 @@ class CommandContext:
             yield repository
 
     async def create_repository(self) -> bool:
-        """Make a repository in the folder that the settings name, and print a note.
+        """Make a repository in the folder or object store that the settings name, and print a note.
 
         Return False if it was a repository already.
         """
         from filestore.backends import create_repository, repository_folder  # heavy
 
-        folder = repository_folder(self._url)
-        if folder is None:
+        place = self._objects_of_client or repository_folder(self._url)
+        if place is None:
             raise click.ClickException(
                 f"--create makes a repository in a folder of this machine, and {for_display(self._url)} is the URL of a server; "
                 "leave --create out, or name a folder by --url"
             )
-        created = await create_repository(folder)
+        created = await create_repository(place)
         if created:
-            self.note_created(folder.absolute())
+            self.note_created(place.absolute() if isinstance(place, Path) else place)
         return created
 
     @property
     def is_local(self) -> bool:
-        """Whether the command works on a folder of this machine, and not through a server."""
+        """Whether the command works on the repository itself, and not through a server."""
         from filestore.backends import repository_folder  # heavy
 
-        return repository_folder(self._url) is not None
+        return self._objects_of_client is not None or repository_folder(self._url) is not None
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder of this machine that the command works on. None for a server and an object store."""
+        from filestore.backends import repository_folder  # heavy
+
+        return None if self._objects_of_client is not None else repository_folder(self._url)
+
+    @property
+    def served(self) -> Place:
+        """What `filestore serve` serves with the same settings."""
+        return self.objects(unless=("root",)) or self.settings.root.absolute()
+
+    def objects(self, *, unless: Collection[str] = ()) -> ObjectLocation | None:
+        """Return the object store and the index that the settings name, or None.
+
+        An option of `unless` names another repository, and beats the environment and the configuration file. Raises InvalidUrl,
+        InvalidSetting, click.UsageError.
+        """
+        given, settings = click.get_current_context().params, self.settings
+        others = [option_of(name) for name in unless if given.get(name) is not None]
+        if given.get("store") is not None and others:
+            raise click.UsageError(f"--store and {others[0]} name two repositories; give one of them")
+        if "url" in unless and settings.url is not None and is_object_store(settings.url):
+            return ObjectLocation.of(settings.url, settings.index)
+        if settings.store is not None and not others:
+            return ObjectLocation.of(settings.store, settings.index)
+        if given.get("index") is not None:
+            raise click.UsageError("--index is for a repository in an object store; name that by --store")
+        return None
+
+    @property
+    def _objects_of_client(self) -> ObjectLocation | None:
+        """The object store of a command that a server answers too. A URL that is set somewhere comes before its environment."""
+        url, is_given = self.settings.url, click.get_current_context().params.get("store") is not None
+        if url is not None and not is_object_store(url) and not is_given:
+            return None
+        return self.objects(unless=("url", "root"))
 
     @property
     def _url(self) -> str:
@@ -129,15 +172,14 @@ class CommandContext:
         )
         return NotARepository(error.folder, error.found, advice)
 
-    def note_created(self, folder: Path) -> None:
-        """Print a note that a folder has become a repository."""
-        self.note(f"A new repository was made in {for_display(folder)}.")
+    def note_created(self, place: Place) -> None:
+        """Print a note that a folder or an object store has become a repository."""
+        self.note(f"A new repository was made in {for_display(place)}.")
 
     def place(self, repository: Repository) -> str:
         """Return words that name the repository. If it is the local folder by default, the words say this."""
-        chosen = (
-            "" if self.settings.url else " (local folder, because --url, FILESTORE_URL and the configuration file name no server)"
-        )
+        is_chosen = self.settings.url or self._objects_of_client is not None
+        chosen = "" if is_chosen else " (local folder, because --url, FILESTORE_URL and the configuration file name no server)"
         return for_display(repository.location) + chosen
 
     def show(self, result: Result, *lines: str, otherwise: str = _NOT_TAKEN) -> None:
@@ -180,8 +222,10 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
 
     With `in_pipeline`, the console script `pipeline` also has the command, and it uses the server of the Pipeline SDK there.
     """
-    # Every command that takes a token takes it from a file as well, and may be told to send it without TLS.
-    taken = tuple(each for name in names for each in (("token", "token_file", "insecure") if name == "token" else (name,)))
+    # Every command that takes a token takes it from a file as well, and may be told to send it without TLS. What a command does
+    # with a folder, it does with an object store.
+    with_others = {"token": ("token", "token_file", "insecure"), ("url" if "url" in names else "root"): ("store", "index")}
+    taken = tuple(each for name in names for each in dict.fromkeys((name, *with_others.get(name, ()))))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -192,6 +236,8 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
             options = {name: arguments.pop(name) for name in taken}
             if options.get("token") is not None:
                 warn_of_option()
+            if options.get("index") is not None and has_password(options["index"]):
+                warn_of_password()
             folders = _folders()
             server = _sdk_server(options) if in_pipeline else None
             command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
@@ -274,6 +320,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
     used = set(options)
     if "url" in used and not (options["url"] or os.environ.get("FILESTORE_URL") or file.get("url")):
         used.add("root")
+    if options.get("store") or os.environ.get("FILESTORE_STORE") or file.get("store"):
+        used.discard("root")
     return settings_from(folders=folders, options=options, environ=environ, file=file, file_path=str(path), used=used)
 
 

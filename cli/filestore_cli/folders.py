@@ -1,4 +1,4 @@
-"""Find the folder that a command works on, and open its store and its index."""
+"""Find the folder or the object store that a command works on, and open its store and its index."""
 
 from __future__ import annotations
 
@@ -10,19 +10,41 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from filestore.errors import NotARepository
-from filestore_cli.context import CommandContext
+from filestore_cli.context import CommandContext, Place
 from filestore_cli.text import for_display
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
+    from filestore.core.object_location import ObjectLocation
     from filestore.repository.index.protocol import Index
     from filestore.repository.stores.protocol import ChunkStore
 
 T = TypeVar("T")
 
 
+def maintained_place(context: CommandContext, command: str) -> Place:
+    """Return the object store of the settings, or the folder that --root or the URL names.
+
+    Raises ClickException for the URL of a server.
+    """
+    return context.objects(unless=("url", "root")) or _folder(context, command)
+
+
 def maintained_folder(context: CommandContext, command: str) -> Path:
-    """Return the folder that --root or the URL of the settings names. Raises ClickException for the URL of a server."""
+    """Return the folder that --root or the URL of the settings names. Raises ClickException for anything else."""
+    refuse_objects(context.objects(unless=("url", "root")), command)
+    return _folder(context, command)
+
+
+def refuse_objects(objects: ObjectLocation | None, command: str) -> None:
+    """Raise ClickException if the repository is in an object store."""
+    if objects is not None:
+        raise click.ClickException(
+            f"{command} works on folders so far, and not on {for_display(objects)}; docs/object-store.md says what to do"
+        )
+
+
+def _folder(context: CommandContext, command: str) -> Path:
     from filestore.backends import repository_folder  # heavy
 
     root = context.settings.root.absolute()
@@ -41,7 +63,7 @@ def maintained_folder(context: CommandContext, command: str) -> Path:
 
 @asynccontextmanager
 async def opened_folder(
-    context: CommandContext, folder: Path, *, read_only: bool = False, accepts_index: bool = False
+    context: CommandContext, folder: Place, *, read_only: bool = False, accepts_index: bool = False
 ) -> AsyncIterator[tuple[ChunkStore, Index]]:
     """Give the store and the index of the repository in `folder` for a block. `open_backend` describes the options."""
     from filestore.backends import open_backend  # heavy
@@ -57,7 +79,7 @@ async def opened_folder(
         await store.close()
 
 
-async def removed_from_index(context: CommandContext, folder: Path, remove: Callable[[Index], Awaitable[T]]) -> T:
+async def removed_from_index(context: CommandContext, folder: Place, remove: Callable[[Index], Awaitable[T]]) -> T:
     """Return what `remove` returns, as `with_index` does. On a full disk, it is called again with the space of the reserve.
 
     It removes something, or revokes it.
@@ -68,15 +90,15 @@ async def removed_from_index(context: CommandContext, folder: Path, remove: Call
         return await with_reserve(store, lambda: remove(index))
 
 
-async def create_folder(folder: Path) -> bool:
-    """Make a folder a repository. Return False if it was one already."""
+async def create_folder(folder: Place) -> bool:
+    """Make a folder or an object store a repository. Return False if it was one already."""
     from filestore.backends import create_repository  # heavy
 
     return await create_repository(folder)
 
 
 async def with_index(
-    context: CommandContext, folder: Path, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
+    context: CommandContext, folder: Place, use: Callable[[Index], Awaitable[T]], *, read_only: bool = False
 ) -> T:
     """Return what `use` returns for the index of the repository in `folder`. The repository is closed afterwards."""
     async with opened_folder(context, folder, read_only=read_only) as (_, index):

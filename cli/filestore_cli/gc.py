@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from filestore.errors import CollectionHeld, DamagedRecord, FilestoreError
-from filestore_cli.context import CommandContext, takes
+from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import hold_lines
-from filestore_cli.folders import maintained_folder, opened_folder
+from filestore_cli.folders import maintained_place, opened_folder
 from filestore_cli.hints import explained
 from filestore_cli.parameters import Age
 from filestore_cli.start import run_to_end
@@ -43,7 +42,7 @@ def gc(context: CommandContext, grace: float | None, *, dry_run: bool, end_hold:
     """
     if end_hold and dry_run:
         raise click.UsageError("--end-hold changes the folder, and --dry-run does not; give one of them")
-    folder = maintained_folder(context, "gc")
+    folder = maintained_place(context, "gc")
     grace_seconds = context.settings.gc_grace if grace is None else grace
     collected = run_to_end(_collect(context, folder, grace_seconds, dry_run=dry_run, end_hold=end_hold))
     reports, failures, staging, held = collected
@@ -73,7 +72,7 @@ def gc(context: CommandContext, grace: float | None, *, dry_run: bool, end_hold:
 
 
 async def _collect(
-    context: CommandContext, folder: Path, grace_seconds: float, *, dry_run: bool, end_hold: bool
+    context: CommandContext, folder: Place, grace_seconds: float, *, dry_run: bool, end_hold: bool
 ) -> tuple[list[CollectionReport], list[tuple[str, FilestoreError]], Removed, list[Hold]]:
     from filestore.repository.full_disk import with_reserve  # heavy
     from filestore.repository.maintenance.collect import Collection  # heavy

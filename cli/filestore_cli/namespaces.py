@@ -11,7 +11,7 @@ from filestore.core.names import checked_namespace
 from filestore.repository.index.protocol import Policy
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import maintained_folder, removed_from_index, with_index
+from filestore_cli.folders import maintained_place, removed_from_index, with_index
 from filestore_cli.parameters import Age
 from filestore_cli.start import run_to_end
 from filestore_cli.text import duration, for_display
@@ -31,7 +31,7 @@ def namespace() -> None:
 @takes("url", "root")
 def list_namespaces(context: CommandContext) -> None:
     """List the namespaces of a folder, with the number of their records and tokens, and their policies."""
-    folder = maintained_folder(context, "namespace ls")
+    folder = maintained_place(context, "namespace ls")
     rows = run_to_end(with_index(context, folder, _list, read_only=True))
     context.show(
         {"namespaces": [_row_result(*row) for row in rows], "root": str(folder)},
@@ -54,7 +54,7 @@ def remove(context: CommandContext, name: str, *, yes: bool, force: bool) -> Non
     It asks before, on a terminal. Elsewhere --yes is needed.
     """
     checked_namespace(name)
-    folder = maintained_folder(context, "namespace rm")
+    folder = maintained_place(context, "namespace rm")
     counts = {row[0]: row for row in run_to_end(with_index(context, folder, _list, read_only=True))}
     if name not in counts:
         raise click.ClickException(
@@ -93,7 +93,7 @@ def set_policy(context: CommandContext, name: str, keep_last: int | None, older_
     given = Policy(keep_last, None if older_than is None else int(older_than))
     if off and given != Policy():
         raise click.UsageError("--off removes the limits, so give it alone")
-    folder = maintained_folder(context, "namespace policy")
+    folder = maintained_place(context, "namespace policy")
     is_read = not off and given == Policy()
     policy = run_to_end(
         with_index(context, folder, lambda index: index.policy(name), read_only=True)

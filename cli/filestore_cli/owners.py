@@ -10,7 +10,7 @@ from filestore.core.names import checked_namespace, checked_owner
 from filestore.errors import InvalidName
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import maintained_folder, removed_from_index, with_index
+from filestore_cli.folders import maintained_place, removed_from_index, with_index
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display
 
@@ -28,7 +28,7 @@ def owner() -> None:
 @takes("url", "root")
 def list_owners(context: CommandContext) -> None:
     """List the owners in a folder, each with its namespace."""
-    folder = maintained_folder(context, "owner ls")
+    folder = maintained_place(context, "owner ls")
     found = run_to_end(with_index(context, folder, lambda index: index.owners(), read_only=True))
     context.show(
         {"owners": [{"owner": name, "namespace": namespace} for name, namespace in found], "root": str(folder)},
@@ -48,7 +48,7 @@ def give(context: CommandContext, name: str, namespace: str) -> None:
     except InvalidName as error:
         raise click.BadParameter(f"{for_display(repr(name))}: {error.reason}", param_hint="OWNER") from None
     checked_namespace(namespace)
-    folder = maintained_folder(context, "owner give")
+    folder = maintained_place(context, "owner give")
     run_to_end(with_index(context, folder, lambda index: _give(index, name, namespace)))
     named = {"owner": name, "namespace": namespace}
     audit(context.settings, "owner-give", {**named})
@@ -60,7 +60,7 @@ def give(context: CommandContext, name: str, namespace: str) -> None:
 @takes("url", "root")
 def remove(context: CommandContext, name: str) -> None:
     """Take an owner from its namespace. Stored names stay where they are; the next push of one of them takes the owner again."""
-    folder = maintained_folder(context, "owner rm")
+    folder = maintained_place(context, "owner rm")
     namespace = run_to_end(removed_from_index(context, folder, lambda index: _remove(index, name)))
     if namespace is None:
         raise click.ClickException(

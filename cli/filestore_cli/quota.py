@@ -10,7 +10,7 @@ from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace
 from filestore.core.quotas import EVERYBODY, KEPT, LEAST_RATE, LIMIT, NO_QUOTA, Quota
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
-from filestore_cli.folders import maintained_folder, with_index
+from filestore_cli.folders import maintained_place, with_index
 from filestore_cli.settings import parse_size
 from filestore_cli.start import run_to_end
 from filestore_cli.text import for_display, in_units
@@ -109,7 +109,7 @@ def set_quota(
         raise click.UsageError("give at least one limit, such as --stored 500GB")
     if which is not None and (refused := [f"--{_WORDS[limit]}" for limit in changes if limit in KEPT]):
         raise click.UsageError(f"a token has no limit {', '.join(refused)}: what is stored belongs to its namespace")
-    folder = maintained_folder(context, "quota set")
+    folder = maintained_place(context, "quota set")
     row = run_to_end(
         with_index(
             context, folder, lambda index: _change(index, (namespace, which, everybody), lambda old: old._replace(**changes))
@@ -124,7 +124,7 @@ def set_quota(
 @takes("url", "root")
 def remove_quota(context: CommandContext, namespace: str | None, which: str | None, *, everybody: bool) -> None:
     """Remove all limits of a namespace or of a token."""
-    folder = maintained_folder(context, "quota rm")
+    folder = maintained_place(context, "quota rm")
     row = run_to_end(with_index(context, folder, lambda index: _change(index, (namespace, which, everybody), lambda _: NO_QUOTA)))
     audit(context.settings, "quota-rm", _result(row, {}))
     context.show({**_result(row, {}), "root": str(folder)}, f"{_title(row)} has no quota of its own")
@@ -134,7 +134,7 @@ def remove_quota(context: CommandContext, namespace: str | None, which: str | No
 @takes("url", "root")
 def list_quotas(context: CommandContext) -> None:
     """List the limits of namespaces and tokens, and what namespaces use of them. Namespaces without limits are listed too."""
-    folder = maintained_folder(context, "quota ls")
+    folder = maintained_place(context, "quota ls")
     rows, usages = run_to_end(with_index(context, folder, _list, read_only=True))
     lines = []
     for row in rows:

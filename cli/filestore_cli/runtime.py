@@ -10,6 +10,7 @@ from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.system.machine import core_count, memory_size
 from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.folders import refuse_objects
 from filestore_cli.serving import (
     NOT_SERVED,
     SERVER_SETTINGS,
@@ -60,6 +61,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     # Not `tune_process`: the processes of pipelines inherit the environment, and may need the threads of numpy.
     keep_heap()
     settings = context.settings
+    refuse_objects(context.objects(unless=("root",)), "runtime serve")
     if settings.token is None:
         raise click.ClickException(
             "everyone who has the token of a runtime can run code on it, so it does not make one; "

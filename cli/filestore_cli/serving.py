@@ -22,10 +22,11 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.scopes import Scope
 from filestore.errors import FilestoreError, InvalidSetting
 from filestore.http.limits import ServerLimits
-from filestore_cli.context import CommandContext, creates, takes
+from filestore.system.files import storage_errors
+from filestore_cli.context import CommandContext, Place, creates, takes
 from filestore_cli.folders import create_folder, with_index
 from filestore_cli.plain_http import is_loopback
-from filestore_cli.settings import Settings
+from filestore_cli.settings import UNKNOWN_FOLDER, Settings
 from filestore_cli.start import run_to_end, say
 from filestore_cli.text import for_display, table
 from filestore_cli.token_files import warn_if_short
@@ -61,6 +62,9 @@ def serve(context: CommandContext, *, create: bool) -> None:
 
     The first start makes the local folder and a token, and prints the token. With --token, that token is accepted until
     the server stops, and none is made. A folder that you name by --root becomes a repository only with --create.
+
+    With --store and --index it serves a repository in an object store, beside any number of other servers. The folder of --root
+    then has only what this server is receiving.
     """
     from filestore.system.own_process import tune_process  # heavy
 
@@ -69,16 +73,17 @@ def serve(context: CommandContext, *, create: bool) -> None:
     from filestore.http.server import serve as serve_forever  # heavy
 
     settings = context.settings
-    root = settings.root.absolute()
+    place = context.objects() or settings.root.absolute()
+    spool_folder = _spool_folder(context, place)
     created, made = False, None
     given = {} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE}
 
     def prepare() -> None:
         nonlocal created, made
-        created, made = open_served(context, root, create=create, given=given, with_token=settings.token is None)
+        created, made = open_served(context, place, create=create, given=given, with_token=settings.token is None)
         if not context.json:
             # Printed before anything else can fail: a new token is not stored, and not shown again.
-            words = table(folder=folder_words(root, created=created), token=_token_words(settings.token, made, root))
+            words = table(**{_kind(place): folder_words(place, created=created)}, token=_token_words(settings.token, made, place))
             context.show({}, *words, otherwise=NOT_SERVED)
 
     check_listening(settings)
@@ -87,11 +92,11 @@ def serve(context: CommandContext, *, create: bool) -> None:
 
     def announce(url: str) -> None:
         context.show(
-            {"url": url, "root": str(root), "token": made, "repository_created": created},
+            {"url": url, "root": str(place), "token": made, "repository_created": created},
             f"URL     {url}",
             "",
             "To push a file, type in another terminal:",
-            *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, root)),
+            *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, place)),
             "  filestore push model.safetensors",
             *hub_lines(settings, url, made),
             *([] if settings.upstream is None else [_UPSTREAM_LINE]),
@@ -101,23 +106,40 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: open_backend(root, min_free=settings.min_free),
+        lambda: open_backend(place, min_free=settings.min_free, scratch=spool_folder),
         workers=settings.workers,
         tokens=given,
         announce=announce,
         announce_stop=stop_announcement(context),
         prepare=prepare,
-        **_upstream_argument(settings, root),
-        **server_arguments(settings, root),
+        **_upstream_argument(settings, place),
+        **server_arguments(settings, spool_folder),
     )
 
 
-def _upstream_argument(settings: Settings, root: Path) -> dict[str, Any]:
+def _spool_folder(context: CommandContext, place: Place) -> Path:
+    """Return where a server collects what it receives: on the disk of the repository, or in a folder that has nothing else."""
+    settings = context.settings
+    if isinstance(place, Path) or settings.root.absolute() not in {context.default_root, UNKNOWN_FOLDER}:
+        return settings.spool_folder or settings.root.absolute()
+    if context.default_root is None and settings.spool_folder is None:
+        raise InvalidSetting("the default of root", "the home folder of this user is not known; set HOME, or give --root")
+    import platformdirs  # heavy
+
+    folder = settings.spool_folder or platformdirs.user_cache_path("filestore-server")
+    with storage_errors(folder):
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _upstream_argument(settings: Settings, place: Place) -> dict[str, Any]:
     """Return the argument of a server that has an upstream, or none. Raises InvalidSetting."""
     if settings.upstream is None:
         if settings.offline:
             raise InvalidSetting("offline", "it is about the upstream of a server, which --upstream names")
         return {}
+    if not isinstance(place, Path):
+        raise InvalidSetting("upstream", "a server of an object store has none so far; let one of a folder have it")
     from filestore.upstream.extension import upstream_extension  # heavy
     from filestore.upstream.options import UpstreamOptions  # heavy
 
@@ -128,7 +150,7 @@ def _upstream_argument(settings: Settings, root: Path) -> dict[str, Any]:
         is_offline=settings.offline,
         limits=settings.download_limits,
     )
-    return {"extension": upstream_extension(root, options)}
+    return {"extension": upstream_extension(place, options)}
 
 
 def stop_announcement(context: CommandContext) -> Callable[[str], None]:
@@ -145,9 +167,9 @@ def stop_announcement(context: CommandContext) -> Callable[[str], None]:
 
 
 def open_served(
-    context: CommandContext, root: Path, *, create: bool, given: Mapping[Digest, str], with_token: bool = False
+    context: CommandContext, root: Place, *, create: bool, given: Mapping[Digest, str], with_token: bool = False
 ) -> tuple[bool, str | None]:
-    """Make sure, in a child process, that `root` is a repository.
+    """Make sure, in a child process, that `root`, a folder or an object store, is a repository.
 
     Return whether the repository was made now, and the token that was made, or None.
 
@@ -155,7 +177,7 @@ def open_served(
     `with_token` is true and the repository has no token yet. The tokens `given` for this run are noted in the index, so
     that they can be listed and removed. Raises FilestoreError.
     """
-    may_create = create or context.has_default_root
+    may_create = create or (isinstance(root, Path) and context.has_default_root)
 
     async def opened() -> tuple[bool, str | None]:
         created = await create_folder(root) if may_create else False
@@ -164,12 +186,12 @@ def open_served(
     return in_child(lambda: run_to_end(opened()))
 
 
-def folder_words(root: Path, *, created: bool) -> str:
-    """Return the words for the folder in the output of a server's start."""
+def folder_words(root: Place, *, created: bool) -> str:
+    """Return the words for the folder or the object store in the output of a server's start."""
     return for_display(root) + (" (a new repository, made just now)" if created else "")
 
 
-def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
+def server_arguments(settings: Settings, spool_folder: Path) -> dict[str, Any]:
     """Return the arguments of every server from the settings."""
     from filestore.http.server.request_logs import OFF, LogOptions  # heavy
 
@@ -186,7 +208,7 @@ def server_arguments(settings: Settings, root: Path) -> dict[str, Any]:
         "port": settings.port,
         "limits": settings.server_limits,
         # The default is on the disk of the repository, since a temporary folder may be small, or in memory.
-        "spool_folder": settings.spool_folder or root,
+        "spool_folder": settings.spool_folder or spool_folder,
         "tls": tls_files(settings),
         "jwt": _jwt_options(settings),
     }
@@ -351,24 +373,33 @@ async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
     # The person who starts a server may do everything with it.
-    return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "made by the first start of serve", Scope.ADMIN))
+    return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "first token", Scope.ADMIN))
 
 
-def _token_words(given: str | None, made: str | None, root: Path) -> str:
+def _token_words(given: str | None, made: str | None, place: Place) -> str:
     if made is not None:
         return f"{made}  (shown only this once, because only its digest is stored)"
     if given is not None:
-        return "the one that you gave, which is not shown; the tokens of the folder work as well"
-    return f"printed when it was made; `filestore token new --root {shlex.quote(for_display(root))}` makes another"
+        return f"the one that you gave, which is not shown; the tokens of the {_kind(place)} work as well"
+    return f"printed when it was made; `filestore token new{_options(place)}` makes another"
 
 
-def _token_line(given: str | None, made: str | None, root: Path) -> str:
+def _kind(place: Place) -> str:
+    return "folder" if isinstance(place, Path) else "repository"
+
+
+def _options(place: Place) -> str:
+    """Return the options that name a folder. An object store is better named by the environment, as its password is."""
+    return f" --root {shlex.quote(for_display(place))}" if isinstance(place, Path) else ""
+
+
+def _token_line(given: str | None, made: str | None, place: Place) -> str:
     if made is not None:
         return f"export FILESTORE_TOKEN={made}"
     if given is not None:
         return "# export FILESTORE_TOKEN=...  (the token that this server was given)"
-    another = f"`filestore token new --root {shlex.quote(for_display(root))}` makes another one"
-    return f"# export FILESTORE_TOKEN=...  (a token of the folder, printed when it was made; {another})"
+    another = f"`filestore token new{_options(place)}` makes another one"
+    return f"# export FILESTORE_TOKEN=...  (a token of the {_kind(place)}, printed when it was made; {another})"
 
 
 def reachable(url: str, names: Sequence[str] = ()) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from filestore.core.object_location import is_database, is_object_store
 from filestore.download.addresses import parse_network
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
@@ -44,7 +45,7 @@ _AGE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|min|h|d|w)\s*\Z")
 AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 AGE_UNIT = "time such as 24h (units s, min, h, d, w)"
 _HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
-_NOWHERE = Path("/dev/null/filestore")
+UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
@@ -85,6 +86,15 @@ def _text(value: object) -> str:
     return value
 
 
+def _urls(value: object) -> str:
+    """Return one text, which `connect` takes apart again if it names several servers."""
+    if not isinstance(value, list | tuple) or not value:
+        return _text(value)
+    if len(value) > 1 and not all(_text(url).lower().startswith(("http://", "https://")) for url in value):
+        raise ValueError("of several URLs, each is that of a server, and begins with http:// or https://")
+    return ",".join(map(_text, value))
+
+
 def _host(value: object) -> str:
     host = _text(value)
     try:
@@ -98,6 +108,19 @@ def _token(value: object) -> str:
     # The value is a secret: it must not be in the error.
     if not isinstance(value, str) or not _TOKEN.match(value):
         raise ValueError("a token has printable ASCII characters only, and no spaces")
+    return value
+
+
+def _store(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not is_object_store(value):
+        raise ValueError("the URL of an object store is expected, such as s3://BUCKET/PREFIX?endpoint=URL")
+    return value
+
+
+def _index(value: object) -> str:
+    # It may have a password, which must not be in the error.
+    if not isinstance(value, str) or not value.isprintable() or not is_database(value):
+        raise ValueError("the URL of a database is expected, such as postgresql://USER@HOST/DATABASE")
     return value
 
 
@@ -309,10 +332,12 @@ class Settings:
     url: str | None = field(
         default=None,
         metadata=_setting(
-            "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
-            unit="URL or path",
-            parse=_text,
+            "The repository to work on: the URL of a server, or a folder (a path or file:///...); several servers of one "
+            "repository are several URLs",
+            unit="URL or path, or URLs with commas or spaces between them",
+            parse=_urls,
             default="the local folder, which the setting root names",
+            is_repeatable=True,
         ),
     )
     token: str | None = field(
@@ -341,6 +366,26 @@ class Settings:
             parse=_path,
             default="filestore in the user's data folder; on Linux ~/.local/share/filestore",
         )
+    )
+    store: str | None = field(
+        default=None,
+        metadata=_setting(
+            "The object store that has the content of a repository past one machine, in place of a folder",
+            unit="URL",
+            parse=_store,
+            default="none: the repository is in a folder",
+        ),
+    )
+    index: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_setting(
+            "The PostgreSQL database that has the index of such a repository; give its password in FILESTORE_INDEX, PGPASSWORD "
+            "or a passfile",
+            unit="URL",
+            parse=_index,
+            default="none",
+        ),
     )
     cache: Path = field(
         metadata=_setting(
@@ -1042,15 +1087,15 @@ def settings_from(
         if name not in setting_definitions() or setting_definitions()[name].environment is None:
             raise InvalidSetting(f"{name} in {file_path}", _unknown_reason(name))
     values: dict[str, Any] = {
-        "root": folders.data or _NOWHERE,
-        "cache": folders.cache or _NOWHERE,
-        "push_cache": (folders.state or _NOWHERE) / "journal.sqlite",
+        "root": folders.data or UNKNOWN_FOLDER,
+        "cache": folders.cache or UNKNOWN_FOLDER,
+        "push_cache": (folders.state or UNKNOWN_FOLDER) / "journal.sqlite",
     }
     for name, setting in setting_definitions().items():
         given = _first_given(name, setting, options=options or {}, environ=environ or {}, file=file or {}, file_path=file_path)
         if given is not None:
             values[name] = parse_setting(name, given.value, source=given.source)
-        elif values.get(name) == _NOWHERE and name in used:
+        elif values.get(name) == UNKNOWN_FOLDER and name in used:
             reason = f"the home folder of this user is not known; set HOME, or give {option_of(name)} or {setting.environment}"
             raise InvalidSetting(f"the default of {name}", reason)
     return Settings(**values)

@@ -31,7 +31,7 @@ def signing_key() -> None:
 @takes("root")
 def list_keys(context: CommandContext) -> None:
     """List the key that signs URLs, and the previous one while its URLs are accepted. Only their ids are shown."""
-    root = context.settings.root.absolute()
+    root = context.served
     keys = run_to_end(with_index(context, root, lambda index: index.signing_keys()))
     _show(context, keys)
 
@@ -45,7 +45,7 @@ def rotate(context: CommandContext, *, revoke: bool) -> None:
     The URLs that the previous key has signed are accepted until they expire, for at most the larger one of the settings
     signed_seconds and upload_idle_seconds. So give these as the servers have them. A second rotation ends them earlier.
     """
-    root = context.settings.root.absolute()
+    root = context.served
     kept_seconds = 0 if revoke else int(max(context.settings.signed_seconds, context.settings.upload_idle_seconds)) + 1
     keys = run_to_end(removed_from_index(context, root, lambda index: _rotate(index, kept_seconds=kept_seconds)))
     _show(context, keys)
@@ -72,7 +72,7 @@ def _show(context: CommandContext, keys: SigningKeys) -> None:
     if previous is not None:
         results.append({"id": previous.id, "made_at": _made_at(previous.made_at), "signs": False, "accepted_until": until})
         lines.append(f"{previous.id}  accepted until {minute(keys.previous_until * 1_000_000)}")
-    root = context.settings.root.absolute()
+    root = context.served
     count = len(results)
     context.show({"keys": results, "root": str(root)}, *lines, f"{count} key{'' if count == 1 else 's'} in {for_display(root)}")
 

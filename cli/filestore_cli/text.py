@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filestore.core.object_location import ObjectLocation
+
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def for_display(text: str | Path) -> str:
+def for_display(text: str | Path | ObjectLocation) -> str:
     """Return `text` as one line that cannot control a terminal: unprintable characters are escaped as in Python."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 

@@ -71,6 +71,14 @@ def warn_of_option() -> None:
     )
 
 
+def warn_of_password() -> None:
+    """Print the warning about a password that is in an argument of a process."""
+    say(
+        "Warning: other users of this machine can see the password in --index in the list of processes; "
+        "give the URL by FILESTORE_INDEX, or the password by PGPASSWORD or a passfile."
+    )
+
+
 def warn_if_short(token: str | None) -> None:
     """Print a warning if the token that a server accepts can be guessed."""
     if token is not None and len(token) < SHORT_LENGTH:

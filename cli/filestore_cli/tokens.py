@@ -7,7 +7,6 @@ import secrets
 import string
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -18,7 +17,7 @@ from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import InvalidName
 from filestore_cli.auditing import audit
-from filestore_cli.context import CommandContext, creates, takes
+from filestore_cli.context import CommandContext, Place, creates, takes
 from filestore_cli.folders import create_folder, removed_from_index, with_index
 from filestore_cli.parameters import Age
 from filestore_cli.settings import parse_setting
@@ -79,7 +78,7 @@ def new_token(
     if not label.isprintable():
         raise click.BadParameter("a label is one line of printable text", param_hint="--label")
     properties = TokenProperties(namespace, label, Scope.parse(scope), prefix, _expiry(expires, option="--expires"))
-    root = context.settings.root.absolute()
+    root = context.served
     created = create and run_to_end(create_folder(root))
     made = run_to_end(with_index(context, root, lambda index: add_token(index, properties)))
     audit(context.settings, "token-new", _facts(token_digest(made), properties))
@@ -96,7 +95,7 @@ def list_tokens(context: CommandContext) -> None:
 
     A token that has expired is listed until it is removed. The tokens that servers were given for their runs come last.
     """
-    root = context.settings.root.absolute()
+    root = context.served
     rows = run_to_end(with_index(context, root, all_tokens, read_only=True))
     context.show(
         {"tokens": [_row_result(row) for row in rows], "root": str(root)},
@@ -113,7 +112,7 @@ def remove_token(context: CommandContext, which: str) -> None:
 
     Servers notice it within about a second. They then cut its transfers, and refuse the signed URLs that it asked for.
     """
-    root = context.settings.root.absolute()
+    root = context.served
     row = run_to_end(removed_from_index(context, root, lambda index: _remove_token(index, which, root=root)))
     audit(context.settings, "token-rm", _facts(row.digest, _properties_of(row)))
     context.show({**_row_result(row), "root": str(root)}, f"Token {row.digest} revoked")
@@ -132,7 +131,7 @@ def rotate_token(context: CommandContext, which: str, expires: float | None, kee
     Give the old token itself, its digest, or the first 8 or more digits of the digest. A token that has expired can be
     rotated too.
     """
-    root = context.settings.root.absolute()
+    root = context.served
     expires_at, kept_until = _expiry(expires, option="--expires"), _expiry(keep or None, option="--keep")
 
     async def rotated(index: Index) -> tuple[str, TokenProperties, TokenRow]:
@@ -228,7 +227,7 @@ def _check_prefix(prefix: str) -> None:
 
 
 def _show_made(
-    context: CommandContext, made: str, properties: TokenProperties, *, root: Path, more: Mapping[str, object]
+    context: CommandContext, made: str, properties: TokenProperties, *, root: Place, more: Mapping[str, object]
 ) -> None:
     digest = token_digest(made)
     described = {
@@ -241,7 +240,7 @@ def _show_made(
     context.show({**described, **more}, made)
 
 
-def _note_made(context: CommandContext, properties: TokenProperties, *, root: Path) -> None:
+def _note_made(context: CommandContext, properties: TokenProperties, *, root: Place) -> None:
     names = f"names that begin with {for_display(properties.prefix)!r} in " if properties.prefix else ""
     until = "" if properties.expires_at is None else f" until {minute(properties.expires_at)}"
     context.note(
@@ -268,7 +267,7 @@ async def all_tokens(index: Index) -> list[TokenRow]:
     return [*kept, *map(_row_of, given)]
 
 
-async def _remove_token(index: Index, which: str, *, root: Path) -> TokenRow:
+async def _remove_token(index: Index, which: str, *, root: Place) -> TokenRow:
     from filestore.repository.given_tokens import remove_given  # heavy
 
     found = await _find(index, which, command="rm", root=root)
@@ -279,7 +278,7 @@ async def _remove_token(index: Index, which: str, *, root: Path) -> TokenRow:
     return found
 
 
-async def _find(index: Index, which: str, *, command: str, root: Path) -> TokenRow:
+async def _find(index: Index, which: str, *, command: str, root: Place) -> TokenRow:
     """Return the token that a user names. Raises ClickException."""
     digest = token_digest(parse_setting("token", which, source="what was given"))
     is_beginning = _BEGINNING.match(which) is not None

@@ -39,12 +39,12 @@ def du(context: CommandContext, limit: int) -> None:
 
 
 async def _du(context: CommandContext, limit: int) -> None:
-    from filestore.backends import other_files, repository_folder  # heavy
+    from filestore.backends import other_files  # heavy
 
     async with context.repository(read_only=True) as repository:
-        folder = repository_folder(repository.location)
+        folder = context.local_folder
         # A server has a setting of its own.
-        grace_seconds = None if folder is None else context.settings.gc_grace
+        grace_seconds = context.settings.gc_grace if context.is_local else None
         usage = await repository.usage(name_limit=limit, grace_seconds=grace_seconds)
         others = None if folder is None else await other_files(folder, usage.namespace)
         cached = _cached(context.settings.cache)

@@ -79,7 +79,10 @@ class NewCommit(NamedTuple):
     author: str = ""
     branch: str = MAIN
     parent: str | None = None
-    """The id of the commit that must be the newest of the branch. An empty text means that there must be none."""
+    """The id of the commit that must be the newest of the branch. An empty text means that there must be none.
+
+    While the commit that was made for it is the newest one, the same may be asked again, because an answer may be lost.
+    """
 
 
 PLAIN_COMMIT = NewCommit()
@@ -137,6 +140,21 @@ def checked_message(message: str) -> str:
     if _CONTROL.search(message) or len(message.encode(errors="surrogatepass")) > MESSAGE_LIMIT:
         raise InvalidInput(f"a commit's message is a text of at most {MESSAGE_LIMIT} bytes without control characters")
     return message
+
+
+def checked_author(author: str) -> str:
+    """Return `author` if a commit can have it. Raises InvalidInput otherwise."""
+    if _CONTROL.search(author) or len(author.encode(errors="surrogatepass")) > AUTHOR_LIMIT:
+        raise InvalidInput(f"a commit's author is a text of at most {AUTHOR_LIMIT} bytes without control characters")
+    return author
+
+
+def checked_new_commit(new: NewCommit) -> NewCommit:
+    """Return `new` if a commit can say it. Raises InvalidInput otherwise."""
+    checked_message(new.message)
+    checked_author(new.author)
+    checked_branch(new.branch)
+    return new
 
 
 def printable(author: str) -> str:

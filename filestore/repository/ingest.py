@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.object_names import ObjectName
 from filestore.core.quotas import NO_QUOTA, Quota
 from filestore.core.unlocked import unlocked
 from filestore.errors import (
@@ -234,7 +235,7 @@ class Ingest:
             self._tasks.append(self._group.create_task(self._check(verify_group)))
         elif verified:
             # Not a task for each: the loop has nothing to do until all are synced, or one fails.
-            call = disk_threads().submit(_settle, verified)
+            call = disk_threads().submit(_settle, self._store, self._namespace, verified)
             self._calls.append(call)
             call.add_done_callback(self._note_end)
 
@@ -258,14 +259,20 @@ class Ingest:
             # I6: the budget is taken when the frames are whole, so that a slow peer never holds any of it.
             async with self._budget.take(sum(incoming.weight for incoming in unverified)):
                 await in_cpu_thread(_verify_all, unverified)
-        await in_disk_thread(_settle, [incoming for incoming in verify_group if incoming.row is not None])
+        intact = [incoming for incoming in verify_group if incoming.row is not None]
+        await in_disk_thread(_settle, self._store, self._namespace, intact)
 
     async def _publish(self, verified: dict[_IncomingFrame, ChunkRow]) -> None:
         staged = {row.digest: incoming.staging for incoming, row in verified.items()}
         rows = {row.digest: row for row in verified.values()}
+        if self._store.has_object_ids:
+            rows = {digest: row._replace(object_id=staged[digest].object_id) for digest, row in rows.items()}
         placement = self._store.placement(self._namespace, list(staged.items()))
         new = await self._index.publish(FramePublication(self._namespace, list(rows.values()), placement, self._quota))
         self._staged.difference_update(staged[row.digest] for row in new)
+        if self._store.has_object_ids:
+            unneeded = rows.keys() - {row.digest for row in new}
+            await self._store.remove(self._namespace, [ObjectName(digest, rows[digest].object_id) for digest in unneeded])
         _count_stored(new)
 
 
@@ -372,12 +379,13 @@ def is_intact(frame: Frame) -> bool:
     return True
 
 
-def _settle(incoming_frames: Iterable[_IncomingFrame]) -> None:
+def _settle(store: ChunkStore, namespace: str, incoming_frames: Sequence[_IncomingFrame]) -> None:
     with span(Stage.SYNC):
         for incoming in incoming_frames:
             if incoming.data is not None:
                 _write(incoming, incoming.data)
-            incoming.staging.sync()
+        store.sync(namespace, [(incoming.digest, incoming.staging) for incoming in incoming_frames])
+        for incoming in incoming_frames:
             incoming.is_synced = True
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from filestore.core.records import Record, parse_json, record_from_json
+from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.core.records import Kind, Record, parse_json, record_from_json
 from filestore.errors import FilestoreError
 from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
 from filestore.system.files import storage_errors
@@ -25,7 +26,8 @@ from filestore.system.threads import in_disk_thread
 
 LINE_LIMIT = 16 << 10
 """Bytes of the longest line that a reader accepts."""
-_LINES_AT_ONCE = 500
+_FAR_FUTURE = 1 << 62
+LINES_AT_ONCE = 500
 _SECONDS_AT_ONCE = 1.0
 """Lines wait in memory for at most this time, if another line comes."""
 
@@ -51,8 +53,39 @@ def line(position: int, record: Record) -> bytes:
     return json.dumps({"position": position, **record.as_json()}).encode() + b"\n"
 
 
+def size_limit(namespace: str, *, count: int, names_size: int) -> int:
+    """Return how many bytes `count` records can have as lines. `names_size` is that of their names in JSON, at most."""
+    # A line has the name twice. The record is in no other value shorter than any other.
+    longest = Record(
+        id="file_" + 32 * "0",
+        name="",
+        digest=Digest(bytes(DIGEST_SIZE)),
+        size=_FAR_FUTURE,
+        kind=Kind.DIRECTORY,
+        namespace=namespace,
+        created_at=1,
+        updated_at=1,
+        owner="",
+    )
+    return count * len(line(_FAR_FUTURE, longest)) + 2 * names_size
+
+
 def write_lines(file: BinaryIO, records: Iterator[PositionedRecord], growth: ListingGrowth) -> None:
     """Replace the content of `file` by the lines of `records`. Blocks. Raises StorageFull, StorageError."""
+    clear(file, growth)
+    append_lines(file, records, growth)
+
+
+def clear(file: BinaryIO, growth: ListingGrowth) -> None:
+    """Remove the content of `file`. Blocks. Raises StorageError."""
+    with listing_errors():
+        file.seek(0)
+        file.truncate()
+    growth.size = 0
+
+
+def append_lines(file: BinaryIO, records: Iterable[PositionedRecord], growth: ListingGrowth) -> None:
+    """Write the lines of `records` behind those that `file` has. Blocks. Raises StorageFull, StorageError."""
     lines: list[bytes] = []
     due = 0.0
 
@@ -64,13 +97,9 @@ def write_lines(file: BinaryIO, records: Iterator[PositionedRecord], growth: Lis
         growth.size += sum(map(len, lines))
         lines.clear()
 
-    with listing_errors():
-        file.seek(0)
-        file.truncate()
-    growth.size = 0
     for position, record in records:
         lines.append(line(position, record))
-        if len(lines) == _LINES_AT_ONCE or time.monotonic() >= due:
+        if len(lines) == LINES_AT_ONCE or time.monotonic() >= due:
             write()
             due = time.monotonic() + _SECONDS_AT_ONCE
     write()
@@ -96,7 +125,7 @@ async def read_lines(file: BinaryIO) -> AsyncIterator[Record]:
 
 def _next_records(file: BinaryIO) -> list[PositionedRecord]:
     records: list[PositionedRecord] = []
-    while len(records) < _LINES_AT_ONCE:
+    while len(records) < LINES_AT_ONCE:
         with listing_errors():
             found = file.readline(LINE_LIMIT)
         if not found:

@@ -17,17 +17,19 @@ from blake3 import blake3
 
 from filestore.core.commits import (
     MAIN,
+    PLAIN_COMMIT,
     Commit,
     Label,
     LabelKind,
     NewCommit,
     checked_branch,
     checked_label,
-    checked_message,
+    checked_new_commit,
 )
 from filestore.core.digest import Digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_full_name, shortened, split_full_name
+from filestore.core.object_names import ObjectName
 from filestore.core.paths import run_path
 from filestore.core.quotas import EVERYBODY, NO_QUOTA, Quota
 from filestore.core.records import Kind, Record
@@ -74,7 +76,7 @@ from filestore.repository.protocol import (
 )
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
-from filestore.repository.stores.protocol import ChunkStore, SpaceClaim, Staging
+from filestore.repository.stores.protocol import ChunkStore, FrameUrl, SpaceClaim, Staging
 from filestore.system.buffers import Budget
 from filestore.system.files import BLOCK_SIZE
 from filestore.system.metrics import Event, count
@@ -285,25 +287,19 @@ class LocalRepository:
         await self._lost_frames.forget_absent(digest for digest, size in zip(digests, sizes, strict=True) if not size)
         return sizes
 
+    async def frame_urls(self, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None] | None:
+        """Return URLs of frames, as `ChunkStore.frame_urls` does."""
+        return await self._store.frame_urls(self._namespace, digests, seconds=seconds)
+
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         async with self._budget.take(FRAME_LIMIT + CHUNK_LIMIT):
             suspects = await self._lost_frames.damaged(digests)
         return await self._lost_frames.forget_damaged(suspects)
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         self._check_writable()
         self.check_name(checked_new_full_name(name))
-        new = NewCommit(checked_message(message), checked_message(author), checked_branch(branch), parent)
+        checked_new_commit(commit)
         parsed = await in_cpu_thread(Manifest.parse, manifest)
         check_count(parsed)
         identity = await self.identity()
@@ -313,7 +309,7 @@ class LocalRepository:
             )
         await check_commit(self._index, self._namespace, self.quota, parsed, name=name)
         async with self.space_for(len(parsed.encoded) + BLOCK_SIZE), self._transaction_for(parsed) as transaction:
-            record = await self._add_record(transaction, parsed, name=name, kind=kind, commit=new)
+            record = await self._add_record(transaction, parsed, name=name, kind=kind, commit=commit)
         count(Event.FILES_STORED)
         count(Event.FILES_STORED_SIZE, amount=record.size)
         return record
@@ -335,13 +331,21 @@ class LocalRepository:
         check = CommitCheck(self._index, self._namespace, manifest)
         for _ in range(_CHECKS):
             await check.look()
-            await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
-            async with self._index.transaction() as transaction:
+            object_id = await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
+            name = ObjectName(manifest.digest, object_id)
+            async with self._index.transaction(self._namespace) as transaction:
                 # A collection may have removed the manifest, which has no record yet. During this transaction it cannot.
-                is_kept = await self._store.has_manifest(self._namespace, manifest.digest)
-                if is_kept and await check.is_complete(transaction):
+                is_kept = self._store.has_object_ids or await self._store.has_manifest(self._namespace, manifest.digest)
+                is_complete = is_kept and await check.is_complete(transaction)
+                if is_complete:
+                    kept = await transaction.keep_manifest(self._namespace, name)
                     yield transaction
-                    return
+            if is_complete:
+                if kept != object_id:
+                    await self._store.remove_manifest(self._namespace, name)
+                return
+            if self._store.has_object_ids:
+                await self._store.remove_manifest(self._namespace, name)
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
 
     async def _add_record(
@@ -399,9 +403,8 @@ class LocalRepository:
 
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         found = await self._index.commit(self._namespace, name, revision) if self.sees(name) else None
-        if found is None and revision is not None:
-            await self._check_has_name(name, revision)
         if found is None:
+            await self._check_has_name(name, revision or MAIN)
             raise NotFound(name)
         return found
 
@@ -437,7 +440,8 @@ class LocalRepository:
         return await self._index.tree_digests(self._namespace, digest)
 
     async def labels(self, name: str) -> list[Label]:
-        await self.find_commit(name)
+        if await self._newest_version(name) is None:
+            raise NotFound(name)
         return await self._index.labels(self._namespace, name)
 
     async def set_label(
@@ -446,13 +450,14 @@ class LocalRepository:
         self._check_writable()
         checked_label(label, what=kind.value)
         commit = await self.find_commit(name, revision)
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             return await transaction.set_label(self._namespace, name, Label(label, kind, commit.id, 0), force=force)
 
     async def remove_label(self, name: str, label: str) -> Label:
         self._check_writable()
-        await self.find_commit(name)
-        async with self._index.transaction() as transaction:
+        if await self._newest_version(name) is None:
+            raise NotFound(name)
+        async with self._index.transaction(self._namespace) as transaction:
             removed = await transaction.remove_label(self._namespace, name, label)
         if removed is None:
             raise RevisionNotFound(name, label)
@@ -460,8 +465,13 @@ class LocalRepository:
 
     async def _check_has_name(self, name: str, revision: str) -> None:
         """Raise RevisionNotFound if there is a file with this name."""
-        if await self._index.record(self._namespace, Reference.of_name(name), prefix=self.prefix) is not None:
+        if await self._newest_version(name) is not None:
             raise RevisionNotFound(name, revision)
+
+    async def _newest_version(self, name: str) -> Record | None:
+        """Return the version of a name that was stored last, on whatever branch. It may be that `main` has none."""
+        found = await self._index.versions(self._namespace, Reference.of_name(name), limit=1, prefix=self.prefix)
+        return found[0] if found else None
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
@@ -489,7 +499,14 @@ class LocalRepository:
         older_than_seconds: float | None = None,
     ) -> VersionPage:
         reference = whole_reference_of(wanted)
-        first = await self.record(reference)
+        try:
+            first = await self.record(reference)
+        except NotFound:
+            name = reference.full_name or ""
+            newest = await self._newest_version(name) if reference == Reference.of_name(name) else None
+            if newest is None:
+                raise
+            first = newest
         rule = None
         if keep_last is not None or older_than_seconds is not None:
             rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)
@@ -587,14 +604,14 @@ class LocalRepository:
 
     async def add_uses(self, added: Sequence[Use]) -> None:
         """Record that pipelines use records. Uses of records that do not exist are skipped."""
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             await transaction.add_uses(self._namespace, added)
 
     async def remove_uses(self, pipeline_id: str, *, graph_ids: Sequence[str]) -> None:
         """Remove the graphs of a pipeline and all its uses of records, in one transaction. Missing ones do not matter."""
 
         async def removed() -> None:
-            async with self._index.transaction() as transaction:
+            async with self._index.transaction(self._namespace) as transaction:
                 for graph_id in graph_ids:
                     await transaction.remove_record(self._namespace, graph_id)
                 await transaction.remove_uses(self._namespace, pipeline_id)
@@ -610,7 +627,7 @@ class LocalRepository:
 
         What has no record is skipped. `packed` is what `Index.tree_digests` returns, or None if it is not known.
         """
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             await transaction.add_content_digests(self._namespace, rows)
             if packed is not None:
                 await transaction.set_tree_digests(self._namespace, tree, packed)

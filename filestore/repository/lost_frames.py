@@ -59,7 +59,7 @@ class LostFrames:
         for start in range(0, len(suspects), _SLICE):
             part = suspects[start : start + _SLICE]
             try:
-                async with self._index.transaction() as transaction:
+                async with self._index.transaction(self._namespace) as transaction:
                     # Another push may have repaired it since. During a write transaction none can.
                     live = await transaction.sizes(self._namespace, part)
                     found = await self.damaged(list(live))
@@ -83,7 +83,7 @@ class LostFrames:
 
     async def _suspects(self, rows: Sequence[ChunkRow]) -> list[Digest]:
         """Return the chunks whose frames have another size than their rows state, or were read and are not intact."""
-        if not rows:
+        if not rows or self._store.has_object_ids:
             return []
         sizes = await self._store.sizes(self._namespace, [row.digest for row in rows])
         suspects = [row.digest for row, size in zip(rows, sizes, strict=True) if size != row.stored_size]

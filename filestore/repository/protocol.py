@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from filestore.core.commits import MAIN, Commit, Label, LabelKind
+from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.names import checked_name, checked_namespace, split_full_name
 from filestore.core.quotas import Quota
@@ -280,26 +280,15 @@ class Repository(Protocol):
         Raises StorageError, TransferError.
         """
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         """Record a file whose chunks were put.
 
         `name` may have an owner, `OWNER/NAME`. The first name with an owner makes it one of the namespace. The same manifest,
-        name and kind give the same record, which is now the newest. It is a commit on `branch`, unless the newest commit there is
-        the same record. `parent` is the id of the commit that must be the newest one; "" means that there must be none. A server
-        says itself who the author is.
+        name and kind give the same record, which is now the newest. `commit` says what its commit says, which is made unless the
+        newest commit of the branch is the same record. A server says itself who the author is.
 
-        Raises ChunksMissing with the chunks that must be sent first, InvalidManifest, InvalidName, LimitExceeded, OwnerTaken,
-        HeadMoved, and RevisionNotFound if the branch does not exist.
+        Raises ChunksMissing with the chunks that must be sent first, InvalidManifest, InvalidName, InvalidInput, LimitExceeded,
+        OwnerTaken, HeadMoved, and RevisionNotFound if the branch does not exist.
         """
 
     async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
@@ -311,7 +300,8 @@ class Repository(Protocol):
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         """Return the commit of a name that a revision means: `main` or None, a label, `~N`, the id of a commit, or first digits.
 
-        Raises NotFound; RevisionNotFound if the name exists; InvalidReference if the digits are those of several versions.
+        Raises NotFound; RevisionNotFound if the name exists, also where all its commits are on other branches than `main`;
+        InvalidReference if the digits are those of several versions.
         """
 
     async def history(
@@ -319,11 +309,12 @@ class Repository(Protocol):
     ) -> list[Commit]:
         """Return at most `limit` commits of a name, from that of `revision` back to the first one.
 
-        With `before`, return only commits whose number is smaller. `limit` is at most 1000. Raises what `find_commit` raises.
+        With `before`, return only commits whose number is smaller. `limit` is at most 1000. This costs what it returns, and a
+        step for each commit of another branch than `main` that `before` passes over. Raises what `find_commit` raises.
         """
 
     async def labels(self, name: str) -> list[Label]:
-        """Return the tags and branches of a name, in the order of their names. Raises NotFound if the name does not exist."""
+        """Return the tags and branches of a name, in the order of their names. Raises NotFound if nothing is stored under it."""
 
     async def set_label(
         self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False

@@ -18,6 +18,7 @@ from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.versions import summary
 from filestore.repository.manifest_check import read_manifest
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.repository.unneeded import Unneeded
 from filestore.system.threads import in_cpu_thread
 
 _SLICE = 1024
@@ -48,7 +49,7 @@ async def remove_record(
     with_chunks = with_chunks and await hold_of(index, namespace) is None
     if with_chunks:
         await chunks.find()
-    async with chunks.transaction() if with_chunks else index.transaction() as transaction:
+    async with chunks.transaction() if with_chunks else index.transaction(namespace) as transaction:
         await _check_unchanged(index, namespace, file_id, updated_at=updated_at, unless_newest=unless_newest)
         users = [] if force else await transaction.uses_of(namespace, file_id)
         if users:
@@ -108,7 +109,7 @@ class UnneededChunks:
         is_done = False
         while not is_done:
             await self.leave_out_needed()
-            async with self._index.transaction() as transaction:
+            async with self._index.transaction(self._namespace) as transaction:
                 # During this transaction no record is stored.
                 is_done = await self.leave_out_needed(chunk_limit=_READ_CHUNKS)
                 if is_done:
@@ -145,26 +146,29 @@ class UnneededChunks:
         waiting = sorted(self._chunks)
         for start in range(0, len(waiting), _SLICE):
             async with self.transaction() as transaction:
-                unneeded = [digest for digest in waiting[start : start + _SLICE] if digest in self._chunks]
-                for base in await transaction.needed_bases(self._namespace, unneeded):
+                free = [digest for digest in waiting[start : start + _SLICE] if digest in self._chunks]
+                for base in await transaction.needed_bases(self._namespace, free):
                     self._chunks.pop(base)
-                    unneeded.remove(base)
-                await transaction.condemn(self._namespace, unneeded, unseen_since=_FAR_FUTURE)
+                    free.remove(base)
+                await transaction.condemn(self._namespace, free, unseen_since=_FAR_FUTURE)
         await self._remove_condemned(list(self._chunks))
-        async with self._index.transaction():
+        unneeded = Unneeded(self._store, self._namespace)
+        async with self._index.transaction(self._namespace) as transaction:
             if await self._index.record(self._namespace, Reference(digest=manifest)) is None:
-                await self._store.remove_manifest(self._namespace, manifest)
+                await unneeded.remove_manifest(transaction, manifest)
+        await unneeded.remove_objects()
 
     async def _remove_condemned(self, chunks: Sequence[Digest]) -> None:
         """Remove each chunk of `chunks` whose row is condemned."""
         for start in range(0, len(chunks), _REMOVED_AT_ONCE):
-            async with self._index.transaction() as transaction:
+            unneeded = Unneeded(self._store, self._namespace)
+            async with self._index.transaction(self._namespace) as transaction:
                 condemned = await transaction.condemned(self._namespace, chunks[start : start + _REMOVED_AT_ONCE])
                 # Another chunk may have come that needs one of them.
                 needed_bases = set(await transaction.needed_bases(self._namespace, condemned))
                 condemned = [digest for digest in condemned if digest not in needed_bases]
-                await self._store.remove(self._namespace, condemned)
-                await transaction.forget_chunks(self._namespace, condemned)
+                await unneeded.remove_frames(transaction, condemned)
+            await unneeded.remove_objects()
 
     async def _chunks_of(self, record: Record) -> dict[Digest, None]:
         """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.

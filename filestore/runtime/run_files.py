@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from urllib.parse import unquote
 
-from filestore.core.commits import MAIN, NewCommit
+from filestore.core.commits import PLAIN_COMMIT, NewCommit
 from filestore.core.manifest import Manifest
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -146,21 +146,9 @@ class OutputRepository(LocalRepository):
         self._committing = asyncio.Lock()
         self._previous: Record | None = None
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         async with self._committing:
-            record = await super().commit(
-                manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
-            )
+            record = await super().commit(manifest, name=name, kind=kind, commit=commit)
             if self.run_files is not None:
                 await shield_until_done(in_disk_thread(self.run_files.note, record, self._previous))
         return record

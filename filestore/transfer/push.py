@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import MAIN, PLAIN_COMMIT, NewCommit, checked_branch, checked_message
+from filestore.core.commits import MAIN, PLAIN_COMMIT, NewCommit, checked_new_commit
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_full_name
@@ -174,7 +174,7 @@ async def push(
     name: the name of the record, without `@` and `:`. It may have an owner, `OWNER/NAME`. The default is the name of the file, or
         that of the directory with `.zip` after it.
     message: what the commit of this version says, at most 2048 bytes.
-    author: who the commit is by. A server takes the label of the token instead.
+    author: who the commit is by, at most 255 bytes. A server takes the label of the token instead.
     branch: the branch of the name on which the commit is made. One other than "main" must exist.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
@@ -204,11 +204,10 @@ async def push(
     path = given_path(path)
     chosen = _checked_codec(codec)
     started = time.monotonic()
-    checked_message(message)
-    checked_message(author)
+    new = checked_new_commit(NewCommit(message, author, branch))
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
-    if checked_branch(branch) != MAIN or "/" in kept_name:
+    if branch != MAIN or "/" in kept_name:
         # Only these can be refused for what the repository knows, and a question costs a round trip.
         await repository.check_new_name(kept_name, branch=branch)
     async with _opened_source(
@@ -226,7 +225,7 @@ async def push(
         if source.cached_size:
             await sending.send_lost(manifest)
         kind = Kind.DIRECTORY if isinstance(source, TreeSource) else Kind.FILE
-        record = await _commit(sending, manifest, kept_name, kind, NewCommit(message, author, branch))
+        record = await _commit(sending, manifest, kept_name, kind, new)
         if push_cache is not None:
             fingerprint = await in_cpu_thread(source.fingerprint)
             if fingerprint:
@@ -460,12 +459,11 @@ def _planned(source: Source, manifest: Manifest, missing: frozenset[Digest]) -> 
 
 
 async def _commit(sending: _Sender, manifest: Manifest, name: str, kind: Kind, new: NewCommit = PLAIN_COMMIT) -> Record:
-    said = {"message": new.message, "author": new.author, "branch": new.branch}
     for attempt in count(1):
         # A source that changed meanwhile is not recorded: its chunks may come from two versions.
         await in_cpu_thread(sending.source.check_unchanged)
         try:
-            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, **said)
+            return await sending.repository.commit(manifest.encoded, name=name, kind=kind, commit=new)
         except ChunksMissing as error:
             if attempt == COMMIT_ATTEMPTS:
                 raise

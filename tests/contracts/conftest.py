@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
+from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -17,6 +18,7 @@ from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
+from tests.support.s3_stores import open_indexed_store
 from tests.support.server import running_server
 from tests.support.tls import client_of
 
@@ -44,10 +46,13 @@ async def _memory_store(_folder: Path) -> ChunkStore:
 STORES: dict[str, Callable[[Path], Awaitable[ChunkStore]]] = {"memory": _memory_store, "disk": open_store}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=[*STORES, "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ChunkStore]:
     """An empty chunk store."""
-    store = await STORES[request.param](tmp_path / "store")
+    if request.param == "s3":
+        store: ChunkStore = await open_indexed_store(request.getfixturevalue("bucket"), tmp_path)
+    else:
+        store = await STORES[request.param](tmp_path / "store")
     yield store
     await store.close()
 
@@ -58,13 +63,25 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite"])
-async def open_shared(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[OpenIndex]:
+def _sqlite_index(request: pytest.FixtureRequest) -> OpenIndex:
+    return partial(open_index, request.getfixturevalue("tmp_path") / "index.sqlite")
+
+
+def _postgres_index(request: pytest.FixtureRequest) -> OpenIndex:
+    return partial(open_postgres_index, request.getfixturevalue("postgres_index_url"))
+
+
+INDEXES: dict[str, Callable[[pytest.FixtureRequest], OpenIndex]] = {"sqlite": _sqlite_index, "postgres": _postgres_index}
+
+
+@pytest.fixture(params=INDEXES)
+async def open_shared(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[OpenIndex]:
     """Open the same index again and again, as several processes do."""
     opened: list[Index] = []
+    open_one = INDEXES[request.param](request)
 
     async def open_again(*, busy_seconds: float = 30) -> Index:
-        index = await open_index(tmp_path / "index.sqlite", busy_seconds=busy_seconds, now=clock)
+        index = await open_one(busy_seconds=busy_seconds, now=clock)
         opened.append(index)
         return index
 

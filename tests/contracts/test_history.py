@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from filestore.core.commits import COMMIT_ID_PATTERN, MAIN, Commit, LabelKind
+from filestore.core.commits import AUTHOR_LIMIT, COMMIT_ID_PATTERN, MAIN, MESSAGE_LIMIT, Commit, LabelKind, NewCommit
 from filestore.core.names import RESERVED_OWNERS
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -37,9 +37,8 @@ async def put(
 ) -> Record:
     """Store a file of one chunk."""
     await repository.put([encoded(content)])
-    return await repository.commit(
-        manifest([content]).encoded, name=name, kind=Kind.FILE, message=message, branch=branch, parent=parent
-    )
+    new = NewCommit(message, branch=branch, parent=parent)
+    return await repository.commit(manifest([content]).encoded, name=name, kind=Kind.FILE, commit=new)
 
 
 async def contents(repository: Repository, *, name: str = NAME, revision: str | None = None) -> list[str]:
@@ -211,6 +210,24 @@ async def test_a_name_is_checked_before_content_is_sent_for_it(repository: Repos
     await repository.check_new_name(NAME, branch="dev")
 
 
+async def test_what_a_commit_cannot_say(repository: Repository) -> None:
+    """The same limits hold in a folder and at a server, also for the author, whom a server knows itself."""
+    encoded_manifest = manifest([b"A"]).encoded
+    await repository.put([encoded(b"A")])
+    for new in (
+        NewCommit(message="x" * (MESSAGE_LIMIT + 1)),
+        NewCommit(message="a\0b"),
+        NewCommit(author="ä" * (AUTHOR_LIMIT // 2 + 1)),
+        NewCommit(author="a\x1b[0m"),
+        NewCommit(branch="a b"),
+    ):
+        with pytest.raises(InvalidInput):
+            await repository.commit(encoded_manifest, name=NAME, commit=new)
+    longest = NewCommit("x" * MESSAGE_LIMIT, "ä" * (AUTHOR_LIMIT // 2))
+    await repository.commit(encoded_manifest, name=NAME, commit=longest)
+    assert longest.message == (await repository.find_commit(NAME)).message
+
+
 async def test_a_commit_can_name_its_parent(repository: Repository) -> None:
     """It is made only if that is the newest one. An empty text means that there must be none."""
     first = await put(repository, b"A", parent="")
@@ -224,6 +241,28 @@ async def test_a_commit_can_name_its_parent(repository: Repository) -> None:
         await repository.record(Reference(digest=manifest([b"B"]).digest))
     second = await put(repository, b"B", parent=head.id)
     assert [second.id, first.id] == await contents(repository)
+
+
+async def test_a_commit_that_names_its_parent_may_be_repeated(repository: Repository) -> None:
+    """A client that got no answer sends it again. It is the same commit while it is the newest one, and says the same."""
+    first = await put(repository, b"A", message="one", parent="")
+    head = await repository.find_commit(NAME)
+    assert first.id == (await put(repository, b"A", message="one", parent="")).id
+    second = await put(repository, b"B", message="two", parent=head.id)
+    assert second.id == (await put(repository, b"B", message="two", parent=head.id)).id
+    assert [second.id, first.id] == await contents(repository)
+
+    for content, message, parent in (
+        (b"B", "other", head.id),
+        (b"A", "two", head.id),
+        (b"B", "two", ""),
+        (b"B", "two", "f" * 40),
+    ):
+        with pytest.raises(HeadMoved):
+            await put(repository, content, message=message, parent=parent)
+    await put(repository, b"C")
+    with pytest.raises(HeadMoved):
+        await put(repository, b"B", message="two", parent=head.id)
 
 
 @pytest.mark.slow
@@ -270,6 +309,35 @@ async def test_a_version_with_a_label_is_removed_by_force_only(repository: Repos
 
 
 @pytest.mark.slow
+async def test_a_name_whose_versions_are_all_on_a_branch(repository: Repository) -> None:
+    """The name means nothing then, and the branch and its versions are there."""
+    first = await put(repository, b"A")
+    branch = await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH)
+    second = await put(repository, b"B", branch="dev")
+    await repository.remove(first.id, force=True)
+    for revision in (None, MAIN, "~0"):
+        with pytest.raises(RevisionNotFound):
+            await repository.find_commit(NAME, revision)
+        with pytest.raises(RevisionNotFound):
+            await repository.history(NAME, revision=revision)
+    with pytest.raises(NotFound):
+        await repository.record(NAME)
+    assert [second.id] == await contents(repository, revision="dev")
+    assert [branch.name] == [label.name for label in await repository.labels(NAME)]
+    assert [second] == (await repository.versions(NAME)).records
+
+    tag = await repository.set_label(NAME, "v1", revision="dev")
+    assert tag == await repository.remove_label(NAME, "v1")
+    await repository.remove_label(NAME, "dev")
+    assert [] == await repository.labels(NAME)
+    assert [second] == (await repository.versions(NAME)).records
+    await repository.remove(second.id)
+    for verb in (repository.labels, repository.versions):
+        with pytest.raises(NotFound):
+            await verb(NAME)
+
+
+@pytest.mark.slow
 async def test_a_path_inside_a_directory_is_refused_where_a_whole_one_is_needed(repository: Repository) -> None:
     """It would be taken for the directory itself."""
     record = await put(repository, b"A")
@@ -288,3 +356,30 @@ async def test_a_long_history_comes_in_pages(repository: Repository) -> None:
         found += page
     assert [record.id for record in reversed(records)] == [commit.file_id for commit in found]
     assert found == await repository.history(NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+async def test_pages_lead_from_a_branch_to_main(repository: Repository, size: int) -> None:
+    """Each commit before the one of the branch comes once, whatever was stored on `main` since."""
+    for number in range(4):
+        await put(repository, b"%d" % number)
+    await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH, revision="~1")
+    for number in range(3):
+        await put(repository, b"%d" % (10 + number), branch="dev")
+        await put(repository, b"%d" % (20 + number))
+    whole = await repository.history(NAME, revision="dev")
+    assert ["dev"] * 3 + [MAIN] * 3 == [commit.branch for commit in whole]
+    assert [commit.id for commit in whole[1:]] + [None] == [commit.parent for commit in whole]
+
+    for is_from_first in (True, False):
+        found: list[Commit] = []
+        while page := await repository.history(
+            NAME,
+            revision="dev" if not found else found[0 if is_from_first else -1].id,
+            limit=size,
+            before=found[-1].number if found else None,
+        ):
+            found += page
+        assert whole == found
+    assert whole[-1:] == await repository.history(NAME, revision="dev", before=2)

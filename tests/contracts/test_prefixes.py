@@ -12,6 +12,7 @@ import pytest
 from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, FilestoreError, NotFound, OutsidePrefix
@@ -177,7 +178,7 @@ async def test_a_damaged_record_outside_of_the_prefix_is_not_named(sides: Sides)
     """A removal with chunks needs its manifest, and fails without its name and its id."""
     inside = await push(sides.whole, octets(1, 1000), name="logs_1")
     outside = await push(sides.whole, octets(2, 1000), name="other")
-    await sides.store.remove_manifest(DEFAULT_NAMESPACE, outside.digest)
+    await sides.store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(outside.digest))
     for call in (sides.limited.remove(inside.id, with_chunks=True), sides.limited.freed_by([inside.id])):
         kind, message = await error_of(call)
         assert kind is DamagedRecord

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.digest import Digest, chunk_digest
+from filestore.core.object_names import ObjectName
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import ChunkStore, FrameProblem, FrameState, Removed, Staging
 from tests.support.cancels import cancelled_at_every_await
@@ -16,17 +17,17 @@ from tests.support.frames import contents
 A, B = "a", "b"
 
 
-def staged(store: ChunkStore, data: bytes) -> tuple[Digest, Staging]:
-    """Return staged bytes with their digest, ready to be published. A store does not check that they are a frame."""
-    staging = store.new_staging()
-    staging.write(data)
-    staging.sync()
-    return chunk_digest(data), staging
+def staged(store: ChunkStore, data: bytes, *, namespace: str = A, content: bytes | None = None) -> tuple[Digest, Staging]:
+    """Return staged bytes with the digest of their content, ready to be published. A store does not check what they are."""
+    frame = chunk_digest(data if content is None else content), store.new_staging()
+    frame[1].write(data)
+    store.sync(namespace, [frame])
+    return frame
 
 
 async def publish(store: ChunkStore, *all_data: bytes, namespace: str = A) -> list[Digest]:
     """Publish bytes, and return their digests."""
-    frames = [staged(store, data) for data in all_data]
+    frames = [staged(store, data, namespace=namespace) for data in all_data]
     await store.publish(namespace, frames)
     return [digest for digest, _ in frames]
 
@@ -60,8 +61,8 @@ async def test_published_frame_is_read_as_it_was_written(store: ChunkStore) -> N
     staging = store.new_staging()
     for piece in (b"", b"one", memoryview(b"two"), bytearray(b"three")):
         staging.write(piece)
-    staging.sync()
     digest = chunk_digest(b"onetwothree")
+    store.sync(A, [(digest, staging)])
     await store.publish(A, [(digest, staging)])
     assert b"onetwothree" == await read(store, digest)
 
@@ -85,8 +86,8 @@ async def test_staging_may_rest_between_any_two_writes(store: ChunkStore) -> Non
         staging.write(piece)
         staging.rest()
         staging.rest()
-    staging.sync()
     digest = chunk_digest(b"onetwo")
+    store.sync(A, [(digest, staging)])
     await store.publish(A, [(digest, staging)])
     assert b"onetwo" == await read(store, digest)
 
@@ -126,15 +127,14 @@ async def test_published_again_replaces(store: ChunkStore) -> None:
     """A publish also replaces an existing file, because a crash may have left it."""
     digest = chunk_digest(b"content")
     for data in (b"one encoding", b"another"):
-        _, staging = staged(store, data)
-        await store.publish(A, [(digest, staging)])
+        await store.publish(A, [staged(store, data, content=b"content")])
     assert b"another" == await read(store, digest)
 
 
 async def test_same_digest_twice_in_one_publish(store: ChunkStore) -> None:
     """The later frame stays."""
     digest = chunk_digest(b"content")
-    await store.publish(A, [(digest, staged(store, data)[1]) for data in (b"first", b"second")])
+    await store.publish(A, [staged(store, data, content=b"content") for data in (b"first", b"second")])
     assert b"second" == await read(store, digest)
 
 
@@ -225,7 +225,7 @@ async def test_remove_is_idempotent(store: ChunkStore) -> None:
     """Removing an absent frame is not an error."""
     one, two = await publish(store, b"one", b"two")
     for _ in range(2):
-        await store.remove(A, [one, chunk_digest(b"never there")])
+        await store.remove(A, [ObjectName(one), ObjectName(chunk_digest(b"never there"))])
     assert [None, b"two"] == [await read(store, one), await read(store, two)]
 
 
@@ -234,7 +234,7 @@ async def test_digests_gives_all_frames_of_a_namespace(store: ChunkStore) -> Non
     kept = await publish(store, *contents(20, size=10))
     (removed,) = await publish(store, b"removed")
     await publish(store, b"elsewhere", namespace=B)
-    await store.remove(A, [removed])
+    await store.remove(A, [ObjectName(removed)])
     await store.put_manifest(A, chunk_digest(b"manifest"), b"manifest")
     assert sorted(kept) == sorted([digest async for digest in store.digests(A)])
     assert [] == [digest async for digest in store.digests("nobody")]
@@ -244,8 +244,8 @@ async def test_namespaces_do_not_share(store: ChunkStore) -> None:
     """A namespace does not see the frames of another one, and cannot remove them."""
     (digest,) = await publish(store, b"content")
     await store.put_manifest(A, digest, b"manifest")
-    await store.remove(B, [digest])
-    await store.remove_manifest(B, digest)
+    await store.remove(B, [ObjectName(digest)])
+    await store.remove_manifest(B, ObjectName(digest))
     assert [b"content", None] == [await read(store, digest, namespace=namespace) for namespace in (A, B)]
     assert [None] == await store.open(B, [digest])
     assert [b"manifest", None] == [await store.manifest(namespace, digest) for namespace in (A, B)]
@@ -301,7 +301,7 @@ async def test_removed_manifest_is_gone(store: ChunkStore) -> None:
     digest = chunk_digest(b"manifest")
     await store.put_manifest(A, digest, b"manifest")
     for _ in range(2):
-        await store.remove_manifest(A, digest)
+        await store.remove_manifest(A, ObjectName(digest))
     assert await store.manifest(A, digest) is None
 
 
@@ -320,7 +320,7 @@ async def test_close_discards_what_is_staged(store: ChunkStore, tmp_path: Path) 
     staged(store, b"never published")
     for _ in range(2):
         await store.close()
-        assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert [] == [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
 async def test_inspect_gives_the_size_of_each_frame_in_order(store: ChunkStore) -> None:

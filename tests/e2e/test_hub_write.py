@@ -272,6 +272,20 @@ def test_a_commit_for_an_old_parent(repository: HubRepository) -> None:
     assert repository.committed(header(parentCommit=made), put_file("b.txt", b"two")) == repository.head()
 
 
+def test_a_commit_for_a_parent_may_be_repeated(repository: HubRepository) -> None:
+    """A client that got no answer sends it again, and gets the same id, while nobody has made another commit."""
+    repository.upload(LARGE)
+    repository.committed(put_file("old.txt", b"old"))
+    old = repository.head()
+    operations = [put_file("a.txt", b"one"), put_object("b", LARGE), line("deletedFile", path="old.txt")]
+    made = repository.committed(header(parentCommit=old), *operations)
+    assert made == repository.committed(header(parentCommit=old), *operations) == repository.head()
+    assert 412 == repository.commit(header("other", parentCommit=old), *operations).status
+    assert 412 == repository.commit(header(parentCommit=old), *operations[:1]).status
+    repository.committed(put_file("c.txt", b"three"))
+    assert 412 == repository.commit(header(parentCommit=old), *operations).status
+
+
 def test_many_commits_at_once(repository: HubRepository) -> None:
     """Without a parent, each finds its place. With one, exactly one of them does."""
     answers: list[int] = []

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from filestore.backends import connect
+from filestore.core.commits import NewCommit
 from filestore.core.references import Reference
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
@@ -110,7 +111,7 @@ async def test_a_name_means_the_newest_version_of_main(home: Home, environ: dict
     async with connect(environ.get("FILESTORE_URL", home.data), token=environ.get("FILESTORE_TOKEN")) as repository:
         other = await repository.record(Reference(id=push(home, environ, 2, name="other.bin")["id"]))
         manifest = await repository.manifest(other.digest)
-        third = (await repository.commit(manifest, name="model.bin", branch="dev")).id
+        third = (await repository.commit(manifest, name="model.bin", commit=NewCommit(branch="dev"))).id
     assert [third, second, first] == [each for each in listed(home, environ) if each != other.id]
     assert second == home.result("info", "model.bin", environ=environ)["id"]
     assert third == home.result("info", "model.bin@dev", environ=environ)["id"]

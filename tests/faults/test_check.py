@@ -321,7 +321,7 @@ async def test_frame_of_a_push_in_progress_is_not_reported(stored: Stored) -> No
 
     staging = stored.store.new_staging()
     staging.write(frame.data)
-    staging.sync()
+    stored.store.sync(N, [(frame.digest, staging)])
     async with asyncio.TaskGroup() as group, stored.catalog.transaction() as transaction:
         await stored.store.publish(N, [(frame.digest, staging)])
         task = group.create_task(results(stored._replace(catalog=Watched())))  # type: ignore[arg-type]  # by its methods

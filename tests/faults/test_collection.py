@@ -13,6 +13,7 @@ import pytest
 from filestore.backends import connect, open_backend
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.object_names import ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -248,7 +249,7 @@ async def test_a_damaged_manifest_stops_a_collection(opened: Opened) -> None:
     await opened.repository.put([encoded(content) for content in contents(2, seed=1)])
     async with opened.index.transaction() as transaction:
         await transaction.set_policy(NAMESPACE, Policy(keep_last=1))
-    await opened.store.remove_manifest(NAMESPACE, record.digest)
+    await opened.store.remove_manifest(NAMESPACE, ObjectName(record.digest))
 
     with pytest.raises(DamagedRecord) as caught:
         await opened.collect()
@@ -267,7 +268,7 @@ async def test_a_damaged_manifest_stops_a_collection_while_one_of_its_records_is
     """Another record with the same manifest stays, and its chunks with it."""
     kept = await opened.push(contents(2), "kept")
     removed = await opened.push(contents(2), "removed")
-    await opened.store.remove_manifest(NAMESPACE, kept.digest)
+    await opened.store.remove_manifest(NAMESPACE, ObjectName(kept.digest))
     read = opened.store.manifest
 
     async def read_while_removed(namespace: str, digest: Digest) -> bytes | None:
@@ -385,9 +386,9 @@ async def test_a_collection_goes_on_where_an_earlier_one_was_interrupted(opened:
     removed: list[Digest] = []
     store_remove = opened.store.remove
 
-    async def remove(namespace: str, digests: Sequence[Digest]) -> None:
-        removed.extend(digests)
-        await store_remove(namespace, digests)
+    async def remove(namespace: str, names: Sequence[ObjectName]) -> None:
+        removed.extend(name.digest for name in names)
+        await store_remove(namespace, names)
 
     monkeypatch.setattr(opened.store, "remove", remove)
     await opened.collect()

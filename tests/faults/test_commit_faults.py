@@ -11,6 +11,7 @@ import pytest
 from filestore.core.digest import Buffer, Digest, chunk_digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.object_names import ObjectName
 from filestore.core.paths import manifest_key
 from filestore.errors import Busy, ChunksMissing, InvalidManifest
 from filestore.repository import manifest_check
@@ -35,11 +36,12 @@ class InterruptedStore(MemoryStore):
         self.then: Callable[[], Awaitable[None]] | None = None
         self.count = 0
 
-    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
-        await super().put_manifest(namespace, digest, encoded)
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> bytes:
+        object_id = await super().put_manifest(namespace, digest, encoded)
         self.count += 1
         if self.then is not None:
             await self.then()
+        return object_id
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ async def test_a_manifest_that_is_removed_before_its_record_is_stored_again(
 
     async def remove() -> None:
         store.then = None
-        await store.remove_manifest(DEFAULT_NAMESPACE, stored.digest)
+        await store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(stored.digest))
 
     store.then = remove
     record = await repository.commit(stored.encoded, name="model.bin")

@@ -6,18 +6,20 @@ import resource
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from filestore.core.digest import Digest
 from filestore.errors import Busy
 from filestore.http.server import health
 from filestore.http.server.health import Health
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.stores.disk import open_store
-from filestore.repository.stores.memory import MemoryStaging, MemoryStore
+from filestore.repository.stores.memory import MemoryStore
+from filestore.repository.stores.protocol import Staging
 from filestore.repository.stores.staging_file import DiskStaging
 from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import small_disk
@@ -121,17 +123,6 @@ def test_server_whose_index_was_removed_is_unhealthy(tmp_path: Path) -> None:
         assert 200 == server.ask("GET", "/healthz", token=None).status
 
 
-class HangingStaging(MemoryStaging):
-    """A staging file on a disk that hangs until the test ends."""
-
-    def __init__(self, released: threading.Event) -> None:
-        super().__init__()
-        self._released = released
-
-    def sync(self) -> None:
-        self._released.wait()
-
-
 class HangingStore(MemoryStore):
     """A store on a disk that hangs."""
 
@@ -140,9 +131,9 @@ class HangingStore(MemoryStore):
         self.released = threading.Event()
         self.started = 0
 
-    def new_staging(self) -> HangingStaging:
+    def sync(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:  # noqa: ARG002  # of the protocol
         self.started += 1
-        return HangingStaging(self.released)
+        self.released.wait()
 
 
 async def test_disk_that_hangs_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

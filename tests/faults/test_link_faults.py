@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from filestore.backends import connect
+from filestore.core.commits import NewCommit
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.progress import Progress
 from filestore.errors import InvalidFrame, InvalidManifest
@@ -89,6 +90,21 @@ async def test_bit_that_flips_in_a_manifest_is_not_an_error(server: RunningServe
         record = await repository.commit(manifest.encoded, name="flipped")
         link.down = flip_once(lambda piece: piece.endswith(manifest.encoded))
         assert manifest.encoded == await repository.manifest(record.digest)
+
+
+async def test_a_commit_whose_answer_is_lost_is_made_once(server: RunningServer) -> None:
+    """The client sends it again, and its parent is not the newest commit any more. It gets the record."""
+    async with running_link(server.port) as link, connect(f"http://127.0.0.1:{link.port}", token=TOKEN) as repository:
+        parent = ""
+        for number in range(2):
+            frame = encoded(b"%d of a lost answer" % number)
+            manifest = Manifest.build([Chunk(frame.digest, 18)], chunking_version=CHUNKING_VERSION)
+            await repository.put([frame])
+            link.down = cut_once(1)
+            record = await repository.commit(manifest.encoded, name="lost", commit=NewCommit("said", parent=parent))
+            commits = await repository.history("lost")
+            assert (number + 1, record.id) == (len(commits), commits[0].file_id)
+            parent = commits[0].id
 
 
 async def test_manifest_that_is_wrong_at_its_source_is_refused(server: RunningServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from filestore.core.commits import MAIN, Commit, Label, LabelKind
+from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
@@ -85,21 +85,9 @@ class WatchedRepository:
         await self._note("verify_chunks")
         return await self.inner.verify_chunks(digests)
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         await self._note("commit")
-        return await self.inner.commit(
-            manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
-        )
+        return await self.inner.commit(manifest, name=name, kind=kind, commit=commit)
 
     async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
         await self._note("check_new_name")

@@ -12,6 +12,7 @@ import pytest
 from filestore.core.content_digests import BLOB_ID_LIMIT, EMPTY, PACKED_SIZE, ContentHasher, FileDigests
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
+from filestore.core.object_names import ObjectName
 from filestore.errors import ChunksMissing, InvalidArchive
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.repository.local import LocalRepository
@@ -254,6 +255,6 @@ async def test_a_missing_chunk(repository: LocalRepository, tmp_path: Path) -> N
     """It ends the computation."""
     record = await pushed(repository, tmp_path / "model", {"a.bin": octets(1, 9 * MIB)})
     tree = await StoredTree.open(repository, record.digest)
-    await repository._store.remove(repository.namespace, [tree.manifest.chunks[1].digest])
+    await repository._store.remove(repository.namespace, [ObjectName(tree.manifest.chunks[1].digest)])
     with pytest.raises(ChunksMissing):
         await hashed(repository, tree)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from filestore.core.digest import chunk_digest
+from filestore.core.object_names import ObjectName
 from filestore.core.paths import chunk_key, hashed
 from filestore.errors import StorageError, StorageFull
 from filestore.repository.index.sqlite import open_index
@@ -187,7 +188,7 @@ async def test_damage_in_the_place_of_a_frame_is_removed(root: Path) -> None:
     link.symlink_to("nowhere")
     above.parent.parent.mkdir(parents=True)
     above.parent.write_bytes(b"")
-    await store.remove("a", digests)
+    await store.remove("a", [ObjectName(digest) for digest in digests])
     assert [above.parent.parent, above.parent] == sorted(root.glob("chunks/a/**/*"))
     await store.close()
 

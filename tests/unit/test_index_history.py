@@ -80,6 +80,23 @@ def test_the_labels_of_a_record_are_read_without_those_of_others(connection: sql
     assert ["v1"] == history.select_labels_of_record(connection, "a", _file_id(2000))
 
 
+def test_a_page_of_a_history_reads_no_commits_before_it(connection: sqlite3.Connection) -> None:
+    """Wherever it is on `main`, and also where another branch begins there."""
+    connection.execute(
+        "INSERT INTO commits SELECT namespace, 'long', position, substr(digest, 13), nullif(position - 1, 0), 'main', id,"
+        " '', '', 1 FROM records"
+    )
+    connection.execute("UPDATE commits SET branch = 'dev' WHERE name = 'long' AND number > ?", (_NAMES - 5,))
+    connection.execute("INSERT INTO labels VALUES ('a', 'long', 'dev', 'branch', ?, 1)", (_NAMES,))
+    _limit_steps(connection)
+    for revision in ("main", "dev"):
+        for before in (2, 1000, _NAMES - 5):
+            found = history.select_history(connection, "a", "long", revision, limit=3, before=before)
+            assert list(range(before - 1, max(before - 4, 0), -1)) == _numbers(found or [])
+    found = history.select_history(connection, "a", "long", "dev", limit=7, before=None)
+    assert list(range(_NAMES, _NAMES - 7, -1)) == _numbers(found or [])
+
+
 def test_a_circle_of_parents_ends(connection: sqlite3.Connection) -> None:
     """A damaged index must not keep a thread busy without end."""
     connection.execute("UPDATE commits SET parent = number WHERE name = 'team/n0001'")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
 from filestore.errors import DamagedRecord
 from filestore.repository.index.sqlite import open_index
@@ -90,7 +91,7 @@ async def test_a_collection_frees_what_was_said(repository: Opened) -> None:
 async def test_a_damaged_manifest_is_named(repository: Opened) -> None:
     """Nobody knows what its record needs, so the usage says so, and nothing is said about a removal."""
     records = await repository.records()
-    await repository._store.remove_manifest(DEFAULT_NAMESPACE, records[-1].digest)
+    await repository._store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(records[-1].digest))
     assert ("a",) == (await repository.measure()).damaged
     with pytest.raises(DamagedRecord, match=records[-1].id):
         await repository.freed_by([records[0].id])

@@ -290,7 +290,7 @@ class DigestPass:
                 continue
             place.done = place.seen
             if place.must_be_kept:
-                async with self._index.transaction() as transaction:
+                async with self._index.transaction(namespace) as transaction:
                     await transaction.set_task_state(namespace, TASK, place.as_json())
                 place.is_changed, place.seen_count = False, 0
         return is_over
@@ -328,7 +328,7 @@ class DigestPass:
         manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(digest))
         digests = await hash_file(repository, manifest, pause=self._pause)
         row = ContentDigests(digest, manifest.size, *digests, source=digest, start=0)
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(namespace) as transaction:
             await transaction.add_content_digests(namespace, [row])
 
     async def _compute_tree(self, namespace: str, digest: Digest) -> None:
@@ -341,13 +341,13 @@ class DigestPass:
         async def keep(files: Sequence[tuple[LargeFile, FileDigests]]) -> None:
             found = [ContentDigests(file.digest, file.size, *digests, source=digest, start=file.start) for file, digests in files]
             for start in range(0, len(found), _PAGE):
-                async with self._index.transaction() as transaction:
+                async with self._index.transaction(namespace) as transaction:
                     await transaction.add_content_digests(namespace, found[start : start + _PAGE])
 
         packed = await hashing.run(known, keep=keep)
         # Also of what was known: this tree may stay longer than the one in which it was found.
         await keep([(file, known[file.digest]) for file in large if file.digest in known])
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(namespace) as transaction:
             await transaction.set_tree_digests(namespace, digest, packed)
 
     def _repository(self, namespace: str) -> LocalRepository:

@@ -24,7 +24,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from filestore.core.digest import chunk_digest
 from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.object_names import ObjectName
 from filestore.errors import Busy, StorageError, StorageFull, Unhealthy
 from filestore.http.server.context import make_spool_folder, spooling
 from filestore.http.server.errors import log_failure, problem_answer, refusal
@@ -164,10 +166,21 @@ async def _in_own_thread(function: Callable[[], None]) -> None:
 
 
 async def _check_space_and_store(store: ChunkStore) -> None:
+    if store.has_object_ids:
+        await _check_object_store(store)
+        return
     await _in_own_thread(partial(_check_store, store))
     # It is full too if less would stay free than the setting `min_free`.
     async with store.space_for(_CONTENT_SIZE):
         pass
+
+
+async def _check_object_store(store: ChunkStore) -> None:
+    """Put an object that no row names, and remove it."""
+    content = secrets.token_bytes(_CONTENT_SIZE)
+    digest = chunk_digest(content)
+    object_id = await store.put_manifest(DEFAULT_NAMESPACE, digest, content)
+    await store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(digest, object_id))
 
 
 def _check_store(store: ChunkStore) -> None:
@@ -175,7 +188,7 @@ def _check_store(store: ChunkStore) -> None:
     staging = store.new_staging()
     try:
         staging.write(content)
-        staging.sync()
+        store.sync(DEFAULT_NAMESPACE, [(chunk_digest(content), staging)])
         found = bytearray(len(content))
         staging.read_into(memoryview(found))
     finally:
@@ -196,7 +209,7 @@ def _check_spool(folder: Path) -> None:
 async def _check_index(index: Index) -> None:
     state = {"written": secrets.token_hex(8)}
     try:
-        async with asyncio.timeout(BUSY_SECONDS), index.transaction() as transaction:
+        async with asyncio.timeout(BUSY_SECONDS), index.transaction(DEFAULT_NAMESPACE) as transaction:
             await transaction.set_task_state(DEFAULT_NAMESPACE, "health", state)
     except (TimeoutError, Busy):
         # Another writer is at work, so the index can be written.

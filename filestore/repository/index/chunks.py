@@ -9,12 +9,9 @@ from typing import Any
 from filestore.core.digest import Digest
 from filestore.core.unlocked import unlocked
 from filestore.repository.index import tasks
-from filestore.repository.index.protocol import Base, ChunkRow, ChunkState
+from filestore.repository.index.protocol import REFRESH_MICROSECONDS, Base, ChunkRow, ChunkState
 from filestore.repository.index.schema import has_version
 from filestore.repository.index.statements import read, write
-
-REFRESH_MICROSECONDS = 3600 * 1_000_000
-"""The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
 
 _ROWS = (
     "SELECT digest, size, stored_size, {}, going, last_seen FROM chunks"
@@ -51,7 +48,7 @@ def insert_chunks(connection: sqlite3.Connection, namespace: str, rows: Sequence
         "INSERT INTO chunks (namespace, digest, size, stored_size, frame_digest, last_seen, going) VALUES (?, ?, ?, ?, ?, ?, 0)"
         " ON CONFLICT (namespace, digest) DO UPDATE SET size = excluded.size, stored_size = excluded.stored_size,"
         " frame_digest = excluded.frame_digest, last_seen = excluded.last_seen, going = 0",
-        [(namespace, *row, now) for row in rows],
+        [(namespace, *row[:4], now) for row in rows],
     )
 
 
@@ -110,7 +107,7 @@ def update_frame_digests(connection: sqlite3.Connection, namespace: str, rows: S
     connection.executemany(
         "UPDATE chunks SET frame_digest = ?4"
         " WHERE namespace = ?5 AND digest = ?1 AND size = ?2 AND stored_size = ?3 AND going = 0 AND frame_digest IS NULL",
-        [(*row, namespace) for row in rows],
+        [(*row[:4], namespace) for row in rows],
     )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from filestore.core.content_digests import BLOB_ID_SIZE, PACKED_SIZE, SHA256_SIZE
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.repository.index.protocol import ContentDigests
+from filestore.repository.index.rows import content_of
 from filestore.repository.index.statements import read
 
 TABLES = (
@@ -87,7 +87,7 @@ def select_contents(connection: sqlite3.Connection, namespace: str, digests: Seq
     """Return the secondary digests of contents."""
     if not has_tables(connection):
         return {}
-    rows = (_content(row) for row in read(connection, _CONTENTS.format("digest"), (namespace,), digests))
+    rows = (content_of(row) for row in read(connection, _CONTENTS.format("digest"), (namespace,), digests))
     return {found.digest: found for found in rows}
 
 
@@ -97,7 +97,7 @@ def select_contents_by_sha256(
     """Return one content for each SHA-256 that is known, the one with the largest digest."""
     if not has_tables(connection):
         return {}
-    rows = (_content(row) for row in read(connection, _CONTENTS.format("sha256"), (namespace,), sha256s))
+    rows = (content_of(row) for row in read(connection, _CONTENTS.format("sha256"), (namespace,), sha256s))
     return {found.sha256: found for found in rows}
 
 
@@ -133,8 +133,3 @@ def select_invalid(connection: sqlite3.Connection, limit: int) -> Iterator[tuple
     for table, valid in (("content_digests", _VALID_CONTENT), ("tree_digests", _VALID_TREE)):
         for namespace, digest in connection.execute(_INVALID.format(table, valid), (limit,)):
             yield str(namespace), f"its secondary digests of {digest} in {table} have values that no content has"
-
-
-def _content(row: tuple[Any, ...]) -> ContentDigests:
-    digest, size, sha256, blob_id, source, start = row
-    return ContentDigests(Digest(digest), int(size), bytes(sha256), bytes(blob_id), Digest(source), int(start))

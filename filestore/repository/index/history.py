@@ -8,36 +8,26 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from filestore.core.commits import (
-    COMMITS_LIMIT,
-    MAIN,
-    Commit,
-    Label,
-    LabelKind,
-    NewCommit,
-    checked_commit,
-    checked_stored_label,
-    commit_id,
+from filestore.core.commits import COMMITS_LIMIT, MAIN, Commit, Label, LabelKind, NewCommit, commit_id
+from filestore.core.records import Record
+from filestore.core.references import digits_in, versions_back
+from filestore.errors import OwnerTaken, RevisionNotFound
+from filestore.repository.index.history_rules import (
+    ID_SIZE,
+    Head,
+    check_label_count,
+    check_owner_count,
+    check_parent,
+    commit_row,
+    digest_range,
+    id_range,
+    is_kept,
+    is_of_main,
+    label_in,
+    number_by_digits,
 )
-from filestore.core.digest import DIGEST_SIZE, Digest
-from filestore.core.records import Kind, Record
-from filestore.core.references import Reference, digits_in, versions_back
-from filestore.errors import (
-    FilestoreError,
-    HeadMoved,
-    InvalidReference,
-    LabelExists,
-    LimitExceeded,
-    OwnerTaken,
-    RevisionNotFound,
-    StorageError,
-)
-
-OWNERS_LIMIT = 1000
-"""The most owners of one namespace."""
-LABELS_LIMIT = 1000
-"""The most labels of one name."""
-_ID_SIZE = 20
+from filestore.repository.index.rows import commit_of, label_of
+from filestore.repository.index.statements import parsed
 
 TABLES = (
     # `number` counts the commits of a name. `parent` is the number of the commit before it on its line.
@@ -94,13 +84,20 @@ _HEAD = (
     "SELECT number, file_id, id FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = ?"
     " ORDER BY number DESC LIMIT 1 OFFSET ?"
 )
-# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
+# Up to the first commit on `main`. A parent has a smaller number: without this condition, a damaged index could lead around in a
+# circle.
 _LINE = (
-    "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
-    " WHERE namespace = ?1 AND name = ?2 AND number = ?3 UNION ALL SELECT commits.number, commits.parent FROM line"
-    " JOIN commits ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
-    " AND commits.number < line.number)"
-    " SELECT number FROM line WHERE number < ?4 LIMIT ?5"
+    "WITH RECURSIVE line (number, parent, branch) AS (SELECT number, parent, branch FROM commits"
+    " WHERE namespace = ?1 AND name = ?2 AND number = ?3"
+    " UNION ALL SELECT commits.number, commits.parent, commits.branch FROM line JOIN commits"
+    " ON commits.namespace = ?1 AND commits.name = ?2 AND commits.number = line.parent"
+    " AND commits.number < line.number WHERE line.branch <> 'main')"
+    " SELECT number, branch FROM line WHERE number < ?4 OR branch = 'main'"
+)
+# Each commit on `main` follows the one before it on `main`, so no other one is between them.
+_MAIN_LINE = (
+    "SELECT number FROM commits INDEXED BY commits_by_branch WHERE namespace = ? AND name = ? AND branch = 'main' AND number < ?"
+    " ORDER BY number DESC LIMIT ?"
 )
 _BY_DIGITS = (
     "SELECT commits.number, records.digest FROM commits JOIN records"
@@ -155,33 +152,20 @@ def _first_commits(records: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ..
 def insert_commit(connection: sqlite3.Connection, record: Record, now: int, new: NewCommit) -> None:
     """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
 
-    Raises HeadMoved, RevisionNotFound.
+    The same commit of the same parent is made once. Raises HeadMoved, RevisionNotFound.
     """
     namespace, name = record.namespace, record.full_name
     head = _branch_head(connection, namespace, name, new.branch)
-    known = "" if head is None else head[2].hex()
-    if new.parent not in {None, known}:
-        raise HeadMoved(name, new.branch, new.parent or "none", known or "none")
-    if head is not None and head[1] == record.id:
+    if new.parent is not None and head is not None and _is_made(connection, record, head.number, new):
+        return
+    check_parent(name, new, head)
+    if head is not None and head.file_id == record.id:
         return
     (last,) = connection.execute(
         "SELECT coalesce(max(number), 0) FROM commits WHERE namespace = ? AND name = ?", (namespace, name)
     ).fetchone()
     number = last + 1
-    values = {
-        "number": number,
-        "parent": known,
-        "branch": new.branch,
-        "digest": str(record.digest),
-        "kind": record.kind.value,
-        "message": new.message,
-        "author": new.author,
-        "created_at": now,
-    }
-    identity = bytes.fromhex(commit_id(namespace, name, values))
-    before = None if head is None else head[0]
-    row = (namespace, name, number, identity, before, new.branch, record.id, new.message, new.author, now)
-    connection.execute(_INSERT, row)
+    connection.execute(_INSERT, commit_row(record, now, new, head=head, number=number))
     if new.branch != MAIN:
         moved = (number, namespace, name, new.branch)
         connection.execute("UPDATE labels SET number = ? WHERE namespace = ? AND name = ? AND label = ?", moved)
@@ -198,20 +182,16 @@ def delete_commits_of(connection: sqlite3.Connection, namespace: str, file_id: s
 def select_head(connection: sqlite3.Connection, namespace: str, name: str) -> str | None:
     """Return the id of the record that a name means. None if nobody has stored it."""
     head = _head(connection, namespace, name, MAIN)
-    return None if head is None else str(head[1])
+    return None if head is None else head.file_id
 
 
 def select_number(connection: sqlite3.Connection, namespace: str, name: str, revision: str | None) -> int | None:
     """Return the number of the commit that a revision means. Raises InvalidReference if it may mean several versions."""
     back = versions_back(revision)
-    if revision in {None, MAIN, "HEAD", f"refs/heads/{MAIN}"} or back is not None:
+    if revision is None or is_of_main(revision) or back is not None:
         head = _head(connection, namespace, name, MAIN, back=back or 0)
-        return None if head is None else int(head[0])
-    label = str(revision)
-    kind = None
-    for place, wanted in (("refs/heads/", LabelKind.BRANCH), ("refs/tags/", LabelKind.TAG)):
-        if label.startswith(place):
-            label, kind = label.removeprefix(place), wanted.value
+        return None if head is None else head.number
+    label, kind = label_in(revision)
     row = connection.execute(
         "SELECT number FROM labels WHERE namespace = ? AND name = ? AND label = ? AND kind = coalesce(?, kind)",
         (namespace, name, label, kind),
@@ -235,15 +215,25 @@ def select_history(
 ) -> list[Commit] | None:
     """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
 
-    Return None if it does not exist.
+    This costs what it returns, and a step for each commit of another branch than `main` that is passed over. Return None if the
+    revision does not exist.
     """
     if not has_history(connection):
         return None
     number = select_number(connection, namespace, name, revision)
     if number is None:
         return None
-    numbers = connection.execute(_LINE, (namespace, name, number, (1 << 62) if before is None else before, limit))
-    return list(_commits(connection, namespace, name, [found for (found,) in numbers.fetchall()]))
+    stop = number + 1 if before is None else before
+    numbers: list[int] = []
+    for found, branch in connection.execute(_LINE, (namespace, name, number, stop)):
+        if len(numbers) == limit:
+            break
+        if branch != MAIN:
+            numbers.append(found)
+        else:
+            rest = (namespace, name, min(found + 1, stop), limit - len(numbers))
+            numbers += [place for (place,) in connection.execute(_MAIN_LINE, rest)]
+    return list(_commits(connection, namespace, name, numbers))
 
 
 def select_labels(connection: sqlite3.Connection, namespace: str, name: str) -> list[Label]:
@@ -251,7 +241,7 @@ def select_labels(connection: sqlite3.Connection, namespace: str, name: str) -> 
     if not has_history(connection):
         return []
     rows = connection.execute(f"{_LABELS} ORDER BY labels.label", (namespace, name))
-    return [_label(connection, row) for row in rows]
+    return [parsed(connection, label_of, row) for row in rows]
 
 
 def select_labels_of_record(connection: sqlite3.Connection, namespace: str, file_id: str) -> list[str]:
@@ -272,17 +262,14 @@ def replace_label(connection: sqlite3.Connection, namespace: str, name: str, lab
         raise RevisionNotFound(name, label.commit_id)
     found = connection.execute(f"{_LABELS} AND labels.label = ?", (namespace, name, label.name)).fetchone()
     if found is not None:
-        kept = _label(connection, found)
-        if kept._replace(created_at=0) == label._replace(created_at=0):
+        kept = parsed(connection, label_of, found)
+        if is_kept(name, kept, label, force=force):
             return kept
-        if not force:
-            raise LabelExists(name, label.name, kept.commit_id)
     else:
         (count,) = connection.execute(
             "SELECT count(*) FROM labels WHERE namespace = ? AND name = ?", (namespace, name)
         ).fetchone()
-        if count >= LABELS_LIMIT:
-            raise LimitExceeded(f"the number of labels of {name!r}", count + 1, LABELS_LIMIT)
+        check_label_count(name, count)
     connection.execute(
         "INSERT OR REPLACE INTO labels (namespace, name, label, kind, number, created_at) VALUES (?, ?, ?, ?, ?, ?)",
         (namespace, name, label.name, label.kind.value, row[0], label.created_at),
@@ -294,7 +281,7 @@ def delete_label(connection: sqlite3.Connection, namespace: str, name: str, labe
     """Delete a label, and return it. Return None if it does not exist."""
     found = connection.execute(f"{_LABELS} AND labels.label = ?", (namespace, name, label)).fetchone()
     connection.execute("DELETE FROM labels WHERE namespace = ? AND name = ? AND label = ?", (namespace, name, label))
-    return None if found is None else _label(connection, found)
+    return None if found is None else parsed(connection, label_of, found)
 
 
 def claim_owner(connection: sqlite3.Connection, owner: str, namespace: str, now: int) -> None:
@@ -305,8 +292,7 @@ def claim_owner(connection: sqlite3.Connection, owner: str, namespace: str, now:
             raise OwnerTaken(owner)
         return
     (count,) = connection.execute("SELECT count(*) FROM owners WHERE namespace = ?", (namespace,)).fetchone()
-    if count >= OWNERS_LIMIT:
-        raise LimitExceeded(f"the number of owners of the namespace {namespace}", count + 1, OWNERS_LIMIT)
+    check_owner_count(namespace, count)
     connection.execute(
         "INSERT INTO owners (folded, owner, namespace, created_at) VALUES (?, ?, ?, ?)", (owner.lower(), owner, namespace, now)
     )
@@ -337,18 +323,16 @@ def select_owners(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     return connection.execute("SELECT owner, namespace FROM owners ORDER BY namespace, owner").fetchall()
 
 
-def _head(
-    connection: sqlite3.Connection, namespace: str, name: str, branch: str, *, back: int = 0
-) -> tuple[int, str, bytes] | None:
-    found: tuple[int, str, bytes] | None = connection.execute(_HEAD, (namespace, name, branch, back)).fetchone()
-    return found
+def _head(connection: sqlite3.Connection, namespace: str, name: str, branch: str, *, back: int = 0) -> Head | None:
+    found = connection.execute(_HEAD, (namespace, name, branch, back)).fetchone()
+    return None if found is None else Head(*found)
 
 
-def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, branch: str) -> tuple[int, str, bytes] | None:
-    """Return the number, the record and the id of the newest commit of a branch. Raises RevisionNotFound if it does not exist."""
+def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, branch: str) -> Head | None:
+    """Return the newest commit of a branch, or None if `main` has none. Raises RevisionNotFound if the branch does not exist."""
     if branch == MAIN:
         return _head(connection, namespace, name, MAIN)
-    found: tuple[int, str, bytes] | None = connection.execute(
+    found = connection.execute(
         "SELECT commits.number, commits.file_id, commits.id FROM labels JOIN commits ON commits.namespace = labels.namespace"
         " AND commits.name = labels.name AND commits.number = labels.number"
         " WHERE labels.namespace = ? AND labels.name = ? AND labels.label = ? AND labels.kind = ?",
@@ -356,68 +340,33 @@ def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, bran
     ).fetchone()
     if found is None:
         raise RevisionNotFound(name, branch)
-    return found
+    return Head(*found)
+
+
+def _is_made(connection: sqlite3.Connection, record: Record, number: int, new: NewCommit) -> bool:
+    """Return whether a commit is the one that a record is stored with, by a caller who got no answer before."""
+    made = next(_commits(connection, record.namespace, record.full_name, [number]), None)
+    if made is None or made.file_id != record.id:
+        return False
+    return NewCommit(made.message, made.author, made.branch, made.parent or "") == new
 
 
 def _number_by_digits(connection: sqlite3.Connection, namespace: str, name: str, digits: str) -> int | None:
-    if len(digits) == 2 * _ID_SIZE:
+    if len(digits) == 2 * ID_SIZE:
         row = connection.execute(
             "SELECT number FROM commits WHERE namespace = ? AND name = ? AND id = ?", (namespace, name, bytes.fromhex(digits))
         ).fetchone()
         if row is not None:
             return int(row[0])
-    # An id is shorter than a digest, so no id has all of more digits.
-    first, last = (bytes.fromhex(digits.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
-    ids = (first[:_ID_SIZE], last[:_ID_SIZE]) if len(digits) <= 2 * _ID_SIZE else (b"\xff", b"")
-    found = connection.execute(_BY_DIGITS, (namespace, name, *ids, first, last)).fetchall()
-    if len({digest for _, digest in found}) > 1:
-        raise InvalidReference(
-            str(Reference.of_name(name, digits)), "the digests of several versions begin with these digits; give more of them"
-        )
-    return int(found[0][0]) if found else None
+    ranges = (*id_range(digits), *digest_range(digits))
+    return number_by_digits(name, digits, connection.execute(_BY_DIGITS, (namespace, name, *ranges)).fetchall())
 
 
 def _commits(connection: sqlite3.Connection, namespace: str, name: str, numbers: list[int]) -> Iterator[Commit]:
     for number in numbers:
         row = connection.execute(f"{_COMMITS} AND commits.number = ?", (namespace, name, number)).fetchone()
         if row is not None:
-            yield _commit(connection, row)
-
-
-def _commit(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Commit:
-    identity, number, parent, branch, file_id, digest, size, kind, message, author, created_at = row
-    try:
-        return checked_commit(
-            Commit(
-                id=identity.hex(),
-                number=number,
-                parent=None if parent is None else parent.hex(),
-                branch=branch,
-                file_id=file_id,
-                digest=Digest(digest),
-                size=size,
-                kind=Kind(kind),
-                message=message,
-                author=author,
-                created_at=created_at,
-            )
-        )
-    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
-        raise _damaged(connection, f"its commit {number!r} is not valid ({error})") from None
-
-
-def _label(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Label:
-    label, kind, target, created_at = row
-    try:
-        return checked_stored_label(Label(label, LabelKind(kind), target.hex(), created_at))
-    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
-        raise _damaged(connection, f"its label {label!r} is not valid ({error})") from None
-
-
-def _damaged(connection: sqlite3.Connection, reason: str) -> StorageError:
-    # The folder may belong to another user (I4).
-    _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    return StorageError(path, f"{reason}; restore the index from a backup")
+            yield parsed(connection, commit_of, row)
 
 
 def _delete(connection: sqlite3.Connection, namespace: str, name: str, number: int) -> None:

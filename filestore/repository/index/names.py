@@ -6,11 +6,10 @@ import sqlite3
 from collections.abc import Iterator
 
 from filestore.repository.index.history import has_history, select_commit
+from filestore.repository.index.history_rules import LOOKED_AT_LIMIT, first_name
 from filestore.repository.index.protocol import Heads
 from filestore.repository.index.uses import is_graph
 
-LOOKED_AT_LIMIT = 20_000
-"""Names that one call looks at. If fewer of them match than were asked for, another call goes on after them."""
 # With one bound only: SQLite would read all rows from the first of two bounds to the second one.
 _NEXT = "SELECT name FROM commits WHERE namespace = ? AND name {} ? ORDER BY name LIMIT 1"
 
@@ -27,9 +26,8 @@ def select_heads(
 ) -> Heads:
     """Return names in the order of their bytes, as `Index.list_names` does."""
     heads = Heads([], None)
-    beginnings = sorted({prefix, "" if owner is None else f"{owner}/"}, key=len)
-    start = beginnings[-1]
-    if not has_history(connection) or not start.startswith(beginnings[0]):
+    start = first_name(prefix, owner)
+    if start is None or not has_history(connection):
         return heads
     wanted = None if search is None else search.casefold()
     place = after or ""

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
+from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
@@ -24,6 +25,8 @@ TOKEN_ID_LENGTH = 16
 """The digits of the digest of a token by which logs and lists name it."""
 USED_MICROSECONDS = 60 * 1_000_000
 """The time of last use of a token is written again after this time."""
+REFRESH_MICROSECONDS = 3600 * 1_000_000
+"""The last-seen time of a chunk is not updated more often than this, because a write is expensive."""
 
 
 class ChunkRow(NamedTuple):
@@ -34,6 +37,8 @@ class ChunkRow(NamedTuple):
     stored_size: int
     frame_digest: Digest | None = None
     """BLAKE3 of the frame. None where nobody has computed it yet."""
+    object_id: bytes = NO_OBJECT_ID
+    """The id of its object, in an object store. Only an index for such a store keeps it."""
 
 
 class ChunkState(NamedTuple):
@@ -179,7 +184,7 @@ class Use(NamedTuple):
 class Transaction(Protocol):
     """Writes to an index. They become visible and durable all together, or not at all.
 
-    During a transaction, no other process or task can write to the index.
+    During a transaction, no other process or task can write to the index, or to the namespace that it was begun for.
     """
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
@@ -194,8 +199,11 @@ class Transaction(Protocol):
         A time in the future, from a clock that was wrong, is also set to now.
         """
 
-    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Remove the rows of `digests`, both live and condemned ones."""
+    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:
+        """Remove the rows of `digests`, both live and condemned ones. Return what names their frames.
+
+        In an index that keeps no ids of objects, a digest without a row is returned too.
+        """
 
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
         """Condemn each live row of `digests` that was last seen before `unseen_since`. Return their digests."""
@@ -208,6 +216,15 @@ class Transaction(Protocol):
 
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
+
+    async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:
+        """Let the manifest with a digest be this object, unless it is one already. Return the id of the object that it is.
+
+        An index that keeps no ids of objects returns NO_OBJECT_ID, and does nothing else.
+        """
+
+    async def forget_manifest(self, namespace: str, digest: Digest) -> ObjectName:
+        """Forget which object a manifest is, and return what names it."""
 
     async def removals(self, namespace: str) -> int:
         """Return how often rows of a namespace were condemned or removed. The number only grows.
@@ -410,8 +427,10 @@ class Index(Protocol):
     async def stored_size(self) -> int:
         """Return how many bytes the files of the index have. Raises StorageError."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, namespace: str | None = None) -> AbstractAsyncContextManager[Transaction]:
         """Begin a transaction, which excludes all other writers. At the end of the block it is committed durably.
+
+        With `namespace`, it is only used for what belongs to this namespace, and may exclude only the writers of this one.
 
         If the block raises an error or is cancelled, the transaction is rolled back. The start waits for other writers.
         Raises Busy if this takes longer than the time limit with which the index was opened.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filestore.core.commits import PLAIN_COMMIT, NewCommit
-from filestore.core.digest import DIGEST_SIZE, Digest
-from filestore.core.names import split_full_name
-from filestore.core.records import Kind, Record, checked_record
+from filestore.core.digest import Digest
+from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import FilestoreError, InvalidReference, StorageError
 from filestore.repository.index import history, tasks, uses
+from filestore.repository.index.history_rules import digest_range, several_versions
 from filestore.repository.index.protocol import ListingGrowth, PositionedRecord
+from filestore.repository.index.rows import Row, invalid_reason, record_of
 from filestore.repository.index.schema import has_version
-from filestore.repository.listing import line, write_lines
+from filestore.repository.index.statements import parsed
+from filestore.repository.listing import size_limit, write_lines
 
 # `{}` is the column that orders records, see `_position`.
 _INSERT = (
@@ -94,12 +95,11 @@ def select_record(connection: sqlite3.Connection, namespace: str, reference: Ref
     conditions = _conditions(reference) | _seen(prefix)
     digits = reference.digits
     if digits is not None:
-        first, last = (Digest.parse(digits.ljust(2 * DIGEST_SIZE, digit)) for digit in "0f")
+        first, last = digest_range(digits)
         conditions |= {"digest >= ?": first, "digest <= ?": last}
         statement = _TWO_DIGESTS.format(_where(conditions))
         if len(connection.execute(statement, (namespace, *conditions.values())).fetchall()) > 1:
-            reason = "the digests of several versions begin with these digits; give more of them"
-            raise InvalidReference(str(reference), reason)
+            raise several_versions(reference)
     is_by_digest = reference.id is None and (reference.digest is not None or digits is not None)
     order = f"kind = '{Kind.DIRECTORY.value}' DESC, " if is_by_digest else ""
     skip = reference.versions_back or 0
@@ -236,27 +236,12 @@ def write_listing(
         seen = _seen(prefix)
         parameters = (namespace, *seen.values())
         count, names_size = connection.execute(_NAMES_SIZE.format(_where(seen)), parameters).fetchone()
-        growth.limit = count * len(line(_FAR_FUTURE, _longest_record(namespace))) + 2 * int(names_size)
+        growth.limit = size_limit(namespace, count=count, names_size=int(names_size))
         rows = connection.execute(_LISTING.format(_position(connection), _where(seen) + listed), parameters)
         write_lines(file, (PositionedRecord(found, _record(connection, tuple(row))) for found, *row in rows), growth)
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-
-
-def _longest_record(namespace: str) -> Record:
-    """Return a record that is in no other value shorter than any other, and whose name is empty."""
-    return Record(
-        id="file_" + 32 * "0",
-        name="",
-        digest=Digest(bytes(DIGEST_SIZE)),
-        size=_FAR_FUTURE,
-        kind=Kind.DIRECTORY,
-        namespace=namespace,
-        created_at=1,
-        updated_at=1,
-        owner="",
-    )
 
 
 def _position(connection: sqlite3.Connection) -> str:
@@ -290,40 +275,5 @@ def _newest_records(
     return [_record(connection, row) for row in connection.execute(statement, parameters)]
 
 
-def invalid_reason(row: tuple[Any, ...]) -> str | None:
-    """Return why the values of a row of records are not valid, or None if they are."""
-    try:
-        _parse(row)
-    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
-        return str(error)
-    return None
-
-
-def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
-    """Convert a row to a record, and check it. Raises StorageError if it is not valid.
-
-    It is checked because the folder may belong to another user, and names become parts of paths (I4).
-    """
-    try:
-        return _parse(row)
-    except (TypeError, ValueError, AttributeError, FilestoreError) as error:
-        _, _, path = connection.execute("PRAGMA database_list").fetchone()
-        raise StorageError(path, f"its record {row[0]!r} is not valid ({error}); restore the index from a backup") from None
-
-
-def _parse(row: tuple[Any, ...]) -> Record:
-    file_id, name, digest, size, kind, namespace, created_at, updated_at = row
-    owner, name = split_full_name(name)
-    return checked_record(
-        Record(
-            id=file_id,
-            name=name,
-            digest=Digest(digest),
-            size=size,
-            kind=Kind(kind),
-            namespace=namespace,
-            created_at=created_at,
-            updated_at=updated_at,
-            owner=owner,
-        )
-    )
+def _record(connection: sqlite3.Connection, row: Row) -> Record:
+    return parsed(connection, record_of, row)

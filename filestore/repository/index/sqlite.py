@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,18 +20,31 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.names import split_full_name
+from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
 from filestore.errors import Busy, IndexDamaged, ReadOnly
-from filestore.repository.index import chunks, content_digests, history, names, quotas, records, tasks, tokens, usage, uses
-from filestore.repository.index.chunks import REFRESH_MICROSECONDS
+from filestore.repository.index import (
+    chunks,
+    content_digests,
+    history,
+    names,
+    quotas,
+    records,
+    signing_keys,
+    tasks,
+    tokens,
+    usage,
+    uses,
+)
 from filestore.repository.index.connections import Connection, ReadingConnection, roll_back, run_when_free
 from filestore.repository.index.integrity import find_problems
 from filestore.repository.index.last_commit import LastCommit, check_version
 from filestore.repository.index.protocol import (
+    REFRESH_MICROSECONDS,
     Base,
     ChunkRow,
     ChunkState,
@@ -50,9 +62,11 @@ from filestore.repository.index.protocol import (
     TokenRow,
     Use,
 )
-from filestore.repository.index.publishing import Group, Publishing, Waiter, drop, next_group
+from filestore.repository.index.publish_group import Group
+from filestore.repository.index.publishing import Publishing, Waiter, drop, next_waiters
 from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
+from filestore.system.clock import system_now
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
 from filestore.system.sqlite_links import check_links
@@ -72,11 +86,6 @@ _FREED_PAGES = 500
 """How many pages of 4 KiB one transaction of `compact` moves."""
 _SLICE_SECONDS = 0.1
 _EMPTY = "it is empty: it has no tables"
-
-
-def system_now() -> int:
-    """Return the time in microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 class SqliteIndex:
@@ -115,7 +124,7 @@ class SqliteIndex:
         return await in_disk_thread(_files_size, self._reader.path)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(self, namespace: str | None = None) -> AsyncIterator[SqliteTransaction]:  # noqa: ARG002  # it locks all
         """Begin a transaction by BEGIN IMMEDIATE. It waits for other writers in short steps, so that a cancel works.
 
         The namespaces of this process take turns, and then the processes do.
@@ -319,7 +328,7 @@ class SqliteIndex:
 
     async def signing_keys(self) -> SigningKeys:
         kept = await self._reader.run(tokens.select_secrets) or [await self.secret()]
-        return tokens.parse_keys(kept, path=str(self._reader.path))
+        return signing_keys.parse_keys(kept, path=str(self._reader.path))
 
     async def compact(self) -> None:
         """Free pages at the end of the file. An index that an earlier version made keeps them for its next rows."""
@@ -411,7 +420,7 @@ class SqliteIndex:
             queue.clear()
             queue.extend(kept)
             return
-        group = next_group(queue)
+        group = Group(next_waiters(queue))
         failure: BaseException | None = None
         try:
             while group.waiters and not await self._writer.run(self._publish, group):
@@ -496,8 +505,15 @@ class SqliteTransaction:
         if digests:
             self._waiting.append(partial(chunks.update_last_seen, namespace=namespace, digests=digests, now=self._now()))
 
-    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:
         await self._run(chunks.delete_chunks, namespace, digests)
+        return [ObjectName(digest) for digest in digests]
+
+    async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:  # noqa: ARG002  # of the protocol
+        return NO_OBJECT_ID
+
+    async def forget_manifest(self, namespace: str, digest: Digest) -> ObjectName:  # noqa: ARG002  # of the protocol
+        return ObjectName(digest)
 
     async def condemn(self, namespace: str, digests: Sequence[Digest], *, unseen_since: int) -> list[Digest]:
         return await self._run(chunks.update_condemned, namespace, digests, unseen_since)
@@ -599,7 +615,7 @@ class SqliteTransaction:
         return await self._run(tokens.delete_token, token_digest)
 
     async def signing_keys(self) -> SigningKeys:
-        return tokens.parse_keys(await self._run(tokens.select_secrets), path=str(self._writer.path))
+        return signing_keys.parse_keys(await self._run(tokens.select_secrets), path=str(self._writer.path))
 
     async def set_signing_keys(self, keys: SigningKeys) -> None:
         await self._run(tokens.replace_keys, keys)

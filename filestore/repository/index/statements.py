@@ -1,12 +1,16 @@
-"""Statements of SQLite about any number of digests, of whatever kind."""
+"""Statements of SQLite about any number of digests, of whatever kind, and the rows that they return."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from filestore.core.unlocked import unlocked
+from filestore.errors import StorageError
+from filestore.repository.index.rows import DamagedRow, Row
+
+T = TypeVar("T")
 
 _PARAMETERS = 500
 """The largest number of digests in one statement. SQLite before 3.32 allows 999 parameters."""
@@ -25,6 +29,15 @@ def write(connection: sqlite3.Connection, statement: str, parameters: tuple[obje
     """Execute `statement` for all `digests`, as `read` does."""
     for batch in _batches(digests):
         unlocked(connection.execute, statement.format(",".join("?" * len(batch))), (*parameters, *batch))
+
+
+def parsed(connection: sqlite3.Connection, convert: Callable[[Row], T], row: Row) -> T:
+    """Convert a row. Raises StorageError if it is not valid."""
+    try:
+        return convert(row)
+    except DamagedRow as damage:
+        _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        raise StorageError(path, f"{damage}; restore the index from a backup") from None
 
 
 def _batches(digests: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -6,7 +6,6 @@ earlier version of filestore reads the first row only.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from itertools import islice
@@ -14,11 +13,11 @@ from typing import Any
 
 from filestore.core.digest import Digest
 from filestore.core.scopes import Scope
-from filestore.core.signing import SigningKey, SigningKeys
-from filestore.errors import IndexDamaged
+from filestore.core.signing import SigningKeys
 from filestore.repository.index import quotas
 from filestore.repository.index.protocol import USED_MICROSECONDS, TokenRow
 from filestore.repository.index.schema import has_version
+from filestore.repository.index.signing_keys import pack_keys
 
 _SCOPES = {str(scope): scope for scope in Scope}
 _SELECT = "SELECT digest, namespace, label, created_at, scope, prefix, expires_at, used_at FROM access_tokens"
@@ -57,37 +56,15 @@ def _token(row: tuple[Any, ...]) -> TokenRow | None:
     return TokenRow(Digest(digest), namespace, label, created_at, _SCOPES[scope], prefix, expires_at, used_at)
 
 
-_KEYS = b"signing keys 1\n"
-"""The beginning of the row with the keys."""
-
-
 def select_secrets(connection: sqlite3.Connection) -> list[bytes]:
     """Return the secret, if it exists, and the row with the keys, if there is one."""
     return [bytes(secret) for (secret,) in connection.execute("SELECT secret FROM secrets ORDER BY rowid")]
 
 
-def parse_keys(rows: list[bytes], *, path: str) -> SigningKeys:
-    """Return the keys from what `select_secrets` returned. Raises IndexDamaged."""
-    secret, *others = rows
-    if not others:
-        return SigningKeys.first(secret)
-    try:
-        kept = json.loads(others[0].removeprefix(_KEYS))
-        current, previous = (None if key is None else SigningKey(bytes.fromhex(key[0]), int(key[1])) for key in kept["keys"])
-        until = int(kept["previous_until"])
-    except (ValueError, TypeError, KeyError, IndexError):
-        raise IndexDamaged(path, "the keys that sign URLs cannot be read") from None
-    if current is None:
-        raise IndexDamaged(path, "it has lost the key that signs URLs")
-    return SigningKeys(secret, current, previous, until)
-
-
 def replace_keys(connection: sqlite3.Connection, keys: SigningKeys) -> None:
     """Replace the row with the keys."""
-    kept = [None if key is None else [key.secret.hex(), key.made_at] for key in (keys.current, keys.previous)]
-    row = _KEYS + json.dumps({"keys": kept, "previous_until": keys.previous_until}).encode()
     connection.execute("DELETE FROM secrets WHERE rowid != (SELECT min(rowid) FROM secrets)")
-    connection.execute("INSERT INTO secrets (secret) VALUES (?)", (row,))
+    connection.execute("INSERT INTO secrets (secret) VALUES (?)", (pack_keys(keys),))
 
 
 def insert_secret(connection: sqlite3.Connection, secret: bytes) -> None:

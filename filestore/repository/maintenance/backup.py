@@ -28,6 +28,7 @@ from typing import Any
 
 from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
+from filestore.core.object_names import ObjectName
 from filestore.core.records import parse_json
 from filestore.core.references import Reference
 from filestore.errors import Busy, InvalidInput, NotABackup, NotARepository, StorageError
@@ -385,11 +386,12 @@ async def _remove_unneeded(target: Path, store: DiskStore) -> None:
             namespaces = await in_disk_thread(_names_in, [target / name for name in CONTENT_NAMES])
         for namespace in namespaces:
             async for digests in in_batches(store.digests(namespace), _DIGESTS_AT_ONCE):
-                await store.remove(namespace, await _unknown(indexes, namespace, digests))
+                unknown = await _unknown(indexes, namespace, digests)
+                await store.remove(namespace, [ObjectName(digest) for digest in unknown])
             async for digests in in_batches(store.manifests(namespace), _DIGESTS_AT_ONCE):
                 for digest in digests:
                     if not await _is_recorded(indexes, namespace, digest):
-                        await store.remove_manifest(namespace, digest)
+                        await store.remove_manifest(namespace, ObjectName(digest))
 
 
 async def _unknown(indexes: Sequence[Index], namespace: str, digests: list[Digest]) -> list[Digest]:

@@ -158,7 +158,9 @@ class NamespaceCheck:
                 break
 
     async def frames(self) -> AsyncIterator[Finding]:
-        """Find frames without a row."""
+        """Find frames without a row. Where the store `has_object_ids`, a push makes such frames all the time."""
+        if self._store.has_object_ids:
+            return
         try:
             async for finding in self._frames_without_row():
                 yield finding
@@ -172,7 +174,7 @@ class NamespaceCheck:
                 continue
             # A push renames frames before it commits their rows. After a write transaction of our own, it has.
             with suppress(StorageError, Busy):
-                async with self._index.transaction():
+                async with self._index.transaction(self._namespace):
                     pass
             unknown = await self._without_row(unknown)
             for digest, state in zip(unknown, await self._store.inspect(self._namespace, unknown), strict=True):
@@ -394,7 +396,7 @@ class NamespaceCheck:
         rows = [verdict.right_row for verdict in verdicts if verdict.kind is None and verdict.right_row is not None]
         if not self._writes or not (rows or state):
             return False
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             if rows:
                 await transaction.set_frame_digests(self._namespace, rows)
             if state is not None:

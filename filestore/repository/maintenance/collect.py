@@ -28,6 +28,7 @@ from typing import Any
 from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidDigest, InvalidManifest, LimitExceeded, StorageError
@@ -38,6 +39,7 @@ from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.policy import apply_policy, old_versions
 from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.repository.unneeded import Unneeded
 from filestore.system.threads import in_cpu_thread
 
 _ROWS_AT_ONCE = 2048
@@ -213,7 +215,7 @@ class Collection:
             is_empty = False
             break
         state = {"started_at": started_at, "ended_at": self._now(), "report": self.report.as_json()}
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             await transaction.set_task_state(self._namespace, TASK, None if is_empty else state)
         if self.report.freed.count:
             await self._index.compact()
@@ -342,13 +344,14 @@ class Collection:
     async def _remove_condemned(self, states: Sequence[ChunkState]) -> None:
         """Remove those that are still condemned (I2): a push may have put some again."""
         by_digest = {state.row.digest: state for state in states}
+        unneeded = Unneeded(self._store, self._namespace)
         async with self._writing() as transaction:
             condemned = await transaction.condemned(self._namespace, list(by_digest))
             # Another chunk may have come that needs one of them.
             needed_bases = set(await transaction.needed_bases(self._namespace, condemned))
             free = [digest for digest in condemned if digest not in needed_bases]
-            await self._store.remove(self._namespace, free)
-            await transaction.forget_chunks(self._namespace, free)
+            await unneeded.remove_frames(transaction, free)
+        await unneeded.remove_objects()
         self._count_freed([by_digest[digest] for digest in free])
 
     def _count_freed(self, states: Sequence[ChunkState]) -> None:
@@ -365,6 +368,8 @@ class Collection:
     # What has no row or no record.
 
     async def _remove_unknown_frames(self) -> None:
+        if self._store.has_object_ids:
+            return  # those that no row has named for hours are removed by `remove_abandoned`; the others may get a row
         async for digests in in_batches(self._store.digests(self._namespace), _ROWS_AT_ONCE):
             if self._stop():
                 return
@@ -385,7 +390,7 @@ class Collection:
             # A push publishes frames and adds their rows in one transaction, and no other one is open now.
             unknown = await self._index.unknown(self._namespace, digests)
             sizes = await self._store.sizes(self._namespace, unknown)
-            await self._store.remove(self._namespace, unknown)
+            await self._store.remove(self._namespace, [ObjectName(digest) for digest in unknown])
         for size in sizes:
             self.report.frames_without_rows.add(size)
 
@@ -404,10 +409,12 @@ class Collection:
         if encoded is None or (manifest is not None and await in_cpu_thread(self._has_waiting, manifest)):
             return
         if not self._dry_run:
-            async with self._writing():
+            unneeded = Unneeded(self._store, self._namespace)
+            async with self._writing() as transaction:
                 if await self._index.record(self._namespace, Reference(digest=digest)) is not None:
                     return
-                await self._store.remove_manifest(self._namespace, digest)
+                await unneeded.remove_manifest(transaction, digest)
+            await unneeded.remove_objects()
         self.report.manifests.add(len(encoded))
 
     def _has_waiting(self, manifest: Manifest) -> bool:
@@ -432,7 +439,7 @@ class Collection:
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Transaction]:
         """Begin a transaction. After it, wait for as long as it took, so that others can write."""
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             started = time.monotonic()
             yield transaction
         await asyncio.sleep(time.monotonic() - started)

@@ -148,7 +148,7 @@ class _NamespaceCopy:
             if staged:
                 await shield_until_done(in_disk_thread(discard_all, [staging for _, staging in staged]))
         if changed or lost:
-            async with self._index.transaction() as transaction:
+            async with self._index.transaction(self._namespace) as transaction:
                 await transaction.add_chunks(self._namespace, changed)
                 await transaction.forget_chunks(self._namespace, lost)
 
@@ -172,7 +172,7 @@ class _NamespaceCopy:
     async def _publish(self, staged: list[tuple[Digest, Staging]]) -> None:
         if not staged:
             return
-        await in_disk_thread(run_in_parallel, _sync, [staging for _, staging in staged])
+        await in_disk_thread(run_in_parallel, lambda each: self._store.sync(self._namespace, [each]), staged)
         await self._store.publish(self._namespace, staged)
         staged.clear()
 
@@ -250,7 +250,3 @@ def _row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
 def _write(staging: Staging, frame: memoryview) -> None:
     staging.write(frame)
     staging.rest()
-
-
-def _sync(staging: Staging) -> None:
-    staging.sync()

@@ -57,7 +57,7 @@ async def hold_collection(store: ChunkStore, index: Index, *, reason: str) -> li
         if not count:
             continue
         hold = Hold(namespace=namespace, reason=reason, since=time.time_ns() // 1000, manifest_count=count)
-        async with index.transaction() as transaction:
+        async with index.transaction(namespace) as transaction:
             await transaction.set_task_state(namespace, TASK, hold.as_json())
         made.append(hold)
     return made
@@ -92,6 +92,6 @@ async def end_holds(store: ChunkStore, index: Index) -> list[Hold]:
     """End all holds: from now on, what no record needs may be removed. Return those that were ended."""
     ended = [hold async for hold in holds(store, index)]
     for hold in ended:
-        async with index.transaction() as transaction:
+        async with index.transaction(hold.namespace) as transaction:
             await transaction.set_task_state(hold.namespace, TASK, None)
     return ended

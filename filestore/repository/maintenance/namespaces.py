@@ -39,7 +39,7 @@ async def remove_namespace(index: Index, namespace: str, *, force: bool = False)
         await transaction.remove_owners(namespace)
     count = 0
     while page := await index.records_after(namespace, 0, limit=_AT_ONCE):
-        async with index.transaction() as transaction:
+        async with index.transaction(namespace) as transaction:
             for each in page:
                 if not force and (users := await transaction.uses_of(namespace, each.record.id)):
                     raise FileInUse(each.record.id, users[0].pipeline_name)

@@ -40,7 +40,7 @@ async def apply_policy(index: Index, namespace: str, *, now: int) -> set[str]:
     """Remove the old versions of the names of a namespace. Return the ids of the records that were removed."""
     removed: set[str] = set()
     async for found in old_versions(index, namespace, now=now):
-        async with index.transaction() as transaction:
+        async with index.transaction(namespace) as transaction:
             # A newer version may have been removed since, or a pipeline may use a record now. So the question is asked
             # again, about these records.
             rule = rule_of(await index.policy(namespace))

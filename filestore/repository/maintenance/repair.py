@@ -216,7 +216,7 @@ class _NamespaceRepair:
 
     async def _forget(self, digest: Digest) -> None:
         """Forget a row without an intact frame, and set aside what is in the place of the frame."""
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             # A push may have sent the chunk since. During a write transaction none can.
             if await self._intact_row(digest) is not None:
                 return
@@ -227,7 +227,7 @@ class _NamespaceRepair:
 
     async def _repair_row(self, digest: Digest) -> None:
         """Write the row of an intact frame again. A row that is being collected stays condemned."""
-        async with self._index.transaction() as transaction:
+        async with self._index.transaction(self._namespace) as transaction:
             row = await self._intact_row(digest)
             if row is not None and await transaction.sizes(self._namespace, [digest]):
                 await transaction.add_chunks(self._namespace, [row])
@@ -249,7 +249,7 @@ class _NamespaceRepair:
         rows = {digest: await self._intact_row(digest) for digest in digests}
         for start in range(0, len(digests), _PAGE):
             part = digests[start : start + _PAGE]
-            async with self._index.transaction() as transaction:
+            async with self._index.transaction(self._namespace) as transaction:
                 live = await transaction.sizes(self._namespace, part)
                 condemned = set(await transaction.condemned(self._namespace, part))
                 new = [digest for digest in part if digest not in live and digest not in condemned]
@@ -289,7 +289,7 @@ class _NamespaceRepair:
                     continue
                 if encoded is not None and manifest_digest(encoded) == digest:
                     # A collection removes manifests without a record inside a write transaction.
-                    async with self._index.transaction():
+                    async with self._index.transaction(self._namespace):
                         await self._store.put_manifest(self._namespace, digest, encoded)
                     self._report.manifests_restored += 1
                     break

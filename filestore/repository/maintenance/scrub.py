@@ -88,7 +88,7 @@ async def scrub_step(
         state.begun_at = now() - int(elapsed * days * _DAY)
     if is_changed:
         # Also if nothing is to be read yet: later steps need the time at which the pass began.
-        async with index.transaction() as transaction:
+        async with index.transaction(namespace) as transaction:
             await transaction.set_task_state(namespace, SCRUB_TASK, state.as_json())
     checking = NamespaceCheck(store, index, namespace)
     until = int(SPACE * Fraction(min(elapsed, 1.0)))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
+from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.core.paths import chunk_key, manifest_key
 from filestore.core.unlocked import unlocked
 from filestore.errors import ReadOnly, StorageError, UsedAfterFork
@@ -52,6 +53,8 @@ class DiskStore:
     a frame can have, a folder, a pipe, a link that leads nowhere. A reader that finds it removes the row of the chunk
     from the index. The next push then sends the chunk again. The same holds for manifests.
     """
+
+    has_object_ids = False
 
     def __init__(self, root: Path, own: StagingFolder | None, *, min_free: int | None = None) -> None:
         """Make a store. `own` is its folder for staging files. It is None for a store that is only read."""
@@ -95,6 +98,10 @@ class DiskStore:
     async def make_reserve(self) -> bool:
         return await in_disk_thread(self._make_reserve)
 
+    def sync(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:  # noqa: ARG002  # of the protocol
+        for _, staging in staged:
+            cast("DiskStaging", staging).sync()
+
     def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> DiskPlacement:
         root = str(self._root)
         files = [(digest, cast("DiskStaging", staging), f"{root}/{chunk_key(namespace, digest)}") for digest, staging in staged]
@@ -116,6 +123,9 @@ class DiskStore:
             raise
         return opened
 
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> None:  # noqa: ARG002  # of the protocol
+        return None
+
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         return await in_disk_thread(self._sizes, namespace, digests)
 
@@ -136,9 +146,9 @@ class DiskStore:
     async def namespaces(self) -> list[str]:
         return sorted(path.name for path in await in_disk_thread(contents_of, self._root / "chunks", self._root))
 
-    async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def remove(self, namespace: str, names: Sequence[ObjectName]) -> None:
         # Not synced: a frame that is back after a power cut has no row, so it is only garbage.
-        await in_disk_thread(self._unlink, [chunk_key(namespace, digest) for digest in digests])
+        await in_disk_thread(self._unlink, [chunk_key(namespace, name.digest) for name in names])
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
         return digests_below(self._root / "chunks" / namespace, root=self._root)
@@ -146,9 +156,10 @@ class DiskStore:
     def frame_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
         return size_pages(self._root / "chunks" / namespace, root=self._root)
 
-    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> bytes:
         """Write, sync and rename the file. An existing file is replaced only if it is damaged (has other bytes)."""
         await in_disk_thread(self._put_manifest, self._root / manifest_key(namespace, digest), digest, encoded)
+        return NO_OBJECT_ID
 
     async def has_manifest(self, namespace: str, digest: Digest) -> bool:
         with translated(self._root):
@@ -166,8 +177,8 @@ class DiskStore:
             raise
         return opened[0]
 
-    async def remove_manifest(self, namespace: str, digest: Digest) -> None:
-        await in_disk_thread(self._unlink, [manifest_key(namespace, digest)])
+    async def remove_manifest(self, namespace: str, name: ObjectName) -> None:
+        await in_disk_thread(self._unlink, [manifest_key(namespace, name.digest)])
 
     def manifests(self, namespace: str) -> AsyncIterator[Digest]:
         return digests_below(self._root / "manifests" / namespace, root=self._root)

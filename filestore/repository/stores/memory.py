@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from filestore.core.digest import Buffer, Digest
+from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameProblem, FrameState, Removed, Staging
 from filestore.system.threads import in_cpu_thread
@@ -20,6 +21,8 @@ _Key = tuple[str, Digest]
 
 class MemoryStaging:
     """A frame that is being received, in memory."""
+
+    object_id = NO_OBJECT_ID
 
     def __init__(self) -> None:
         self.size = 0
@@ -34,9 +37,6 @@ class MemoryStaging:
 
     def read_into(self, buffer: memoryview) -> None:
         buffer[: self.size] = self._data
-
-    def sync(self) -> None:
-        """Do nothing: this store is as durable as its process."""
 
     def discard(self) -> None:
         self._data = bytearray()
@@ -84,6 +84,8 @@ class NoSpaceClaim:
 class MemoryStore:
     """Stores frames and manifests in dictionaries. They are lost when the store is closed."""
 
+    has_object_ids = False
+
     def __init__(self) -> None:
         self._format: bytes | None = None
         self._frames: dict[_Key, bytes] = {}
@@ -118,6 +120,9 @@ class MemoryStore:
     async def make_reserve(self) -> bool:
         return True
 
+    def sync(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
+        """Do nothing: this store is as durable as its process."""
+
     def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> MemoryPlacement:
         return MemoryPlacement(self._frames, namespace, staged)
 
@@ -128,6 +133,9 @@ class MemoryStore:
         """Open frames for reading. The returned files have no descriptor."""
         frames = (self._frames.get((namespace, digest)) for digest in digests)
         return [None if frame is None else BytesIO(frame) for frame in frames]
+
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> None:  # noqa: ARG002  # of the protocol
+        return None
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         return [len(self._frames.get((namespace, digest), b"")) for digest in digests]
@@ -182,9 +190,9 @@ class MemoryStore:
     async def namespaces(self) -> list[str]:
         return sorted({namespace for namespace, _ in list(self._frames)})  # a copy, since a thread may add frames
 
-    async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
-        for digest in digests:
-            self._frames.pop((namespace, digest), None)
+    async def remove(self, namespace: str, names: Sequence[ObjectName]) -> None:
+        for name in names:
+            self._frames.pop((namespace, name.digest), None)
 
     async def digests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all frames of a namespace at the time of the call."""
@@ -196,8 +204,9 @@ class MemoryStore:
         """Yield digests and sizes of all frames at the time of the call, in one page."""
         yield _page(self._frames, namespace)
 
-    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> bytes:
         self._manifests[namespace, digest] = bytes(encoded)
+        return NO_OBJECT_ID
 
     async def has_manifest(self, namespace: str, digest: Digest) -> bool:
         return (namespace, digest) in self._manifests
@@ -210,8 +219,8 @@ class MemoryStore:
         encoded = self._manifests.get((namespace, digest))
         return None if encoded is None else BytesIO(encoded)
 
-    async def remove_manifest(self, namespace: str, digest: Digest) -> None:
-        self._manifests.pop((namespace, digest), None)
+    async def remove_manifest(self, namespace: str, name: ObjectName) -> None:
+        self._manifests.pop((namespace, name.digest), None)
 
     async def manifests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all manifests of a namespace at the time of the call."""

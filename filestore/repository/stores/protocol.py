@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filestore.core.digest import Buffer, Digest
+from filestore.core.object_names import ObjectName
 
 T = TypeVar("T")
 
@@ -34,6 +35,14 @@ class DiskState(NamedTuple):
     free: int
     min_free: int
     """So many bytes stay free."""
+
+
+class FrameUrl(NamedTuple):
+    """Where a frame can be read without a server of ours."""
+
+    url: str
+    size: int
+    """Bytes of the frame."""
 
 
 class FrameState(NamedTuple):
@@ -66,6 +75,8 @@ class Staging(Protocol):
 
     size: int
     """The number of bytes that were written so far."""
+    object_id: bytes
+    """The id of the object that `ChunkStore.sync` made of it. NO_OBJECT_ID if there is none."""
 
     def write(self, data: Buffer) -> None:
         """Append `data`. The caller may then reuse its memory at once. Raises StorageError, StorageFull."""
@@ -79,11 +90,11 @@ class Staging(Protocol):
     def read_into(self, buffer: memoryview) -> None:
         """Copy all written bytes to the start of `buffer`, which must be large enough. Raises StorageError."""
 
-    def sync(self) -> None:
-        """Make all written bytes durable, and free resources as `rest` does. Raises StorageError, StorageFull."""
-
     def discard(self) -> None:
-        """Discard the frame, and free its space. After `publish` or a second time, do nothing. This never raises."""
+        """Discard the frame, and free its space. After `publish` or a second time, do nothing. This never raises.
+
+        An object stays, because a transaction that seems to have failed may name it. `ChunkStore.remove_abandoned` finds it.
+        """
 
 
 class SpaceClaim(Protocol):
@@ -135,6 +146,13 @@ class ChunkStore(Protocol):
     A frame that cannot be read counts as absent, whatever the reason is: a bad sector, or something else in its place.
     """
 
+    has_object_ids: bool
+    """Whether each put of a frame or manifest makes a new object, which only its row in the index names.
+
+    Then frames are durable before the transaction that publishes them, and are removed after the one that removes their rows. The
+    engine keeps what it has acknowledged, so a push does not look at the frames that it finds in the index.
+    """
+
     async def initialise(self, text: bytes) -> bytes:
         """Store `text` as the format file of the repository, if there is none yet. Return the content of this file.
 
@@ -165,6 +183,12 @@ class ChunkStore(Protocol):
     async def make_reserve(self) -> bool:
         """Make the reserve if there is none. Return False if the disk has too little space for it."""
 
+    def sync(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
+        """Make all written bytes of frames durable, and free resources as `Staging.rest` does. Blocks.
+
+        Raises StorageError, StorageFull.
+        """
+
     def placement(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> Placement:
         """Return what gives synced frames their names in a write transaction. There are at most 64 of them."""
 
@@ -179,6 +203,12 @@ class ChunkStore(Protocol):
         """Open frames for reading, in the order of `digests`. The result has None for an absent frame.
 
         The caller must close each file. A file has a descriptor (`fileno`) for `sendfile`, if the store supports it.
+        """
+
+    async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None] | None:
+        """Return a URL for each frame, in the order of `digests`, by which anybody can read it for so many seconds.
+
+        The list has None for an absent frame. Return None if the store has no URLs.
         """
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
@@ -220,10 +250,11 @@ class ChunkStore(Protocol):
     async def namespaces(self) -> list[str]:
         """Return the namespaces that may have frames, in their order."""
 
-    async def remove(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def remove(self, namespace: str, names: Sequence[ObjectName]) -> None:
         """Remove frames. An absent frame is not an error.
 
-        Call this inside a write transaction of the index (I2), so that no push publishes frames at the same time.
+        Call this inside a write transaction of the index (I2), so that no push publishes frames at the same time; where the store
+        `has_object_ids`, after the transaction that has removed their rows.
         """
 
     def digests(self, namespace: str) -> AsyncIterator[Digest]:
@@ -238,11 +269,11 @@ class ChunkStore(Protocol):
         Frames are not opened. If a frame is published or removed at the same time, it may be included or not.
         """
 
-    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> None:
-        """Store a manifest durably. If it is already stored, do nothing."""
+    async def put_manifest(self, namespace: str, digest: Digest, encoded: Buffer) -> bytes:
+        """Store a manifest durably, and return the id of its object. If it is already stored on a disk, do nothing."""
 
     async def has_manifest(self, namespace: str, digest: Digest) -> bool:
-        """Return whether a manifest is stored. It is not read."""
+        """Return whether a manifest is stored. It is not read. Where the store `has_object_ids`, only the index is asked."""
 
     async def manifest(self, namespace: str, digest: Digest) -> bytes | None:
         """Return the bytes of a manifest. Return None if it is absent, and b"" if it is there and cannot be read."""
@@ -253,14 +284,17 @@ class ChunkStore(Protocol):
         The caller must close the file. It has a descriptor (`fileno`) for `sendfile`, if the store supports it.
         """
 
-    async def remove_manifest(self, namespace: str, digest: Digest) -> None:
-        """Remove a manifest. An absent manifest is not an error."""
+    async def remove_manifest(self, namespace: str, name: ObjectName) -> None:
+        """Remove a manifest. An absent manifest is not an error. Call this as `remove`."""
 
     def manifests(self, namespace: str) -> AsyncIterator[Digest]:
         """Yield the digests of all manifests of a namespace, as `digests` does."""
 
     async def remove_abandoned(self, *, dry_run: bool = False) -> Removed:
-        """Remove what processes that have ended left in staging. With `dry_run`, only return how much that is."""
+        """Remove what processes that have ended left in staging. With `dry_run`, only return how much that is.
+
+        Where the store `has_object_ids`, these are the objects that no row has named for hours.
+        """
 
     def manifest_pages(self, namespace: str) -> AsyncIterator[list[tuple[Digest, int]]]:
         """Yield digest and size in bytes of all manifests of a namespace, as `frame_pages` does."""

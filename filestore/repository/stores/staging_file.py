@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filestore.core.digest import Buffer
+from filestore.core.object_names import NO_OBJECT_ID
 from filestore.core.unlocked import unlocked
 from filestore.errors import Busy, StorageError
 from filestore.repository.stores.disk_errors import translated
@@ -17,6 +18,8 @@ from filestore.system.files import read_at, sync_path, write_all
 
 class DiskStaging:
     """A staging file: a frame that is being received. The file is made by the first write."""
+
+    object_id = NO_OBJECT_ID
 
     def __init__(self, folder: StagingFolder, root: Path) -> None:
         self.size = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from filestore.core.commits import MAIN
+from filestore.core.commits import PLAIN_COMMIT, NewCommit
 from filestore.core.digest import Digest
 from filestore.core.records import Kind, Record
 from filestore.errors import ChunksMissing
@@ -37,21 +37,9 @@ class AskedRepository(WatchedRepository):
         await super().put(frames, moved=moved)
         self._remember({frame.digest for frame in frames}, put_at)
 
-    async def commit(
-        self,
-        manifest: bytes,
-        *,
-        name: str,
-        kind: Kind = Kind.FILE,
-        message: str = "",
-        author: str = "",
-        branch: str = MAIN,
-        parent: str | None = None,
-    ) -> Record:
+    async def commit(self, manifest: bytes, *, name: str, kind: Kind = Kind.FILE, commit: NewCommit = PLAIN_COMMIT) -> Record:
         try:
-            return await super().commit(
-                manifest, name=name, kind=kind, message=message, author=author, branch=branch, parent=parent
-            )
+            return await super().commit(manifest, name=name, kind=kind, commit=commit)
         except ChunksMissing as error:
             self._model.counts["chunks sent again"] += 1
             for digest in error.digests:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from filestore.core.commits import MAIN, checked_branch, checked_message
+from filestore.core.commits import MAIN, NewCommit, checked_branch, checked_message
 from filestore.core.digest import DIGEST_SIZE, Digest, parse_digests
 from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
 from filestore.core.names import DEFAULT_NAMESPACE, checked_new_full_name
@@ -199,22 +199,15 @@ async def commit_file(context: RequestContext, repository: LocalRepository) -> w
     request = context.request
     name = checked_new_full_name(_name_header(request))
     kind = _kind(request)
-    message, branch = _message_header(request), checked_branch(request.query.get("branch", MAIN))
+    branch = checked_branch(request.query.get("branch", MAIN))
+    commit = NewCommit(_message_header(request), context.author, branch, request.query.get("parent"))
     context.noted.facts["name"] = name
     async with context.whole_body(what="the manifest's size in bytes", limit=MANIFEST_LIMIT) as manifest:
         context.check_upload_size(stated_size(manifest))
         count = stated_count(manifest)
         if context.chunks_limit is not None and count > context.chunks_limit:
             raise LimitExceeded("the number of the file's chunks", count, context.chunks_limit, "chunks_limit")
-        record = await repository.commit(
-            manifest,
-            name=name,
-            kind=kind,
-            message=message,
-            author=context.author,
-            branch=branch,
-            parent=request.query.get("parent"),
-        )
+        record = await repository.commit(manifest, name=name, kind=kind, commit=commit)
     context.noted.note_record(record)
     return _answer(record, status=201)
 

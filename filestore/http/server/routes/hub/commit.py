@@ -10,18 +10,18 @@ import asyncio
 import json
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
 
 from aiofiles.threadpool.binary import AsyncFileIO
 from aiohttp import web
 
-from filestore.core.commits import Commit
+from filestore.core.commits import Commit, NewCommit
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
-from filestore.errors import ChunksMissing, EntryNotFound, HeadMoved, InvalidInput, LimitExceeded
+from filestore.errors import ChunksMissing, EntryNotFound, HeadMoved, InvalidInput, LimitExceeded, NotFound
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import log_failure, problem
@@ -112,7 +112,7 @@ class _Committer:
         for attempt in range(1, ATTEMPTS + 1):
             _, head = await head_of(self._repository, self._hub, self._branch)
             if self._header.parent is not None and not head.id.startswith(self._header.parent):
-                raise HeadMoved(self._hub.name, self._branch, self._header.parent, head.id)
+                head = await self._parent_of(head)
             if not self._operations:
                 return head
             try:
@@ -126,6 +126,18 @@ class _Committer:
                     raise
         raise AssertionError
 
+    async def _parent_of(self, head: Commit) -> Commit:
+        """Return the commit before the newest one, if the request may have made that one before. Raises HeadMoved otherwise.
+
+        A client that got no answer sends the request again. `commit` of the repository compares the trees.
+        """
+        parent = self._header.parent or ""
+        made, asked = (head.message, head.author, head.branch), (self._header.message, self._context.author, self._branch)
+        if made == asked and head.parent is not None and head.parent.startswith(parent):
+            with suppress(NotFound):  # removed meanwhile
+                return await self._repository.find_commit(self._hub.name, head.parent)
+        raise HeadMoved(self._hub.name, self._branch, parent, head.id)
+
     async def _commit_on(self, head: Commit) -> Commit:
         inlined = sum(each.size for each in self._operations if isinstance(each, lines_.PutFile))
         # Besides what is new, chunks around it are read. The budget comes first: whoever waits holds no tree.
@@ -134,15 +146,8 @@ class _Committer:
         limit = self._context.chunks_limit
         if limit is not None and len(result.manifest.chunks) > limit:
             raise LimitExceeded("the number of the file's chunks", len(result.manifest.chunks), limit, "chunks_limit")
-        record = await self._repository.commit(
-            result.manifest.encoded,
-            name=self._hub.name,
-            kind=Kind.DIRECTORY,
-            message=self._header.message,
-            author=self._context.author,
-            branch=self._branch,
-            parent=head.id,
-        )
+        new = NewCommit(self._header.message, self._context.author, self._branch, head.id)
+        record = await self._repository.commit(result.manifest.encoded, name=self._hub.name, kind=Kind.DIRECTORY, commit=new)
         self._context.noted.note_record(record)
         await self._note_digests(head, result)
         if head.kind is Kind.DIRECTORY:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from filestore.core.commits import MAIN, Commit, LabelKind, checked_label
+from filestore.core.commits import MAIN, Commit, LabelKind, NewCommit, checked_label
 from filestore.core.names import checked_new_full_name, full_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference
@@ -61,9 +61,8 @@ async def create_at(context: RequestContext, repository: LocalRepository, hub: H
         return _conflict(context, hub, described)
     result = await TreeEdit(repository, None, []).store()
     try:
-        record = await repository.commit(
-            result.manifest.encoded, name=hub.name, kind=Kind.DIRECTORY, message=INITIAL, author=context.author, parent=""
-        )
+        new = NewCommit(INITIAL, context.author, parent="")
+        record = await repository.commit(result.manifest.encoded, name=hub.name, kind=Kind.DIRECTORY, commit=new)
     except HeadMoved:
         return _conflict(context, hub, described)
     context.noted.note_record(record)

@@ -1,0 +1,84 @@
+"""Translate the errors of PostgreSQL and of the connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from filestore.errors import Busy, FilestoreError, IndexDamaged, NotPermitted, StorageError, StorageFull, UnknownFormat
+from filestore.repository.index.postgres.revisions import REVISION, REVISION_CHECK_STATE
+from filestore.repository.index.rows import DamagedRow
+
+_RETRYABLE_CLASSES = (
+    "08",  # the connection failed
+    "40",  # the transaction was rolled back, such as after a deadlock
+    "53",  # no memory, no free connection
+    "57",  # an operator ended it, or the server stops or starts
+    "58",  # the server had an error of its system
+)
+_RETRYABLE = (
+    "0A000",  # a plan that was made before a change of the tables
+    "25P02",  # the transaction has failed already
+    "25P03",  # the transaction was idle for too long
+    "55P03",  # a lock was held for too long
+)
+_DAMAGED = (
+    "42P01",  # a table is missing
+    "42703",  # a column is missing
+    "42883",  # a function is missing
+    "XX001",  # data are damaged
+    "XX002",  # an index of a table is damaged
+)
+
+
+@contextmanager
+def postgres_errors(where: str, *, opening: bool = False) -> Iterator[None]:
+    """Raise each error of asyncpg and each OSError of the block as a FilestoreError about the index at `where`.
+
+    What may pass is Busy: a lock that is held, and a connection that fails. Only while the index is opened, a server that cannot
+    be reached is a StorageError. Also raises StorageFull, NotPermitted, IndexDamaged, UnknownFormat.
+    """
+    try:
+        yield
+    except DamagedRow as damage:
+        raise StorageError(where, f"{damage}; restore the index from a backup") from damage
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
+        raise translated(error, where, opening=opening) from error
+
+
+def translated(error: Exception, where: str, *, opening: bool = False) -> FilestoreError:
+    """Return the error that means the same."""
+    reason = _reason(error)
+    if isinstance(error, ValueError):
+        return StorageError(where, "a value cannot be stored in the database")
+    if not isinstance(error, asyncpg.PostgresError):
+        if opening and isinstance(error, OSError):
+            return StorageError(where, f"the database cannot be reached: {reason}")
+        return Busy(where, f"the connection to the database failed: {reason}")
+    return _of_state(error.sqlstate or "", where, reason)
+
+
+def _of_state(state: str, where: str, reason: str) -> FilestoreError:
+    """Return the error of a SQLSTATE."""
+    if state == REVISION_CHECK_STATE:
+        return UnknownFormat(where, reason, REVISION)
+    if state == asyncpg.LockNotAvailableError.sqlstate:
+        return Busy(where, "another process is writing to it")
+    if state == asyncpg.DiskFullError.sqlstate:
+        return StorageFull(where, reason, hint="free-repository")
+    if state in _RETRYABLE or state[:2] in _RETRYABLE_CLASSES:
+        return Busy(where, reason)
+    if state in _DAMAGED:
+        return IndexDamaged(where, reason)
+    return (NotPermitted if state == asyncpg.InsufficientPrivilegeError.sqlstate else StorageError)(where, reason)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, in one line. Details are left out: they have values of rows."""
+    if isinstance(error, asyncio.TimeoutError):
+        return "it did not answer in time"
+    text = getattr(error, "message", None) or (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return str(text).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,322 @@
+"""Commits, labels and owners in an index in PostgreSQL. A name is a full one here: with its owner, if it has one.
+
+A function that writes needs a transaction that excludes other writers of the namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from filestore.core.commits import COMMITS_LIMIT, MAIN, Commit, Label, LabelKind, NewCommit
+from filestore.core.records import Record
+from filestore.core.references import digits_in, versions_back
+from filestore.errors import OwnerTaken, RevisionNotFound
+from filestore.repository.index.history_rules import (
+    ID_SIZE,
+    Head,
+    check_label_count,
+    check_owner_count,
+    check_parent,
+    commit_row,
+    digest_range,
+    id_range,
+    is_kept,
+    is_of_main,
+    label_in,
+    number_by_digits,
+)
+from filestore.repository.index.postgres.connection import Connection
+from filestore.repository.index.postgres.texts import findable
+from filestore.repository.index.rows import commit_of, label_of
+
+_INSERT = (
+    "INSERT INTO commits (namespace, name, number, id, parent, branch, file_id, message, author, created_at)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+)
+_HEAD = (
+    "SELECT number, file_id, id FROM commits WHERE namespace = $1 AND name = $2 AND branch = $3"
+    " ORDER BY number DESC LIMIT 1 OFFSET $4"
+)
+_HEAD_OF_BRANCH = (
+    "SELECT commits.number, commits.file_id, commits.id FROM labels JOIN commits ON commits.namespace = labels.namespace"
+    " AND commits.name = labels.name AND commits.number = labels.number"
+    " WHERE labels.namespace = $1 AND labels.name = $2 AND labels.label = $3 AND labels.kind = $4"
+)
+COMMIT_COLUMNS = (
+    "commits.id, commits.number, before.id, commits.branch, commits.file_id, records.digest, records.size, records.kind,"
+    " commits.message, commits.author, commits.created_at"
+)
+"""What `commit_of` takes."""
+COMMIT_JOINS = (
+    "JOIN records ON records.namespace = commits.namespace AND records.id = commits.file_id"
+    " LEFT JOIN commits AS before ON before.namespace = commits.namespace AND before.name = commits.name"
+    " AND before.number = commits.parent"
+)
+"""What gives these columns, after `commits`."""
+_COMMIT = (
+    f"SELECT {COMMIT_COLUMNS} FROM commits {COMMIT_JOINS}"
+    " WHERE commits.namespace = $1 AND commits.name = $2 AND commits.number = $3"
+)
+_NUMBER_BY_ID = "SELECT number FROM commits WHERE namespace = $1 AND name = $2 AND id = $3"
+# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
+_LINE = (
+    "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
+    " WHERE namespace = $1 AND name = $2 AND number = $3 UNION ALL SELECT commits.number, commits.parent FROM line"
+    " JOIN commits ON commits.namespace = $1 AND commits.name = $2 AND commits.number = line.parent"
+    " AND commits.number < line.number),"
+    " page AS (SELECT number FROM line WHERE number < $4 LIMIT $5)"
+    f" SELECT {COMMIT_COLUMNS} FROM page JOIN commits"
+    f" ON commits.namespace = $1 AND commits.name = $2 AND commits.number = page.number {COMMIT_JOINS}"
+    " ORDER BY commits.number DESC"
+)
+_BY_DIGITS = (
+    "SELECT commits.number, records.digest FROM commits JOIN records"
+    " ON records.namespace = commits.namespace AND records.id = commits.file_id"
+    " WHERE commits.namespace = $1 AND commits.name = $2"
+    " AND (commits.id BETWEEN $3 AND $4 OR records.digest BETWEEN $5 AND $6)"
+    " ORDER BY records.kind = 'directory' DESC, commits.number DESC"
+)
+_LABELS = (
+    "SELECT labels.label, labels.kind, commits.id, labels.created_at FROM labels JOIN commits"
+    " ON commits.namespace = labels.namespace AND commits.name = labels.name AND commits.number = labels.number"
+    " WHERE labels.namespace = $1 AND labels.name = $2"
+)
+_LABELS_OF_RECORD = (
+    "SELECT labels.label FROM commits JOIN labels"
+    " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
+    " WHERE commits.namespace = {} AND commits.file_id = {}"
+)
+_HEAD_OF_RECORD = (
+    "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name"
+    " AND branch = 'main' ORDER BY number DESC LIMIT 1"
+)
+_LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
+IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
+"""The condition for records that have no label, and are not what their name means."""
+_OLD = (
+    "SELECT name, number, parent FROM commits AS old WHERE namespace = $1 AND name = $2 AND number = $3"
+    " AND NOT EXISTS (SELECT 1 FROM labels WHERE namespace = $1 AND name = $2 AND labels.number = $3)"
+    " AND EXISTS (SELECT 1 FROM commits WHERE namespace = $1 AND file_id = old.file_id AND number > $3)"
+)
+_MOVE_LABELS = (
+    "UPDATE labels SET number = gone.parent FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS gone (name, number, parent)"
+    " WHERE labels.namespace = $1 AND labels.name = gone.name AND labels.number = gone.number"
+    " AND labels.kind = $5 AND gone.parent IS NOT NULL"
+)
+_DELETE_LABELS = (
+    "DELETE FROM labels USING unnest($2::text[], $3::bigint[]) AS gone (name, number)"
+    " WHERE labels.namespace = $1 AND labels.name = gone.name AND labels.number = gone.number"
+)
+_DELETE_COMMITS = (
+    "DELETE FROM commits USING unnest($2::text[], $3::bigint[]) AS gone (name, number)"
+    " WHERE commits.namespace = $1 AND commits.name = gone.name AND commits.number = gone.number"
+)
+_MOVE_CHILDREN = (
+    "UPDATE commits SET parent = gone.parent FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS gone (name, number, parent)"
+    " WHERE commits.namespace = $1 AND commits.name = gone.name AND commits.parent = gone.number"
+)
+_REPLACE_LABEL = (
+    "INSERT INTO labels (namespace, name, label, kind, number, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
+    " ON CONFLICT (namespace, name, label)"
+    " DO UPDATE SET kind = excluded.kind, number = excluded.number, created_at = excluded.created_at"
+)
+_CLAIM = (
+    "INSERT INTO owners (folded, owner, namespace, created_at) VALUES ($1, $2, $3, $4)"
+    " ON CONFLICT (folded) DO NOTHING RETURNING 1"
+)
+_LAST_NUMBER = (1 << 63) - 1
+
+
+class _Gone(NamedTuple):
+    """A commit that is deleted, and the number of the commit that takes its place as a parent."""
+
+    name: str
+    number: int
+    parent: int | None
+
+
+async def insert_commit(connection: Connection, record: Record, now: int, new: NewCommit) -> None:
+    """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
+
+    Raises HeadMoved, RevisionNotFound.
+    """
+    namespace, name = record.namespace, record.full_name
+    head = await _branch_head(connection, namespace, name, new.branch)
+    check_parent(name, new, head)
+    if head is not None and head.file_id == record.id:
+        return
+    last = await connection.fetchval("SELECT max(number) FROM commits WHERE namespace = $1 AND name = $2", namespace, name)
+    number = (last or 0) + 1
+    await connection.execute(_INSERT, *commit_row(record, now, new, head=head, number=number))
+    if new.branch != MAIN:
+        statement = "UPDATE labels SET number = $1 WHERE namespace = $2 AND name = $3 AND label = $4"
+        await connection.execute(statement, number, namespace, name, new.branch)
+    if number > COMMITS_LIMIT:
+        # One that has no label, and whose record has a newer commit. One name must not fill the index.
+        old = await connection.fetch(_OLD, namespace, name, number - COMMITS_LIMIT)
+        await _delete(connection, namespace, [_Gone(*row) for row in old])
+
+
+async def delete_commits_of(connection: Connection, namespace: str, file_id: str) -> None:
+    """Delete the commits of a record, and the tags at them. Branches and the commits after them go to those before them."""
+    statement = "SELECT name, number, parent FROM commits WHERE namespace = $1 AND file_id = $2 ORDER BY name, number"
+    before: dict[tuple[str, int], int | None] = {}
+    for name, number, parent in await connection.fetch(statement, namespace, file_id):
+        # The one before it may be deleted too.
+        before[name, number] = before.get((name, parent), parent)
+    await _delete(connection, namespace, [_Gone(*place, parent) for place, parent in before.items()])
+
+
+async def select_number(connection: Connection, namespace: str, name: str, revision: str | None) -> int | None:
+    """Return the number of the commit that a revision means. Raises InvalidReference if it may mean several versions."""
+    name, back = findable(name), versions_back(revision)
+    if revision is None or is_of_main(revision) or back is not None:
+        head = await _head(connection, namespace, name, back=back or 0)
+        return None if head is None else head.number
+    label, kind = label_in(revision)
+    number: int | None = await connection.fetchval(
+        "SELECT number FROM labels WHERE namespace = $1 AND name = $2 AND label = $3 AND kind = coalesce($4, kind)",
+        namespace,
+        name,
+        findable(label),
+        kind,
+    )
+    digits = digits_in(revision)
+    if number is None and digits is not None:
+        return await _number_by_digits(connection, namespace, name, digits)
+    return number
+
+
+async def select_commit(connection: Connection, namespace: str, name: str, revision: str | None) -> Commit | None:
+    """Return the commit that a revision means. Raises InvalidReference as `select_number` does."""
+    number = await select_number(connection, namespace, name, revision)
+    row = None if number is None else await connection.fetchrow(_COMMIT, namespace, name, number)
+    return None if row is None else commit_of(tuple(row))
+
+
+async def select_history(
+    connection: Connection, namespace: str, name: str, revision: str | None, *, limit: int, before: int | None
+) -> list[Commit] | None:
+    """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
+
+    Return None if it does not exist.
+    """
+    number = await select_number(connection, namespace, name, revision)
+    if number is None:
+        return None
+    rows = await connection.fetch(_LINE, namespace, name, number, _LAST_NUMBER if before is None else before, limit)
+    return [commit_of(tuple(row)) for row in rows]
+
+
+async def select_labels(connection: Connection, namespace: str, name: str) -> list[Label]:
+    """Return the labels of a name, in the order of their texts."""
+    rows = await connection.fetch(f"{_LABELS} ORDER BY labels.label", namespace, findable(name))
+    return [label_of(tuple(row)) for row in rows]
+
+
+async def select_labels_of_record(connection: Connection, namespace: str, file_id: str) -> list[str]:
+    """Return the labels at the commits of a record."""
+    statement = f"{_LABELS_OF_RECORD.format('$1', '$2')} ORDER BY labels.label"
+    return [str(label) for (label,) in await connection.fetch(statement, namespace, file_id)]
+
+
+async def replace_label(connection: Connection, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:
+    """Set a label. Raises RevisionNotFound if its commit does not exist, LabelExists, LimitExceeded."""
+    number = await connection.fetchval(_NUMBER_BY_ID, namespace, name, bytes.fromhex(label.commit_id))
+    if number is None:
+        raise RevisionNotFound(name, label.commit_id)
+    kept = await _label(connection, namespace, name, label.name)
+    if kept is None:
+        statement = "SELECT count(*) FROM labels WHERE namespace = $1 AND name = $2"
+        check_label_count(name, await connection.fetchval(statement, namespace, name))
+    elif is_kept(name, kept, label, force=force):
+        return kept
+    await connection.execute(_REPLACE_LABEL, namespace, name, label.name, label.kind.value, number, label.created_at)
+    return label
+
+
+async def delete_label(connection: Connection, namespace: str, name: str, label: str) -> Label | None:
+    """Delete a label, and return it. Return None if it does not exist."""
+    found = await _label(connection, namespace, name, label)
+    statement = "DELETE FROM labels WHERE namespace = $1 AND name = $2 AND label = $3"
+    await connection.execute(statement, namespace, findable(name), findable(label))
+    return found
+
+
+async def claim_owner(connection: Connection, owner: str, namespace: str, now: int) -> None:
+    """Give an owner that nobody has to a namespace. Raises OwnerTaken if another one has it, LimitExceeded.
+
+    Another namespace may do the same at once: the second one waits for the end of the first one's transaction. So a transaction
+    that claims two owners could deadlock.
+    """
+    is_new = False
+    while not is_new:
+        found = await select_owner_namespace(connection, owner)
+        if found is not None:
+            if found != namespace:
+                raise OwnerTaken(owner)
+            return
+        check_owner_count(namespace, await connection.fetchval("SELECT count(*) FROM owners WHERE namespace = $1", namespace))
+        is_new = await connection.fetchval(_CLAIM, owner.lower(), owner, namespace, now) is not None
+
+
+async def delete_owner(connection: Connection, owner: str) -> bool:
+    """Give up an owner. Return whether a namespace had it."""
+    return await connection.fetchval("DELETE FROM owners WHERE folded = $1 RETURNING 1", findable(owner.lower())) is not None
+
+
+async def delete_owners_of(connection: Connection, namespace: str) -> None:
+    """Give up all owners of a namespace."""
+    await connection.execute("DELETE FROM owners WHERE namespace = $1", namespace)
+
+
+async def select_owner_namespace(connection: Connection, owner: str) -> str | None:
+    """Return the namespace that an owner belongs to. Return None if nobody has it."""
+    found: str | None = await connection.fetchval("SELECT namespace FROM owners WHERE folded = $1", findable(owner.lower()))
+    return found
+
+
+async def select_owners(connection: Connection) -> list[tuple[str, str]]:
+    """Return each owner and its namespace, in the order of both."""
+    rows = await connection.fetch("SELECT owner, namespace FROM owners ORDER BY namespace, owner")
+    return [(owner, namespace) for owner, namespace in rows]
+
+
+async def _head(connection: Connection, namespace: str, name: str, *, back: int = 0) -> Head | None:
+    row = await connection.fetchrow(_HEAD, namespace, name, MAIN, back)
+    return None if row is None else Head(*row)
+
+
+async def _branch_head(connection: Connection, namespace: str, name: str, branch: str) -> Head | None:
+    """Return the newest commit of a branch, or None if `main` has none. Raises RevisionNotFound if the branch does not exist."""
+    if branch == MAIN:
+        return await _head(connection, namespace, name)
+    row = await connection.fetchrow(_HEAD_OF_BRANCH, namespace, name, branch, LabelKind.BRANCH.value)
+    if row is None:
+        raise RevisionNotFound(name, branch)
+    return Head(*row)
+
+
+async def _number_by_digits(connection: Connection, namespace: str, name: str, digits: str) -> int | None:
+    if len(digits) == 2 * ID_SIZE:
+        number: int | None = await connection.fetchval(_NUMBER_BY_ID, namespace, name, bytes.fromhex(digits))
+        if number is not None:
+            return number
+    rows = await connection.fetch(_BY_DIGITS, namespace, name, *id_range(digits), *digest_range(digits))
+    return number_by_digits(name, digits, [tuple(row) for row in rows])
+
+
+async def _label(connection: Connection, namespace: str, name: str, label: str) -> Label | None:
+    row = await connection.fetchrow(f"{_LABELS} AND labels.label = $3", namespace, findable(name), findable(label))
+    return None if row is None else label_of(tuple(row))
+
+
+async def _delete(connection: Connection, namespace: str, gone: Sequence[_Gone]) -> None:
+    if not gone:
+        return
+    names, numbers, parents = ([*column] for column in zip(*gone, strict=True))
+    await connection.execute(_MOVE_LABELS, namespace, names, numbers, parents, LabelKind.BRANCH.value)
+    await connection.execute(_DELETE_LABELS, namespace, names, numbers)
+    await connection.execute(_DELETE_COMMITS, namespace, names, numbers)
+    await connection.execute(_MOVE_CHILDREN, namespace, names, numbers, parents)

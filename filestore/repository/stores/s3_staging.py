@@ -1,0 +1,187 @@
+"""Frames that are received for an object store, and put into it before the transaction that makes them visible."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import wait
+
+from filestore.core.digest import Buffer, Digest
+from filestore.core.object_names import NO_OBJECT_ID, OBJECT_ID_SIZE, ObjectName
+from filestore.errors import Busy
+from filestore.repository.stores.protocol import Staging
+from filestore.repository.stores.s3_client import S3Client
+from filestore.repository.stores.s3_keys import frame_key
+from filestore.repository.stores.staging_file import DiskStaging
+from filestore.system.metrics import Stage, span
+from filestore.system.threads import thread_pool
+
+SMALL_SIZE = 256 << 10
+"""A frame that has more bytes is in a staging file (I6)."""
+MEMORY_SIZE = 16 << 20
+"""The most bytes of all smaller frames. Those that do not fit are in files too."""
+_PUTS_COUNT = 32
+"""How many frames a process puts at the same time."""
+_PUTS_SIZE = 64 << 20
+"""The most bytes of them in memory."""
+PUBLISHED_WITHIN_SECONDS = 3600
+"""How old an object may be when it gets its row. `s3_sweep` removes objects without a row that are several times as old."""
+
+
+class ByteLimit:
+    """A number of bytes that threads share."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._changed = threading.Condition()
+
+    def try_take(self, size: int) -> bool:
+        """Take bytes if there are as many."""
+        with self._changed:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def take(self, size: int) -> None:
+        """Wait until there are so many bytes, and take them. `size` is not larger than the limit."""
+        with self._changed:
+            self._changed.wait_for(lambda: size <= self._left)
+            self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Give bytes back that were taken."""
+        with self._changed:
+            self._left += size
+            self._changed.notify_all()
+
+
+class S3Staging:
+    """A frame that is being received: in memory as long as it is small, and then in a staging file."""
+
+    def __init__(self, memory: ByteLimit, new_file: Callable[[], DiskStaging]) -> None:
+        self.size = 0
+        self.object_id = NO_OBJECT_ID
+        self.put_at = 0.0
+        """When its object was begun to be put, by the clock `now`."""
+        self._memory = memory
+        self._new_file = new_file
+        self._small = bytearray()
+        self._file: DiskStaging | None = None
+
+    def write(self, data: Buffer) -> None:
+        if self._file is None:
+            if self.size + len(data) <= SMALL_SIZE and self._memory.try_take(len(data)):
+                self._small += data
+                self.size += len(data)
+                return
+            self._file = self._new_file()
+            self._file.write(self._small)
+            self._forget_small()
+        self._file.write(data)
+        self.size = self._file.size
+
+    def rest(self) -> None:
+        if self._file is not None:
+            self._file.rest()
+
+    def read_into(self, buffer: memoryview) -> None:
+        if self._file is None:
+            buffer[: self.size] = self._small
+        else:
+            self._file.read_into(buffer)
+
+    def put(self, client: S3Client, key: str, limit: ByteLimit) -> None:
+        """Put the bytes that were written. Blocks."""
+        if self._file is None:
+            client.put_blocking(key, memoryview(self._small))
+            return
+        limit.take(self.size)
+        try:
+            content = bytearray(self.size)
+            self._file.read_into(memoryview(content))
+            client.put_blocking(key, content)
+        finally:
+            limit.give_back(self.size)
+
+    def become(self, object_id: bytes, put_at: float) -> None:
+        """Note the object that was made of the frame, and free everything else."""
+        self.object_id, self.put_at = object_id, put_at
+        self.discard()
+
+    def discard(self) -> None:
+        self._forget_small()
+        if self._file is not None:
+            self._file.discard()
+
+    def _forget_small(self) -> None:
+        self._memory.give_back(len(self._small))
+        # Not emptied: obstore may still read it.
+        self._small = bytearray()
+
+
+class Puts:
+    """Puts frames side by side."""
+
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
+        self._limit = ByteLimit(_PUTS_SIZE)
+
+    def put_all(self, namespace: str, staged: Sequence[tuple[Digest, S3Staging]]) -> None:
+        """Put frames, each under a new key. Blocks until all calls have ended, and raises the error of the first that failed."""
+        # Not the threads of the caller: one of them waits here.
+        pool = thread_pool("puts", _PUTS_COUNT)
+        calls = [pool.submit(self._put, namespace, *frame) for frame in staged if frame[1].object_id == NO_OBJECT_ID]
+        wait(calls)
+        for call in calls:
+            call.result()
+
+    def _put(self, namespace: str, digest: Digest, staging: S3Staging) -> None:
+        object_id = new_object_id()
+        put_at = now()
+        with span(Stage.SYNC, staging.size):
+            staging.put(self._client, frame_key(namespace, ObjectName(digest, object_id)), self._limit)
+        staging.become(object_id, put_at)
+
+
+class S3Placement:
+    """Frames that get their rows. Nothing is renamed: the row names the object."""
+
+    def __init__(self, where: str, staged: Sequence[tuple[Digest, S3Staging]]) -> None:
+        self._where = where
+        self._staged = staged
+
+    def prepare(self) -> None:
+        """Do nothing: the objects are there."""
+
+    def rename(self, digests: Container[Digest]) -> None:
+        """Check that no sweep can remove the objects before their rows are committed. Raises Busy."""
+        oldest = min((staging.put_at for digest, staging in self._staged if digest in digests), default=now())
+        if now() - oldest > PUBLISHED_WITHIN_SECONDS:
+            raise Busy(self._where, "the frames waited for so long that they must be sent again")
+
+    def sync(self) -> None:
+        """Do nothing: the store has answered that it keeps the objects."""
+
+    def close(self) -> None:
+        """Do nothing, because no resources are held."""
+
+
+def new_object_id() -> bytes:
+    """Return an id that no object has had."""
+    return secrets.token_bytes(OBJECT_ID_SIZE)
+
+
+def now() -> float:
+    """Return seconds of a clock that nobody sets, and that goes on while the machine sleeps, if there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def staged_here(staged: Sequence[tuple[Digest, Staging]]) -> list[tuple[Digest, S3Staging]]:
+    """Return frames as what `S3Store.new_staging` made of them. Raises TypeError for those of another store."""
+    found = [(digest, staging) for digest, staging in staged if isinstance(staging, S3Staging)]
+    if len(found) < len(staged):
+        raise TypeError("a frame is staged for another store")
+    return found
