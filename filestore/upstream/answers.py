@@ -1,7 +1,7 @@
 """Answer the requests of the Hub API for repositories of the upstream.
 
-A file that is not stored yet is sent while it arrives. The end of each answer waits until the file has the digest that the
-upstream states. So a client may see the beginning of a wrong file, but never takes an answer with wrong bytes for whole.
+A file that is not stored yet is sent while it arrives. The end of the file waits until the whole has the digest that the
+upstream states. So a client may see other parts of a wrong file, but never has all of it.
 
 Source: `file_download.py` and `hf_api.py` of the Python client.
 """
@@ -40,6 +40,7 @@ from filestore.upstream.arriving import ArrivingReader
 from filestore.upstream.contents import StoredContent, WantedContent
 from filestore.upstream.hub import Refused
 from filestore.upstream.listing import Listing, UpstreamFile
+from filestore.upstream.refs import refs_document
 from filestore.upstream.upstream import MAIN, Upstream, UpstreamRevision
 
 TOKEN_HEADER = "X-Upstream-Authorization"  # noqa: S105  # no token
@@ -48,7 +49,7 @@ as in `TOKEN~hf_...`. The token of this server itself is never sent there.
 """
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
-"""The last bytes of an answer, which wait until the whole file is verified."""
+"""The last bytes of a file, which wait until the whole is verified."""
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.025, 0.8
 """The first and the longest pause between two looks at a file that arrives. Many clients may wait for a slow upstream."""
 _PAGE_LIMIT = 1000
@@ -116,10 +117,10 @@ class Answers:
         return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_refs(self, context: RequestContext) -> web.StreamResponse:
-        """Answer with the default branch. The other ones are not known here."""
+        """Answer with the branches and tags that the upstream lists."""
         revision = await self._find(context)
-        branch = {"name": MAIN, "ref": f"refs/heads/{MAIN}", "targetCommit": revision.listing.commit}
-        return _json(json.dumps({"branches": [branch], "tags": [], "converts": []}).encode(), revision)
+        refs = await self._upstream.refs(revision)
+        return _json(json.dumps(refs_document(refs)).encode(), revision)
 
     async def check(self, context: RequestContext) -> web.StreamResponse:
         """Answer whether the caller may read a repository."""
@@ -160,7 +161,7 @@ class Answers:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)
             reader = self._upstream.contents.reader(wanted)
             try:
-                arriving = _Arriving(context, reader, fetch, part)
+                arriving = _Arriving(context, reader, fetch, part, free_size=wanted.file.size - HELD_SIZE)
                 if await arriving.begins():
                     async with context.answering(response, size=len(part)) as answer:
                         await arriving.send(answer)
@@ -196,13 +197,16 @@ class Answers:
 class _Arriving:
     """Send a part of a file that arrives. A client holds at most 256 KiB of memory."""
 
-    def __init__(self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range) -> None:
+    def __init__(
+        self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range, *, free_size: int
+    ) -> None:
+        """Send the bytes before `free_size` as soon as they are there, and the others when the whole is verified."""
         self._context = context
         self._reader = reader
         self._fetch = fetch
         self._place = part.start
         self._stop = part.stop
-        self._held = min(HELD_SIZE, len(part))
+        self._free_size = free_size
         self._has_begun = False
         self._pause = LOOK_SECONDS
 
@@ -249,7 +253,7 @@ class _Arriving:
             return self._place
         if look.is_verified:
             return self._stop
-        return max(self._place, min(look.size, self._stop - self._held))
+        return max(self._place, min(look.size, self._free_size, self._stop))
 
     async def _wait(self) -> None:
         """Wait for a change, longer each time. Raises ConnectionError if the client is gone."""

@@ -140,7 +140,10 @@ class _Content:
         return self._layout
 
     async def load(self) -> bool:
-        """Wait until the next bytes can be sent. Return False at the end. Raises Busy, DamagedChunk, StorageError."""
+        """Wait until the next bytes can be sent. Return False at the end.
+
+        Raises Busy, DamagedChunk, StorageError, NotFound if the file is removed meanwhile.
+        """
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
                 stack, self._loaded = self._loaded.stack, None
@@ -204,6 +207,8 @@ class _Content:
                 parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
             except DamagedChunk:
                 await stack.aclose()  # `verify_chunks` may need this budget
+                # What was removed meanwhile is not damaged.
+                await self._repository.record(Reference(digest=self._digest))
                 with suppress(FilestoreError):
                     await self._repository.verify_chunks(digests)
                 raise

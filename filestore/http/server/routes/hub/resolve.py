@@ -49,7 +49,7 @@ async def resolve(context: RequestContext, repository: LocalRepository) -> web.S
         if snapshot.opened is not None and stored is not None and (stored.is_deflated or stored.extent is None) and wanted:
             async with (
                 context.trees.unpacking(repository.namespace),
-                lost_as_damaged(),
+                lost_as_damaged(repository, commit.digest),
                 aclosing(read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)) as pieces,
             ):
                 return await _send_unpacked(context, pieces, len(wanted), response)
