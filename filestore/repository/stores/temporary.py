@@ -26,8 +26,8 @@ class TemporaryObjects(Protocol):
     async def put(self, name: str, content: Buffer | BinaryIO, *, only_new: bool = False) -> bool:
         """Put an object durably.
 
-        `content` is memory that does not change meanwhile, or an open file that is read from its place on. With `only_new`, return
-        False if there is one already, which stays.
+        `content` is memory that does not change meanwhile, or an open file that is read from its place on. With `only_new`,
+        return False if there is one already, which stays.
         """
 
     async def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes | None:
