@@ -25,7 +25,7 @@ from filestore.repository.stores.s3_credentials import CredentialsFile, find_fil
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
-from filestore.repository.stores.s3_staging import MEMORY_SIZE, PUBLISHED_WITHIN_SECONDS, SMALL_SIZE, ByteLimit
+from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, PUBLISHED_WITHIN_SECONDS, ByteLimit
 from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
@@ -450,35 +450,36 @@ async def test_what_is_put_and_not_published_is_invisible(store: IndexedStore) -
 # Memory and processes.
 
 
-def test_large_frames_and_those_beyond_the_limit_are_in_files(store: IndexedStore, tmp_path: Path) -> None:
-    """A process keeps a bounded number of bytes of frames that arrive (I6), and gives them back."""
+def test_frames_that_arrive_slowly_and_those_beyond_the_limit_are_in_files(store: IndexedStore, tmp_path: Path) -> None:
+    """A process keeps a bounded number of bytes of frames in memory (I6), and gives them back."""
 
     def files() -> list[int]:
         return sorted(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
 
-    small, large = store.new_staging(), store.new_staging()
-    small.write(bytes(SMALL_SIZE))
+    slow, whole = store.new_staging(), store.new_staging()
+    slow.write(bytes(PIECES_SIZE))
+    whole.write(bytes(4 * PIECES_SIZE))
     assert [] == files()
-    small.write(b"1")
-    large.write(bytes(SMALL_SIZE + 1))
-    assert [SMALL_SIZE + 1] * 2 == files()
-    many = [store.new_staging() for _ in range(MEMORY_SIZE // SMALL_SIZE + 2)]
+    for staging in (slow, whole):
+        staging.write(b"1")
+    assert [PIECES_SIZE + 1, 4 * PIECES_SIZE + 1] == files()
+    many = [store.new_staging() for _ in range(MEMORY_SIZE // FRAME_LIMIT + 2)]
     for staging in many:
-        staging.write(bytes(SMALL_SIZE))
-    assert [SMALL_SIZE] * 2 + [SMALL_SIZE + 1] * 2 == files()
-    for staging in [small, large, *many]:
+        staging.write(bytes(FRAME_LIMIT))
+    assert [PIECES_SIZE + 1, 4 * PIECES_SIZE + 1, FRAME_LIMIT, FRAME_LIMIT] == files()
+    for staging in [slow, whole, *many]:
         staging.discard()
     assert [] == files()
     again = store.new_staging()
-    again.write(bytes(SMALL_SIZE))
+    again.write(bytes(FRAME_LIMIT))
     assert [] == files()
     again.discard()
 
 
 def test_a_frame_that_grows_into_a_file_keeps_its_bytes(tmp_path: Path, store: IndexedStore) -> None:
     """Wherever the border is."""
-    content = octets(3, 3 * SMALL_SIZE)
-    for size in (1, SMALL_SIZE - 1, SMALL_SIZE, SMALL_SIZE + 1):
+    content = octets(3, 3 * PIECES_SIZE)
+    for size in (1, PIECES_SIZE - 1, PIECES_SIZE, PIECES_SIZE + 1):
         staging = store.new_staging()
         for start in range(0, len(content), size) if size > 1 else (0,):
             staging.write(content[start : start + size] if size > 1 else content)
