@@ -127,6 +127,23 @@ async def test_a_stream_goes_on_where_it_was_cut(bucket: Bucket, tmp_path: Path)
         await anext(client_of(bucket, tmp_path).stream("uploads/absent"))
 
 
+async def test_a_stream_that_breaks_again_and_again_ends(bucket: Bucket, tmp_path: Path) -> None:
+    """It ends where nothing of it arrives any more, although each request is answered."""
+    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=0), times=1000, method="GET")) as relay:
+        client = client_of(bucket, tmp_path, endpoint=relay.url, retry_seconds=0.05)
+        await client.put("frames", b"content")
+        with pytest.raises(Busy, match="the connection to it broke"):
+            await anext(client.stream("frames"))
+
+
+async def test_the_endpoint_of_the_url_counts(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one of the environment."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    await client_of(bucket, tmp_path).put("key", b"content")
+    assert b"content" == bucket.read("models/one/key")
+
+
 async def test_a_store_that_never_answers_is_busy(bucket: Bucket, tmp_path: Path) -> None:
     """A client may try again. The message says what happened, without the keys."""
     with running_relay(bucket.endpoint, spoil=lambda _method, _target: SLOW_DOWN) as relay:
@@ -384,7 +401,7 @@ async def test_abandoned_objects_are_removed(store: IndexedStore, bucket: Bucket
     del store.objects.frames[N, lost]
     assert Removed(0, 0) == await store.remove_abandoned()
     assert Removed(2, 14) == await Sweep(store.client, store.objects, dry_run=True, abandoned_seconds=-60).run()
-    assert sorted([*before, "models/one/clock"]) == bucket.list_keys("models/one/")
+    assert sorted({*before, "models/one/clock"}) == bucket.list_keys("models/one/")
     assert Removed(2, 14) == await Sweep(store.client, store.objects, dry_run=False, abandoned_seconds=-60).run()
     removed = set(before) - set(bucket.list_keys("models/one/"))
     assert {unnamed, f"models/one/manifests/{N}/{str(named)[:2]}/{named}.{manifest.hex()}"} == removed
@@ -429,6 +446,8 @@ async def test_a_publication_of_old_objects_is_busy(store: IndexedStore) -> None
     placement = store.placement(N, [(digest, staging)])
     placement.prepare()
     placement.rename(set())
+    with pytest.raises(ValueError, match="was not put"):
+        store.placement(N, [(digest, store.new_staging())]).prepare()
     with pytest.raises(Busy, match="must be sent again"):
         placement.rename({digest})
 
@@ -529,20 +548,23 @@ async def test_a_temporary_folder_belongs_to_one_user(bucket: Bucket, tmp_path: 
 
 
 def _in_child(store: IndexedStore, answers: multiprocessing.SimpleQueue[str]) -> None:
-    try:
-        store.new_staging()
-    except UsedAfterFork as error:
-        answers.put(error.slug)
+    new = S3Client(store.client.location)
+    for call in (store.new_staging, lambda: asyncio.run(new.get("key")), lambda: new.put_blocking("key", b"")):
+        try:
+            call()
+        except UsedAfterFork as error:
+            answers.put(error.slug)
 
 
 async def test_a_forked_child_is_refused(store: IndexedStore) -> None:
-    """The threads that make the requests are in the parent."""
+    """The threads that make the requests are in the parent, also for a client that the child opens."""
+    await store.client.get("key")
     context = multiprocessing.get_context("fork")
     answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(store, answers))
     child.start()
     child.join()
-    assert UsedAfterFork.slug == answers.get()
+    assert [UsedAfterFork.slug] * 3 == [answers.get() for _ in range(3)]
 
 
 async def test_rows_are_asked_once_for_many_frames(store: IndexedStore) -> None:

@@ -99,13 +99,14 @@ class S3Staging:
         if self._file is None:
             client.put_blocking(key, memoryview(self._content))
             return
-        limit.take(self.size)
+        taken = min(self.size, _PUTS_SIZE)
+        limit.take(taken)
         try:
             content = bytearray(self.size)
             self._file.read_into(memoryview(content))
             client.put_blocking(key, content)
         finally:
-            limit.give_back(self.size)
+            limit.give_back(taken)
 
     def become(self, object_id: bytes, put_at: float) -> None:
         """Note the object that was made of the frame, and free everything else."""
@@ -155,7 +156,9 @@ class S3Placement:
         self._staged = staged
 
     def prepare(self) -> None:
-        """Do nothing: the objects are there."""
+        """Raise ValueError for a frame that was not synced: its row would name no object."""
+        if not all(staging.object_id for _, staging in self._staged):
+            raise ValueError("a frame was not put before it is published")
 
     def rename(self, digests: Container[Digest]) -> None:
         """Check that no sweep can remove the objects before their rows are committed. Raises Busy."""
