@@ -26,6 +26,9 @@ _SETTINGS = {
     "application_name": "filestore",
     # To compile a statement takes longer than each of ours.
     "jit": "off",
+    # Ours find rows by their keys. With many keys, a table of a million rows would be read as a whole.
+    "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
     # A process whose host is gone or cut off loses its locks after a minute, and one that was stopped after five.
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",

@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -137,20 +137,14 @@ class PostgresIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
-        return [digest for digest in dict.fromkeys(digests) if digest not in live]
+        seen = await self._read(chunks.select_last_seen, namespace, digests)
+        removed = await self._refresh(namespace, seen)
+        return [digest for digest in dict.fromkeys(digests) if digest not in seen or digest in removed]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
         states = await self._read(chunks.select_live, namespace, digests)
-        horizon = self._now() - REFRESH_MICROSECONDS
-        old = [] if self._read_only else [state.row.digest for state in states if state.last_seen < horizon]
-        removed: set[Digest] = set()
-        if old:
-            async with self.transaction(namespace) as transaction:
-                await transaction.refresh(namespace, old)
-                # I9: a chunk that a collection condemned since the read above is reported missing.
-                removed = set(old) - set(await transaction.sizes(namespace, old))
+        removed = await self._refresh(namespace, {state.row.digest: state.last_seen for state in states})
         return [state.row for state in states if state.row.digest not in removed]
 
     async def removals(self, namespace: str) -> int:
@@ -348,6 +342,17 @@ class PostgresIndex:
         async with self._connections.lend() as connection:
             with postgres_errors(self.location):
                 return await function(connection, *args, **kwargs)
+
+    async def _refresh(self, namespace: str, seen: Mapping[bytes, int]) -> set[Digest]:
+        """Set the last-seen times that are old. Return the digests of rows that are not live any more."""
+        horizon = self._now() - REFRESH_MICROSECONDS
+        old = [Digest(digest) for digest, last_seen in seen.items() if last_seen < horizon]
+        if self._read_only or not old:
+            return set()
+        async with self.transaction(namespace) as transaction:
+            await transaction.refresh(namespace, old)
+            # I9: a chunk that a collection condemned since it was read is reported missing.
+            return {*old} - {*await transaction.sizes(namespace, old)}
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._busy_seconds
