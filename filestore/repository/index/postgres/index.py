@@ -128,7 +128,7 @@ class PostgresIndex:
     @asynccontextmanager
     async def transaction(self, namespace: str | None = None) -> AsyncIterator[PostgresTransaction]:
         async with self._begun(namespace, self._deadline()) as connection:
-            yield PostgresTransaction(connection, self.location, self._now)
+            yield PostgresTransaction(connection, self.location, self._now, namespace=namespace)
 
     async def publish(self, publication: Publication) -> list[ChunkRow]:
         self._connections.check()
@@ -222,7 +222,7 @@ class PostgresIndex:
         )
 
     async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = "") -> None:
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 await write_listing(connection, namespace, file, growth, prefix=prefix)
 
@@ -242,7 +242,7 @@ class PostgresIndex:
         return await self._read(chunks.select_sizes, namespace, digests)
 
     async def problems(self) -> list[IndexProblem]:
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 return await find_problems(connection)
 
@@ -316,7 +316,7 @@ class PostgresIndex:
 
     async def compact(self) -> None:
         """Let the server free what removed rows have left, where nobody else does so. It does the same by itself, later."""
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 for (table,) in await connection.fetch(_TABLES):
                     await connection.execute(f'VACUUM (SKIP_LOCKED, ANALYZE) "{table}"')
