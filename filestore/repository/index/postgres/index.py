@@ -283,7 +283,11 @@ class PostgresIndex:
         async with self._connections.own() as connection:
             with postgres_errors(self.location):
                 has_lock = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", task_key(name)))
-            yield has_lock
+            try:
+                yield has_lock
+            finally:
+                # The session ends a moment after its connection is closed, and the next block may ask before.
+                await shield_until_done(_unlock(connection, name))
 
     async def uses(self, namespace: str) -> list[Use]:
         return await self._read(uses.select_uses, namespace)
@@ -481,6 +485,11 @@ async def _roll_back(connection: Connection) -> None:
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
+
+
+async def _unlock(connection: Connection, name: str) -> None:
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
 async def _select_stored_size(connection: Connection) -> int:
