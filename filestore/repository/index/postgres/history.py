@@ -93,14 +93,18 @@ _LABELS = (
 _LABELS_OF_RECORD = (
     "SELECT labels.label FROM commits JOIN labels"
     " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
-    " WHERE commits.namespace = {} AND commits.file_id = {}"
+    " WHERE commits.namespace = $1 AND commits.file_id = $2 ORDER BY labels.label"
 )
 _HEAD_OF_RECORD = (
     "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name"
     " AND branch = 'main' ORDER BY number DESC LIMIT 1"
 )
-_LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
-IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
+_IS_LABELLED = (
+    "EXISTS (SELECT 1 FROM commits WHERE commits.namespace = records.namespace AND commits.file_id = records.id"
+    " AND EXISTS (SELECT 1 FROM labels WHERE labels.namespace = commits.namespace AND labels.name = commits.name"
+    " AND labels.number = commits.number OFFSET 0) OFFSET 0)"
+)
+IS_FREE = f"NOT {_IS_LABELLED} AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
 """The condition for records that have no label, and are not what their name means."""
 _OLD = (
     "SELECT name, number, parent FROM commits AS old WHERE namespace = $1 AND name = $2 AND number = $3"
@@ -230,8 +234,7 @@ async def select_labels(connection: Connection, namespace: str, name: str) -> li
 
 async def select_labels_of_record(connection: Connection, namespace: str, file_id: str) -> list[str]:
     """Return the labels at the commits of a record."""
-    statement = f"{_LABELS_OF_RECORD.format('$1', '$2')} ORDER BY labels.label"
-    return [str(label) for (label,) in await connection.fetch(statement, namespace, file_id)]
+    return [label for (label,) in await connection.fetch(_LABELS_OF_RECORD, namespace, file_id)]
 
 
 async def replace_label(connection: Connection, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:
