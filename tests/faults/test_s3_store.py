@@ -13,11 +13,10 @@ from urllib.request import urlopen
 import pytest
 
 from filestore.core.digest import Digest, chunk_digest
-from filestore.core.object_names import ObjectName
+from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import Busy, StorageError, StorageFull, StoreRefused, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores import s3_client
-from filestore.repository.stores.object_map import FrameObject
 from filestore.repository.stores.protocol import FrameProblem, FrameState, Removed
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile

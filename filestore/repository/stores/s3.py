@@ -18,12 +18,12 @@ from typing import BinaryIO, TypeVar
 import obstore
 
 from filestore.core.digest import Buffer, Digest
-from filestore.core.object_names import ObjectName
+from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import ReadOnly, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.disk import DiskStore, open_store
 from filestore.repository.stores.disk_errors import translated
-from filestore.repository.stores.object_map import FrameObject, ObjectMap
+from filestore.repository.stores.object_map import ObjectMap
 from filestore.repository.stores.protocol import FrameProblem, FrameState, FrameUrl, Removed, SpaceClaim, Staging
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_format import initialise
