@@ -106,7 +106,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: open_backend(place, min_free=settings.min_free),
+        lambda: open_backend(place, min_free=settings.min_free, scratch=spool_folder),
         workers=settings.workers,
         tokens=given,
         announce=announce,
