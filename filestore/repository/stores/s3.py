@@ -38,6 +38,8 @@ from filestore.repository.stores.s3_staging import (
     staged_here,
 )
 from filestore.repository.stores.s3_sweep import Sweep
+from filestore.repository.stores.s3_temporary import S3TemporaryObjects
+from filestore.repository.stores.temporary_objects import TemporaryObjects
 from filestore.system.files import remove_if_possible, write_all
 from filestore.system.metrics import Stage, async_span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -77,6 +79,7 @@ class S3Store:
         With `read_only`, methods that receive frames and the format file raise ReadOnly.
         """
         self.client = client
+        self.temporary: TemporaryObjects | None = S3TemporaryObjects(client)
         self._objects = objects
         self._scratch = scratch
         self._folder = folder

@@ -114,6 +114,11 @@ class S3Client:
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._get(key, size))
 
+    async def read(self, key: str, start: int, size: int) -> obstore.Bytes | None:
+        """Return `size` bytes of an object from `start` on, fewer at its end. Return None if there is none. `size` is not 0."""
+        async with self._gets.take(max(size, _GETS_SIZE // _GETS_COUNT)):
+            return await self._retried(lambda: self._read(key, start, size))
+
     async def stream(self, key: str, *, start: int = 0) -> AsyncIterator[bytes]:
         """Yield the bytes of an object from `start` on, in pieces of about 1 MiB. Raises FileNotFoundError if there is none.
 
@@ -199,6 +204,14 @@ class S3Client:
             return await (await self._open(key, 0)).bytes_async()
         try:
             return await obstore.get_range_async(self._engine, key, start=0, length=size + 1)
+        except BaseError as error:
+            if is_empty(error):
+                return obstore.Bytes()
+            raise
+
+    async def _read(self, key: str, start: int, size: int) -> obstore.Bytes:
+        try:
+            return await obstore.get_range_async(self._engine, key, start=start, length=size)
         except BaseError as error:
             if is_empty(error):
                 return obstore.Bytes()
