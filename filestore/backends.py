@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,7 +62,7 @@ _TORN_SCHEME = re.compile(r"(https?|file)(?::|(?=//))(.*)\Z", re.IGNORECASE | re
 
 
 def connect(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
     index: str | None = None,
     token: str | None = None,
@@ -84,6 +85,8 @@ def connect(
 
     url: `http://` or `https://` and the address of a server; `file:///srv/models`, or the path of a folder, in which a `~/` at
         the beginning is the home folder; `s3://BUCKET/PREFIX?endpoint=URL` for the content of a repository in an object store.
+        Several servers of one repository are a list, or a text with commas or spaces between them: requests go to the first one
+        until it fails, then to the next one.
     index: where such a repository has its index: `postgresql://USER@HOST/DATABASE`.
     token: what lets this program in at a server; `filestore token new` makes one.
     connections: the most connections at the same time, together with those of worker processes, of which each needs one: with 1
@@ -116,6 +119,8 @@ def connect(
     The end of the block closes files and connections. End transfers before that. A child process that is forked meanwhile can
     use a server; a folder raises UsedAfterFork there.
 
+    A verb raises OtherRepository if one of several servers serves another repository, and NoServerLeft if all have failed.
+
     Raises InvalidUrl, InvalidSetting (a `~` without a home folder, a proxy or a certificate that cannot be used), NotARepository,
     UnknownFormat, StorageError, Busy, MissingPackage. Raises InvalidInput where it is used without `async with`.
     """
@@ -138,7 +143,7 @@ def connect(
 
 @asynccontextmanager
 async def _connected(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
     index: str | None,
     token: str | None,
@@ -152,6 +157,8 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
 ) -> AsyncIterator[Repository]:
+    if not isinstance(url, str | Path):
+        url = _one_text(url)
     location = object_location(url, index)
     repository: Repository
     if location is not None:
@@ -167,15 +174,14 @@ async def _connected(
     elif (folder := home_path(url) if isinstance(url, Path) else repository_folder(url)) is None:
         from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
 
-        url = str(url)
         repository = RemoteRepository(
-            url,
+            str(url),
             token=token,
             connections=connections,
             transfer_limits=limits,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
-            proxy=_proxy(url, proxy),
+            find_proxy=ProxyOf(proxy),
             certificate=_certificate(*certificate),
         )
     else:
@@ -234,15 +240,28 @@ def _certificate(cert: str | Path | None, key: str | Path | None) -> ClientCerti
     return ClientCertificate(home_path(cert), None if key is None else home_path(key))
 
 
-def _proxy(url: str, given: str | None) -> Proxy | None:
-    from filestore.system.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+@dataclass(frozen=True, slots=True)
+class ProxyOf:
+    """Finds the proxy that leads to a URL. It can be pickled, for worker processes."""
 
-    if given is not None:
-        return parse_proxy(given, source="proxy") if given else None
-    try:
+    given: str | None = field(repr=False)
+    """The URL of the proxy, "" for none. None means that the environment decides."""
+
+    def __call__(self, url: str) -> Proxy | None:
+        """Return the proxy, or None. Raises InvalidSetting."""
+        from filestore.system.proxies import parse_proxy, proxy_for  # noqa: PLC0415  # only for servers
+
+        if self.given is not None:
+            return parse_proxy(self.given, source="proxy") if self.given else None
         return proxy_for(os.environ, url)
-    except ValueError:
-        return None  # the URL is malformed, and whoever takes it says so
+
+
+def _one_text(urls: Sequence[str]) -> str:
+    """Return the URLs of several servers as one text. Raises InvalidUrl if one of them is that of a folder."""
+    for url in urls:
+        if len(urls) > 1 and repository_folder(url) is not None:
+            raise InvalidUrl(url, "of several URLs, each is that of a server")
+    return ",".join(urls)
 
 
 async def open_backend(

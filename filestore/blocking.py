@@ -104,7 +104,7 @@ _RECORDS_AT_ONCE = 500
 
 
 def connect(
-    url: str | Path,
+    url: str | Path | Sequence[str],
     *,
     index: str | None = None,
     token: str | None = None,

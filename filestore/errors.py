@@ -7,6 +7,7 @@ FilestoreError
 │   ├── InvalidReference
 │   ├── InvalidRange
 │   ├── InvalidUrl
+│   ├── OtherRepository       two URLs of one repository lead to two
 │   ├── DownloadRefused
 │   ├── NothingMatches
 │   ├── InvalidParts
@@ -55,6 +56,7 @@ FilestoreError
 ├── RateLimited
 ├── Forbidden
 ├── UpstreamGated             a repository of the upstream that the caller may not read
+├── UpstreamUnauthorized      one that it shows to no caller without a right token
 ├── UpstreamFailed
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
@@ -81,6 +83,7 @@ FilestoreError
 └── TransferError          the way to a server
     ├── Unreachable
     │   ├── HostUnknown
+    │   ├── NoServerLeft      of several servers
     │   ├── OriginUnreachable
     │   └── ProxyUnreachable
     ├── Stalled
@@ -226,6 +229,14 @@ class InvalidUrl(InvalidInput):
     slug = "invalid-url"
     facts = ("url", "reason")
     sentence = "{url!r} names no repository: {reason}"
+
+
+class OtherRepository(InvalidInput):
+    """A server that is given together with others serves another repository than they do."""
+
+    slug = "other-repository"
+    facts = ("url", "other")
+    sentence = "{url} serves another repository than {other}; give only servers of one repository, or one URL"
 
 
 class DownloadRefused(InvalidInput):
@@ -682,6 +693,15 @@ class UpstreamGated(FilestoreError):
     )
 
 
+class UpstreamUnauthorized(FilestoreError):
+    """The upstream shows a repository to nobody without one of its tokens, or does not accept the caller's. It may not exist."""
+
+    slug = "upstream-unauthorized"
+    facts = ("name", "reason")
+    sentence = "the upstream does not show {name!r} to the caller: {reason}"
+    reason: str
+
+
 class UpstreamFailed(FilestoreError):
     """The upstream cannot be asked for a repository now, or its answer cannot be used."""
 
@@ -927,6 +947,15 @@ class HostUnknown(Unreachable):
 
     slug = "host-unknown"
     sentence = "{url} cannot be reached: {reason}; check the host name"
+    hint = ""
+
+
+class NoServerLeft(Unreachable):
+    """None of the servers of a repository can be used."""
+
+    slug = "no-server-left"
+    facts = ("reason",)
+    sentence = "none of the servers can be used: {reason}"
     hint = ""
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from filestore.core.urls import split_urls
 from filestore_cli.settings import Settings
 from filestore_cli.start import say
 from filestore_cli.text import for_display
@@ -24,9 +25,12 @@ def check_plain_http(url: str | None, settings: Settings) -> None:
 
     Raises click.ClickException.
     """
-    host = "" if url is None or settings.token is None else _other_host(url)
-    if not host:
-        return
+    urls = [] if url is None or settings.token is None else split_urls(url)
+    for host in filter(None, map(_other_host, urls)):
+        _check_host(host, settings)
+
+
+def _check_host(host: str, settings: Settings) -> None:
     if not settings.insecure:
         raise click.ClickException(
             f"the token would be sent to {for_display(host)} without encryption, and everyone on the way could read and use it; "

@@ -86,6 +86,15 @@ def _text(value: object) -> str:
     return value
 
 
+def _urls(value: object) -> str:
+    """Return one text, which `connect` takes apart again if it names several servers."""
+    if not isinstance(value, list | tuple) or not value:
+        return _text(value)
+    if len(value) > 1 and not all(_text(url).lower().startswith(("http://", "https://")) for url in value):
+        raise ValueError("of several URLs, each is that of a server, and begins with http:// or https://")
+    return ",".join(map(_text, value))
+
+
 def _host(value: object) -> str:
     host = _text(value)
     try:
@@ -323,10 +332,12 @@ class Settings:
     url: str | None = field(
         default=None,
         metadata=_setting(
-            "The repository to work on: the URL of a server, or a folder (a path or file:///...)",
-            unit="URL or path",
-            parse=_text,
+            "The repository to work on: the URL of a server, or a folder (a path or file:///...); several servers of one "
+            "repository are several URLs",
+            unit="URL or path, or URLs with commas or spaces between them",
+            parse=_urls,
             default="the local folder, which the setting root names",
+            is_repeatable=True,
         ),
     )
     token: str | None = field(

@@ -68,7 +68,7 @@ def _sqlite_index(request: pytest.FixtureRequest) -> OpenIndex:
 
 
 def _postgres_index(request: pytest.FixtureRequest) -> OpenIndex:
-    return partial(open_postgres_index, request.getfixturevalue("postgres_url"))
+    return partial(open_postgres_index, request.getfixturevalue("postgres_index_url"))
 
 
 INDEXES: dict[str, Callable[[pytest.FixtureRequest], OpenIndex]] = {"sqlite": _sqlite_index, "postgres": _postgres_index}

@@ -25,6 +25,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.client.answers import BatchAnswer, SmallAnswer
+from filestore.http.client.channels import Places
 from filestore.http.client.exchange import Request
 from filestore.http.client.transport import Transport
 from filestore.system.metrics import Stage
@@ -113,11 +114,13 @@ class Kind:
                 failures.append(error)
 
         async with listening(handle, tls=server_tls() if self.scheme == "https" else None) as port:
-            transport = self.make(f"{self.scheme}://localhost:{port}", token="secret", count=count, stall_seconds=stall_seconds)
+            places = Places(count)
+            transport = self.make(f"{self.scheme}://localhost:{port}", token="secret", places=places, stall_seconds=stall_seconds)
             try:
                 yield Server(transport, peers, failures)
             finally:
                 await transport.close()
+                places.close()
         assert [] == failures
 
 
@@ -760,7 +763,7 @@ async def test_cancelled_at_every_await(kind: Kind) -> None:
 @pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid", "x" * 64])
 async def test_server_that_is_not_there_is_unreachable(kind: Kind, host: str) -> None:
     """No server at that port, no such name, or a name that cannot be."""
-    transport = kind.make(f"{kind.scheme}://{host}:{free_port()}", token=None, count=1, stall_seconds=SECONDS)
+    transport = kind.make(f"{kind.scheme}://{host}:{free_port()}", token=None, places=Places(1), stall_seconds=SECONDS)
     with pytest.raises(Unreachable):
         await asked(transport)
     assert not transport.has_answered

@@ -17,7 +17,8 @@ import pytest
 from filestore.errors import Interrupted, ServerError, Stalled, Unreachable
 from filestore.http.client import byte_counter
 from filestore.http.client.byte_counter import ByteCounter
-from filestore.http.client.channel import HEAD_LIMIT, Channel, Channels, Peer
+from filestore.http.client.channel import HEAD_LIMIT, Channel, Peer
+from filestore.http.client.channels import Channels, Places
 from filestore.http.client.chunked import ChunkedCoding
 from filestore.http.client.heads import Head, parse_head
 from tests.support.cancels import cancelled_at_every_await
@@ -584,11 +585,13 @@ async def served() -> AsyncIterator[Server]:
 @asynccontextmanager
 async def channels_to(location: str, *, count: int = 2) -> AsyncIterator[Channels]:
     """Channels that are closed at the end."""
-    channels = Channels(location, token=None, count=count, stall_seconds=SECONDS)
+    places = Places(count)
+    channels = Channels(location, token=None, places=places, stall_seconds=SECONDS)
     try:
         yield channels
     finally:
         channels.close()
+        places.close()
 
 
 def short_request(channel: Channel) -> bytes:

@@ -8,38 +8,28 @@ Source: RFC 9112, sections 4 to 7 and 9.
 
 from __future__ import annotations
 
-import asyncio
 import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
-
-from aiohappyeyeballs import start_connection
-from yarl import URL
+from typing import NamedTuple
 
 from filestore.core.digest import Buffer
 from filestore.core.unlocked import unlocked
-from filestore.errors import Interrupted, ProxyUnreachable, ServerError, Stalled, Unreachable
+from filestore.errors import Interrupted, ServerError, Stalled
 from filestore.http import wire
 from filestore.http.client.answers import LATE_SIZE, no_connection
 from filestore.http.client.chunked import ChunkedCoding
-from filestore.http.client.connection import Connection, PlainConnection, TlsConnection, client_tls
+from filestore.http.client.connection import Connection, PlainConnection, TlsConnection
 from filestore.http.client.foreign import foreign_answer
 from filestore.http.client.heads import Head, parse_head
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
 from filestore.system.metrics import Stage, span
-from filestore.system.proxies import Proxy
 from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, StallTimer
-from filestore.system.threads import in_stoppable_thread
-
-T = TypeVar("T")
 
 HEAD_LIMIT = 64 << 10
 """Largest head of an answer in bytes, including the interim answers before it."""
@@ -49,9 +39,6 @@ INTERIM_LIMIT = 32
 _HEAD_PIECE = 4096
 _CODING_PIECE = 64 << 10
 """How much is received at a time where lines of the chunked coding are expected. Small pieces of the body come with them."""
-# RFC 8305, section 8.
-_NEXT_ADDRESS_SECONDS = 0.25
-
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -335,137 +322,3 @@ class Channel:
     def _ready(self, events: int, *, seconds: float) -> int:
         self._poll.modify(self._connection.socket, events)
         return next((ready for _, ready in unlocked(self._poll.poll, seconds * 1000)), 0)
-
-
-class Channels:
-    """The channels to one server, each opened when it is first needed and then kept, and as many threads. For one event loop.
-
-    Up to `count` requests run at a time, and as many short ones in addition, so that these never wait for batches. If `count` is
-    a limit, short ones are counted too: then one of them may wait for the end of a batch.
-    """
-
-    def __init__(
-        self,
-        location: str,
-        *,
-        token: str | None,
-        count: int,
-        is_limit: bool = False,
-        stall_seconds: float,
-        proxy: Proxy | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """`location` is an `http://` or `https://` URL, `token` printable ASCII.
-
-        Without TLS, a proxy is sent whole URLs (RFC 9112, section 3.2.2). With TLS, it is asked for a tunnel, and sees neither
-        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None.
-        """
-        url = URL(location)
-        is_secure = url.scheme == "https"
-        fields = [f"Host: {url.host_port_subcomponent}", "User-Agent: filestore"]
-        fields += [f"Authorization: Bearer {token}"] if token is not None else []
-        path = url.raw_path.rstrip("/") + wire.API
-        to_proxy = (
-            [f"Proxy-Authorization: {proxy.authorization}"] if proxy is not None and proxy.authorization is not None else []
-        )
-        tunnel = None
-        if proxy is not None and is_secure:
-            host = url.host_subcomponent
-            asked = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}", "User-Agent: filestore", *to_proxy]
-            tunnel = "\r\n".join([*asked, "", ""]).encode("ascii")
-        elif proxy is not None:
-            path = f"http://{url.host_port_subcomponent}{path}"
-            fields += to_proxy
-        make_tls = (lambda: tls or client_tls()) if is_secure else None
-        self._peer = Peer(location, path, fields, url.raw_host or "", make_tls, tunnel)
-        self._proxy = proxy
-        self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
-        self._stall_seconds = stall_seconds
-        self._places = asyncio.Semaphore(count)
-        self._short_places = self._places if is_limit else asyncio.Semaphore(count)
-        self._threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
-        self._idle: list[Channel] = []
-        self._busy: set[Channel] = set()
-
-    async def run(self, request: Callable[[Channel], T], *, is_short: bool = False) -> T:
-        """Call `request(channel)` in a thread, with a channel that no other call uses at the same time.
-
-        A cancelled call ends its request and waits for the thread, so that the thread never uses memory that the caller reuses.
-
-        Raises Unreachable, Stalled, and what `request` raises.
-        """
-        async with self._short_places if is_short else self._places:
-            channel = self._take_idle() or await self._connect()
-            self._busy.add(channel)
-            try:
-                return await in_stoppable_thread(self._threads, channel.abort, _through, channel, request)
-            finally:
-                self._busy.remove(channel)
-                if channel.is_reusable:
-                    self._idle.append(channel)
-                else:
-                    channel.close()
-
-    @asynccontextmanager
-    async def lending(self, count: int) -> AsyncIterator[None]:
-        """Have `count` connections less for a block, so that other processes may have them. One call at a time."""
-        lent = 0
-        try:
-            for _ in range(count):
-                await self._places.acquire()
-                lent += 1
-            # Those in use are within the limit now, and none is made while one is idle.
-            self._close_idle()
-            yield
-        finally:
-            for _ in range(lent):
-                self._places.release()
-
-    def close(self) -> None:
-        """Close idle channels and end the requests that are under way."""
-        self._close_idle()
-        for channel in self._busy:
-            channel.abort()
-        self._threads.shutdown(wait=False)
-
-    def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
-    def _take_idle(self) -> Channel | None:
-        while self._idle:
-            # Take the one used last, because its congestion window has not shrunk yet.
-            channel = self._idle.pop()
-            if channel.is_reusable:
-                return channel
-            channel.close()
-        return None
-
-    async def _connect(self) -> Channel:
-        loop = asyncio.get_running_loop()
-        host, port = self._address
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
-        except OSError as error:
-            # A TimeoutError without a number comes from the timer above, any other one from the system.
-            if isinstance(error, TimeoutError) and error.errno is None:
-                raise Stalled(self._peer.location, self._stall_seconds) from None
-            raise self._unreachable(error) from None
-        except UnicodeError as error:
-            raise self._unreachable(error) from None
-        # Some systems refuse this for a connection that has just been closed; the request will then fail.
-        with suppress(OSError):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Channel(connected, self._peer, stall_seconds=self._stall_seconds)
-
-    def _unreachable(self, error: Exception) -> Unreachable:
-        if self._proxy is not None:
-            return ProxyUnreachable(self._peer.location, self._proxy.url, self._proxy.source, failure_reason(error))
-        return no_connection(self._peer.location, error)
-
-
-def _through(channel: Channel, request: Callable[[Channel], T]) -> T:
-    channel.open()
-    return request(channel)

@@ -26,6 +26,7 @@ from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.urls import split_urls
 from filestore.errors import (
     ChunksMissing,
     FilestoreError,
@@ -59,7 +60,7 @@ from filestore.http.client.documents import (
     parse_versions,
 )
 from filestore.http.client.exchange import ClientCertificate, Request
-from filestore.http.client.requests import Requests
+from filestore.http.client.requests import ProxyFinder, Requests
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
     BY_CORES,
@@ -91,6 +92,10 @@ _COMMITS_AT_ONCE = 300
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
+def _no_proxy(_: str) -> Proxy | None:
+    return None
+
+
 def default_connections() -> int:
     """Return how many connections one process of a transfer uses at most where nobody says a number."""
     return max(_CONNECTIONS_MIN, min(core_count(), _CONNECTIONS_MAX))
@@ -120,51 +125,48 @@ class RemoteOpening(NamedTuple):
 class RemoteRepository:
     """The repository of a server. Its verbs retry after errors that are retryable; callers do not retry.
 
-    A server that has ever answered is tried again for `retry_seconds` since its last progress. Use the object in one event loop.
-    It uses a proxy only if one is given; `filestore.backends.connect` takes one from the environment.
+    A server that has ever answered is tried again for `retry_seconds` since its last progress. Of several servers, one is used
+    until it fails, then the next one. Use the object in one event loop. It uses a proxy only if `find_proxy` finds one;
+    `filestore.backends.connect` takes it from the environment.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         token: str | None,
         connections: int | None = None,
         transfer_limits: TransferLimits = BY_CORES,
         stall_seconds: float = 30,
         retry_seconds: float = RETRY_SECONDS,
-        proxy: Proxy | None = None,
+        find_proxy: ProxyFinder = _no_proxy,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
     ) -> None:
         """Make a client without asking the server anything yet.
 
+        `url` may be the URLs of several servers of one repository: a list of them, or a text with commas or spaces between them.
         `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
         so many batches at a time in each process. Raises InvalidUrl, InvalidSetting.
         """
-        try:
-            parts = urlsplit(url)
-            _ = parts.port, URL(url)
-        except ValueError as error:
-            raise InvalidUrl(url, str(error)) from None
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise InvalidUrl(url, "a server's URL looks like http://HOST:PORT")
-        if parts.query or parts.fragment or parts.username is not None:
-            raise InvalidUrl(url, "it may have no query, fragment or user name; a token is given apart")
+        given = split_urls(url) if isinstance(url, str) else list(url)
+        locations = list(dict.fromkeys(map(_checked_location, given)))
+        if not locations:
+            raise InvalidUrl("", "a server's URL is expected")
         if token is not None and not _TOKEN.fullmatch(token):
             # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
-        self.location = url.rstrip("/")
-        self.fingerprint = blake3(self.location.encode() + b"\0" + token_digest(token or "")).hexdigest()
-        self._make = partial(
+        self.location = locations[0]
+        # The same in whichever order they are given.
+        self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
+        self._options = partial(
             RemoteRepository,
-            self.location,
             token=token,
             connections=connections,
             transfer_limits=transfer_limits,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
-            proxy=proxy,
+            find_proxy=find_proxy,
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
         )
@@ -172,14 +174,14 @@ class RemoteRepository:
         if connections is None:
             connections = default_connections()
         self._requests = Requests(
-            self.location,
+            locations,
             token=token,
             connections=connections,
             is_limit=self._limit is not None,
             stall_seconds=stall_seconds,
             retry_seconds=retry_seconds,
             first_pause_seconds=first_pause_seconds,
-            proxy=proxy,
+            find_proxy=find_proxy,
             certificate=certificate,
         )
         self._connections = connections
@@ -193,10 +195,14 @@ class RemoteRepository:
 
     def __reduce__(self) -> tuple[Callable[[], RemoteRepository], tuple[()]]:
         """Give processes started by spawn or forkserver a client of the same server, with its own connections."""
-        return self._make, ()
+        return self._make(), ()
 
     def opening(self) -> RemoteOpening:
-        return RemoteOpening(self._make, self._limit)
+        return RemoteOpening(self._make(), self._limit)
+
+    def _make(self) -> Callable[..., RemoteRepository]:
+        # One that works first: a new process need not find out which do not.
+        return partial(self._options, self._requests.locations())
 
     @asynccontextmanager
     async def lending(self, processes: int) -> AsyncIterator[int]:
@@ -209,7 +215,7 @@ class RemoteRepository:
             return
         self._is_lending = True
         try:
-            async with self._requests.transport.lending(processes * (self._limit // (processes + 1))):
+            async with self._requests.lending(processes * (self._limit // (processes + 1))):
                 yield processes
         finally:
             self._is_lending = False
@@ -219,6 +225,11 @@ class RemoteRepository:
         self._requests.after_fork()
         self._is_lending = False
         self._concurrency = Concurrency(self._connections)
+
+    @property
+    def _server(self) -> str:
+        """The URL of the server to which requests go now, for errors about its answers."""
+        return self._requests.location
 
     @property
     def waited_seconds(self) -> float | None:
@@ -232,7 +243,7 @@ class RemoteRepository:
         if self._requests.is_closed:
             raise closed_error(self.location)
         if self._identity is None:
-            self._identity = parse_identity(self.location, await self._requests.json("GET", "/repository"))
+            self._identity = parse_identity(self._server, await self._requests.json("GET", "/repository"))
         return self._identity
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
@@ -283,29 +294,29 @@ class RemoteRepository:
         try:
             answer = await self._requests.json("POST", f"/files?{query}", body=manifest, headers=headers)
         except LimitExceeded as error:
-            if error.what != answer_size_of(self.location):
+            if error.what != answer_size_of(self._server):
                 raise
             # An earlier server lists all missing chunks, and this list may be larger than any accepted answer.
             absent = await self.missing([chunk.digest for chunk in (await in_cpu_thread(Manifest.parse, manifest)).chunks])
             if not absent:
                 raise
             raise ChunksMissing(*map(str, absent[: ChunksMissing.limit])) from None
-        record = parse_record(self.location, answer)
+        record = parse_record(self._server, answer)
         owner, last = split_full_name(name)
         committed = Reference(digest=manifest_digest(manifest), name=last)
         if record.owner != owner:
-            raise UnexpectedRecord(self.location, f"the record of {record.full_name!r}", f"{name!r}")
+            raise UnexpectedRecord(self._server, f"the record of {record.full_name!r}", f"{name!r}")
         if record.size != stated_size(manifest[:MANIFEST_HEADER_SIZE]):
-            raise UnexpectedRecord(self.location, f"a file of {record.size} bytes", f"{name!r}")
+            raise UnexpectedRecord(self._server, f"a file of {record.size} bytes", f"{name!r}")
         if record.kind is not kind:
-            raise UnexpectedRecord(self.location, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
+            raise UnexpectedRecord(self._server, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
         return self._checked(record, committed)
 
     async def manifest(self, digest: Digest) -> bytes:
         async def ask() -> bytes:
             encoded = await self._requests.octets_once("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
             if manifest_digest(encoded) != digest:
-                raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
+                raise InvalidManifest(f"what {self._server} gives for {digest} has another digest")
             return encoded
 
         return await self._requests.retried(ask)
@@ -324,9 +335,9 @@ class RemoteRepository:
         if reference.revision is not None:
             return (await self._versions(reference, limit=1)).records[0]
         if reference.id is not None:
-            return parse_record(self.location, await self._requests.json("GET", f"/files/{quote(reference.id, safe='')}"))
+            return parse_record(self._server, await self._requests.json("GET", f"/files/{quote(reference.id, safe='')}"))
         query = _query(digest=reference.digest, name=reference.full_name)
-        return parse_record(self.location, await self._requests.json("GET", f"/files/find?{query}"))
+        return parse_record(self._server, await self._requests.json("GET", f"/files/find?{query}"))
 
     async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
         await self._requests.json("GET", f"/names/check?{_query(name=name, branch=branch)}")
@@ -341,7 +352,7 @@ class RemoteRepository:
         while len(found) < limit:
             count = min(limit - len(found), _COMMITS_AT_ONCE)
             query = _query(name=name, revision=revision, limit=count, before=before)
-            page = parse_commits(self.location, await self._requests.json("GET", f"/commits?{query}"), limit=count, before=before)
+            page = parse_commits(self._server, await self._requests.json("GET", f"/commits?{query}"), limit=count, before=before)
             found += page
             if len(page) < count or page[-1].parent is None:
                 break
@@ -350,7 +361,7 @@ class RemoteRepository:
         return found
 
     async def labels(self, name: str) -> list[Label]:
-        return parse_labels(self.location, await self._requests.json("GET", f"/labels?{_query(name=name)}"))
+        return parse_labels(self._server, await self._requests.json("GET", f"/labels?{_query(name=name)}"))
 
     async def set_label(
         self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
@@ -358,7 +369,7 @@ class RemoteRepository:
         checked_label(label, what=kind.value)
         forced = "true" if force else None
         query = _query(name=name, label=label, kind=kind.value, revision=revision, force=forced)
-        return parse_label(self.location, await self._requests.json("PUT", f"/labels?{query}"), name=label)
+        return parse_label(self._server, await self._requests.json("PUT", f"/labels?{query}"), name=label)
 
     async def remove_label(self, name: str, label: str) -> Label:
         # Read it first: once it is removed and the answer was lost, it cannot be had any more.
@@ -375,13 +386,13 @@ class RemoteRepository:
                 if is_again:
                     return kept
                 raise
-            return parse_label(self.location, parse_document(self.location, answer), name=label)
+            return parse_label(self._server, parse_document(self._server, answer), name=label)
 
         return await self._requests.retried(ask)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
-        found = parse_records(self.location, await self._requests.json("GET", page), limit=limit, before=before)
+        found = parse_records(self._server, await self._requests.json("GET", page), limit=limit, before=before)
         for record in found:
             self._check_namespace(record, "the list of files")
         return found
@@ -391,7 +402,7 @@ class RemoteRepository:
         with listing_file() as file:
 
             async def receive() -> None:
-                await self._requests.transport.exchange(request, FileAnswer(self.location, file, limit=LISTING_LIMIT))
+                await self._requests.exchange(request, FileAnswer(self._server, file, limit=LISTING_LIMIT))
 
             await self._requests.retried(receive)
             try:
@@ -400,7 +411,7 @@ class RemoteRepository:
                     yield record
             except ValueError as error:
                 # I4: a server says this.
-                raise ServerError(self.location, HTTPStatus.OK, str(error)) from None
+                raise ServerError(self._server, HTTPStatus.OK, str(error)) from None
 
     async def versions(
         self,
@@ -434,7 +445,7 @@ class RemoteRepository:
         }
         query = _query(**given)
         answer = await self._requests.json("GET", f"/versions?{query}")
-        page = parse_versions(self.location, answer, limit=limit, before=before)
+        page = parse_versions(self._server, answer, limit=limit, before=before)
         for record in page.records:
             self._checked(record, reference)
         if reference.revision is not None and len(page.records) != 1:
@@ -443,15 +454,15 @@ class RemoteRepository:
 
     async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         body = json.dumps({"ids": list(file_ids)}).encode()
-        return parse_freed(self.location, await self._requests.late_json("POST", "/files/freed", body=body))
+        return parse_freed(self._server, await self._requests.late_json("POST", "/files/freed", body=body))
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         grace = "" if grace_seconds is None else f"&grace_seconds={grace_seconds}"
-        return parse_usage(self.location, await self._requests.late_json("GET", f"/usage?names={name_limit}{grace}"))
+        return parse_usage(self._server, await self._requests.late_json("GET", f"/usage?names={name_limit}{grace}"))
 
     async def sign(self, file_id: str) -> str:
         answer = await self._requests.json("POST", f"/files/{quote(file_id, safe='')}/sign")
-        return parse_signed_path(self.location, answer, file_id=file_id)
+        return parse_signed_path(self._server, answer, file_id=file_id)
 
     async def remove(
         self,
@@ -473,12 +484,12 @@ class RemoteRepository:
         async def ask() -> Record:
             is_again = next(tries) > 1
             try:
-                document = parse_late_document(self.location, await self._requests.octets_once("DELETE", path, is_late=True))
+                document = parse_late_document(self._server, await self._requests.octets_once("DELETE", path, is_late=True))
             except NotFound as error:
                 if is_again and type(error) is NotFound and error.args == (file_id,):
                     return record
                 raise
-            return self._checked(parse_record(self.location, document), Reference(id=file_id))
+            return self._checked(parse_record(self._server, document), Reference(id=file_id))
 
         return await self._requests.retried(ask)
 
@@ -526,7 +537,7 @@ class RemoteRepository:
         """Ask about chunks. Return those of them that the server names."""
         limit = len(digests) * DIGEST_SIZE
         answer = await self._requests.octets_once("POST", path, body=b"".join(digests), limit=limit)
-        return parse_digests_among(self.location, digests, answer)
+        return parse_digests_among(self._server, digests, answer)
 
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
@@ -543,7 +554,7 @@ class RemoteRepository:
         kept = 0
         try:
             async with self._concurrency.place():
-                seconds = await self._requests.transport.exchange(request, SmallAnswer(self.location))
+                seconds = await self._requests.exchange(request, SmallAnswer(self._server))
             kept = size
         finally:
             meter.settle(kept)
@@ -556,10 +567,10 @@ class RemoteRepository:
         """Append to `found` each frame that arrives whole, even if the rest of the batch does not arrive."""
         meter = ByteCounter(partial(self._count_moved, moved))
         request = Request(method="POST", path="/chunks/get", body=b"".join(digests), stage=Stage.RECEIVE)
-        batch = BatchAnswer(self.location, digests, buffer, moved=meter.add)
+        batch = BatchAnswer(self._server, digests, buffer, moved=meter.add)
         try:
             async with self._concurrency.place():
-                await self._requests.transport.exchange(request, batch)
+                await self._requests.exchange(request, batch)
         finally:
             frames = list(batch.frames())
             found.extend(frames)
@@ -580,13 +591,27 @@ class RemoteRepository:
         """Return the record if it is the one that was asked for. Raises UnexpectedRecord."""
         self._check_namespace(record, repr(str(reference)))
         if not reference.means(record):
-            raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))
+            raise UnexpectedRecord(self._server, f"the record of {record.path}", repr(str(reference)))
         return record
 
     def _check_namespace(self, record: Record, wanted: str) -> None:
         """Raise UnexpectedRecord if `record` is of another namespace than that of the token, where this is known."""
         if self._identity is not None and record.namespace != self._identity.namespace:
-            raise UnexpectedRecord(self.location, f"the record of {record.path}", wanted)
+            raise UnexpectedRecord(self._server, f"the record of {record.path}", wanted)
+
+
+def _checked_location(url: str) -> str:
+    """Return the URL of a server without a slash at its end. Raises InvalidUrl."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, URL(url)
+    except ValueError as error:
+        raise InvalidUrl(url, str(error)) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InvalidUrl(url, "a server's URL looks like http://HOST:PORT")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise InvalidUrl(url, "it may have no query, fragment or user name; a token is given apart")
+    return url.rstrip("/")
 
 
 def _query(**given: object) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ssl
 import time
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
+from filestore.http import wire
 from filestore.http.client.answers import PROBLEM_LIMIT, SUCCESSES, SmallAnswer, answer_error, longer_than_announced
-from filestore.http.client.channel import Channel, Channels
+from filestore.http.client.channel import Channel
+from filestore.http.client.channels import Channels, Places
 from filestore.http.client.exchange import AnswerBody, Request
 from filestore.http.client.heads import Head
 from filestore.system.metrics import Stage, span
@@ -22,8 +24,8 @@ class Transport:
 
     - Every request has the token. It is for one server only, so redirects are not followed, and over HTTPS no proxy sees it.
     - A request is sent once; only `Requests` retries.
-    - Up to `count` batches run at a time, and as many short requests in addition. Further requests wait without a time limit.
-      If `count` is a limit, there are never more connections than that.
+    - As many batches run at a time as there are `Places`, and as many short requests in addition. Further requests wait without a
+      time limit. If the number is a limit, there are never more connections than that.
     - A connection is kept and used again, unless the server has closed it.
     - The time limit applies to a connection that moves no byte in either direction; a whole exchange has no time limit.
     - An answer that has begun must come with `LEAST_RATE`, its head too. Only the first 64 KiB of a late document may be slower.
@@ -45,21 +47,21 @@ class Transport:
         location: str,
         *,
         token: str | None,
-        count: int,
-        is_limit: bool = False,
+        places: Places,
         stall_seconds: float,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
+        api: str = wire.API,
     ) -> None:
         """Make a transport without connecting.
 
         `location` is the URL of the server, `token` is printable ASCII. `tls` is what `client_tls` returns; None means what it
-        returns without a certificate.
+        returns without a certificate. `api` is what the paths of all requests begin with.
         """
         self._location = location
         self._has_token = token is not None
         self._channels = Channels(
-            location, token=token, count=count, is_limit=is_limit, stall_seconds=stall_seconds, proxy=proxy, tls=tls
+            location, token=token, places=places, stall_seconds=stall_seconds, proxy=proxy, tls=tls, api=api
         )
         self.has_answered = False
         """Whether an answer of the server has ever arrived."""
@@ -73,10 +75,6 @@ class Transport:
         that the server reports by an unsuccessful answer.
         """
         return await self._channels.run(partial(self._exchange, request, body), is_short=request.is_short)
-
-    def lending(self, count: int) -> AbstractAsyncContextManager[None]:
-        """Have `count` connections less for a block, of a `count` that is a limit. At least one must stay. One call at a time."""
-        return self._channels.lending(count)
 
     async def close(self) -> None:
         """Close all connections. Exchanges under way raise Interrupted."""
