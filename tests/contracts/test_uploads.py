@@ -55,7 +55,8 @@ async def servers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     """Two servers of each kind."""
     store, index, objects = MemoryStore(), await open_index(tmp_path / "index.sqlite"), MemoryObjects()
     mine, theirs = (LocalRepository(store, index, location="memory", namespace=name) for name in ("mine", "theirs"))
-    yield Servers(*(stores(request.param, tmp_path, objects, mine) for _ in range(2)), mine, theirs)
+    one, two = (stores(request.param, tmp_path, objects, mine) for _ in range(2))
+    yield Servers(one, two, mine, theirs)
     await index.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
@@ -13,14 +14,14 @@ from urllib.request import urlopen
 import pytest
 
 from filestore.core.digest import Digest, chunk_digest
-from filestore.core.object_names import ObjectName
+from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import Busy, StorageError, StorageFull, StoreRefused, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores import s3_client
-from filestore.repository.stores.object_map import FrameObject
 from filestore.repository.stores.protocol import FrameProblem, FrameState, Removed
+from filestore.repository.stores.s3 import open_store_of
 from filestore.repository.stores.s3_client import S3Client
-from filestore.repository.stores.s3_credentials import CredentialsFile
+from filestore.repository.stores.s3_credentials import CredentialsFile, find_file
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
@@ -29,7 +30,7 @@ from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
 from tests.support.relay import UNSPOILED, Relay, Spoiled, running_relay
-from tests.support.s3_stores import IndexedStore, client_of, credentials_file, open_indexed_store
+from tests.support.s3_stores import IndexedStore, MemoryObjects, client_of, credentials_file, open_indexed_store
 
 N = "default"
 SLOW_DOWN = Spoiled(status=503, body=b"<Error><Code>SlowDown</Code></Error>")
@@ -239,7 +240,7 @@ async def test_a_bucket_that_does_not_exist(bucket: Bucket, tmp_path: Path) -> N
     """It is an error, and not an absent object."""
     client = client_of(bucket._replace(name="no-such-bucket"), tmp_path)
     for call in (client.get("key"), client.size("key"), client.put("key", b""), client.folders("frames"), client.delete(["key"])):
-        with pytest.raises(StorageError, match="there is no such bucket"):
+        with pytest.raises(StorageError, match="the bucket does not exist"):
             await call
 
 
@@ -294,6 +295,55 @@ async def test_a_file_without_credentials(bucket: Bucket, tmp_path: Path, text: 
         await client.put("key", b"content")
     assert "topsecret" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_the_file_of_credentials_comes_after_those_in_the_environment(tmp_path: Path) -> None:
+    """The order, and the names, are those of the AWS tools."""
+    usual = tmp_path / ".aws" / "credentials"
+    home = {"HOME": str(tmp_path)}
+    named = {**home, "AWS_SHARED_CREDENTIALS_FILE": "/run/keys", "AWS_PROFILE": "models"}
+    assert find_file({}) is None
+    assert find_file(home) is None
+    usual.parent.mkdir()
+    usual.touch()
+    assert CredentialsFile(usual) == find_file(home)
+    assert CredentialsFile(Path("/run/keys"), "models") == find_file(named)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        assert find_file({**named, name: "given"}) is None
+
+
+# What a server keeps for some hours.
+
+
+async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: Path) -> None:
+    """They are put from memory and from files, read in ranges, listed and removed. They are no frames."""
+    temporary = store.temporary
+    assert temporary is not None
+    content = octets(4, 20_000_000)
+    (tmp_path / "content").write_bytes(b"before" + content)
+    with (tmp_path / "content").open("rb") as file:
+        file.seek(6)
+        assert await temporary.put("one/large", file)
+    assert await temporary.put("one/small", b"small", only_new=True)
+    assert not await temporary.put("one/small", b"other", only_new=True)
+    assert await temporary.put("two/small", bytearray(b"bytes"))
+    assert [b"small", b"mal", b"all", b"", None] == [
+        await temporary.get("one/small"),
+        await temporary.get("one/small", start=1, size=3),
+        await temporary.get("one/small", start=2),
+        await temporary.get("one/small", start=9),
+        await temporary.get("one/absent", start=1),
+    ]
+    assert content == await temporary.get("one/large")
+    assert content == bucket.read("models/one/uploads/one/large")
+    assert [("one/large", len(content)), ("one/small", 5)] == [found[:2] for found in await temporary.names("one")]
+    assert (["one", "two"], []) == (await temporary.folders(""), await temporary.folders("one"))
+    assert (await temporary.names("two"))[0].put_at <= await temporary.clock()
+    assert 3 == len(await temporary.names(""))
+    assert [] == await store.namespaces()
+    for _ in range(2):
+        await temporary.remove(["one/large", "one/small", "two/small"])
+    assert [] == bucket.list_keys("models/one/uploads")
 
 
 # The format file.
@@ -465,6 +515,19 @@ async def test_a_frame_is_read_by_its_url(store: IndexedStore) -> None:
     assert b"content" == await asyncio.to_thread(fetch, found.url)
     with pytest.raises(OSError, match="403"):
         await asyncio.to_thread(fetch, found.url[:-1] + ("0" if found.url[-1] != "0" else "1"))
+
+
+async def test_a_temporary_folder_belongs_to_one_user(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a folder for what is on its way, a private one is made. One that others could write to is refused."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        store = await open_store_of(client_of(bucket, tmp_path), MemoryObjects(), scratch=None)
+        await store.close()
+    (folder,) = tmp_path.glob("filestore-*")
+    assert 0o700 == folder.stat().st_mode & 0o777
+    folder.chmod(0o770)
+    with pytest.raises(StorageError, match="that only this user can use"):
+        await open_store_of(client_of(bucket, tmp_path), MemoryObjects(), scratch=None)
 
 
 def _in_child(store: IndexedStore, answers: multiprocessing.SimpleQueue[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import BinaryIO
 
 from filestore.core.digest import Buffer
-from filestore.repository.stores.temporary_objects import TemporaryObject
+from filestore.repository.stores.temporary import TemporaryObject
 
 
 class MemoryObjects:
@@ -16,28 +17,26 @@ class MemoryObjects:
         self.seconds = 0.0
         self.kept: dict[str, tuple[bytes, datetime]] = {}
 
-    async def create(self, name: str, content: bytes) -> None:
-        self.kept.setdefault(name, (content, await self.clock()))
+    async def put(self, name: str, content: Buffer | BinaryIO, *, only_new: bool = False) -> bool:
+        if only_new and name in self.kept:
+            return False
+        kept = bytes(content) if isinstance(content, bytes | bytearray | memoryview) else content.read()
+        self.kept[name] = (kept, await self.clock())
+        return True
 
-    async def put(self, name: str, content: Buffer | Path) -> None:
-        self.kept[name] = (content.read_bytes() if isinstance(content, Path) else bytes(content), await self.clock())
-
-    async def get(self, name: str) -> bytes | None:
-        return self.kept[name][0] if name in self.kept else None
-
-    async def read(self, name: str, start: int, size: int) -> bytes | None:
-        return self.kept[name][0][start : start + size] if name in self.kept else None
+    async def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes | None:
+        return self.kept[name][0][start : None if size is None else start + size] if name in self.kept else None
 
     async def folders(self, folder: str) -> list[str]:
         start = len(f"{folder}/") if folder else 0
         inner = [name[start:] for name in self.kept if name.startswith(f"{folder}/" if folder else "")]
         return sorted({name.partition("/")[0] for name in inner if "/" in name})
 
-    async def objects(self, folder: str) -> list[TemporaryObject]:
-        found = sorted(item for item in self.kept.items() if item[0].startswith(f"{folder}/"))
+    async def names(self, prefix: str) -> list[TemporaryObject]:
+        found = sorted(item for item in self.kept.items() if item[0].startswith(f"{prefix}/"))
         return [TemporaryObject(name, len(content), put_at) for name, (content, put_at) in found]
 
-    async def remove(self, names: list[str]) -> None:
+    async def remove(self, names: Sequence[str]) -> None:
         for name in names:
             self.kept.pop(name, None)
 

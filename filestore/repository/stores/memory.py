@@ -12,7 +12,7 @@ from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameProblem, FrameState, Removed, Staging
-from filestore.repository.stores.temporary_objects import TemporaryObjects
+from filestore.repository.stores.temporary import TemporaryObjects
 from filestore.system.threads import in_cpu_thread
 
 T = TypeVar("T")

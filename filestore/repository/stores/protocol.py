@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import ObjectName
-from filestore.repository.stores.temporary_objects import TemporaryObjects
+from filestore.repository.stores.temporary import TemporaryObjects
 
 T = TypeVar("T")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -90,21 +89,23 @@ class S3Client:
                     self._note_answer()
                     return
 
-    async def put(self, key: str, content: Buffer) -> None:
-        """Put an object. `content` does not change meanwhile, and not after a cancel either."""
-        await self._retried(lambda: self._put(key, content))
+    async def put(self, key: str, content: Buffer | BinaryIO) -> None:
+        """Put an object of any size. Nobody sees a part of it.
 
-    async def put_file(self, key: str, path: Path) -> None:
-        """Put the content of a file of any size. Nobody sees a part of it, or an object that is not whole."""
-        await self._retried(lambda: self._put(key, path))
+        `content` is memory that does not change meanwhile, and not after a cancel either, or an open file that is read from its
+        place on.
+        """
+        place = _place(content)
+        await self._retried(lambda: self._put(key, content, place))
 
-    async def create(self, key: str, content: bytes) -> bool:
+    async def create(self, key: str, content: Buffer | BinaryIO) -> bool:
         """Put an object if there is none with its key, in one step. Return whether the store says that it was put.
 
         False may also mean that the answer to an earlier try of this call was lost. A store that knows no conditional requests
-        may refuse the request, or replace the object.
+        may refuse the request, or replace the object. `content` is as for `put`; a file is read into memory.
         """
-        return bool(await self._retried(lambda: self._create(key, content)))
+        place = _place(content)
+        return bool(await self._retried(lambda: self._create(key, content, place)))
 
     async def get(self, key: str, *, size: int | None = None) -> obstore.Bytes | None:
         """Return the bytes of an object, or None if there is none.
@@ -114,9 +115,9 @@ class S3Client:
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._get(key, size))
 
-    async def read(self, key: str, start: int, size: int) -> obstore.Bytes | None:
-        """Return `size` bytes of an object from `start` on, fewer at its end. Return None if there is none. `size` is not 0."""
-        async with self._gets.take(max(size, _GETS_SIZE // _GETS_COUNT)):
+    async def read(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
+        """Return bytes of an object from `start` on, at most `size`. Return None if there is no object."""
+        async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._read(key, start, size))
 
     async def stream(self, key: str, *, start: int = 0) -> AsyncIterator[bytes]:
@@ -186,10 +187,12 @@ class S3Client:
 
     # One try of a request.
 
-    async def _put(self, key: str, content: Buffer | Path) -> None:
+    async def _put(self, key: str, content: Buffer | BinaryIO, place: int) -> None:
+        _seek(content, place)
         await obstore.put_async(self._engine, key, content, chunk_size=_PART_SIZE, max_concurrency=_PARTS_AT_ONCE)
 
-    async def _create(self, key: str, content: bytes) -> bool:
+    async def _create(self, key: str, content: Buffer | BinaryIO, place: int) -> bool:
+        _seek(content, place)
         try:
             await obstore.put_async(self._engine, key, content, mode="create")
         except AlreadyExistsError:
@@ -209,12 +212,14 @@ class S3Client:
                 return obstore.Bytes()
             raise
 
-    async def _read(self, key: str, start: int, size: int) -> obstore.Bytes:
+    async def _read(self, key: str, start: int, size: int | None) -> bytes:
+        span: obstore.GetOptions = {"range": {"offset": start} if size is None else (start, start + size)}
         try:
-            return await obstore.get_range_async(self._engine, key, start=start, length=size)
+            found = await obstore.get_async(self._engine, key, options=span if start or size is not None else {})
+            return bytes(await found.bytes_async())
         except BaseError as error:
             if is_empty(error):
-                return obstore.Bytes()
+                return b""
             raise
 
     async def _size(self, key: str) -> int:
@@ -235,7 +240,7 @@ class S3Client:
     # Tries.
 
     async def _retried(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Return what `call()` returns, or None if there is no such object."""
+        """Return what `call()` returns, or None if the object does not exist."""
         with self._retries.request() as request:
             while True:
                 try:
@@ -296,6 +301,15 @@ class S3Client:
             # Without TLS, the store compares the bytes that arrive with a SHA-256 in the request.
             unsigned_payload=location.is_encrypted,
         )
+
+
+def _place(content: Buffer | BinaryIO) -> int:
+    return 0 if isinstance(content, bytes | bytearray | memoryview) else content.tell()
+
+
+def _seek(content: Buffer | BinaryIO, place: int) -> None:
+    if not isinstance(content, bytes | bytearray | memoryview):
+        content.seek(place)
 
 
 class _Listing:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 from weakref import WeakValueDictionary
 
 from blake3 import blake3
@@ -39,7 +38,7 @@ from filestore.http.server.routes.sdk.uploads import encoded_cut, new_id, parsed
 from filestore.http.server.upload_quota import UPLOAD_ID
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores.temporary_objects import TemporaryObject, TemporaryObjects
+from filestore.repository.stores.temporary import TemporaryObject, TemporaryObjects
 from filestore.system.files import write_all
 from filestore.system.threads import in_disk_thread, shield_until_done
 
@@ -67,7 +66,7 @@ class ObjectPart(NamedTuple):
     def read_into(self, memory: memoryview, offset: int) -> None:
         if not memory:
             return
-        reading = self.objects.read(self.name, offset, len(memory))
+        reading = self.objects.get(self.name, start=offset, size=len(memory))
         found = asyncio.run_coroutine_threadsafe(reading, self.loop).result()
         if found is None:
             raise InvalidParts(f"part {self.number} was removed while the upload was put together")
@@ -105,7 +104,7 @@ class ObjectUploads:
         await self._check_count(namespace, repository.quota.uploads)
         upload = ObjectUpload(self, upload_id, file_id=file_id, name=name or file_id, namespace=namespace)
         description = {"file_id": file_id, "name": upload.name}
-        await self.objects.create(upload.key(_DESCRIPTION), json.dumps(description).encode())
+        await self.objects.put(upload.key(_DESCRIPTION), json.dumps(description).encode(), only_new=True)
         return upload
 
     async def find(self, upload_id: str, *, namespace: str) -> ObjectUpload:
@@ -143,7 +142,7 @@ class ObjectUploads:
         await self.objects.put(_object_key(namespace, lfs_object.sha256), lfs_object.encode() + b"\n" + manifest)
 
     async def find_object(self, namespace: str, sha256: bytes) -> LfsObject | None:
-        found = await self.objects.read(_object_key(namespace, sha256), 0, HEAD_LIMIT)
+        found = await self.objects.get(_object_key(namespace, sha256), size=HEAD_LIMIT)
         return None if found is None else parsed_object(sha256, found.partition(b"\n")[0])
 
     async def find_object_with_manifest(self, namespace: str, sha256: bytes) -> tuple[LfsObject, Manifest] | None:
@@ -154,7 +153,7 @@ class ObjectUploads:
         """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit."""
         if self._size_limit is None:
             return
-        found = await self.objects.objects(namespace)
+        found = await self.objects.names(namespace)
         finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
         used = more + sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
         if used > self._size_limit:
@@ -166,14 +165,14 @@ class ObjectUploads:
         limit = self._count_limit if limit is None else limit
         if limit is None:
             return
-        kinds = Counter(each.name.rpartition("/")[2] for each in await self.objects.objects(namespace))
+        kinds = Counter(each.name.rpartition("/")[2] for each in await self.objects.names(namespace))
         count = 1 + kinds[_DESCRIPTION] - kinds[_FINISHED]
         if count > limit:
             what = f"the number of uploads in progress of the namespace {namespace}"
             raise TooManyUploads(what, count, limit, setting)
 
     async def _expire_namespace(self, namespace: str, ages: _Ages) -> None:
-        found = await self.objects.objects(namespace)
+        found = await self.objects.names(namespace)
         old = [each.name for each in found if _id_of(each) == _OBJECTS and each.put_at < ages.idle]
         await self.objects.remove(old)
         uploads: dict[str, list[TemporaryObject]] = {}
@@ -190,7 +189,7 @@ class ObjectUploads:
     async def _remove(self, namespace: str, upload_id: str) -> None:
         """Remove all of an upload. What arrives meanwhile has no description, and expires."""
         await self.objects.remove([f"{namespace}/{upload_id}/{_DESCRIPTION}"])
-        await self.objects.remove([each.name for each in await self.objects.objects(f"{namespace}/{upload_id}")])
+        await self.objects.remove([each.name for each in await self.objects.names(f"{namespace}/{upload_id}")])
 
 
 class ObjectUpload:
@@ -231,7 +230,7 @@ class ObjectUpload:
         check_size(arrived.size + sum(other.size for other in parts if other.number != number))
         await self._uploads.check_size(self.namespace, arrived.size)
         name = self.key(f"{_PARTS}/{number:05}/{arrived.size}-{arrived.tag}")
-        await self._objects.put(name, arrived.path if arrived.size else b"")
+        await self._objects.put(name, arrived.file if arrived.size else b"")
         return ObjectPart(number, arrived.tag, arrived.size, name, self._objects, asyncio.get_running_loop())
 
     async def arrived(self, number: int) -> UploadPart | None:
@@ -252,7 +251,7 @@ class ObjectUpload:
         return None if found is None else FinishedUpload.parse(found)
 
     async def save_first(self, finished: FinishedUpload) -> FinishedUpload:
-        await self._objects.create(self.key(_FINISHED), finished.encode())
+        await self._objects.put(self.key(_FINISHED), finished.encode(), only_new=True)
         kept = await self.finished()
         if kept is None:
             raise UploadNotFound(self.id)
@@ -260,7 +259,7 @@ class ObjectUpload:
 
     async def retire(self) -> None:
         if await self.finished() is not None:
-            parts = [each.name for each in await self._objects.objects(self.key(_PARTS))]
+            parts = [each.name for each in await self._objects.names(self.key(_PARTS))]
             await self._objects.remove([*parts, self.key(_CUT)])
 
     @asynccontextmanager
@@ -289,7 +288,7 @@ class ObjectUpload:
     async def _parts(self, below: str = "") -> list[ObjectPart]:
         loop = asyncio.get_running_loop()
         found = []
-        for each in await self._objects.objects(self.key(_PARTS + below)):
+        for each in await self._objects.names(self.key(_PARTS + below)):
             number, _, rest = each.name.removeprefix(self.key(f"{_PARTS}/")).partition("/")
             with suppress(ValueError):
                 found.append(ObjectPart(int(number), rest.partition("-")[2], each.size, each.name, self._objects, loop))
@@ -299,10 +298,9 @@ class ObjectUpload:
 class _FilePart:
     """A part that arrives in a file without a name."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.size = 0
-        self.path = Path(f"/dev/fd/{descriptor}")
-        self._descriptor = descriptor
+        self._file = file
         self._digest = blake3()
 
     @property
@@ -310,18 +308,24 @@ class _FilePart:
         """64 hexadecimal digits that identify the bytes so far."""
         return self._digest.hexdigest()
 
+    @property
+    def file(self) -> BinaryIO:
+        """The file, at its beginning."""
+        self._file.seek(0)
+        return self._file
+
     def write(self, piece: Buffer) -> None:
         self.size += len(piece)
         self._digest.update(piece)
         with spooling():
-            write_all(self._descriptor, piece)
+            write_all(self._file.fileno(), piece)
 
     def check_quota(self) -> None:
         """Do nothing: the size was checked as it was announced, and is checked again when the part is whole."""
 
     def close(self) -> None:
         """Free the space of the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
 
 class _Ages(NamedTuple):
@@ -340,9 +344,7 @@ class _Ages(NamedTuple):
 def _begin_part(folder: Path, begun: list[_FilePart]) -> None:
     make_spool_folder(folder)
     with spooling():
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        begun.append(_FilePart(descriptor))
-        Path(name).unlink()
+        begun.append(_FilePart(tempfile.TemporaryFile(buffering=0, dir=folder)))  # noqa: SIM115  # the caller closes it
 
 
 def _id_of(found: TemporaryObject) -> str:
