@@ -40,8 +40,7 @@ def refuse_objects(objects: ObjectLocation | None, command: str) -> None:
     """Raise ClickException if the repository is in an object store."""
     if objects is not None:
         raise click.ClickException(
-            f"{command} works on folders so far, and not on {for_display(objects)}; "
-            "docs/object-store.md says what to do"
+            f"{command} works on folders so far, and not on {for_display(objects)}; docs/object-store.md says what to do"
         )
 
 
