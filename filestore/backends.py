@@ -105,13 +105,14 @@ def connect(
         environment decide; "" means that there is none.
     tls_client_cert: a file with a certificate for a server that asks its clients for one, in PEM.
     tls_client_key: the file of its private key, if that is another one.
-    min_free: how many bytes of the folder's disk stay free. By default 1 % of the disk, and at most 256 MiB.
+    min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
+        is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
-    `create` and `read_only` are for folders and object stores, `min_free` for folders, `processes` and `transfer_memory` for all;
-    the others are for servers.
+    `create`, `read_only` and `min_free` are for folders and object stores, `processes` and `transfer_memory` for all; the others
+    are for servers.
 
     Cost: a folder is opened, which takes some file operations, or an object store and a database, which takes some requests. A
     server is not asked before the first verb. Any number of
@@ -165,13 +166,13 @@ async def _connected(
     location = object_location(url, index)
     repository: Repository
     if location is not None:
-        store, rows = await open_backend(location, create=create, read_only=read_only)
+        store, rows = await open_backend(location, create=create, read_only=read_only, min_free=min_free)
         repository = LocalRepository(
             store,
             rows,
             location=str(location),
             read_only=read_only,
-            opening=ObjectOpening(location, read_only=read_only),
+            opening=ObjectOpening(location, read_only=read_only, min_free=min_free),
             transfer_limits=limits,
         )
     elif (folder := home_path(url) if isinstance(url, Path) else repository_folder(url)) is None:
@@ -218,10 +219,11 @@ class ObjectOpening(NamedTuple):
 
     location: ObjectLocation
     read_only: bool
+    min_free: int | None
 
     def open(self, *, share: int) -> AbstractAsyncContextManager[Repository]:  # noqa: ARG002  # its connections are not shared
         """Open it as `connect` does."""
-        return connect(self.location.store, index=self.location.index, read_only=self.read_only)
+        return connect(self.location.store, index=self.location.index, read_only=self.read_only, min_free=self.min_free)
 
 
 def object_location(url: str | Path, index: str | None) -> ObjectLocation | None:
@@ -274,10 +276,11 @@ async def open_backend(
     read_only: bool = False,
     accepts_index: bool = False,
     min_free: int | None = None,
+    scratch: Path | None = None,
 ) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
-    For an object store, `open_object_repository` says more. `accepts_index` and `min_free` are for folders.
+    For an object store, `open_object_repository` says more. `accepts_index` is for folders, and `scratch` for object stores.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
@@ -287,7 +290,7 @@ async def open_backend(
     is empty although content is there, or is not the one with which the repository was last written.
     """
     if isinstance(root, ObjectLocation):
-        return await open_object_repository(root, create=create, read_only=read_only)
+        return await open_object_repository(root, create=create, read_only=read_only, scratch=scratch, min_free=min_free)
     if create:
         await create_repository(root)
     await in_disk_thread(_check_repository, root)

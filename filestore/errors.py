@@ -56,6 +56,7 @@ FilestoreError
 ├── RateLimited
 ├── Forbidden
 ├── UpstreamGated             a repository of the upstream that the caller may not read
+├── UpstreamUnauthorized      one that it shows to no caller without a right token
 ├── UpstreamFailed
 ├── ScopeMissing
 ├── OutsidePrefix             of a token that sees only some names
@@ -690,6 +691,15 @@ class UpstreamGated(FilestoreError):
         "{name!r} is gated at the upstream, which does not give it to the caller; ask for access there, and send a token of the"
         " upstream in the header X-Upstream-Authorization"
     )
+
+
+class UpstreamUnauthorized(FilestoreError):
+    """The upstream shows a repository to nobody without one of its tokens, or does not accept the caller's. It may not exist."""
+
+    slug = "upstream-unauthorized"
+    facts = ("name", "reason")
+    sentence = "the upstream does not show {name!r} to the caller: {reason}"
+    reason: str
 
 
 class UpstreamFailed(FilestoreError):

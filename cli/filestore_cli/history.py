@@ -12,7 +12,7 @@ import click
 from filestore.core.commits import MAIN, Commit, Label, LabelKind, checked_label
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.references import Reference
-from filestore.errors import InvalidReference, LimitExceeded, NotFound
+from filestore.errors import InvalidReference, LimitExceeded, NotFound, RevisionNotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.auditing import audit
 from filestore_cli.context import CommandContext, takes
@@ -141,7 +141,9 @@ async def commits_from(repository: Repository, name: str, first: Commit, *, limi
 
 async def labels_by_commit(repository: Repository, name: str) -> dict[str, list[str]]:
     """Return the names of the labels of each commit that has any. `main` is the first one of its commit."""
-    found = {(await repository.find_commit(name)).id: [MAIN]}
+    found: dict[str, list[str]] = {}
+    with suppress(RevisionNotFound):  # all its versions may be on other branches
+        found[(await repository.find_commit(name)).id] = [MAIN]
     for label in await repository.labels(name):
         found.setdefault(label.commit_id, []).append(label.name)
     return found
@@ -156,21 +158,31 @@ def label_words(labels: Iterable[str]) -> str:
 async def _list_labels(context: CommandContext, name: str) -> None:
     async with context.repository(read_only=True) as repository:
         async with explaining(repository, NamedRevision(name, None)):
-            head = await repository.find_commit(name)
-        labels = await repository.labels(name)
-        shown = [Label(MAIN, LabelKind.BRANCH, head.id, head.created_at), *labels]
+            labels = await repository.labels(name)
+            head = await _head(repository, name, is_needed=not labels)
+        shown = [*labels] if head is None else [Label(MAIN, LabelKind.BRANCH, head.id, head.created_at), *labels]
         tags = sum(label.kind is LabelKind.TAG for label in shown)
         branches = len(shown) - tags
         context.show(
             {
                 "name": name,
-                "main": head.id,
+                "main": None if head is None else head.id,
                 "labels": [label.as_json() for label in labels],
                 "repository": repository.location,
             },
             *map(_label_line, shown),
             f"{tags} tag{_s(tags)} and {branches} branch{'' if branches == 1 else 'es'} of {name} in {context.place(repository)}",
         )
+
+
+async def _head(repository: Repository, name: str, *, is_needed: bool) -> Commit | None:
+    """Return the newest commit of `main`. Return None if all are on other branches, unless it `is_needed`."""
+    try:
+        return await repository.find_commit(name)
+    except RevisionNotFound:
+        if is_needed:
+            raise
+        return None
 
 
 async def _set_label(context: CommandContext, wanted: NamedRevision, label: str, *, kind: LabelKind, force: bool) -> None:

@@ -20,6 +20,7 @@ from filestore.errors import (
     LimitExceeded,
     NotFound,
     RecordChanged,
+    RevisionNotFound,
     ServerError,
     VersionLabelled,
 )
@@ -193,7 +194,11 @@ async def _choose(repository: Repository, plan: _Plan, reference: Reference, req
 async def _check_not_main(repository: Repository, reference: Reference) -> None:
     """Raise RecordChanged if an older commit is meant whose content the newest commit stored again."""
     name = reference.full_name or ""
-    commit, newest = await repository.find_commit(name, reference.revision), await repository.find_commit(name)
+    commit = await repository.find_commit(name, reference.revision)
+    try:
+        newest = await repository.find_commit(name)
+    except RevisionNotFound:
+        return
     if commit.id != newest.id and commit.file_id == newest.file_id:
         reason = f"the newest commit of {name!r} stored the same content, which would go with it; --force removes it"
         raise RecordChanged(str(reference), reason)

@@ -106,7 +106,7 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: open_backend(place, min_free=settings.min_free),
+        lambda: open_backend(place, min_free=settings.min_free, scratch=spool_folder),
         workers=settings.workers,
         tokens=given,
         announce=announce,
@@ -373,7 +373,7 @@ async def _first_token(index: Index) -> str | None:
     if await index.tokens():
         return None
     # The person who starts a server may do everything with it.
-    return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "made by the first start of serve", Scope.ADMIN))
+    return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "first token", Scope.ADMIN))
 
 
 def _token_words(given: str | None, made: str | None, place: Place) -> str:

@@ -15,10 +15,11 @@ from filestore.core.commits import MAIN, printable
 from filestore.core.names import tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference, redact_url
-from filestore.errors import TargetError, TransferError, Unauthorized
+from filestore.errors import NotFound, ServerError, TargetError, TransferError, Unauthorized
 from filestore.system.files import EMPTY_PATH
 from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, creates, is_pipeline, takes
+from filestore_cli.history import SHORT_ID
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
@@ -27,6 +28,7 @@ from filestore_cli.text import duration, exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
+    from filestore.core.commits import Commit
     from filestore.core.manifest import Manifest
     from filestore.core.records import Record
     from filestore.format.codec import Codec
@@ -123,22 +125,24 @@ def push(
         plan, place, location = run_to_end(_plan_push(context, path, rehash=rehash, selection=selection))
         context.show(_plan_result(plan, location), *_plan_lines(plan, place))
         return
-    pushed, place, location, created = run_to_end(
+    done = run_to_end(
         _push(context, path, name=name, message=message, branch=branch, rehash=rehash, create=create, selection=selection)
     )
+    pushed = done.pushed
     context.show(
-        _pushed_result(pushed, location, created=created),
+        _pushed_result(done),
         *table(
             id=pushed.record.id,
             digest=pushed.record.digest,
             path=for_display(pushed.record.path),
             name=for_display(pushed.record.full_name),
+            **_commit_digits(done),
             size=exactly(pushed.record.size),
             **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
             sent=exactly(pushed.bytes_sent),
             shared=exactly(pushed.bytes_shared),
             time=_time(pushed.seconds, pushed.record.size),
-            repository=place,
+            repository=done.place,
         ),
     )
 
@@ -171,19 +175,17 @@ def create_file(context: CommandContext, path: Path, name: str | None, *, recurs
         )
     everything = Selection(None, (), ())
     try:
-        pushed, place, location, created = run_to_end(
-            _push(context, path, name=name, rehash=False, create=create, selection=everything)
-        )
+        done = run_to_end(_push(context, path, name=name, rehash=False, create=create, selection=everything))
     except (TransferError, Unauthorized):
         context.note(f"The server is {_server_words(context)}.")
         raise
-    context.show(_pushed_result(pushed, location, created=created), f"Pipeline File created with ID= {pushed.record.id}")
+    context.show(_pushed_result(done), f"Pipeline File created with ID= {done.pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if is_pipeline():
         context.note(f"It is stored on {_server_words(context)}.")
     elif context.settings.url is None:
         unused = "; PIPELINE_API_URL is only for `pipeline create file`" if os.environ.get("PIPELINE_API_URL") else ""
-        context.note(f"It is stored in {place}{unused}.")
+        context.note(f"It is stored in {done.place}{unused}.")
 
 
 def _server_words(context: CommandContext) -> str:
@@ -318,6 +320,19 @@ class FetchRequest(NamedTuple):
             raise TargetError(name, f"{reason}; give a target with its name with -o, or --force to write under this name")
 
 
+class PushDone(NamedTuple):
+    """The result of a push, and where it was stored."""
+
+    pushed: PushResult
+    commit: Commit | None
+    """The commit that it is now. None if the repository has none."""
+    place: str
+    """Words that name the repository."""
+    location: str
+    created: bool
+    """Whether the repository was made for it."""
+
+
 class Done(NamedTuple):
     """The result of a fetch: what was written, and where it came from."""
 
@@ -360,8 +375,7 @@ async def _push(
     selection: Selection,
     message: str = "",
     branch: str = MAIN,
-) -> tuple[PushResult, str, str, bool]:
-    """Push. Return the result, words that name the repository, its URL, and whether the repository was made now."""
+) -> PushDone:
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
@@ -388,7 +402,18 @@ async def _push(
                 report=report,
                 **selection.arguments(),
             )
-    return pushed, context.place(repository), repository.location, created
+            commit = await _commit_of(repository, pushed.record, branch)
+    return PushDone(pushed, commit, context.place(repository), repository.location, created)
+
+
+async def _commit_of(repository: Repository, record: Record, branch: str) -> Commit | None:
+    """Return the newest commit of a branch, if it stored this record."""
+    try:
+        commit = await repository.find_commit(record.full_name, None if branch == MAIN else f"refs/heads/{branch}")
+    except (NotFound, ServerError):
+        # An earlier version of the server has no commits.
+        return None
+    return commit if commit.file_id == record.id else None
 
 
 async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selection: Selection) -> tuple[PushPlan, str, str]:
@@ -495,16 +520,26 @@ def codec_of(choice: str) -> Codec | None:
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
 
 
-def _pushed_result(pushed: PushResult, location: str, *, created: bool) -> dict[str, object]:
+def _commit_digits(done: PushDone) -> dict[str, str]:
+    """Return the line of the commit. One that is the only version of a name without an owner is not shown."""
+    commit = done.commit
+    if commit is None or (commit.parent is None and done.pushed.record.owner is None):
+        return {}
+    return {"commit": commit.id[:SHORT_ID]}
+
+
+def _pushed_result(done: PushDone) -> dict[str, object]:
+    pushed = done.pushed
     return {
         **pushed.record.as_json(),
+        "commit": None if done.commit is None else done.commit.id,
         "file_count": pushed.file_count,
         "bytes_read": pushed.bytes_read,
         "bytes_sent": pushed.bytes_sent,
         "bytes_shared": pushed.bytes_shared,
         "seconds": pushed.seconds,
-        "repository": location,
-        "repository_created": created,
+        "repository": done.location,
+        "repository_created": done.created,
     }
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from filestore.core.commits import Commit
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.errors import InvalidReference, LimitExceeded, NotFound
+from filestore.errors import InvalidReference, LimitExceeded, NotFound, RevisionNotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext
 from filestore_cli.history import SHORT_ID, NamedRevision, commits_from, explaining, label_words, labels_by_commit
@@ -61,8 +61,11 @@ async def list_versions(context: CommandContext, text: str, limit: int | None) -
 async def _versions(repository: Repository, name: str, limit: int | None) -> list[Version]:
     records = await _records(repository, name, limit)
     wanted = {record.id for record in records}
+    head = None
     try:
         head = await repository.find_commit(name)
+    except RevisionNotFound:
+        pass  # all versions are on other branches
     except NotFound:
         # An earlier version of filestore made the folder, and nobody has written to it since.
         return [Version(record, None, []) for record in records]
@@ -76,10 +79,11 @@ async def _versions(repository: Repository, name: str, limit: int | None) -> lis
         commits.setdefault(commit.file_id, commit)
         labels_of.setdefault(commit.file_id, []).extend(labels.pop(commit.id, []))
 
-    async for commit in commits_from(repository, name, head):
-        note(commit)
-        if wanted <= commits.keys():
-            break
+    if head is not None:
+        async for commit in commits_from(repository, name, head):
+            note(commit)
+            if wanted <= commits.keys():
+                break
     for commit_id in list(labels):
         # A tag of an older commit, or one on another branch.
         try:

@@ -217,6 +217,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.QuotaExceeded: 507,
     errors.Forbidden: 403,
     errors.UpstreamGated: 403,
+    errors.UpstreamUnauthorized: 401,
     errors.UpstreamFailed: 502,
     errors.ScopeMissing: 403,
     errors.OutsidePrefix: 403,

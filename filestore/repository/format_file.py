@@ -27,20 +27,15 @@ async def read_format(store: ChunkStore, *, location: str, new_id: str | None = 
     """
     proposed = {"format": REPOSITORY_VERSION, "cutting": CHUNKING_VERSION, "id": new_id or secrets.token_hex(16)}
     kept = await store.initialise(json.dumps(proposed).encode() + b"\n")
-    return parse_format(kept, location=location), CHUNKING_VERSION
-
-
-def parse_format(text: bytes, *, location: str) -> str:
-    """Return the id of the repository whose format file has this text. Raises UnknownFormat as `read_format` does."""
     try:
-        values = parse_json(text)
+        values = parse_json(kept)
         version, chunking_version, repository_id = values["format"], values["cutting"], str(values["id"])
     except (ValueError, KeyError, TypeError):
         raise UnknownFormat(location, "that cannot be read", str(REPOSITORY_VERSION)) from None
     check_versions(location, version=version, chunking_version=chunking_version)
     if not REPOSITORY_ID_PATTERN.match(repository_id):
         raise UnknownFormat(location, str(version), str(REPOSITORY_VERSION))
-    return repository_id
+    return repository_id, CHUNKING_VERSION
 
 
 def checked_identity(

@@ -403,9 +403,8 @@ class LocalRepository:
 
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         found = await self._index.commit(self._namespace, name, revision) if self.sees(name) else None
-        if found is None and revision is not None:
-            await self._check_has_name(name, revision)
         if found is None:
+            await self._check_has_name(name, revision or MAIN)
             raise NotFound(name)
         return found
 
@@ -441,7 +440,8 @@ class LocalRepository:
         return await self._index.tree_digests(self._namespace, digest)
 
     async def labels(self, name: str) -> list[Label]:
-        await self.find_commit(name)
+        if await self._newest_version(name) is None:
+            raise NotFound(name)
         return await self._index.labels(self._namespace, name)
 
     async def set_label(
@@ -455,7 +455,8 @@ class LocalRepository:
 
     async def remove_label(self, name: str, label: str) -> Label:
         self._check_writable()
-        await self.find_commit(name)
+        if await self._newest_version(name) is None:
+            raise NotFound(name)
         async with self._index.transaction(self._namespace) as transaction:
             removed = await transaction.remove_label(self._namespace, name, label)
         if removed is None:
@@ -464,8 +465,13 @@ class LocalRepository:
 
     async def _check_has_name(self, name: str, revision: str) -> None:
         """Raise RevisionNotFound if there is a file with this name."""
-        if await self._index.record(self._namespace, Reference.of_name(name), prefix=self.prefix) is not None:
+        if await self._newest_version(name) is not None:
             raise RevisionNotFound(name, revision)
+
+    async def _newest_version(self, name: str) -> Record | None:
+        """Return the version of a name that was stored last, on whatever branch. It may be that `main` has none."""
+        found = await self._index.versions(self._namespace, Reference.of_name(name), limit=1, prefix=self.prefix)
+        return found[0] if found else None
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
@@ -493,7 +499,14 @@ class LocalRepository:
         older_than_seconds: float | None = None,
     ) -> VersionPage:
         reference = whole_reference_of(wanted)
-        first = await self.record(reference)
+        try:
+            first = await self.record(reference)
+        except NotFound:
+            name = reference.full_name or ""
+            newest = await self._newest_version(name) if reference == Reference.of_name(name) else None
+            if newest is None:
+                raise
+            first = newest
         rule = None
         if keep_last is not None or older_than_seconds is not None:
             rule = VersionRule(keep_last=keep_last, older_than_seconds=older_than_seconds)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 
 from filestore.core.object_location import ObjectLocation
 from filestore.errors import IndexDamaged, NotARepository
-from filestore.repository.format_file import parse_format, read_format
+from filestore.repository.format_file import read_format
+from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
+from filestore.repository.stores.s3_location import parse_location
+from filestore.repository.stores.s3_open import new_s3_client, open_s3_store
 from filestore.system.threads import shield_until_done
 
 TASK = "repository"
@@ -27,38 +31,45 @@ _NO_NAMESPACE = ""
 class ObjectStore(ChunkStore, Protocol):
     """A chunk store in an object store."""
 
-    async def format_text(self) -> bytes | None:
-        """Return what `initialise` has stored, or None. Nothing is written. Raises StorageError, Busy."""
+    async def is_initialised(self) -> bool:
+        """Return whether `initialise` has stored something. Nothing is written. Raises StorageError, Busy."""
 
 
 async def open_object_repository(
-    location: ObjectLocation, *, create: bool = False, read_only: bool = False
+    location: ObjectLocation,
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    scratch: Path | None = None,
+    min_free: int | None = None,
 ) -> tuple[ChunkStore, Index]:
-    """Open the object store and the index of a repository. The caller closes both, the store first.
+    """Open the object store and the index of a repository. The caller closes both.
 
     With `create`, it is made if neither of them has anything yet. Of several processes that do so at once, one makes it.
 
-    Raises NotARepository if there is none, or if store and index do not belong together; IndexDamaged if the index is empty
-    although content is there; MissingPackage, UnknownFormat, StorageError, Busy.
-    """
-    from filestore.repository.index.postgres import open_postgres_index  # type: ignore[import-not-found]  # noqa: PLC0415  # needs an optional package
-    from filestore.repository.stores.s3 import open_s3_store  # type: ignore[import-not-found]  # noqa: PLC0415  # needs an optional package
+    `scratch` is a folder on a disk of this machine for content that is on its way, of whose space `min_free` bytes stay free. By
+    default it is a new folder among the temporary ones, and removed at the end.
 
-    index = await open_postgres_index(location.index, create=create, read_only=read_only)
+    Raises NotARepository if there is none, or if store and index do not belong together; IndexDamaged if the index is empty
+    although content is there; InvalidUrl, MissingPackage, UnknownFormat, StorageError, Busy.
+    """
+    client = new_s3_client(parse_location(location.store))
+    index = await open_postgres_index(location.index, makes_tables=create, read_only=read_only)
     return await joined(
-        lambda: open_s3_store(location.store, objects=index, read_only=read_only), index, location=str(location), create=create
+        lambda: open_s3_store(client, index, scratch=scratch, min_free=min_free, read_only=read_only),
+        index,
+        location=str(location),
+        create=create,
     )
 
 
 async def create_object_repository(location: ObjectLocation) -> bool:
     """Make a repository as `open_object_repository` does. Return False if it was one before this call. Raises the same."""
-    from filestore.repository.index.postgres import open_postgres_index  # noqa: PLC0415
-
-    index = await open_postgres_index(location.index, create=True)
+    found = await open_postgres_index(location.index)
     try:
-        is_new = await _known_id(index) is None
+        is_new = await _known_id(found) is None
     finally:
-        await index.close()
+        await found.close()
     store, index = await open_object_repository(location, create=True)
     await index.close()
     await store.close()
@@ -84,9 +95,9 @@ async def joined(
 
 async def _check(store: ObjectStore, index: Index, location: str) -> None:
     """Raise NotARepository or UnknownFormat unless store and index are those of one repository."""
-    known, text = await _known_id(index), await store.format_text()
-    if text is not None:
-        _check_same(parse_format(text, location=location), known, location)
+    known = await _known_id(index)
+    if await store.is_initialised():
+        _check_same((await read_format(store, location=location))[0], known, location)
     elif known is not None:
         raise _lost_format(location, known)
     else:
@@ -100,10 +111,10 @@ async def _check(store: ObjectStore, index: Index, location: str) -> None:
 
 async def _create(store: ObjectStore, index: Index, location: str) -> None:
     """Make what is missing of the repository. The index learns the id last: what has both is a whole one."""
-    known, text = await _known_id(index), await store.format_text()
-    if known is not None and text is None:
+    known, is_initialised = await _known_id(index), await store.is_initialised()
+    if known is not None and not is_initialised:
         raise _lost_format(location, known)
-    if known is None and text is not None and await store.namespaces():
+    if known is None and is_initialised and await store.namespaces():
         raise IndexDamaged(location, "the index is empty, and the object store has content")
     repository_id, _ = await read_format(store, location=location, new_id=secrets.token_hex(16))
     if known is None:

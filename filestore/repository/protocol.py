@@ -300,7 +300,8 @@ class Repository(Protocol):
     async def find_commit(self, name: str, revision: str | None = None) -> Commit:
         """Return the commit of a name that a revision means: `main` or None, a label, `~N`, the id of a commit, or first digits.
 
-        Raises NotFound; RevisionNotFound if the name exists; InvalidReference if the digits are those of several versions.
+        Raises NotFound; RevisionNotFound if the name exists, also where all its commits are on other branches than `main`;
+        InvalidReference if the digits are those of several versions.
         """
 
     async def history(
@@ -313,7 +314,7 @@ class Repository(Protocol):
         """
 
     async def labels(self, name: str) -> list[Label]:
-        """Return the tags and branches of a name, in the order of their names. Raises NotFound if the name does not exist."""
+        """Return the tags and branches of a name, in the order of their names. Raises NotFound if nothing is stored under it."""
 
     async def set_label(
         self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False

@@ -94,6 +94,20 @@ class BufferPool:
             self.release(buffer)
 
 
+class Taken:
+    """Bytes of a budget that a block has taken, and of which it may give back some before its end."""
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
+        self.size = size
+
+    def shrink(self, size: int) -> None:
+        """Give back all but `size` bytes. Does nothing if there are not more."""
+        if size < self.size:
+            given, self.size = self.size - size, size
+            self._budget.give_back(given)
+
+
 class Budget:
     """Limit the number of bytes that are in use at the same time (I6).
 
@@ -103,7 +117,7 @@ class Budget:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self.taken = 0
         """Bytes that are in use."""
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
@@ -117,13 +131,14 @@ class Budget:
         return sum(map(len, self._waiting.values())) + (0 if self._large is None else self._large.waiting)
 
     @asynccontextmanager
-    async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of the budget during the block."""
+    async def take(self, size: int) -> AsyncIterator[Taken]:
+        """Hold `size` bytes of the budget during the block, or what the block has left of them."""
         await self._acquire(size)
+        taken = Taken(self, size)
         try:
-            yield
+            yield taken
         finally:
-            self._release(size)
+            self.give_back(taken.size)
 
     async def _acquire(self, size: int) -> None:
         if not self._waiting and self._fits(size):
@@ -136,7 +151,7 @@ class Budget:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._release(size)
+                self.give_back(size)
             else:
                 self._leave(namespace, place)
                 self._wake()
@@ -148,12 +163,13 @@ class Budget:
         async with AsyncExitStack() as stack:
             if size > LARGE_SIZE:
                 if self._large is None:
-                    self._large = Budget(self._limit // 2)
+                    self._large = Budget(self.limit // 2)
                 await stack.enter_async_context(self._large.take(size))
             await stack.enter_async_context(self.take(size))
             yield
 
-    def _release(self, size: int) -> None:
+    def give_back(self, size: int) -> None:
+        """Let others have `size` bytes that were taken."""
         self.taken -= size
         self._wake()
 
@@ -179,4 +195,4 @@ class Budget:
             self._waiting.pop(namespace, None)
 
     def _fits(self, size: int) -> bool:
-        return not self.taken or self.taken + size <= self._limit
+        return not self.taken or self.taken + size <= self.limit

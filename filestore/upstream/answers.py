@@ -16,7 +16,15 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
-from filestore.errors import DamagedChunk, EntryNotFound, InvalidInput, NotFound, UpstreamFailed, UpstreamGated
+from filestore.errors import (
+    DamagedChunk,
+    EntryNotFound,
+    InvalidInput,
+    NotFound,
+    UpstreamFailed,
+    UpstreamGated,
+    UpstreamUnauthorized,
+)
 from filestore.http import wire
 from filestore.http.server.auth import upstream_token
 from filestore.http.server.body.connection import PIECE
@@ -139,7 +147,7 @@ class Answers:
             await self._upstream.find(hub.type, hub.name, MAIN, token=_token(context.request))
         except UpstreamGated:
             return True
-        except (NotFound, UpstreamFailed):
+        except (NotFound, UpstreamFailed, UpstreamUnauthorized):
             return False
         return True
 

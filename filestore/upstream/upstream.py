@@ -25,13 +25,14 @@ from blake3 import blake3
 
 from filestore.core.digest import token_digest
 from filestore.core.records import parse_json
-from filestore.errors import NotFound, RevisionNotFound, StorageError, UpstreamFailed, UpstreamGated
+from filestore.errors import NotFound, RevisionNotFound, StorageError, UpstreamFailed, UpstreamGated, UpstreamUnauthorized
 from filestore.http.server.errors import FailureLog
 from filestore.repository.local import LocalRepository
 from filestore.system.files import storage_errors, write_atomic, write_durably
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_json, read_small
 from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.upstream.admissions import Admissions
 from filestore.upstream.contents import Contents, WantedContent
 from filestore.upstream.hub import Hub, Refused
 from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, kept_listing
@@ -59,6 +60,11 @@ _FILES_KEPT = 200_000
 """Files of all listings that a process keeps in memory. One takes about 500 bytes."""
 _NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9._-]{1,96}(?:/[A-Za-z0-9._-]{1,96})?\Z")
 _REVISION_LIMIT = 255
+_SHOWN_TO_NOBODY = (
+    "it is absent there or private; for a private one, send a token of the upstream in the header X-Upstream-Authorization,"
+    " or after a tilde behind the token of this server"
+)
+_NOT_ACCEPTED = "it does not accept the token of the upstream that was sent"
 
 
 class _Answer(NamedTuple):
@@ -109,6 +115,7 @@ class Upstream:
         self._failures: OrderedDict[tuple[str, ...], tuple[float, Refused | UpstreamFailed]] = OrderedDict()
         self._verdicts: OrderedDict[tuple[str, ...], float] = OrderedDict()
         """Until when a token may read a repository, in monotonic seconds."""
+        self._admissions = Admissions(folder, clock=clock)
         self._asking: dict[tuple[str, ...], asyncio.Task[Listing]] = {}
         self._kept_count = self._kept_size = 0
         self._log = FailureLog("the upstream does not answer, so what it said before is served")
@@ -130,35 +137,49 @@ class Upstream:
 
         The upstream is asked if its last answer is too old. If it is away, that answer counts.
 
-        Raises NotFound, RevisionNotFound, UpstreamGated, UpstreamFailed, StorageError.
+        Raises NotFound, RevisionNotFound, UpstreamGated, UpstreamUnauthorized, UpstreamFailed, StorageError.
         """
         if kind not in KINDS or not _NAME.match(name) or not 0 < len(revision) <= _REVISION_LIMIT or not revision.isprintable():
             raise NotFound(name)
+        listing, away = await self._listing(kind, name, revision, token)
+        if listing.is_open:
+            return UpstreamRevision(kind, name, listing, None)
+        if token is None:
+            if not listing.is_private:
+                raise UpstreamGated(name)
+            # As for what is absent, so that nobody learns what is here.
+            raise away if away is not None else self._hidden(name, token)
+        await self._check(kind, name, token, away=away)
+        return UpstreamRevision(kind, name, listing, token)
+
+    async def _listing(self, kind: str, name: str, revision: str, token: str | None) -> tuple[Listing, UpstreamFailed | None]:
+        """Return what a revision has, and the failure of the upstream if it is away, so that its last answer counts."""
         known = await in_disk_thread(self._known, kind, name, revision)
         age = None if known is None else self._clock() - known.asked_at
         listing = None
         if known is not None and (self.is_offline or (age is not None and 0 <= age < self._options.max_age_seconds)):
             listing = await self._kept(kind, name, known)
-        if listing is None and self.is_offline:
+        if listing is not None:
+            return listing, None
+        if self.is_offline:
             raise NotFound(name)
-        if listing is None:
-            try:
-                async with asyncio.timeout(None if known is None else PATIENCE_SECONDS):
-                    listing = await self._asked(kind, name, revision, token)
-                self._log.succeeded()
-            except (UpstreamFailed, TimeoutError) as error:
-                listing = None if known is None else await self._kept(kind, name, known)
-                if listing is None:
-                    raise UpstreamFailed(name, "it does not answer") if isinstance(error, TimeoutError) else error from None
-                self._log.failed(error)
-            except Refused as refused:
-                raise await self._refusal(kind, name, revision, token, refused) from None
-        if listing.is_open:
-            return UpstreamRevision(kind, name, listing, None)
-        if token is None:
-            raise NotFound(name) if listing.is_private else UpstreamGated(name)
-        await self._check(kind, name, token)
-        return UpstreamRevision(kind, name, listing, token)
+        try:
+            async with asyncio.timeout(None if known is None else PATIENCE_SECONDS):
+                listing = await self._asked(kind, name, revision, token)
+            self._log.succeeded()
+        except (UpstreamFailed, TimeoutError) as error:
+            away = UpstreamFailed(name, "it does not answer") if isinstance(error, TimeoutError) else error
+            listing = None if known is None else await self._kept(kind, name, known)
+            if listing is None:
+                raise away from None
+            self._log.failed(error)
+            return listing, away
+        except Refused as refused:
+            told = await self._refusal(kind, name, revision, token, refused)
+            if token is not None and not isinstance(told, RevisionNotFound):
+                await in_disk_thread(self._admissions.forget, kind, name, token)
+            raise told from None
+        return listing, None
 
     async def _refusal(self, kind: str, name: str, revision: str, token: str | None, refused: Refused) -> Exception:
         """Return the error for a refused revision."""
@@ -167,10 +188,18 @@ class Upstream:
         if revision != MAIN and refused.status == 404:
             try:
                 await self.find(kind, name, MAIN, token=token)
-            except (NotFound, UpstreamFailed):
-                return NotFound(name)
+            except (NotFound, UpstreamFailed, UpstreamUnauthorized):
+                return self._hidden(name, token)
             return RevisionNotFound(name, revision)
-        return NotFound(name)
+        return self._hidden(name, token, refused)
+
+    def _hidden(self, name: str, token: str | None, refused: Refused | None = None) -> Exception:
+        """Return the error for a repository that the upstream does not show, whether it exists or not."""
+        if self.is_offline:
+            return NotFound(name)
+        if token is None:
+            return UpstreamUnauthorized(name, _SHOWN_TO_NOBODY)
+        return UpstreamUnauthorized(name, _NOT_ACCEPTED) if refused is not None and refused.status == 401 else NotFound(name)
 
     async def _asked(self, kind: str, name: str, revision: str, token: str | None) -> Listing:
         """Ask the upstream, once for all requests of this process that wait for the same answer."""
@@ -218,24 +247,45 @@ class Upstream:
         self._remember(kind, name, listing)
         return listing
 
-    async def _check(self, kind: str, name: str, token: str) -> None:
-        """Raise NotFound or UpstreamGated unless the upstream lets a token read a repository."""
+    async def _check(self, kind: str, name: str, token: str, *, away: UpstreamFailed | None) -> None:
+        """Raise NotFound, UpstreamGated or UpstreamUnauthorized unless the upstream lets a token read a repository.
+
+        If it cannot be asked, as `away` says, what it said before counts. Raises UpstreamFailed if it has said nothing.
+        """
         key = (kind, name, str(token_digest(token)))
         if time.monotonic() < self._verdicts.get(key, 0.0):
             return
-        if self.is_offline:
-            raise UpstreamFailed(name, "this server is offline, so nobody can ask whether the token may read it")
+        was_allowed = await in_disk_thread(self._admissions.is_allowed, kind, name, token)
+        if self.is_offline and not was_allowed:
+            raise self._hidden(name, token)
+        if away is None and not self.is_offline:
+            away = await self._ask_whether(key, token, is_patient=not was_allowed)
+        if away is not None and not was_allowed:
+            raise away
+
+    async def _ask_whether(self, key: tuple[str, str, str], token: str, *, is_patient: bool) -> UpstreamFailed | None:
+        """Ask the upstream whether it lets a token read a repository, and note the answer. Return its failure if it is away."""
+        kind, name, _ = key
         failure_key = ("auth-check", *key)
         try:
             self._raise_failure(failure_key)
-            await self._hub.check(kind, name, token=token)
+            async with asyncio.timeout(None if is_patient else PATIENCE_SECONDS):
+                await self._hub.check(kind, name, token=token)
         except Refused as refused:
             self._note_failure(failure_key, refused)
-            raise UpstreamGated(name) if refused.status == 403 else NotFound(name) from None
+            await in_disk_thread(self._admissions.forget, kind, name, token)
+            raise UpstreamGated(name) if refused.status == 403 else self._hidden(name, token, refused) from None
+        except (UpstreamFailed, TimeoutError) as error:
+            away = UpstreamFailed(name, "it does not answer") if isinstance(error, TimeoutError) else error
+            self._note_failure(failure_key, away)
+            return away
         self._verdicts.pop(key, None)
         self._verdicts[key] = time.monotonic() + self._options.max_age_seconds
         while len(self._verdicts) > _VERDICTS_KEPT:
             self._verdicts.popitem(last=False)
+        with suppress(StorageError):  # it is only asked again
+            await in_disk_thread(self._admissions.allow, kind, name, token)
+        return None
 
     async def _kept(self, kind: str, name: str, answer: _Answer) -> Listing | None:
         """Return the listing of an answer, or None if it is not here. Who may read it is what the answer says."""
@@ -280,8 +330,8 @@ class Upstream:
         self._kept_size += len(document)
         if self._kept_count >= _CHECKED_EVERY or self._kept_size >= _CHECKED_SIZE:
             self._kept_count = self._kept_size = 0
-            for folder in ("listings", "revisions"):
-                remove_oldest(self._folder / folder, limit=ANSWERS_LIMIT, size_limit=ANSWERS_SIZE)
+            for folder in (self._folder / "listings", self._folder / "revisions", self._admissions.folder):
+                remove_oldest(folder, limit=ANSWERS_LIMIT, size_limit=ANSWERS_SIZE)
 
     def _revision_path(self, kind: str, name: str, revision: str) -> Path:
         return self._folder / "revisions" / blake3(f"{kind}\0{name}\0{revision}".encode()).hexdigest()

@@ -13,7 +13,7 @@ from filestore.core.paths import file_path
 from filestore.core.records import Record
 from filestore.format.codec import Codec
 from filestore.http.wire import API
-from tests.support.frames import encoded
+from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.process_memory import peak_growth
 from tests.support.server import RunningServer, eventually, reply, running_server
@@ -21,6 +21,8 @@ from tests.support.tiny_chunks import TINY_COUNT, planted, repeated
 
 MIB = 1 << 20
 CROWD = 200
+LITTLE = 32 * MIB
+"""A setting `memory_limit` that few readers would exceed."""
 
 
 @pytest.fixture
@@ -91,6 +93,25 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
         assert grown() < 170 * MIB
 
 
+def test_readers_that_stop_in_the_middle_share_the_budget(tmp_path: Path) -> None:
+    """Sixteen readers of one file that take a part of it and then nothing: `memory_limit` bounds them all together (I6)."""
+    contents = [octets(number, MIB) for number in range(24)]
+    with running_server(tmp_path / "root", check=False, memory_limit=LITTLE) as server:
+        server.put([encoded(content, codec=Codec.RAW) for content in contents])
+        path = "/" + server.commit(manifest(contents).encoded, name="large.bin").json["path"]
+        assert contents[0][:9] == server.ask("GET", path, headers={"Range": "bytes=0-8"}).body
+        with ExitStack() as held, peak_growth(server.pid) as grown:
+            readers = [held.enter_context(slow(server, "GET", path)) for _ in range(16)]
+            for connection in readers:
+                assert 24 * MIB == size_in_head(connection)
+                take(connection, 9 * MIB)
+            # The budget, and what the allocator keeps besides. Without a budget they would hold 96 MiB.
+            assert grown() < LITTLE + 16 * MIB
+            # Others are served, and whoever goes on gets the rest.
+            assert contents[23][-9:] == server.ask("GET", path, headers={"Range": "bytes=-9"}).body
+            assert b"".join(contents[9:]) == take(readers[0], 15 * MIB)
+
+
 def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
     """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
     server.put([encoded(b"x")])
@@ -122,14 +143,25 @@ def test_slow_readers_of_batches_hold_one_frame_each(server: RunningServer) -> N
     eventually(lambda: len(descriptors(server)) - before <= 5)
 
 
+def size_in_head(connection: socket.socket) -> int:
+    """Read the head of an answer. Return the size of its body."""
+    received = bytearray()
+    while not received.endswith(b"\r\n\r\n"):
+        received += connection.recv(1)
+    return int(received.lower().partition(b"content-length: ")[2].split()[0])
+
+
+def take(connection: socket.socket, size: int) -> bytes:
+    """Read so many bytes of a body."""
+    received = bytearray()
+    while len(received) < size:
+        received += connection.recv(min(size - len(received), MIB))
+    return bytes(received)
+
+
 def rest_of(connection: socket.socket) -> bytes:
     """Return the body of an answer whose status line was read."""
-    received = bytearray()
-    while b"\r\n\r\n" not in received:
-        received += connection.recv(1)
-    size = int(received.lower().partition(b"content-length: ")[2].split()[0])
-    with connection.makefile("rb") as answer:
-        return answer.read(size)
+    return take(connection, size_in_head(connection))
 
 
 def test_asking_again_to_verify_chunks_reads_nothing(server: RunningServer) -> None:

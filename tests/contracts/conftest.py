@@ -18,6 +18,7 @@ from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
+from tests.support.s3_stores import open_indexed_store
 from tests.support.server import running_server
 from tests.support.tls import client_of
 
@@ -45,10 +46,13 @@ async def _memory_store(_folder: Path) -> ChunkStore:
 STORES: dict[str, Callable[[Path], Awaitable[ChunkStore]]] = {"memory": _memory_store, "disk": open_store}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=[*STORES, "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ChunkStore]:
     """An empty chunk store."""
-    store = await STORES[request.param](tmp_path / "store")
+    if request.param == "s3":
+        store: ChunkStore = await open_indexed_store(request.getfixturevalue("bucket"), tmp_path)
+    else:
+        store = await STORES[request.param](tmp_path / "store")
     yield store
     await store.close()
 
@@ -64,7 +68,7 @@ def _sqlite_index(request: pytest.FixtureRequest) -> OpenIndex:
 
 
 def _postgres_index(request: pytest.FixtureRequest) -> OpenIndex:
-    return partial(open_postgres_index, request.getfixturevalue("postgres_url"))
+    return partial(open_postgres_index, request.getfixturevalue("postgres_index_url"))
 
 
 INDEXES: dict[str, Callable[[pytest.FixtureRequest], OpenIndex]] = {"sqlite": _sqlite_index, "postgres": _postgres_index}

@@ -309,6 +309,35 @@ async def test_a_version_with_a_label_is_removed_by_force_only(repository: Repos
 
 
 @pytest.mark.slow
+async def test_a_name_whose_versions_are_all_on_a_branch(repository: Repository) -> None:
+    """The name means nothing then, and the branch and its versions are there."""
+    first = await put(repository, b"A")
+    branch = await repository.set_label(NAME, "dev", kind=LabelKind.BRANCH)
+    second = await put(repository, b"B", branch="dev")
+    await repository.remove(first.id, force=True)
+    for revision in (None, MAIN, "~0"):
+        with pytest.raises(RevisionNotFound):
+            await repository.find_commit(NAME, revision)
+        with pytest.raises(RevisionNotFound):
+            await repository.history(NAME, revision=revision)
+    with pytest.raises(NotFound):
+        await repository.record(NAME)
+    assert [second.id] == await contents(repository, revision="dev")
+    assert [branch.name] == [label.name for label in await repository.labels(NAME)]
+    assert [second] == (await repository.versions(NAME)).records
+
+    tag = await repository.set_label(NAME, "v1", revision="dev")
+    assert tag == await repository.remove_label(NAME, "v1")
+    await repository.remove_label(NAME, "dev")
+    assert [] == await repository.labels(NAME)
+    assert [second] == (await repository.versions(NAME)).records
+    await repository.remove(second.id)
+    for verb in (repository.labels, repository.versions):
+        with pytest.raises(NotFound):
+            await verb(NAME)
+
+
+@pytest.mark.slow
 async def test_a_path_inside_a_directory_is_refused_where_a_whole_one_is_needed(repository: Repository) -> None:
     """It would be taken for the directory itself."""
     record = await put(repository, b"A")

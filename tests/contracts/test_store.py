@@ -17,9 +17,9 @@ from tests.support.frames import contents
 A, B = "a", "b"
 
 
-def staged(store: ChunkStore, data: bytes, *, namespace: str = A) -> tuple[Digest, Staging]:
-    """Return staged bytes with their digest, ready to be published. A store does not check that they are a frame."""
-    frame = chunk_digest(data), store.new_staging()
+def staged(store: ChunkStore, data: bytes, *, namespace: str = A, content: bytes | None = None) -> tuple[Digest, Staging]:
+    """Return staged bytes with the digest of their content, ready to be published. A store does not check what they are."""
+    frame = chunk_digest(data if content is None else content), store.new_staging()
     frame[1].write(data)
     store.sync(namespace, [frame])
     return frame
@@ -127,15 +127,14 @@ async def test_published_again_replaces(store: ChunkStore) -> None:
     """A publish also replaces an existing file, because a crash may have left it."""
     digest = chunk_digest(b"content")
     for data in (b"one encoding", b"another"):
-        _, staging = staged(store, data)
-        await store.publish(A, [(digest, staging)])
+        await store.publish(A, [staged(store, data, content=b"content")])
     assert b"another" == await read(store, digest)
 
 
 async def test_same_digest_twice_in_one_publish(store: ChunkStore) -> None:
     """The later frame stays."""
     digest = chunk_digest(b"content")
-    await store.publish(A, [(digest, staged(store, data)[1]) for data in (b"first", b"second")])
+    await store.publish(A, [staged(store, data, content=b"content") for data in (b"first", b"second")])
     assert b"second" == await read(store, digest)
 
 
@@ -321,7 +320,7 @@ async def test_close_discards_what_is_staged(store: ChunkStore, tmp_path: Path) 
     staged(store, b"never published")
     for _ in range(2):
         await store.close()
-        assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert [] == [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
 async def test_inspect_gives_the_size_of_each_frame_in_order(store: ChunkStore) -> None:

@@ -92,8 +92,9 @@ def test_push_for_a_program(home: Home, model: Path) -> None:
     """One object, and nothing else."""
     result = home.result("push", model)
 
+    assert result["commit"] == home.result("log", "model.bin")["commits"][0]["id"]
     numbers = {"file_count", "bytes_read", "bytes_sent", "bytes_shared", "seconds"}
-    assert RECORD_KEYS | numbers | {"repository", "repository_created"} == set(result)
+    assert RECORD_KEYS | numbers | {"commit", "repository", "repository_created"} == set(result)
     assert (result["name"], result["size"], result["bytes_shared"]) == ("model.bin", SIZE, 0)
     assert result["path"] == f"pipeline_files/{result['digest'][:2]}/{result['digest'][2:4]}/{result['digest']}/model.bin"
     assert str(home.data) == result["repository"]

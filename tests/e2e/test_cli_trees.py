@@ -37,6 +37,7 @@ PUSHED_KEYS = RECORD_KEYS | {
     "seconds",
     "repository",
     "repository_created",
+    "commit",
 }
 FETCHED_KEYS = {
     *("id", "digest", "name", "path", "size", "file_count"),

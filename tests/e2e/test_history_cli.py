@@ -53,6 +53,10 @@ def test_a_name_with_an_owner_is_used_everywhere(home: Home, environ: dict[str, 
         (each["name"], each["owner"], each["kind"]) for each in (first, second)
     )
     assert second["path"].endswith(f"/{second['digest']}/my-model")
+    commit_ids = [commit["id"] for commit in log(home, environ)]
+    assert commit_ids == [second["commit"], first["commit"]]
+    again = home.run("push", home.folder / "my_model", "--name", NAME, environ=environ).stdout
+    assert re.search(rf"^commit +{commit_ids[0][:10]}$", again, re.MULTILINE)
     home.result("tag", f"{NAME}@~1", "v1", environ=environ)
 
     for reference in (NAME, f"{NAME}@main", f"{NAME}@refs/heads/main", f"{NAME}@~0"):
@@ -99,7 +103,7 @@ def test_log_shows_each_commit(home: Home, environ: dict[str, str]) -> None:
     assert [["main"], ["dev", "v2"], []] == [commit["labels"] for commit in commits]
     assert [commits[1]["id"], commits[2]["id"], None] == [commit["parent"] for commit in commits]
     assert 3 == len({commit["id"] for commit in commits})
-    author = "made by the first start of serve" if environ else getpwuid(os.getuid()).pw_name
+    author = "first token" if environ else getpwuid(os.getuid()).pw_name
     assert {author} == {commit["author"] for commit in commits}
     assert commits[1:] == log(home, environ, f"{NAME}@v2")
     assert commits[:2] == log(home, environ, NAME, "--limit", "2")
@@ -126,6 +130,22 @@ def test_a_push_can_add_to_a_branch(home: Home, environ: dict[str, str]) -> None
     assert [("tried", "dev", ["dev"]), ("", "main", ["main"])] == [
         (commit["message"], commit["branch"], commit["labels"]) for commit in log(home, environ, f"{NAME}@dev")
     ]
+
+
+def test_a_name_whose_versions_are_all_on_a_branch(home: Home, environ: dict[str, str]) -> None:
+    """Its branch and its versions are shown, and can be removed."""
+    first = push(home, environ, 1)
+    home.result("tag", NAME, "dev", "--branch", environ=environ)
+    second = push(home, environ, 2, "--branch", "dev")
+    home.result("rm", first["id"], "--force", environ=environ)
+    assert f"{NAME!r} has no version 'main'" in home.failure("log", NAME, environ=environ)
+    assert [["dev"]] == [commit["labels"] for commit in log(home, environ, f"{NAME}@dev")]
+    tags = home.result("tag", NAME, environ=environ)
+    assert (None, ["dev"]) == (tags["main"], [label["name"] for label in tags["labels"]])
+    (shown,) = home.result("ls", NAME, environ=environ)["files"]
+    assert (second["id"], ["dev"]) == (shown["id"], shown["labels"])
+    home.result("rm", f"{NAME}@dev", "--force", environ=environ)
+    assert f"nothing is stored under {NAME!r}" in home.failure("tag", NAME, environ=environ)
 
 
 def test_log_follows_a_history_of_many_pages(home: Home) -> None:

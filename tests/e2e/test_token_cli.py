@@ -29,7 +29,7 @@ def test_tokens_with_scopes(home: Home) -> None:
         digests.append(made["digest"])
         assert ("write", "logs-", "team") == (made["scope"], made["prefix"], made["namespace"])
         tokens = listed_tokens(home)
-        first = tokens.pop("made by the first start of serve")
+        first = tokens.pop("first token")
         assert (["admin", "delete", "write"], digests) == (
             [first["scope"], *(token["scope"] for token in tokens.values())],
             [token["digest"] for token in tokens.values()],
@@ -42,7 +42,7 @@ def test_tokens_with_scopes(home: Home) -> None:
         assert ["id", "created", "expires", "last", "used", "scope", "namespace", "prefix", "label"] == shown[0].split()
         assert re.search(rf"{made['digest'][:16]}  .*  20\d\d-.* UTC  never +write   team +logs- +nightly", "\n".join(shown))
         home.result("ls", environ=server.environ)
-        eventually(lambda: listed_tokens(home)["made by the first start of serve"]["used_at"] is not None)
+        eventually(lambda: listed_tokens(home)["first token"]["used_at"] is not None)
 
 
 def test_a_token_is_rotated(home: Home) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,6 +23,8 @@ from tests.support.server import OTHER_TOKEN, TOKEN, Reply, RunningServer, event
 
 MIB = 1 << 20
 READER = "hf_" + "a" * 34
+STRANGER = "hf_" + "b" * 34
+"""A token that the upstream knows, and that opens nothing here."""
 BIG = random.Random(20).randbytes(4 * MIB + 17)
 FILES = {"config.json": b'{"a": 1}', "sub/model.safetensors": BIG, "sub/deep/empty.txt": b""}
 
@@ -110,6 +113,47 @@ def test_what_is_absent(hub: HubUpstream, tmp_path: Path) -> None:
         ]
     assert [headers["X-Error-Code"] for headers in told] == ["EntryNotFound", "RevisionNotFound", "RepoNotFound"]
     assert told[0]["X-Repo-Commit"] == commit
+
+
+class Told(NamedTuple):
+    """What a caller is answered who asks for a repository with a token of the upstream, or without one."""
+
+    name: str
+    token: str | None
+    status: int
+    code: str
+    says: str
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Told("team/private", None, 401, "RepoNotFound", "X-Upstream-Authorization"),
+        Told("team/absent", None, 401, "RepoNotFound", "X-Upstream-Authorization"),
+        Told("team/private", "hf_unknown", 401, "RepoNotFound", "does not accept the token"),
+        Told("team/private", STRANGER, 404, "RepoNotFound", "team/private"),
+        Told("team/absent", STRANGER, 404, "RepoNotFound", "team/absent"),
+        Told("team/gated", None, 403, "GatedRepo", "gated at the upstream"),
+        Told("team/gated", STRANGER, 403, "GatedRepo", "gated at the upstream"),
+        Told("team/gated", "hf_unknown", 401, "RepoNotFound", "does not accept the token"),
+    ],
+)
+def test_who_is_told_what(hub: HubUpstream, tmp_path: Path, told: Told) -> None:
+    """Without a right token, the status and the code are those of the Hub, before and after the repository is here.
+
+    A private repository is told as an absent one.
+    """
+    hub.commit("team/private", FILES, private=True, readers=frozenset({READER}))
+    hub.commit("team/gated", FILES, gated=True, readers=frozenset({READER}))
+    hub.commit("team/other", FILES, private=True, readers=frozenset({STRANGER}))
+    sent = {} if told.token is None else {"X-Upstream-Authorization": f"Bearer {told.token}"}
+    with running_server(tmp_path / "r", upstream_url=hub.url, upstream_max_age_seconds=0) as server:
+        for is_here in (False, True):
+            if is_here and told.name != "team/absent":
+                assert FILES["config.json"] == _read(server, "config.json", name=told.name, token=READER)
+            answer = server.ask("GET", f"/{told.name}/resolve/main/config.json", headers=sent)
+            assert (told.status, told.code) == (answer.status, answer.headers["X-Error-Code"]), answer.body
+            assert told.says in answer.headers["X-Error-Message"]
 
 
 def test_all_namespaces_share_what_was_fetched(hub: HubUpstream, tmp_path: Path) -> None:
@@ -229,16 +273,45 @@ def test_private_and_gated(hub: HubUpstream, tmp_path: Path) -> None:
     """Private and gated repositories are served to callers whose token the upstream accepts, also what is here already."""
     hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
     hub.commit("team/g", {"a": b"gated"}, gated=True, readers=frozenset({READER}))
+    hub.commit("team/other", {}, private=True, readers=frozenset({STRANGER}))
     with running_server(tmp_path / "r", upstream_url=hub.url) as server:
         for name, path in (("team/p", "config.json"), ("team/g", "a")):
             place = f"/{name}/resolve/main/{path}"
             before = [server.ask("GET", place).headers["X-Error-Code"]]
             assert _read(server, path, name=name, token=READER)
-            refused = {"X-Upstream-Authorization": "Bearer hf_other"}
+            refused = {"X-Upstream-Authorization": f"Bearer {STRANGER}"}
             after = [server.ask("GET", place, headers=sent).headers["X-Error-Code"] for sent in ({}, refused)]
             code = "RepoNotFound" if name == "team/p" else "GatedRepo"
             assert before + after == [code] * 3
-    assert {asked.authorization for asked in hub.asked} <= {None, f"Bearer {READER}", "Bearer hf_other"}
+    assert {asked.authorization for asked in hub.asked} <= {None, f"Bearer {READER}", f"Bearer {STRANGER}"}
+
+
+def test_a_private_repository_while_the_upstream_is_away(hub: HubUpstream, tmp_path: Path) -> None:
+    """After a restart, and offline, it is served to whom the upstream has let in, until it has refused them, and to no other."""
+    hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
+    hub.commit("team/other", {}, private=True, readers=frozenset({STRANGER}))
+    root, path = tmp_path / "r", "/team/p/resolve/main/sub/model.safetensors"
+    options: dict[str, Any] = {"upstream_url": hub.url, "upstream_max_age_seconds": 0, "upstream_retry_seconds": 0}
+
+    def told(server: RunningServer) -> list[int]:
+        sent = ({"X-Upstream-Authorization": f"Bearer {token}"} for token in (READER, STRANGER))
+        return [server.ask("GET", path, headers=headers).status for headers in (*sent, {})]
+
+    with running_server(root, **options) as server:
+        assert [200, 404, 401] == told(server)
+    kept = [file.read_bytes() for file in (root / "upstream").rglob("*") if file.is_file()]
+    assert not [content for content in kept if READER.encode() in content]
+    hub.is_away = True
+    with running_server(root, check=False, **options) as server:
+        assert [200, 502, 502] == told(server)
+    with running_server(root, upstream_url=hub.url, upstream_is_offline=1) as server:
+        assert [200, 404, 404] == told(server)
+    hub.is_away = False
+    hub.repositories["team/p"].readers = frozenset({"hf_somebody"})
+    with running_server(root, check=False, **options) as server:
+        assert [401, 404, 401] == told(server)
+        hub.is_away = True
+        assert [502, 502, 502] == told(server)
 
 
 def test_no_token_of_ours_leaves(hub: HubUpstream, tmp_path: Path) -> None:

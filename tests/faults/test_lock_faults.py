@@ -19,7 +19,9 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import Busy, TargetError
 from filestore.format.zip.read import End
-from filestore.http.server.routes.sdk import assembly, uploads
+from filestore.http.server.routes.sdk import uploads
+from filestore.http.server.routes.sdk.disk_uploads import DiskUpload
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.protocol import Repository
 from filestore.runtime.process import ProcessLimits
 from filestore.runtime.server import RuntimeLimits, open_runtime
@@ -83,10 +85,10 @@ def stopped_holder(folder: Path) -> Iterator[int]:
 
 async def test_child_that_is_forked_while_an_upload_is_cut_keeps_no_lock(child: Child, tmp_path: Path) -> None:
     """The next part, and the end of the upload, are cut by whoever comes."""
-    upload = uploads.begin(tmp_path / "uploads", name="a", namespace="n")
-    async with assembly._locked(upload) as was_held:
+    upload = DiskUpload(uploads.begin(tmp_path / "uploads", name="a", namespace="n"), UploadQuota(tmp_path / "uploads"))
+    async with upload.locked(limit_seconds=0) as was_held:
         child.fork()
-    async with assembly._locked(upload) as is_held:
+    async with upload.locked(limit_seconds=0) as is_held:
         assert (True, True) == (was_held, is_held)
 
 

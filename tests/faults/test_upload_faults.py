@@ -20,8 +20,11 @@ import pytest
 
 from filestore.errors import UploadNotFound
 from filestore.http.server.routes.sdk import multipart, upload_state
+from filestore.http.server.routes.sdk.disk_uploads import DiskUpload
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Cut, IncomingPart, Upload, begin, expire, find
+from filestore.http.server.routes.sdk.upload_store import Cut
+from filestore.http.server.routes.sdk.uploads import IncomingPart, Upload, begin, expire, find
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.stores.memory import NoSpaceClaim
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 from tests.support.clock import Clock
@@ -236,7 +239,8 @@ async def test_a_cancel_while_the_file_of_a_part_is_made(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(upload, "receive", receive_slowly)
     context = Mock(request=Mock(content_length=1 << 30))
-    storing = asyncio.create_task(multipart._stored(context, upload, 1, NoSpaceClaim()))
+    served = DiskUpload(upload, UploadQuota(tmp_path / "uploads"))
+    storing = asyncio.create_task(multipart._stored(context, served, 1, NoSpaceClaim()))
     await asyncio.to_thread(is_made.wait, SECONDS)
     storing.cancel()
     may_end.set()
@@ -297,7 +301,7 @@ def test_upload_that_a_killed_process_finished_leaves_no_folder(tmp_path: Path) 
     """The next search removes the folder. How the upload was finished is remembered, and for a limited time."""
     upload = begin(tmp_path / "uploads", name="a", namespace="default")
     finished = FinishedUpload.of(["tag"], "file_x")
-    upload.save_finished(finished)
+    upload.save_first(finished)
     clock = Clock()
     expire(upload.folder.parent, idle_seconds=60, monotonic=clock)
     remembered = find(upload.folder.parent, upload.id, namespace="default")
@@ -314,7 +318,7 @@ def test_number_of_remembered_uploads_has_a_limit(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(upload_state, "FINISHED_LIMIT", 2)
     made = [begin(tmp_path / "uploads", name="a", namespace="default") for _ in range(3)]
     for upload in made:
-        upload.save_finished(FinishedUpload.of([], "file_x"))
+        upload.save_first(FinishedUpload.of([], "file_x"))
         upload.retire()
     assert [False, True, True] == [is_kept(upload) for upload in made]
 

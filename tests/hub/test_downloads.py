@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub_clients import Hub, HubClient, contents, named_digests, steps
+from tests.hub.conftest import by
+from tests.support.hub_clients import Failed, Hub, HubClient, contents, named_digests, steps
 
 pytestmark = pytest.mark.slow
-VERIFIES = pytest.mark.parametrize("client", ["1.19", "newest"], indirect=True)
-"""The clients that have the command `hf cache verify`."""
 
 
 def snapshot(client: HubClient, name: str, kind: str = "models") -> Path:
@@ -43,7 +42,6 @@ def test_a_command_downloads_a_pushed_folder(hub: Hub, client: HubClient, stored
     files = contents(model)
     assert files == contents(snapshot(client, stored))
     tree = {"GET tree": 1} if client.version == "newest" else {}
-    tree = {"GET tree": 1} if client.version == "newest" else {}
     # Nothing is left to ask about a file whose size is 0.
     full = len([content for content in files.values() if content])
     assert {"GET info": 1, "HEAD resolve": len(files), "GET resolve": full, **tree} == asked
@@ -51,6 +49,7 @@ def test_a_command_downloads_a_pushed_folder(hub: Hub, client: HubClient, stored
         assert (snapshot(client, stored) / path).resolve().name in named_digests(content)
 
 
+@by("1.0")
 def test_a_command_downloads_into_a_folder(hub: Hub, client: HubClient, stored: str, model: Path, tmp_path: Path) -> None:
     """The folder equals the pushed one, and a second run into it asks only whether there is a newer commit."""
     client.hf("download", stored, "--local-dir", tmp_path / "here")
@@ -60,70 +59,72 @@ def test_a_command_downloads_into_a_folder(hub: Hub, client: HubClient, stored: 
     assert contents(model) == contents(tmp_path / "here")
 
 
-def test_a_changed_file_alone_is_sent_again(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
+@by("0.36")
+def test_a_changed_file_alone_is_sent_again(hub: Hub, client: HubClient, own: str, own_model: Path) -> None:
     """After a second push, one file is new: only its content is asked for."""
-    client.hf("download", stored)
-    (model / "config.json").write_text('{"changed": true}')
-    hub.push(model, stored)
+    client.hf("download", own)
+    (own_model / "config.json").write_text('{"changed": true}')
+    hub.push(own_model, own)
     hub.relay.asked.clear()
-    client.call("snapshot_download", repo_id=stored)
+    client.call("snapshot_download", repo_id=own)
     gets = [one.path.rpartition("/")[2] for one in hub.relay.asked if "/resolve/" in one.path and one.method == "GET"]
     assert ["config.json"] == gets
 
 
-@pytest.mark.parametrize("kind", ["dataset", "space"])
+@pytest.mark.parametrize(("client", "kind"), [("1.19", "dataset"), ("newest", "space")], indirect=["client"])
 def test_the_other_kinds_of_repositories(client: HubClient, stored: str, model: Path, kind: str) -> None:
     """A name is served as a dataset and as a space, too."""
     client.hf("download", stored, "--repo-type", kind)
     assert contents(model) == contents(snapshot(client, stored, f"{kind}s"))
 
 
+@by("1.0")
 def test_patterns_choose_files(client: HubClient, stored: str, model: Path) -> None:
     """`--include` and `--exclude` download a part."""
     client.hf("download", stored, "--include", "*.json", "--exclude", "tokenizer*")
     assert ["1_Pooling/config.json", "config.json"] == list(contents(snapshot(client, stored)))
 
 
+@by("0.36", "newest")
 def test_an_absent_file_is_remembered(hub: Hub, client: HubClient, stored: str) -> None:
     """One request says that the file is absent, and at which commit: the client asks no more for that commit."""
-    failure = client.failure("hf_hub_download", repo_id=stored, filename="absent.json")
-    assert "EntryNotFoundError" in failure.classes
-    assert ["HEAD resolve"] == steps(hub.relay.asked)
-    (answer,) = (one.answered for one in hub.relay.asked if "/resolve/" in one.path)
-    commit = answer["x-repo-commit"]
+    commit = hub.ask("HEAD", f"/{stored}/resolve/main/config.json").headers["X-Repo-Commit"]
+    absent = {"repo_id": stored, "filename": "absent.json"}
+    failures = client.attempts(("hf_hub_download", absent), ("hf_hub_download", {**absent, "revision": commit}))
+    assert [True, True] == ["EntryNotFoundError" in failure.classes for failure in failures]
+    assert "HEAD resolve" == steps(hub.relay.asked)[0]
+    assert len(steps(hub.relay.asked)) <= 2
     (marked,) = (client.hub_home / "hub" / f"models--{stored.replace('/', '--')}" / ".no_exist").iterdir()
     assert (commit, ["absent.json"]) == (marked.name, [path.name for path in marked.iterdir()])
-    hub.relay.asked.clear()
-    failure = client.failure("hf_hub_download", repo_id=stored, filename="absent.json", revision=commit)
-    assert "EntryNotFoundError" in failure.classes
-    assert len(steps(hub.relay.asked)) <= 1
 
 
-def test_an_absent_revision_and_an_absent_repository(client: HubClient, stored: str) -> None:
-    """Each has an error of its own, which names what is absent."""
-    failure = client.failure("hf_hub_download", repo_id=stored, filename="config.json", revision="absent")
-    assert "RevisionNotFoundError" in failure.classes
-    failure = client.failure("snapshot_download", repo_id=stored, revision="absent")
-    assert "RevisionNotFoundError" in failure.classes
-    failure = client.failure("hf_hub_download", repo_id="team/absent", filename="config.json")
-    assert "RepositoryNotFoundError" in failure.classes
-    assert [False, False, True, False, True] == client.calls(
+@by("0.36", "newest")
+def test_what_is_absent_has_errors_of_its_own(client: HubClient, stored: str) -> None:
+    """An absent revision and an absent repository, each by its name. A wrong token, or none, hides the repository."""
+    file, absent, hidden, unnamed, *are_there = client.attempts(
+        ("hf_hub_download", {"repo_id": stored, "filename": "config.json", "revision": "absent"}),
+        ("hf_hub_download", {"repo_id": "team/absent", "filename": "config.json"}),
+        ("snapshot_download", {"repo_id": stored, "token": "hf_wrong"}),
+        ("snapshot_download", {"repo_id": stored, "token": False}),
         ("repo_exists", {"repo_id": "team/absent"}),
         ("revision_exists", {"repo_id": stored, "revision": "absent"}),
         ("file_exists", {"repo_id": stored, "filename": "config.json"}),
         ("file_exists", {"repo_id": stored, "filename": "absent.json"}),
         ("repo_exists", {"repo_id": stored}),
+        ("snapshot_download", {"repo_id": stored, "revision": "absent"}),
     )
-
-
-def test_a_wrong_token_hides_the_repository(client: HubClient, stored: str) -> None:
-    """Without a valid token, the client says that the repository is not found or not open to its user."""
-    for token in ("hf_wrong", ""):
-        (failure,) = client.calls(("snapshot_download", {"repo_id": stored}), environ={"HF_TOKEN": token})
+    revision = are_there.pop()
+    assert "RevisionNotFoundError" in file.classes
+    assert "RevisionNotFoundError" in revision.classes
+    assert "RepositoryNotFoundError" in absent.classes
+    for failure in (hidden, unnamed):
+        assert isinstance(failure, Failed)
         # The client wraps it, since the repository might be in its cache.
         assert {"RepositoryNotFoundError", "HfHubHTTPError", "LocalEntryNotFoundError"} & set(failure.classes), failure
+    assert [False, False, True, False, True] == are_there
 
 
+@by("1.0")
 def test_lists_of_a_repository(client: HubClient, stored: str, model: Path) -> None:
     """Files, folders, sizes, digests, branches and commits are those of the pushed folder."""
     files = contents(model)
@@ -152,7 +153,7 @@ def test_lists_of_a_repository(client: HubClient, stored: str, model: Path) -> N
     assert ["config.json", "notes"] == sorted(entry["path"] for entry in paths)
 
 
-@pytest.mark.parametrize("client", ["0.36", "newest"], indirect=True)
+@by("newest")
 def test_the_pages_of_a_large_repository(hub: Hub, client: HubClient, large: list[str]) -> None:
     """The client follows the pages of a repository of 10,000 files to their end."""
     assert large == sorted(client.call("list_repo_files", repo_id="team/large"))
@@ -162,6 +163,7 @@ def test_the_pages_of_a_large_repository(hub: Hub, client: HubClient, large: lis
     assert [path for path in large if path.startswith("042/")] == list(contents(snapshot(client, "team/large")))
 
 
+@by("1.19")
 def test_who_asks_and_what_there_is(client: HubClient, stored: str) -> None:
     """The user has a name, may read the repository, and finds it in the list of its owner."""
     user, allowed, found = client.calls(
@@ -174,7 +176,7 @@ def test_who_asks_and_what_there_is(client: HubClient, stored: str) -> None:
     assert [stored] == [one["id"] for one in found]
 
 
-@VERIFIES
+@by("newest")
 def test_a_cache_is_verified(client: HubClient, stored: str) -> None:
     """`hf cache verify` compares every file with the digests of the server, and finds a byte that was changed."""
     client.hf("download", stored)
@@ -188,43 +190,49 @@ def test_a_cache_is_verified(client: HubClient, stored: str) -> None:
     assert "model.safetensors" in done.stdout + done.stderr
 
 
-@VERIFIES
+@by("1.19")
 def test_a_folder_is_verified(client: HubClient, stored: str, tmp_path: Path) -> None:
     """`hf cache verify --local-dir` does the same for a downloaded folder."""
     client.hf("download", stored, "--local-dir", tmp_path / "here")
     assert "All checksums match" in client.hf("cache", "verify", stored, "--local-dir", tmp_path / "here")
 
 
+@by("1.0")
 def test_a_name_without_an_owner(hub: Hub, client: HubClient, model: Path) -> None:
     """The Hub has names without a slash, too."""
-    name = f"alone-{client.version}"
-    hub.push(model, name)
-    client.hf("download", name)
-    assert contents(model) == contents(snapshot(client, name))
+    hub.push(model, "alone")
+    client.hf("download", "alone")
+    assert contents(model) == contents(snapshot(client, "alone"))
 
 
+@by("0.36")
 def test_a_single_file_is_a_repository_of_one(hub: Hub, client: HubClient, model: Path, name: str) -> None:
     """A pushed file is served under its own name."""
     hub.push(model / "model.safetensors", name)
-    (path,) = client.call("list_repo_files", repo_id=name)
-    found = client.call("hf_hub_download", repo_id=name, filename=path)
+    file = name.partition("/")[2]
+    files, found = client.calls(("list_repo_files", {"repo_id": name}), ("hf_hub_download", {"repo_id": name, "filename": file}))
+    assert [file] == files
     assert (model / "model.safetensors").read_bytes() == Path(found).read_bytes()
 
 
-def test_revisions_by_every_name(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
+@by("1.19")
+def test_revisions_by_every_name(hub: Hub, client: HubClient, own: str, own_model: Path) -> None:
     """A tag, a branch, a whole commit id and a part of one name the older content after a second push."""
-    old = (model / "config.json").read_bytes()
-    commit = client.call("repo_info", repo_id=stored)["sha"]
-    hub.filestore("tag", stored, "v1")
-    (model / "config.json").write_text('{"second": true}')
-    hub.push(model, stored)
-    for revision in ("v1", "refs/tags/v1", commit, commit[:12]):
-        found = client.call("hf_hub_download", repo_id=stored, filename="config.json", revision=revision)
-        assert (revision, old) == (revision, Path(found).read_bytes())
-    found = client.call("hf_hub_download", repo_id=stored, filename="config.json")
-    assert '{"second": true}' == Path(found).read_text()
+    old = (own_model / "config.json").read_bytes()
+    commit = str(hub.ask("GET", f"/api/models/{own}").json["sha"])
+    hub.filestore("tag", own, "v1")
+    (own_model / "config.json").write_text('{"second": true}')
+    hub.push(own_model, own)
+    revisions = ("v1", "refs/tags/v1", commit, commit[:12])
+    file = {"repo_id": own, "filename": "config.json"}
+    *found, newest = client.calls(
+        *(("hf_hub_download", {**file, "revision": revision}) for revision in revisions), ("hf_hub_download", file)
+    )
+    assert dict.fromkeys(revisions, old) == {name: Path(path).read_bytes() for name, path in zip(revisions, found, strict=True)}
+    assert '{"second": true}' == Path(newest).read_text()
 
 
+@by("newest")
 def test_the_header_of_safetensors_is_read_from_afar(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
     """The client learns the number of parameters from a small part of the file."""
     metadata = client.call("get_safetensors_metadata", repo_id=stored)

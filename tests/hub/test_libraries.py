@@ -8,54 +8,57 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.hub.conftest import MODEL
+from tests.hub.conftest import MODEL, by
 from tests.support.hub_clients import Hub, HubClient, contents, steps
 
 pytestmark = pytest.mark.slow
-TRANSFORMERS = pytest.mark.parametrize("client", ["0.36", "1.19", "newest"], indirect=True)
-"""The environments with transformers: 4.57, 5.17 and 5.24."""
 
 
-@TRANSFORMERS
+@by("0.36", "1.19", "newest")
 def test_transformers_loads_a_configuration_and_a_tokenizer(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
-    """They are those of the folder. Absent files are answered as such, and a second process downloads nothing."""
+    """They are those of the folder, by transformers 4.57, 5.17 and 5.24. Absent files are answered as such."""
     local, remote = client.script("load.py", model, stored)
     assert local == remote
     absent = [one for one in hub.relay.asked if "/resolve/" in one.path and one.status == 404]
     assert {"EntryNotFound"} == {one.answered["x-error-code"] for one in absent}
     assert all("x-repo-commit" in one.answered for one in absent)
+
+
+@by("0.36")
+def test_transformers_downloads_once(hub: Hub, client: HubClient, stored: str) -> None:
+    """A second process downloads nothing."""
+    loaded = client.script("load.py", stored)
     hub.relay.asked.clear()
-    assert [local] == client.script("load.py", stored)
+    assert loaded == client.script("load.py", stored)
     assert "GET resolve" not in steps(hub.relay.asked)
 
 
-@TRANSFORMERS
-def test_transformers_pushes(hub: Hub, client: HubClient, name: str, model: Path) -> None:
+@by("1.19")
+def test_transformers_pushes(client: HubClient, name: str, model: Path) -> None:
     """`push_to_hub` of a configuration and a tokenizer makes a repository from which both can be loaded."""
     client.script("push_to_hub.py", model, name)
     local, remote = client.script("load.py", model, name)
     assert local == remote
 
 
-@pytest.mark.parametrize("client", ["newest"], indirect=True)
-def test_transformers_loads_real_weights(hub: Hub, client: HubClient, name: str) -> None:
+@by("newest")
+def test_transformers_loads_real_weights(client: HubClient, real: str) -> None:
     """The real model makes the same numbers from the repository as from its own folder."""
     if not list(client.bin.parent.glob("lib/python*/site-packages/torch")):
         pytest.skip("torch for processors was not at hand when the environment was made")
-    hub.push(MODEL, name)
-    local, remote = client.script("load.py", "--weights", MODEL, name)
+    local, remote = client.script("load.py", "--weights", MODEL, real)
     assert local == remote
 
 
-@pytest.mark.parametrize("client", ["0.36", "1.19"], indirect=True)
-def test_numpy_loads_real_weights(hub: Hub, client: HubClient, name: str) -> None:
+@by("0.36")
+def test_numpy_loads_real_weights(client: HubClient, real: str) -> None:
     """All tensors of the real model are those of its own file."""
-    hub.push(MODEL, name)
     tensors = load_file(MODEL / "model.safetensors")
     expected = {name: sha256(tensor.tobytes()).hexdigest() for name, tensor in tensors.items()}
-    assert expected == client.script("weights.py", name, "model.safetensors")
+    assert expected == client.script("weights.py", real, "model.safetensors")
 
 
+@by("0.36", "newest")
 def test_a_repository_is_a_file_system(hub: Hub, client: HubClient, stored: str, model: Path) -> None:
     """Lists, patterns, sizes and parts of files are those of the folder; a part is read by a range."""
     files = contents(model)
@@ -69,9 +72,9 @@ def test_a_repository_is_a_file_system(hub: Hub, client: HubClient, stored: str,
     assert [206] == [one.status for one in ranged]
 
 
+@by("1.0")
 def test_a_file_system_is_written(client: HubClient, name: str) -> None:
     """Files are written, copied and removed, each by a commit."""
-    client.call("create_repo", repo_id=name)
     left = client.script("write_files.py", name)
     assert "written" == left["folder/copied.txt"]
     assert "written.txt" not in left

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.conftest import by
 from tests.support.commands import Home
 from tests.support.hub_clients import VERSIONS, Hub, HubClient, contents
 from tests.support.hub_upstream import running_hub
@@ -40,6 +41,7 @@ def test_clients_of_every_version_at_once(new_home: Home, model: Path, tmp_path:
             assert files == contents(target)
 
 
+@by("1.0", "newest")
 def test_the_second_server_with_both_tokens(hub: Hub, client: HubClient, stored: str, model: Path, new_home: Home) -> None:
     """A user of another filestore server gives the tokens of both servers in one text, and without the second gets nothing."""
     with new_home.server("--upstream", hub.server.url, root=new_home.folder / "root") as second:

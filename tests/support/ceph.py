@@ -14,7 +14,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ _CONFIGURATION = """\
 [global]
 fsid = {fsid}
 mon host = v1:127.0.0.1:{monitor_port}
-# Without it, what is asked before the monitor has sent it names no cluster, and is refused.
+# So that an OSD knows the cluster before the monitor tells it.
 monmap = {folder}/monmap
 mon initial members = a
 auth cluster required = none
@@ -218,19 +218,21 @@ def _start(daemons: Daemons, folder: Path, programs: dict[str, str]) -> Gateway:
     def command(name: str, *arguments: str | Path) -> list[str | Path]:
         return [programs[name], "-c", path, *arguments]
 
+    def ask(*arguments: str) -> str:
+        # What is asked before the monitor has said which cluster it is in is refused: "wrong fsid".
+        with suppress(RuntimeError):
+            return daemons.run(*command("ceph", *arguments))
+        return ""
+
     address = f"v1:127.0.0.1:{monitor_port}"
     daemons.run(programs["monmaptool"], "--create", "--fsid", cluster, "--addv", "a", address, folder / "monmap")
     (folder / "mon").mkdir()
     daemons.run(*command("ceph-mon", "--mkfs", "-i", "a"))
-    daemons.start("ceph-mon", command("ceph-mon", "-f", "-i", "a"), answers=lambda: accepts(monitor_port))
-    daemons.run(*command("ceph", "osd", "new", disk))
+    daemons.start("ceph-mon", command("ceph-mon", "-f", "-i", "a"), answers=lambda: ask("osd", "new", disk) == "0\n")
     (folder / "osd").mkdir()
-    daemons.run(*command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk))
-    daemons.start(
-        "ceph-osd",
-        command("ceph-osd", "-f", "-i", "0"),
-        answers=lambda: "osd.0 up" in daemons.run(*command("ceph", "osd", "dump")),
-    )
+    daemons.run(*command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk, "--no-mon-config"))
+    disk_daemon = command("ceph-osd", "-f", "-i", "0", "--no-mon-config")
+    daemons.start("ceph-osd", disk_daemon, answers=lambda: "osd.0 up" in ask("osd", "dump"))
     owner = _create(path, "user", "create", "--uid=owner", "--display-name=owner", "--max-buckets=100000")
     daemons.start("radosgw", command("radosgw", "-f", "-n", "client.rgw"), answers=lambda: accepts(port))
     return Gateway(port, str(path), owner)

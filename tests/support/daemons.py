@@ -59,18 +59,15 @@ class Daemons:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def run(self, *arguments: str | Path) -> str:
-        """Run a program to its end and return what it printed. Raises RuntimeError if it fails."""
-        done = subprocess.run(
-            [*self._prefix(), *arguments],
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=START_SECONDS,
-        )
-        if done.returncode != 0:
-            message = f"{arguments[0]} failed: {(done.stdout + done.stderr).decode(errors='replace')}\n{self.ends_of_logs()}"
-            raise RuntimeError(message)
+        """Run a program to its end; return what it printed. Raises RuntimeError, with the ends of all logs, if it fails."""
+        command = [*self._prefix(), *arguments]
+        try:
+            done = subprocess.run(
+                command, cwd=self._folder, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=START_SECONDS
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            message = f"{error}: {error.output!r} {error.stderr!r}\n{self.ends_of_logs()}"
+            raise RuntimeError(message) from error
         return done.stdout.decode()
 
     def start(self, name: str, arguments: Sequence[str | Path], *, answers: Callable[[], bool]) -> subprocess.Popen[bytes]:

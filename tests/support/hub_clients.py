@@ -114,23 +114,26 @@ class HubClient:
         return json.loads(done.stdout.splitlines()[-1])
 
     def calls(self, *calls: tuple[str, Mapping[str, object]], environ: Mapping[str, str] | None = None) -> list[Any]:
-        """Call methods of `HfApi` one after another. A failure is the last result."""
+        """Call methods of `HfApi` one after another in one process. None of them may raise an exception."""
+        results = self.attempts(*calls, environ=environ)
+        assert not [one for one in results if isinstance(one, Failed)], results
+        return results
+
+    def attempts(self, *calls: tuple[str, Mapping[str, object]], environ: Mapping[str, str] | None = None) -> list[Any]:
+        """Do the same with calls that may fail. The result of such a call is a `Failed`, and the next ones follow."""
         file = self.home.folder / "calls.json"
         file.write_text(json.dumps(calls))
         results: list[Any] = self.script("calls.py", file, environ=environ)
-        if isinstance(results[-1], dict) and "raised" in results[-1]:
-            results[-1] = Failed(results[-1]["raised"], results[-1]["message"])
-        return results
+        return [Failed(one["raised"], one["message"]) if isinstance(one, dict) and "raised" in one else one for one in results]
 
     def call(self, method: str, /, **arguments: object) -> Any:
         """Return what one method of `HfApi` returns. It must not raise an exception."""
         (result,) = self.calls((method, arguments))
-        assert not isinstance(result, Failed), result
         return result
 
     def failure(self, method: str, /, **arguments: object) -> Failed:
         """Return how one method of `HfApi` fails."""
-        (result,) = self.calls((method, arguments))
+        (result,) = self.attempts((method, arguments))
         assert isinstance(result, Failed), result
         return result
 

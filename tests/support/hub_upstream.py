@@ -248,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"type": "user", "name": "somebody", "orgs": [], "auth": {"type": "access_token"}})
 
     def _repository(self, kind: str, name: str, *, for_content: bool) -> Repository:
+        known = {token for repository in self._hub.repositories.values() for token in repository.readers}
+        if self._token is not None and self._token not in known:
+            raise _Refused(401, message="Invalid credentials in Authorization header")
         found = self._hub.repositories.get(name if kind == "models" else f"{kind}/{name}")
         may_read = found is not None and self._token in found.readers
         if found is None or (found.private and not may_read):

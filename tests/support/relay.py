@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,14 +39,33 @@ class Relay(NamedTuple):
     """The requests in the order in which their answers began. A test empties it before what it counts."""
 
 
+class Spoiled(NamedTuple):
+    """What is done to one request."""
+
+    status: int = 0
+    """The status of the answer if the server is not asked."""
+    body: bytes = b""
+    kept_size: int | None = None
+    """How many bytes of the body of the server's answer are sent before the connection is cut. -1: not even a status."""
+    without: str = ""
+    """A header that the server does not get, in lower case."""
+
+
+UNSPOILED = Spoiled()
+
+
 @contextmanager
-def running_relay(url: str) -> Iterator[Relay]:
-    """Forward requests to a server until the end of the block. The header Host stays, so URLs in answers lead here again."""
+def running_relay(url: str, *, spoil: Callable[[str, str], Spoiled] = lambda _method, _target: UNSPOILED) -> Iterator[Relay]:
+    """Forward requests to a server until the end of the block. The header Host stays, so URLs in answers lead here again.
+
+    `spoil` says for the method and the target of each request what goes wrong with it.
+    """
     asked: list[Asked] = []
 
     class Handler(_Handler):
         upstream = urlsplit(url).netloc
         log = asked
+        spoiled = staticmethod(spoil)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -64,15 +83,21 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     upstream: str
     log: list[Asked]
+    spoiled: Callable[[str, str], Spoiled]
 
     def forward(self) -> None:
         """Answer a request with what the server answers."""
         body = self._body()
+        spoiled = self.spoiled(self.command, self.path)
+        if spoiled.status:
+            self.log.append(Asked(self.command, self.path, _lower(self.headers.items()), spoiled.status, {}, len(body)))
+            self._answer_instead(spoiled)
+            return
         connection = HTTPConnection(self.upstream, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in _OF_A_CONNECTION | {"content-length", "expect"}:
+                if name.lower() not in _OF_A_CONNECTION | {"content-length", "expect", spoiled.without}:
                     connection.putheader(name, value)
             if body or self.command in {"POST", "PUT"}:
                 connection.putheader("Content-Length", str(len(body)))
@@ -80,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             with connection.getresponse() as answer:
                 # Before the answer is sent: the client may end as soon as it has it.
                 self.log.append(self._asked(answer, body))
-                self._answer(answer)
+                self._answer(answer, spoiled.kept_size)
         finally:
             connection.close()
 
@@ -100,7 +125,18 @@ class _Handler(BaseHTTPRequestHandler):
         answered = _lower(answer.getheaders())
         return Asked(self.command, self.path, _lower(self.headers.items()), answer.status, answered, len(body))
 
-    def _answer(self, answer: HTTPResponse) -> None:
+    def _answer_instead(self, spoiled: Spoiled) -> None:
+        self.send_response_only(spoiled.status)
+        self.send_header("Content-Length", str(len(spoiled.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(spoiled.body)
+
+    def _answer(self, answer: HTTPResponse, kept_size: int | None) -> None:
+        if kept_size is not None:
+            self.close_connection = True
+            if kept_size < 0:
+                return
         self.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in _OF_A_CONNECTION:
@@ -110,6 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
         if is_chunked:
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        if kept_size is not None:
+            self.wfile.write(answer.read(kept_size))
+            return
         while not has_no_body and (piece := answer.read(_PIECE)):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece)
         if is_chunked:

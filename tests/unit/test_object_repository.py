@@ -28,8 +28,8 @@ class Bucket(MemoryStore):
 
     used = False
 
-    async def format_text(self) -> bytes | None:
-        return self._format
+    async def is_initialised(self) -> bool:
+        return self._format is not None
 
     async def namespaces(self) -> list[str]:
         return ["default"] if self.used else []
@@ -82,7 +82,7 @@ async def test_nothing_is_made_without_create(tmp_path: Path) -> None:
     with pytest.raises(NotARepository, match="there is nothing yet"):
         await join(bucket, tmp_path)
 
-    assert await bucket.format_text() is None
+    assert not await bucket.is_initialised()
 
 
 async def test_making_that_was_cut_off_is_finished(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_store_that_has_lost_its_format_file_is_refused(tmp_path: Path, 
 
     with pytest.raises(NotARepository, match="whose format file is not in the object store"):
         await join(empty, tmp_path, create=create)
-    assert await empty.format_text() is None
+    assert not await empty.is_initialised()
 
 
 async def test_a_later_format_is_refused(tmp_path: Path) -> None:

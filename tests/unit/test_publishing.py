@@ -5,73 +5,37 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from filestore.core.digest import Digest, chunk_digest
+from filestore.core.digest import chunk_digest
 from filestore.errors import Busy, QuotaExceeded, StorageError
-from filestore.repository.index.protocol import ChunkRow
-from filestore.repository.index.sqlite import SqliteIndex, open_index
+from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.index.protocol import ChunkRow, Index
+from filestore.repository.index.sqlite import open_index
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder
+from tests.support.publications import Frames, rows
 
 A = "a"
 
 
-def rows(*numbers: int) -> list[ChunkRow]:
-    """Return rows of different chunks."""
-    return [ChunkRow(chunk_digest(b"%d" % number), 10, 10) for number in numbers]
-
-
-class Frames:
-    """A publication that notes its calls in a list that several share. It may have a limit, and fail at a step."""
-
-    def __init__(
-        self, calls: list[str], rows: Sequence[ChunkRow], *, fails_at: str = "", limit: int | None = None, namespace: str = A
-    ) -> None:
-        self.namespace = namespace
-        self.rows = rows
-        self.is_limited = limit is not None
-        self.renamed: set[Digest] = set()
-        self._calls = calls
-        self._fails_at = fails_at
-        self._limit = limit
-
-    def prepare(self) -> None:
-        self._note("prepare")
-
-    def check(self, stored_size: int) -> None:
-        if self._limit is not None and stored_size > self._limit:
-            raise QuotaExceeded("bytes", stored_size, self._limit)
-
-    def rename(self, digests: Container[Digest]) -> None:
-        self._note("rename")
-        self.renamed |= {row.digest for row in self.rows if row.digest in digests}
-
-    def sync(self) -> None:
-        self._note("sync")
-
-    def close(self) -> None:
-        self._note("close")
-
-    def _note(self, step: str) -> None:
-        self._calls.append(step)
-        if step == self._fails_at:
-            raise StorageError("a disk", f"it fails at {step}")
-
-
-@pytest.fixture
-async def index(tmp_path: Path) -> AsyncIterator[SqliteIndex]:
+@pytest.fixture(params=["sqlite", "postgres"])
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Index]:
     """An index."""
-    opened = await open_index(tmp_path / "index.sqlite", turnstile=tmp_path)
+    opened: Index
+    if request.param == "sqlite":
+        opened = await open_index(tmp_path / "index.sqlite", turnstile=tmp_path)
+    else:
+        opened = await open_postgres_index(request.getfixturevalue("postgres_index_url"))
     yield opened
     await opened.close()
 
 
-async def publish_together(index: SqliteIndex, *publications: Frames) -> list[list[ChunkRow] | BaseException]:
+async def publish_together(index: Index, *publications: Frames) -> list[list[ChunkRow] | BaseException]:
     """Publish while another task writes, so that all wait for the same turn. Return the outcomes."""
     async with asyncio.TaskGroup() as group:
         async with index.transaction():
@@ -80,7 +44,7 @@ async def publish_together(index: SqliteIndex, *publications: Frames) -> list[li
         return list(await asyncio.gather(*waiting))
 
 
-async def outcome(index: SqliteIndex, publication: Frames) -> list[ChunkRow] | BaseException:
+async def outcome(index: Index, publication: Frames) -> list[ChunkRow] | BaseException:
     """Publish, and return the new rows or the error."""
     try:
         return await index.publish(publication)
@@ -88,13 +52,13 @@ async def outcome(index: SqliteIndex, publication: Frames) -> list[ChunkRow] | B
         return error
 
 
-async def live(index: SqliteIndex, *expected: ChunkRow) -> bool:
+async def live(index: Index, *expected: ChunkRow) -> bool:
     """Return whether exactly these rows are there."""
     found = {state.row.digest for state in await index.chunk_rows(A, limit=1000)}
     return found == {row.digest for row in expected}
 
 
-async def test_what_waits_is_synced_once_all_is_renamed(index: SqliteIndex) -> None:
+async def test_what_waits_is_synced_once_all_is_renamed(index: Index) -> None:
     """One transaction takes both. So the first sync can do the work of all."""
     calls: list[str] = []
     one, other = rows(1, 2), rows(3)
@@ -104,7 +68,7 @@ async def test_what_waits_is_synced_once_all_is_renamed(index: SqliteIndex) -> N
 
 
 @pytest.mark.parametrize("step", ["prepare", "rename", "sync"])
-async def test_a_failure_is_that_of_one_publication(index: SqliteIndex, step: str) -> None:
+async def test_a_failure_is_that_of_one_publication(index: Index, step: str) -> None:
     """The others are committed. Of the one that failed no row is there."""
     calls: list[str] = []
     one, failed, other = rows(1), rows(2), rows(3)
@@ -116,7 +80,7 @@ async def test_a_failure_is_that_of_one_publication(index: SqliteIndex, step: st
     assert await live(index, *one, *other)
 
 
-async def test_a_quota_refuses_only_what_does_not_fit(index: SqliteIndex) -> None:
+async def test_a_quota_refuses_only_what_does_not_fit(index: Index) -> None:
     """Publications count in their order. One that was refused or has failed takes nothing of the quota."""
     calls: list[str] = []
     publications = [
@@ -132,7 +96,7 @@ async def test_a_quota_refuses_only_what_does_not_fit(index: SqliteIndex) -> Non
     assert await live(index, *rows(1, 5))
 
 
-async def test_a_quota_counts_what_is_published_without_one(index: SqliteIndex) -> None:
+async def test_a_quota_counts_what_is_published_without_one(index: Index) -> None:
     """A namespace may get its quota while requests that began without one still wait."""
     calls: list[str] = []
     publications = [
@@ -148,7 +112,7 @@ async def test_a_quota_counts_what_is_published_without_one(index: SqliteIndex) 
     assert await live(index, *rows(1, 2, 3, 5))
 
 
-async def test_a_chunk_that_two_publish_is_renamed_once(index: SqliteIndex) -> None:
+async def test_a_chunk_that_two_publish_is_renamed_once(index: Index) -> None:
     """The second one finds a live row, whose frame is not changed (I1), or no row if the first one has failed."""
     calls: list[str] = []
     first, second = Frames(calls, rows(1, 2)), Frames(calls, rows(2, 3))
@@ -159,7 +123,7 @@ async def test_a_chunk_that_two_publish_is_renamed_once(index: SqliteIndex) -> N
     assert rows(4) == outcomes[1]
 
 
-async def test_a_cancelled_publication_leaves_the_others(index: SqliteIndex) -> None:
+async def test_a_cancelled_publication_leaves_the_others(index: Index) -> None:
     """It waits for no turn any more. Nothing of it is stored."""
     calls: list[str] = []
     async with asyncio.TaskGroup() as group:
@@ -221,7 +185,7 @@ async def test_a_publication_waits_for_another_process_longer_than_one_try(tmp_p
     await other.close()
 
 
-async def test_many_publications_take_several_turns(index: SqliteIndex) -> None:
+async def test_many_publications_take_several_turns(index: Index) -> None:
     """Others wait for a transaction of 64 rows at most."""
     calls: list[str] = []
     publications = [Frames(calls, rows(*range(start, start + 30))) for start in range(0, 150, 30)]

@@ -12,11 +12,11 @@ from filestore.system.turns import Turns, working_for
 
 
 async def waiters(
-    blocks: list[tuple[str, AbstractAsyncContextManager[None]]], released: asyncio.Event
+    blocks: list[tuple[str, AbstractAsyncContextManager[object]]], released: asyncio.Event
 ) -> list[asyncio.Task[None]]:
     """Tasks that enter a block each, for a namespace, and stay in it until the event."""
 
-    async def enter(block: AbstractAsyncContextManager[None]) -> None:
+    async def enter(block: AbstractAsyncContextManager[object]) -> None:
         async with block:
             await released.wait()
 

@@ -7,7 +7,7 @@ import pytest
 
 from filestore.errors import InvalidParts
 from filestore.format.chunking import Chunker
-from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
+from filestore.http.server.routes.sdk.parts import FilePart, PartsContent, unbroken
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from tests.support.chunking import manifest_of, scan
 from tests.support.generator import octets
@@ -23,18 +23,18 @@ CONTENTS = {
 }
 
 
-def parts_of(folder: Path, content: bytes, size: int) -> list[UploadPart]:
+def parts_of(folder: Path, content: bytes, size: int) -> list[FilePart]:
     """`content` in parts of `size` bytes."""
     parts = []
     for start in range(0, len(content), size):
         piece = content[start : start + size]
         path = folder / str(start)
         path.write_bytes(piece)
-        parts.append(UploadPart(start // size + 1, "tag", len(piece), path))
+        parts.append(FilePart(start // size + 1, "tag", len(piece), path))
     return parts
 
 
-def cut_in_turns(folder: Path, parts: Sequence[UploadPart], *, keeps: bool) -> PartsContent:
+def cut_in_turns(folder: Path, parts: Sequence[FilePart], *, keeps: bool) -> PartsContent:
     """All of the parts, one more at each turn, by one chunker, or by another one each time."""
     chunks, chunker = bytearray(), Chunker()
     for count in range(len(parts) + 1):
@@ -86,7 +86,7 @@ def test_the_unbroken_run_begins_with_the_first_part() -> None:
     """And ends before the first that is not there."""
 
     def numbers(*arrived: int) -> list[int]:
-        return [part.number for part in unbroken([UploadPart(number, "tag", 1, Path()) for number in arrived])]
+        return [part.number for part in unbroken([FilePart(number, "tag", 1, Path()) for number in arrived])]
 
     assert [1, 2, 3] == numbers(3, 1, 2, 5)
     assert [] == numbers(2, 3)

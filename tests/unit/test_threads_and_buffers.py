@@ -53,6 +53,22 @@ class Holder:
         await self.task
 
 
+async def test_what_a_block_gives_back_early_is_for_others() -> None:
+    """A block may keep less than it took, and its end gives back only what it kept."""
+    budget = Budget(10)
+    async with budget.take(8) as taken:
+        waiting = Holder(budget, 6)
+        await settle()
+        assert not waiting.holds
+        taken.shrink(4)
+        taken.shrink(5)
+        await settle()
+        assert (True, 10) == (waiting.holds, budget.taken)
+    assert 6 == budget.taken
+    await waiting.let_go()
+    assert 0 == budget.taken
+
+
 async def test_budget_lets_in_what_fits_and_makes_the_rest_wait() -> None:
     """I6: never more than the limit is held."""
     budget = Budget(10)

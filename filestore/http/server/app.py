@@ -43,6 +43,7 @@ from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
+from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.traffic import Traffic
@@ -142,7 +143,7 @@ def make_app(
     quotas = Quotas(index, rates)
     quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
-        folders,
+        DiskUploads(folders, quota),
         store,
         push_budget=push_budget,
         idle_seconds=limits.upload_idle_seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -16,8 +16,8 @@ from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
 from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
+from filestore.http.server.shared_loads import Key, SharedLoad, SharedLoads
 from filestore.repository.local import LocalRepository
-from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
 
@@ -33,8 +33,6 @@ UNPACKINGS_LIMIT = 8
 """Entries that are unpacked while they are sent, at the same time. Each takes about 10 MiB, also while its client is slow."""
 FOLLOWED_LIMIT = 40
 """The most links on the way to one file, as Linux follows."""
-
-_Key = tuple[str, Digest]
 
 
 class OpenedTree:
@@ -95,35 +93,26 @@ class OpenedTree:
         return None
 
 
-class _Entry:
-    """A tree in memory, or one that is being opened."""
-
-    def __init__(self, opening: asyncio.Task[OpenedTree]) -> None:
-        self.opening = opening
-        self.size = 0
-        """Bytes of memory. 0 until the tree is open."""
-        self.users = 0
-
-
 class SharedTrees:
     """The opened trees of one process. Requests for the same tree use one copy, which is opened once.
 
-    Trees that nobody uses stay until their memory is needed, the one that was used last the longest. While those in use take
-    all memory, no further one is opened.
+    While those in use take all memory, no further one is opened.
     """
 
     def __init__(self, *, wait_seconds: float, limit: int = TREES_LIMIT, limits: ZipLimits = SERVED_TREES) -> None:
         """`wait_seconds` is how long a request waits for memory."""
+        refusal = "readers of other large directories use all memory for lists of files"
+        self._loads = SharedLoads[OpenedTree]("trees", wait_seconds=wait_seconds, limit=limit, refusal=refusal)
         self._wait_seconds = wait_seconds
-        self._limit = limit
         self._limits = limits
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._openings = asyncio.Semaphore(OPENINGS_LIMIT)
         self._unpackings: Counter[str] = Counter()
         """How many entries of each namespace are unpacked now."""
-        self._waiting: set[asyncio.Future[None]] = set()
-        self.size = 0
+
+    @property
+    def size(self) -> int:
         """Bytes of memory that all trees take."""
+        return self._loads.size
 
     @asynccontextmanager
     async def reading(self, repository: LocalRepository, digest: Digest) -> AsyncIterator[OpenedTree]:
@@ -132,17 +121,10 @@ class SharedTrees:
         Raises NotFound, StorageError, DamagedChunk, InvalidArchive, LimitExceeded if it has too many members, and Busy if others
         use all memory for too long.
         """
-        entry = await self._entry_of(repository, digest)
-        entry.users += 1
-        try:
-            # Shielded, since other requests may wait for it too.
-            opened = await asyncio.shield(entry.opening)
+        key = (repository.namespace, digest)
+        async with self._loads.using(key, lambda: self._begin(repository, key)) as opened:
             await opened.learn(repository, digest)
             yield opened
-        finally:
-            entry.users -= 1
-            self._make_room()
-            self._tell_waiting()
 
     @asynccontextmanager
     async def unpacking(self, namespace: str) -> AsyncIterator[None]:
@@ -154,7 +136,7 @@ class SharedTrees:
         try:
             async with asyncio.timeout(self._wait_seconds):
                 while taken.total() >= UNPACKINGS_LIMIT or taken[namespace] >= UNPACKINGS_LIMIT // 2:
-                    await self._released()
+                    await self._loads.wait_for_release()
         except TimeoutError:
             raise Busy("the server", "it is unpacking files for others; fetch the whole directory, or push it unpacked") from None
         taken[namespace] += 1
@@ -164,40 +146,13 @@ class SharedTrees:
             taken[namespace] -= 1
             if not taken[namespace]:
                 del taken[namespace]
-            self._tell_waiting()
+            self._loads.tell_waiting()
 
-    async def _entry_of(self, repository: LocalRepository, digest: Digest) -> _Entry:
-        key = (repository.namespace, digest)
-        count(Event.CACHE_LOOKUPS, "trees", "hit" if key in self._entries else "miss")
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                while key not in self._entries and self._used_size >= self._limit:
-                    await self._released()
-        except TimeoutError:
-            raise Busy("the server", "readers of other large directories use all memory for lists of files") from None
-        if key not in self._entries:
-            entry = self._entries[key] = _Entry(asyncio.create_task(self._open(repository, digest)))
-            entry.opening.add_done_callback(lambda opening: self._opened(key, entry, opening))
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def _tell_waiting(self) -> None:
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _released(self) -> None:
-        """Wait until a request does not use its tree any more, or has unpacked its entry."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiting.discard(waiter)
-
-    @property
-    def _used_size(self) -> int:
-        return sum(entry.size for entry in self._entries.values() if entry.users)
+    async def _begin(self, repository: LocalRepository, key: Key) -> SharedLoad[OpenedTree] | None:
+        """Begin to open a tree. Return None while those in use take all memory. How much it takes is known when it is open."""
+        if self._loads.used_size >= self._loads.limit:
+            return None
+        return self._loads.add(key, self._open(repository, key[1]), measure=lambda opened: opened.size_in_memory)
 
     async def _open(self, repository: LocalRepository, digest: Digest) -> OpenedTree:
         async with self._openings, lost_as_damaged():
@@ -205,23 +160,6 @@ class SharedTrees:
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
             return OpenedTree(tree, links, files, await _card(repository, tree))
-
-    def _opened(self, key: _Key, entry: _Entry, opening: asyncio.Task[OpenedTree]) -> None:
-        if opening.cancelled() or opening.exception() is not None:
-            del self._entries[key]
-            return
-        entry.size = opening.result().size_in_memory
-        self.size += entry.size
-        self._make_room()
-
-    def _make_room(self) -> None:
-        """Forget trees that nobody uses until the others fit. The one that was used last stays, however large it is."""
-        for key, entry in list(self._entries.items())[:-1]:
-            if self.size <= self._limit:
-                return
-            if not entry.users and entry.size:
-                del self._entries[key]
-                self.size -= entry.size
 
 
 @asynccontextmanager

@@ -25,7 +25,8 @@ async def upkeep(store: ChunkStore) -> AsyncIterator[None]:
 async def _tend(store: ChunkStore) -> None:
     while True:
         try:
-            await store.remove_abandoned()
+            if not store.has_object_ids:  # there it lists all objects, and the collection of one process does it for all
+                await store.remove_abandoned()
             await store.make_reserve()
         except FilestoreError as error:
             log_failure("what ended processes left cannot be removed", error, level=logging.WARNING)

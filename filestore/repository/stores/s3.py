@@ -18,12 +18,12 @@ from typing import BinaryIO, TypeVar
 import obstore
 
 from filestore.core.digest import Buffer, Digest
-from filestore.core.object_names import ObjectName
+from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import ReadOnly, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.disk import DiskStore, open_store
 from filestore.repository.stores.disk_errors import translated
-from filestore.repository.stores.object_map import FrameObject, ObjectMap
+from filestore.repository.stores.object_map import ObjectMap
 from filestore.repository.stores.protocol import FrameProblem, FrameState, FrameUrl, Removed, SpaceClaim, Staging
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_format import initialise
@@ -38,7 +38,7 @@ from filestore.repository.stores.s3_staging import (
     staged_here,
 )
 from filestore.repository.stores.s3_sweep import Sweep
-from filestore.system.files import write_all
+from filestore.system.files import remove_if_possible, write_all
 from filestore.system.metrics import Stage, async_span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 
@@ -61,9 +61,18 @@ class S3Store:
     has_object_ids = True
 
     def __init__(
-        self, client: S3Client, objects: ObjectMap, scratch: DiskStore, *, folder: Path, read_only: bool = False
+        self,
+        client: S3Client,
+        objects: ObjectMap,
+        scratch: DiskStore,
+        *,
+        folder: Path,
+        is_temporary: bool = False,
+        read_only: bool = False,
     ) -> None:
         """Make a store. `scratch` is a store in `folder`, of which only the staging files are used.
+
+        With `is_temporary`, the folder is removed when the store is closed.
 
         With `read_only`, methods that receive frames and the format file raise ReadOnly.
         """
@@ -71,6 +80,7 @@ class S3Store:
         self._objects = objects
         self._scratch = scratch
         self._folder = folder
+        self._is_temporary = is_temporary
         self._read_only = read_only
         self._puts = Puts(client)
         self._memory = ByteLimit(MEMORY_SIZE)
@@ -297,6 +307,8 @@ class S3Store:
     async def close(self) -> None:
         """Remove the staging files of this process."""
         await self._scratch.close()
+        if self._is_temporary:
+            await in_disk_thread(remove_if_possible, self._folder)
 
     async def _read(self, namespace: str, digest: Digest, row: FrameObject | None) -> obstore.Bytes | None:
         """Return the bytes of a frame. Return None if it has no row, or if its object is not there with the right size."""
@@ -334,14 +346,20 @@ class S3Store:
 
 
 async def open_store_of(
-    client: S3Client, objects: ObjectMap, *, scratch: Path, min_free: int | None = None, read_only: bool = False
+    client: S3Client, objects: ObjectMap, *, scratch: Path | None, min_free: int | None = None, read_only: bool = False
 ) -> S3Store:
     """Open a store. `scratch` is a folder on a disk of this machine, for content that is on its way. It is made.
 
-    `min_free` is how many bytes of its disk stay free. Raises StorageError, StorageFull.
+    With None, it is a new folder among the temporary ones, which is removed when the store is closed. `min_free` is how many
+    bytes of its disk stay free. Raises StorageError, StorageFull.
     """
-    folder = Path(os.path.abspath(scratch))  # noqa: PTH100  # without a look at the disk
-    return S3Store(client, objects, await open_store(folder, min_free=min_free), folder=folder, read_only=read_only)
+    is_temporary = scratch is None
+    if scratch is None:
+        with translated(tempfile.gettempdir()):
+            scratch = Path(await in_disk_thread(tempfile.mkdtemp, prefix="filestore-"))
+    folder = Path(os.path.abspath(scratch))  # noqa: ASYNC240, PTH100  # this does not look at the disk
+    opened = await open_store(folder, min_free=min_free)
+    return S3Store(client, objects, opened, folder=folder, is_temporary=is_temporary, read_only=read_only)
 
 
 def _close(files: Iterable[BinaryIO | None]) -> None:

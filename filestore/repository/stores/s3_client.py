@@ -298,7 +298,9 @@ class _Listing:
         if self._pages is None:
             self._pages = obstore.list(engine, self._prefix, offset=self._after, chunk_size=_PAGE_LENGTH)
         try:
-            page = await anext(self._pages, ())
+            page = await anext(self._pages)
+        except StopAsyncIteration:
+            return []
         except BaseException:
             self._pages = None
             raise

@@ -30,12 +30,13 @@ def new_s3_client(location: S3Location, *, credentials_file: Path | None = None,
 
 
 async def open_s3_store(
-    client: S3Client, objects: ObjectMap, *, scratch: Path, min_free: int | None = None, read_only: bool = False
+    client: S3Client, objects: ObjectMap, *, scratch: Path | None, min_free: int | None = None, read_only: bool = False
 ) -> S3Store:
     """Open the store at the location of `client`, whose objects the index `objects` names.
 
-    `scratch` is a folder on a disk of this machine, for content that is on its way. It is made. `min_free` is how many bytes of
-    its disk stay free. With `read_only`, nothing is put. Raises StorageError, StorageFull.
+    `scratch` is a folder on a disk of this machine, for content that is on its way. It is made. With None it is a new folder
+    among the temporary ones, which is removed when the store is closed. `min_free` is how many bytes of its disk stay free. With
+    `read_only`, nothing is put. Raises StorageError, StorageFull.
     """
     from filestore.repository.stores.s3 import open_store_of  # noqa: PLC0415  # an extra, which the client needs too
 

@@ -29,7 +29,10 @@ class Sweep:
     It holds one page of names for each of 16 listings.
     """
 
-    def __init__(self, client: S3Client, objects: ObjectMap, *, dry_run: bool) -> None:
+    def __init__(
+        self, client: S3Client, objects: ObjectMap, *, dry_run: bool, abandoned_seconds: float = ABANDONED_SECONDS
+    ) -> None:
+        self._abandoned_seconds = abandoned_seconds
         self._client = client
         self._objects = objects
         self._dry_run = dry_run
@@ -39,7 +42,7 @@ class Sweep:
 
     async def run(self) -> Removed:
         """Remove what is abandoned, and return how much it was. Raises StorageError, Busy."""
-        self._before = await self._client.clock() - timedelta(seconds=ABANDONED_SECONDS)
+        self._before = await self._client.clock() - timedelta(seconds=self._abandoned_seconds)
         for top, unnamed in ((FRAMES, self._objects.unnamed_frames), (MANIFESTS, self._objects.unnamed_manifests)):
             for namespace in await self._client.folders(top):
                 await self._sweep(f"{top}/{namespace}", namespace, unnamed)

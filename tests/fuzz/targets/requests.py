@@ -28,7 +28,7 @@ from filestore.http.server.origin import HOST_LIMIT, Origin, TrustedProxies
 from filestore.http.server.request_head import FIELD_LIMIT, HEAD_LIMIT, HeadReader, HeadRefused, UnfinishedHeads
 from filestore.http.server.routes.sdk import multipart
 from filestore.http.server.routes.sdk.multipart import json_body
-from filestore.http.server.routes.sdk.uploads import PART_LIMIT
+from filestore.http.server.routes.sdk.upload_store import PART_LIMIT
 from filestore.http.server.validators import attachment
 from tests.fuzz.target import PlantedFault, Target, pieces_of, run, text_of
 

@@ -1,4 +1,4 @@
-"""Write, copy and remove files of a repository as a file system, and print what is left. Usage: write_files.py NAME."""
+"""Write, copy and remove files of a new repository as a file system, and print what is left. Usage: write_files.py NAME."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ import huggingface_hub
 
 if __name__ == "__main__":
     name = sys.argv[1]
+    huggingface_hub.create_repo(name)
     files = huggingface_hub.HfFileSystem()
     with files.open(f"{name}/written.txt", "w") as opened:
         opened.write("written")

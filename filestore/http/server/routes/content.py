@@ -38,6 +38,10 @@ LOAD_COUNT = 256
 """Chunks that are read and decoded together, if they are tiny."""
 LOADS_AHEAD = 2
 """The number of loads that are in progress while another one is sent."""
+AHEAD_PART = 4
+"""Loads are made ahead while less than one part of so many of the budget is in use. One reader is faster by them. Many readers
+keep the cores busy anyway, and each would hold three loads in the place of one.
+"""
 OBJECTS_SIZE = 512
 """Bytes of the objects of one chunk that is loaded, apart from its content."""
 
@@ -196,6 +200,8 @@ class _Content:
 
     async def _load_ahead(self) -> None:
         while len(self._loading) <= LOADS_AHEAD and self._ahead < self._stop:
+            if self._loading and self._budget.taken > self._budget.limit // AHEAD_PART:
+                return
             load = self._next_load(await self.begin())
             self._ahead += len(load.wanted)
             self._loading.append(asyncio.create_task(self._read(load)))
@@ -210,8 +216,9 @@ class _Content:
 
     async def _read(self, load: _Load) -> _LoadedParts:
         space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
+        objects_size = OBJECTS_SIZE * len(load.chunks)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._budget.take(2 * space + OBJECTS_SIZE * len(load.chunks)))
+            taken = await stack.enter_async_context(self._budget.take(2 * space + objects_size))
             digests = [chunk.digest for chunk in load.chunks]
             frames = await self._repository.get(digests, _memory(space))
             try:
@@ -221,6 +228,9 @@ class _Content:
                 with suppress(FilestoreError):
                     await self._repository.verify_chunks(digests)
                 raise
+            if len({id(part.obj) for part in parts}) == 1:
+                # Only one of the two memories is needed any more.
+                taken.shrink(space + objects_size)
             return _LoadedParts(parts, stack.pop_all())
 
 

@@ -16,9 +16,9 @@ from filestore.repository.index.postgres.tasks import KEPT_DIGESTS, KEPT_REMOVAL
 from filestore.repository.index.protocol import REFRESH_MICROSECONDS, Base, ChunkRow, ChunkState
 
 _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen"
-_FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # noqa: S608  # constants
+_FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
-_PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # noqa: S608  # the same
+_PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
 _SIZES = "SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _CONDEMNED = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND going"
 _KNOWN = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
@@ -71,7 +71,7 @@ _OF_TABLE = (
     " SELECT (SELECT min(namespace) FROM {1} WHERE namespace > {0}.namespace) FROM {0} WHERE namespace IS NOT NULL)"
 )
 _NAMESPACES = (
-    f"WITH RECURSIVE {_OF_TABLE.format('of_chunks', 'chunks')}, {_OF_TABLE.format('of_records', 'records')}"  # noqa: S608
+    f"WITH RECURSIVE {_OF_TABLE.format('of_chunks', 'chunks')}, {_OF_TABLE.format('of_records', 'records')}"
     " SELECT namespace FROM of_chunks WHERE namespace IS NOT NULL UNION"
     " SELECT namespace FROM of_records WHERE namespace IS NOT NULL UNION"
     " SELECT namespace FROM access_tokens UNION SELECT namespace FROM quotas WHERE namespace != '' UNION"

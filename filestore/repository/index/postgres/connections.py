@@ -32,6 +32,8 @@ _SETTINGS = {
     "tcp_keepalives_count": "3",
     "idle_in_transaction_session_timeout": "300000",
 }
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""After these, a connection is in a state that nobody knows. After an error of the server it is not."""
 
 
 class Connections:
@@ -74,6 +76,12 @@ class Connections:
         self._used.add(connection)
         try:
             yield connection
+        except BaseException as error:
+            if isinstance(error.__cause__, _BROKEN):
+                # asyncpg may not know yet that nobody answers any more.
+                with suppress(asyncpg.InterfaceError):
+                    connection.terminate()
+            raise
         finally:
             self._used.discard(connection)
             await shield_until_done(self._give_back(connection))

@@ -12,6 +12,7 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection as SyncConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -27,6 +28,9 @@ async def migrate(url: str) -> None:
         async with engine.begin() as connection:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION})")
             await connection.run_sync(_upgrade)
+    except DBAPIError as error:
+        # What asyncpg has raised is behind two errors that stand for it.
+        raise getattr(error.orig, "__cause__", None) or error from None
     finally:
         await engine.dispose()
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 BUSY_SECONDS = 60.0
 CONNECTIONS = 10
 """The most connections of one process, besides those of long reads and of locks."""
+_PACKAGES = frozenset({"alembic", "asyncpg", "sqlalchemy"})
 
 
 async def open_postgres_index(
@@ -30,15 +31,16 @@ async def open_postgres_index(
     Tables are made if there are none and `makes_tables` is set; those of an older version are migrated. With `read_only`, neither
     is done, and reads write nothing. `busy_seconds` is how long a write waits for other writers.
 
-    Raises InvalidUrl, MissingPackage, NotARepository if there are no tables, UnknownFormat if a newer version or another program has
-    made them, StorageError, Busy. No message has the password of the URL.
+    Raises InvalidUrl, MissingPackage, NotARepository if there are no tables, UnknownFormat if a newer version or another
+    program has made them, StorageError, Busy. No message has the password of the URL.
     """
     try:
         from filestore.repository.index.postgres.index import open_index  # noqa: PLC0415  # the package may be missing
+
+        return await open_index(
+            url, makes_tables=makes_tables, read_only=read_only, busy_seconds=busy_seconds, now=now, connections=connections
+        )
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in {"asyncpg", "alembic", "sqlalchemy"}:
+        if error.name is None or error.name.partition(".")[0] not in _PACKAGES:
             raise
-        raise MissingPackage(error.name, "an index in PostgreSQL", "postgres") from None
-    return await open_index(
-        url, makes_tables=makes_tables, read_only=read_only, busy_seconds=busy_seconds, now=now, connections=connections
-    )
+        raise MissingPackage(error.name.partition(".")[0], "an index in PostgreSQL", "postgres") from None

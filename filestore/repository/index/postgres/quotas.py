@@ -8,11 +8,11 @@ from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.protocol import QuotaRow
 
 _COLUMNS = ", ".join(Quota._fields)
-_SELECT = f"SELECT namespace, token, {_COLUMNS} FROM quotas ORDER BY namespace, token"  # noqa: S608  # constants
+_SELECT = f"SELECT namespace, token, {_COLUMNS} FROM quotas ORDER BY namespace, token"  # constants
 _VALUES = ", ".join(f"${number}" for number in range(3, 3 + len(Quota._fields)))
 _NEW = ", ".join(f"{field} = excluded.{field}" for field in Quota._fields)
 _REPLACE = (
-    f"INSERT INTO quotas (namespace, token, {_COLUMNS}) VALUES ($1, $2, {_VALUES})"  # noqa: S608  # constants
+    f"INSERT INTO quotas (namespace, token, {_COLUMNS}) VALUES ($1, $2, {_VALUES})"  # constants
     f" ON CONFLICT (namespace, token) DO UPDATE SET {_NEW}"
 )
 

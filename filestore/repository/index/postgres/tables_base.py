@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from filestore.repository.index.postgres.revisions import REVISION_CHECK_STATE
 
-
 TABLES = (
     # `going` says that the row is condemned. `frame_digest` is BLAKE3 of the frame, or NULL where nobody has computed it yet.
     # There is room in each page, so that a new time of a row needs no new entry of the primary key.

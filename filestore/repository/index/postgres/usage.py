@@ -10,7 +10,7 @@ from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.protocol import NamespaceUsage
 
 _COLUMNS = "namespace, record_count, name_count, size, manifests_size, chunk_count, stored_size"
-_SELECT = f"SELECT {_COLUMNS} FROM usage"  # noqa: S608  # constants
+_SELECT = f"SELECT {_COLUMNS} FROM usage"  # constants
 _COUNTED = """SELECT namespace, sum(record_count)::bigint, sum(name_count)::bigint, sum(size)::bigint,
     sum(manifests_size)::bigint, sum(chunk_count)::bigint, sum(stored_size)::bigint FROM (
     SELECT namespace, count(*) AS record_count, count(DISTINCT name) AS name_count, sum(size) AS size,

@@ -131,11 +131,12 @@ class _Committer:
 
         A client that got no answer sends the request again. `commit` of the repository compares the trees.
         """
+        parent = self._header.parent or ""
         made, asked = (head.message, head.author, head.branch), (self._header.message, self._context.author, self._branch)
-        if made == asked and head.parent is not None and head.parent.startswith(self._header.parent or ""):
+        if made == asked and head.parent is not None and head.parent.startswith(parent):
             with suppress(NotFound):  # removed meanwhile
                 return await self._repository.find_commit(self._hub.name, head.parent)
-        raise HeadMoved(self._hub.name, self._branch, self._header.parent, head.id)
+        raise HeadMoved(self._hub.name, self._branch, parent, head.id)
 
     async def _commit_on(self, head: Commit) -> Commit:
         inlined = sum(each.size for each in self._operations if isinstance(each, lines_.PutFile))

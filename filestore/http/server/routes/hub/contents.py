@@ -12,10 +12,9 @@ from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.errors import InvalidManifest, NotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.lfs_objects import LfsObjects
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.repository.local import LocalRepository
-from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.system.threads import in_cpu_thread
 
 
 class StoredContent(NamedTuple):
@@ -36,7 +35,7 @@ class Contents:
 
     def __init__(self, context: RequestContext, repository: LocalRepository) -> None:
         self._repository = repository
-        self._objects = LfsObjects(context.request.app[ASSEMBLY].folders, repository.namespace)
+        self._uploads = context.request.app[ASSEMBLY].uploads
         self._latest: Manifest | None = None
         """The manifest that was read last. Neighbours often lie in one tree."""
         self._ends = array("Q")
@@ -63,11 +62,11 @@ class Contents:
         if chunks is None or not await self._are_live(chunks):
             return None
         # The checksum saves a commit to read the content.
-        known = await in_disk_thread(self._objects.find, sha256)
+        known = await self._uploads.find_object(self._repository.namespace, sha256)
         return StoredContent(row.sha256, row.blob_id, row.size, row.digest, chunks, None if known is None else known.crc)
 
     async def _arrived(self, sha256: bytes) -> StoredContent | None:
-        known = await in_disk_thread(self._objects.find_with_manifest, sha256)
+        known = await self._uploads.find_object_with_manifest(self._repository.namespace, sha256)
         if known is None or not await self._are_live(known[1].chunks):
             return None
         found, manifest = known

@@ -27,6 +27,8 @@ _CODES = {
     "revision-not-found": "RevisionNotFound",
     "entry-not-found": "EntryNotFound",
     "upstream-gated": "GatedRepo",
+    # As the Hub answers for what it shows to nobody without a token, whether it exists or not.
+    "upstream-unauthorized": "RepoNotFound",
 }
 _COMMIT = "filestore.hub-commit"
 
@@ -57,13 +59,13 @@ def _translate(request: web.Request, answer: ProblemAnswer) -> None:
     document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
     message = str(document.get("detail", answer.reason))
     answer.body = json.dumps(document | {"error": message}).encode()
-    if answer.status == 401:
+    if answer.slug in _CODES:
+        answer.headers[CODE_HEADER] = _CODES[answer.slug]
+    elif answer.status == 401:
         if gives_token(request.headers.get("Authorization")):
             message = WRONG_TOKEN
         elif "repository" in request.match_info:
             answer.headers[CODE_HEADER] = "RepoNotFound"
-    elif answer.slug in _CODES:
-        answer.headers[CODE_HEADER] = _CODES[answer.slug]
     commit_id: str | None = request.get(_COMMIT)
     if commit_id is not None:
         answer.headers[COMMIT_HEADER] = commit_id

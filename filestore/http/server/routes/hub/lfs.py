@@ -20,7 +20,7 @@ from aiohttp import web
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidInput, InvalidParts, LimitExceeded, NotFound, ObjectMismatch, UploadNotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.lfs_objects import ContentSums, LfsObjects
+from filestore.http.server.lfs_objects import ContentSums
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.hub.contents import Contents
 from filestore.http.server.routes.hub.names import repository_in
@@ -28,7 +28,8 @@ from filestore.http.server.routes.hub.part_sums import PART_SUMS
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.multipart import LIST_LIMIT, each_piece, json_body, listed_parts, put_part
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Upload, new_id
+from filestore.http.server.routes.sdk.upload_store import ServedUpload
+from filestore.http.server.routes.sdk.uploads import new_id
 from filestore.repository.local import LocalRepository
 from filestore.system.files import BLOCK_SIZE, write_all
 from filestore.system.threads import in_cpu_thread, in_disk_thread
@@ -217,11 +218,11 @@ def _actions(context: RequestContext, repository: LocalRepository, wanted: _Want
 
 
 async def _complete(
-    context: RequestContext, repository: LocalRepository, upload: Upload, wanted: _Wanted, listed: dict[int, str]
+    context: RequestContext, repository: LocalRepository, upload: ServedUpload, wanted: _Wanted, listed: dict[int, str]
 ) -> None:
     assembly = context.request.app[ASSEMBLY]
     async with assembly.waited_for(upload):
-        if await in_disk_thread(upload.finished) is not None:
+        if await upload.finished() is not None:
             raise UploadNotFound(upload.id)
         parts = await assembly.chosen_parts(upload, listed)
         size = sum(part.size for part in parts)
@@ -234,7 +235,7 @@ async def _complete(
         await _keep(context, repository, manifest, sums)
         # It has no record, so a request of the SDK to finish it finds nothing.
         tags = [listed[number] for number in sorted(listed)]
-        await in_disk_thread(upload.save_finished, FinishedUpload.of(tags, upload.file_id))
+        await upload.save_first(FinishedUpload.of(tags, upload.file_id))
     assembly.retire(upload)
 
 
@@ -243,9 +244,10 @@ async def _keep(context: RequestContext, repository: LocalRepository, manifest: 
     if context.chunks_limit is not None and len(manifest.chunks) > context.chunks_limit:
         raise LimitExceeded("the number of the file's chunks", len(manifest.chunks), context.chunks_limit, "chunks_limit")
     found = sums.checked_object(manifest.digest)
-    folders = context.request.app[ASSEMBLY].folders
-    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE, place=folders.parent):
-        await in_disk_thread(LfsObjects(folders, repository.namespace).keep, found, manifest.encoded)
+    uploads = context.request.app[ASSEMBLY].uploads
+    place = None if uploads.place is None else uploads.place.parent
+    async with repository.space_for(len(manifest.encoded) + BLOCK_SIZE, place=place):
+        await uploads.keep_object(repository.namespace, found, manifest.encoded)
     context.noted.facts |= {"oid": found.sha256.hex(), "size": found.size}
 
 

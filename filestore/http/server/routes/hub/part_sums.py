@@ -7,18 +7,16 @@ goes on with the others as they arrive. What it has computed is lost with the pr
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from aiohttp import web
 
-from filestore.errors import InvalidParts, ObjectMismatch, SourceError, UploadNotFound
+from filestore.errors import InvalidParts, ObjectMismatch, UploadNotFound
 from filestore.http.server.lfs_objects import ContentSums
 from filestore.http.server.routes.sdk.parts import UploadPart, unbroken
-from filestore.http.server.routes.sdk.uploads import Upload
-from filestore.system.files import read_at
-from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.http.server.routes.sdk.upload_store import ServedUpload
+from filestore.system.threads import in_cpu_thread
 
 KEPT_LIMIT = 256
 """Objects whose digests are being computed. Each takes 2 KiB. If one is dropped, its completion computes them."""
@@ -44,7 +42,7 @@ class PartSums:
     def __init__(self) -> None:
         self._progress: OrderedDict[str, _Progress] = OrderedDict()
 
-    async def advance(self, upload: Upload, sha256: bytes, size: int, number: int) -> None:
+    async def advance(self, upload: ServedUpload, sha256: bytes, size: int, number: int) -> None:
         """Read the parts that arrived, after the one with this number did. `sha256` and `size` are those of the object."""
         progress = self._progress.get(upload.id)
         if progress is None:
@@ -53,7 +51,7 @@ class PartSums:
             progress = self._add(upload.id, ContentSums(sha256, size))
         try:
             async with progress.lock:
-                while more := unbroken(await in_disk_thread(upload.parts))[len(progress.tags) :]:
+                while more := unbroken(await upload.parts())[len(progress.tags) :]:
                     await _read(progress, more)
         except BaseException as error:
             progress.is_broken = True
@@ -62,7 +60,7 @@ class PartSums:
             if not isinstance(error, (UploadNotFound, InvalidParts, ObjectMismatch)):
                 raise
 
-    async def sums(self, upload: Upload, parts: Sequence[UploadPart], sha256: bytes, size: int) -> ContentSums:
+    async def sums(self, upload: ServedUpload, parts: Sequence[UploadPart], sha256: bytes, size: int) -> ContentSums:
         """Return the digests of all parts. Raises InvalidParts, ObjectMismatch."""
         progress = self._progress.pop(upload.id, None) or _Progress(ContentSums(sha256, size))
         async with progress.lock:
@@ -93,20 +91,10 @@ async def _read(progress: _Progress, parts: Sequence[UploadPart]) -> None:
 def _add_slice(sums: ContentSums, part: UploadPart, offset: int) -> int:
     """Read a part from `offset` on, and return where the next slice begins."""
     memory = memoryview(bytearray(_PIECE_SIZE))
-    try:
-        descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidParts(f"part {part.number} was removed while the object was put together") from error
-    try:
-        end = min(offset + _SLICE_SIZE, part.size)
-        while offset < end:
-            count = read_at(descriptor, memory[: end - offset], offset)
-            if not count:
-                raise InvalidParts(f"part {part.number} is shorter than it was")
-            sums.add(memory[:count])
-            offset += count
-    except (OSError, SourceError) as error:
-        raise InvalidParts(f"part {part.number} cannot be read any more") from error
-    finally:
-        os.close(descriptor)
+    end = min(offset + _SLICE_SIZE, part.size)
+    while offset < end:
+        piece = memory[: end - offset]
+        part.read_into(piece, offset)
+        sums.add(piece)
+        offset += len(piece)
     return offset

@@ -6,9 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import NamedTuple
 
 from aiohttp import web
@@ -28,15 +26,12 @@ from filestore.errors import (
     UploadNotFound,
 )
 from filestore.format.chunking import Chunker
-from filestore.http.server.context import make_spool_folder
 from filestore.http.server.errors import log_failure
-from filestore.http.server.lfs_objects import expire_objects
 from filestore.http.server.pushes import push_memory
-from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Upload
-from filestore.http.server.upload_quota import UPLOAD_SIZE, UploadQuota
+from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ServedUpload, UploadStore
+from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
@@ -78,7 +73,7 @@ class Assembly:
 
     def __init__(
         self,
-        folders: Path,
+        uploads: UploadStore,
         store: ChunkStore,
         *,
         push_budget: Budget,
@@ -88,7 +83,7 @@ class Assembly:
         revoked_namespaces: Callable[[], Awaitable[frozenset[str]]],
     ) -> None:
         """`revoked_namespaces` returns those that have lost their last token."""
-        self._folders = folders
+        self.uploads = uploads
         self._store = store
         self.quota = quota
         self._revoked_namespaces = revoked_namespaces
@@ -114,34 +109,26 @@ class Assembly:
                 for task in self._tasks:
                     task.cancel()
 
-    async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None = None) -> Upload:
-        """Begin an upload, as `uploads.begin` does.
+    async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None = None) -> ServedUpload:
+        """Begin an upload, as `UploadStore.begin` does.
 
         Raises UploadNotFound, OutsidePrefix, TooManyUploads, MinFreeReached, StorageFull, StorageError.
         """
-        repository.check_name(name or uploads.FILE_ID_START)
-        await in_disk_thread(make_spool_folder, self._folders.parent)
-        async with repository.space_for(UPLOAD_SIZE, place=self._folders.parent):
-            begin = partial(uploads.begin, self._folders, name=name, namespace=repository.namespace, quota=self.quota)
-            return await in_disk_thread(begin, upload_id=upload_id, count_limit=repository.quota.uploads)
+        repository.check_name(name or FILE_ID_START)
+        return await self.uploads.begin(repository, name=name, upload_id=upload_id)
 
-    async def find(self, upload_id: str, repository: LocalRepository) -> Upload:
+    async def find(self, upload_id: str, repository: LocalRepository) -> ServedUpload:
         """Return an upload that is in progress, or was finished a short time ago. Raises UploadNotFound."""
-        upload = await in_disk_thread(uploads.find, self._folders, upload_id, namespace=repository.namespace)
+        upload = await self.uploads.find(upload_id, namespace=repository.namespace)
         if not repository.sees(upload.name):
             raise UploadNotFound(upload_id)
         return upload
 
-    @property
-    def folders(self) -> Path:
-        """The folder of all uploads of the repository."""
-        return self._folders
-
-    def cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
+    def cut_ahead(self, upload: ServedUpload, repository: LocalRepository) -> None:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""
         self.start(self._cut_ahead(upload, repository))
 
-    async def finish(self, upload: Upload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
+    async def finish(self, upload: ServedUpload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
         """Record the file that the listed parts make up. `listed` has tags by part numbers.
 
         A second call with the same parts returns the same record. Raises InvalidParts, UploadNotFound, Busy, and
@@ -149,11 +136,11 @@ class Assembly:
         """
         tags = [listed[number] for number in sorted(listed)]
         async with self.waited_for(upload):
-            finished = await in_disk_thread(upload.finished)
+            finished = await upload.finished()
             if finished is None:
-                parts = _chosen(await in_disk_thread(upload.parts), listed)
+                parts = _chosen(await upload.parts(), listed)
                 record = await self._record(upload, repository, parts)
-                await in_disk_thread(upload.save_finished, FinishedUpload.of(tags, record.id))
+                await upload.save_first(FinishedUpload.of(tags, record.id))
                 self._kept.pop(upload.id, None)
         if finished is None:
             self.retire(upload)
@@ -162,14 +149,14 @@ class Assembly:
             raise InvalidParts("it was already finished with other parts")
         return await repository.record(Reference(id=finished.record_id))
 
-    async def chosen_parts(self, upload: Upload, listed: Mapping[int, str]) -> list[UploadPart]:
+    async def chosen_parts(self, upload: ServedUpload, listed: Mapping[int, str]) -> list[UploadPart]:
         """Return the listed parts in order. `listed` has tags by part numbers. The caller holds the lock of the upload.
 
         Raises InvalidParts unless they are all parts that arrived and none is missing; UploadNotFound.
         """
-        return _chosen(await in_disk_thread(upload.parts), listed)
+        return _chosen(await upload.parts(), listed)
 
-    async def send_parts(self, upload: Upload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Manifest:
+    async def send_parts(self, upload: ServedUpload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Manifest:
         """Store the chunks of the file that `parts` make up, and return its manifest. Nothing is recorded.
 
         The caller holds the lock of the upload. Raises InvalidParts, UploadNotFound.
@@ -179,17 +166,17 @@ class Assembly:
         manifest = await in_cpu_thread(content.manifest)
         if manifest.size != content.size or await repository.missing([chunk.digest for chunk in manifest.chunks]):
             # As in `_record`.
-            content = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
+            content = PartsContent(upload.path, parts, bytearray(), Chunker(), is_whole=True)
             await self._send(repository, content)
             manifest = await in_cpu_thread(content.manifest)
         self._kept.pop(upload.id, None)
         return manifest
 
-    async def discard(self, upload: Upload) -> None:
+    async def discard(self, upload: ServedUpload) -> None:
         """Remove an upload that can never be finished. The caller does not hold its lock. Raises OSError, StorageError."""
-        await in_disk_thread(uploads.discard, upload)
+        await self.uploads.discard(upload)
 
-    def retire(self, upload: Upload) -> None:
+    def retire(self, upload: ServedUpload) -> None:
         """Remove the folder of a finished upload in the background: a disk may need a long time to free gigabytes."""
         self.start(self._retire(upload))
 
@@ -218,61 +205,60 @@ class Assembly:
             try:
                 revoked = await self._revoked_namespaces()
                 if revoked:
-                    await in_disk_thread(uploads.remove_all, self._folders, revoked)
+                    await self.uploads.remove_all(revoked)
             except (OSError, FilestoreError) as error:
                 log_failure("uploads of removed tokens cannot be removed", error, level=logging.WARNING)
             await asyncio.sleep(REVOKED_SECONDS)
 
     async def _expire(self) -> None:
-        await in_disk_thread(uploads.expire, self._folders, idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds)
+        await self.uploads.expire(idle_seconds=self.idle_seconds, limit_seconds=self._limit_seconds)
         await in_disk_thread(self.quota.remove_ended_forms)
-        await in_disk_thread(expire_objects, self._folders, idle_seconds=self.idle_seconds)
 
-    async def _cut_ahead(self, upload: Upload, repository: LocalRepository) -> None:
+    async def _cut_ahead(self, upload: ServedUpload, repository: LocalRepository) -> None:
         try:
             # Look again after the lock is released: a part that arrived meanwhile found the lock taken.
-            while contiguous := await in_disk_thread(_uncut_parts, upload):
-                async with _locked(upload) as is_held:
+            while contiguous := await _uncut_parts(upload):
+                async with upload.locked(limit_seconds=0) as is_held:
                     if not is_held:
                         return
                     content = await self._resumed(upload, contiguous, is_whole=False)
                     await self._send(repository, content)
-                    async with repository.space_for(len(content.chunks), place=self._folders):
+                    async with repository.space_for(len(content.chunks), place=self.uploads.place):
                         await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
             logger.info("upload %s changed while it was cut: %s", upload.id, error)
         except Exception as error:  # noqa: BLE001  # finishing does it again, and answers with the error
             log_failure(f"upload {upload.id} is not cut ahead", error, level=logging.WARNING)
 
-    async def _retire(self, upload: Upload) -> None:
+    async def _retire(self, upload: ServedUpload) -> None:
         # If this fails, the next search for abandoned uploads does it.
         with suppress(UploadNotFound, OSError, StorageError, Busy):
-            async with _locked(upload, limit_seconds=FINISH_SECONDS) as is_held:
+            async with upload.locked(limit_seconds=FINISH_SECONDS) as is_held:
                 if is_held:
-                    await in_disk_thread(upload.retire)
+                    await upload.retire()
 
-    async def _record(self, upload: Upload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Record:
+    async def _record(self, upload: ServedUpload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Record:
         content = await self._resumed(upload, parts, is_whole=True)
         try:
             return await self._push(upload, repository, content)
         except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged) as error:
             # The saved cut may be damaged, or its chunks may be gone. The parts themselves are what counts.
             log_failure(f"upload {upload.id} is cut once more, from its start", error)
-            whole = PartsContent(upload.folder, parts, bytearray(), Chunker(), is_whole=True)
+            whole = PartsContent(upload.path, parts, bytearray(), Chunker(), is_whole=True)
             return await self._push(upload, repository, whole)
 
     async def _send(self, repository: LocalRepository, content: PartsContent) -> None:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
             await send(repository, content)
 
-    async def _push(self, upload: Upload, repository: LocalRepository, content: PartsContent) -> Record:
+    async def _push(self, upload: ServedUpload, repository: LocalRepository, content: PartsContent) -> Record:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
             return await send_and_commit(repository, content, name=upload.name)
 
-    async def _resumed(self, upload: Upload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:
+    async def _resumed(self, upload: ServedUpload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:
         """Return the content of `parts`, continued after the chunks that any process has cut of it."""
         tags = [part.tag for part in parts]
-        cut = await in_disk_thread(upload.cut)
+        cut = await upload.cut()
         chunks = cut.chunks if cut.tags == tags[: len(cut.tags)] else bytearray()
         kept = self._kept.pop(upload.id, None)
         chunker = Chunker()
@@ -280,49 +266,41 @@ class Assembly:
         # are needed again.
         if kept is not None and kept.tags == tags[: len(kept.tags)] and kept.chunks_size <= len(chunks):
             chunker = kept.chunker
-        return await in_cpu_thread(PartsContent, upload.folder, parts, chunks, chunker, is_whole=is_whole)
+        return await in_cpu_thread(PartsContent, upload.path, parts, chunks, chunker, is_whole=is_whole)
 
-    async def _save(self, upload: Upload, parts: Sequence[UploadPart], content: PartsContent) -> None:
+    async def _save(self, upload: ServedUpload, parts: Sequence[UploadPart], content: PartsContent) -> None:
         tags = [part.tag for part in parts]
-        await in_disk_thread(upload.save_cut, tags, content.chunks)
+        await upload.save_cut(tags, content.chunks)
         if not content.chunker.needs_no_more:
             self._kept[upload.id] = _SavedChunker(tags, len(content.chunks), content.chunker)
             if len(self._kept) > CHUNKERS_KEPT:
                 self._kept.popitem(last=False)
 
     @asynccontextmanager
-    async def waited_for(self, upload: Upload) -> AsyncIterator[None]:
+    async def waited_for(self, upload: ServedUpload) -> AsyncIterator[None]:
         """Hold the lock for cutting and finishing during the block. Raises Busy, UploadNotFound.
 
         A finished upload may have no lock any more. It does not change, so the block runs without one.
         """
-        try:
-            lock = await in_disk_thread(upload.lock)
-        except UploadNotFound:
-            if await in_disk_thread(upload.finished) is None:
-                raise
-            yield
-            return
-        with lock:
-            if not await lock.acquire_soon(limit_seconds=FINISH_SECONDS):
+        async with AsyncExitStack() as stack:
+            try:
+                is_held = await stack.enter_async_context(upload.locked(limit_seconds=FINISH_SECONDS))
+            except UploadNotFound:
+                if await upload.finished() is None:
+                    raise
+                is_held = True
+            if not is_held:
                 raise Busy(f"the upload {upload.id}", "a process of the server is storing what arrived of it")
             yield
-
-
-@asynccontextmanager
-async def _locked(upload: Upload, *, limit_seconds: float = 0) -> AsyncIterator[bool]:
-    """Try to hold the lock for cutting and finishing during the block. Yields False if another task or process has it."""
-    with await in_disk_thread(upload.lock) as lock:
-        yield await lock.acquire_soon(limit_seconds=limit_seconds)
 
 
 ASSEMBLY = web.AppKey("assembly", Assembly)
 
 
-def _uncut_parts(upload: Upload) -> list[UploadPart]:
+async def _uncut_parts(upload: ServedUpload) -> list[UploadPart]:
     """Return the parts without a gap from number 1 on. Return none if they have too little new content to cut."""
-    contiguous = unbroken(upload.parts())
-    cut = upload.cut()
+    contiguous = unbroken(await upload.parts())
+    cut = await upload.cut()
     tags = [part.tag for part in contiguous]
     cut_size = sum(chunk.size for chunk in unpacked(cut.chunks)) if cut.tags == tags[: len(cut.tags)] else 0
     return contiguous if sum(part.size for part in contiguous) - cut_size >= AHEAD_SIZE else []

@@ -20,12 +20,12 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.parts import UploadPart
-from filestore.http.server.routes.sdk.uploads import PART_LIMIT, IncomingPart, Upload
+from filestore.http.server.routes.sdk.upload_store import PART_LIMIT, ServedUpload
 from filestore.http.server.upload_quota import STEP_SIZE
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import SpaceClaim
 from filestore.system.files import BLOCK_SIZE
-from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
+from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 BODY_LIMIT = 64 << 10
 """Bytes of JSON in a request."""
@@ -55,7 +55,7 @@ async def sign_part(context: RequestContext, repository: LocalRepository) -> web
     message = await json_body(context)
     upload = await _upload_asked_for(context, repository, message)
     number = _part_number(message.get("part_num"), key="part_num")
-    if await in_disk_thread(upload.finished) is not None:
+    if await upload.finished() is not None:
         raise InvalidInput(f"the upload {upload.id} is finished, and takes no more parts; begin another upload")
     context.noted.facts["part"] = number
     path = PART_PATH.format(upload_id=upload.id, number=number)
@@ -74,7 +74,7 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
     text = found["number"]
     number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
     context.noted.facts["part"] = number
-    part = await in_disk_thread(upload.arrived, number)
+    part = await upload.arrived(number)
     if part is not None:
         await _compare(context, part)
     else:
@@ -104,35 +104,24 @@ async def _compare(context: RequestContext, part: UploadPart) -> None:
         raise PartRefused(part.number)
 
 
-async def _stored(context: RequestContext, upload: Upload, number: int, space: SpaceClaim) -> UploadPart:
+async def _stored(context: RequestContext, upload: ServedUpload, number: int, space: SpaceClaim) -> UploadPart:
     size = context.request.content_length
     if size is not None:
         context.check_upload_size(size)
     measured = size or 0
-    begun: list[IncomingPart] = []
+    async with upload.arriving(size or 0) as part:
 
-    def begin() -> IncomingPart:
-        # In a list, so that a cancel finds it. Its file counts among the unfinished uploads until it is discarded.
-        begun.append(upload.receive(size or 0))
-        return begun[0]
+        def write_piece(piece: memoryview) -> None:
+            nonlocal measured
+            context.check_upload_size(part.size + len(piece))
+            space.written(len(piece))
+            part.write(piece)
+            if part.size > measured:
+                measured = part.size + STEP_SIZE
+                part.check_quota()
 
-    def write_piece(piece: memoryview) -> None:
-        nonlocal measured
-        context.check_upload_size(incoming.size + len(piece))
-        space.written(len(piece))
-        incoming.write(piece)
-        if incoming.size > measured:
-            measured = incoming.size + STEP_SIZE
-            context.upload_quota.check_size(upload.namespace)
-
-    try:
-        incoming = await in_disk_thread(begin)
-        await in_disk_thread(context.upload_quota.check_size, upload.namespace)
         await each_piece(context, write_piece)
-        return await in_disk_thread(upload.keep, incoming, number, check_size=context.check_upload_size)
-    finally:
-        for part in begun:
-            await shield_until_done(in_disk_thread(part.discard))
+        return await upload.keep(part, number, check_size=context.check_upload_size)
 
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -173,7 +162,7 @@ async def json_body(context: RequestContext, *, limit: int = BODY_LIMIT) -> dict
     return message
 
 
-async def _upload_asked_for(context: RequestContext, repository: LocalRepository, message: dict[str, Any]) -> Upload:
+async def _upload_asked_for(context: RequestContext, repository: LocalRepository, message: dict[str, Any]) -> ServedUpload:
     upload_id, file_id = message.get("upload_id"), message.get("file_id")
     if not isinstance(upload_id, str) or not isinstance(file_id, str):
         raise InvalidInput("upload_id or file_id is missing; send both as the answer to initiate-multipart-upload gave them")
@@ -183,7 +172,7 @@ async def _upload_asked_for(context: RequestContext, repository: LocalRepository
     return upload
 
 
-async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> Upload:
+async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> ServedUpload:
     upload = await context.request.app[ASSEMBLY].find(upload_id, repository)
     context.noted.facts["upload"] = upload.id
     return upload

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from filestore.core.manifest import Manifest
 from filestore.errors import InvalidParts, SourceError
@@ -15,14 +15,44 @@ from filestore.format.chunking import CHUNKING_VERSION, Chunker
 from filestore.transfer.sources.file import Window, read_exactly, unpacked
 
 
-class UploadPart(NamedTuple):
-    """A part that arrived completely. Its file does not change any more."""
+class UploadPart(Protocol):
+    """A part that arrived completely. It does not change any more."""
+
+    @property
+    def number(self) -> int:
+        """Its number, from 1 on."""
+
+    @property
+    def tag(self) -> str:
+        """64 hexadecimal digits that identify its bytes. The client got them as the ETag when it sent the part."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        """Fill `memory` with its bytes from `offset` on. Blocks. Raises InvalidParts if it is gone or damaged."""
+
+
+class FilePart(NamedTuple):
+    """A part in a file. Each read opens it, because there may be more parts than a process may have descriptors."""
 
     number: int
     tag: str
-    """64 hexadecimal digits that identify its bytes. The client got them as the ETag when it sent the part."""
     size: int
     path: Path
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                read_exactly(descriptor, memory, offset, self.path)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise InvalidParts(f"part {self.number} was removed while the upload was put together") from None
+        except (OSError, SourceError) as error:
+            raise InvalidParts(f"part {self.number} cannot be read any more") from error
 
 
 class PartsContent:
@@ -30,8 +60,7 @@ class PartsContent:
 
     `chunks` has the chunks that were cut so far, packed; new ones are appended. Another process may have cut them. If
     `is_whole` is true, no part will follow, and the last bytes are cut too. Otherwise the last bytes are left for
-    later; they are never more than a chunker looks ahead. Each read opens its files, because there may be more parts
-    than a process may have descriptors.
+    later; they are never more than a chunker looks ahead.
     """
 
     file_count = 1
@@ -87,7 +116,7 @@ class PartsContent:
             part = self._parts[place]
             start = self._ends[place] - part.size
             piece = memory[: self._ends[place] - offset]
-            _read(part, piece, offset - start)
+            part.read_into(piece, offset - start)
             memory = memory[len(piece) :]
             offset += len(piece)
             place += 1
@@ -106,19 +135,7 @@ class PartsContent:
         self.chunker.pass_over(data, until=start + len(data))
 
 
-def _read(part: UploadPart, memory: memoryview, offset: int) -> None:
-    try:
-        descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            read_exactly(descriptor, memory, offset, part.path)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise InvalidParts(f"part {part.number} was removed while the upload was put together") from None
-    except (OSError, SourceError) as error:
-        raise InvalidParts(f"part {part.number} cannot be read any more") from error
-
-
 def unbroken(parts: Sequence[UploadPart]) -> list[UploadPart]:
     """Return the parts from number 1 up to the first number that is missing, in order."""
-    return [part for number, part in enumerate(sorted(parts), start=1) if part.number == number]
+    in_order = sorted(parts, key=lambda part: (part.number, part.tag))
+    return [part for number, part in enumerate(in_order, start=1) if part.number == number]

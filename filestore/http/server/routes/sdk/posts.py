@@ -24,9 +24,8 @@ from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.files import upload_json
 from filestore.http.server.routes.sdk.multipart import json_body
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
-from filestore.http.server.routes.sdk.uploads import Upload
+from filestore.http.server.routes.sdk.upload_store import ServedUpload
 from filestore.repository.local import LocalRepository
-from filestore.system.threads import in_disk_thread
 
 POST_PATH = "/v4/files/posts/{upload_id}/form/{size_limit}"
 CONTENT_PATH = "/v4/files/posts/{upload_id}/content/{name}"
@@ -65,7 +64,7 @@ async def sign_post(context: RequestContext, repository: LocalRepository) -> web
 async def take_post(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Store the file of a form, once. Answer with its record."""
     upload = await _upload(context, repository)
-    _check_unused(upload, await in_disk_thread(upload.finished), record=None)
+    _check_unused(upload, await upload.finished(), record=None)
     text = context.request.match_info["size_limit"]
     if not _SIZE.fullmatch(text):
         raise InvalidInput(f"the size limit in the URL is {text!r}; a number of bytes is expected")
@@ -85,9 +84,9 @@ async def take_post(context: RequestContext, repository: LocalRepository) -> web
             raise InvalidInput(f"the form has not the field {_KEY} that was given with its URL; send it unchanged")
         # Of several forms at once, only the first one is stored.
         async with context.request.app[ASSEMBLY].waited_for(upload):
-            _check_unused(upload, await in_disk_thread(upload.finished), record=None)
+            _check_unused(upload, await upload.finished(), record=None)
             record = await push_spool(context, repository, spool, size=form.size, name=upload.name)
-            finished = await in_disk_thread(upload.save_first, FinishedUpload.of([], record.id))
+            finished = await upload.save_first(FinishedUpload.of([], record.id))
             _check_unused(upload, finished, record=record)
     context.noted.note_record(record)
     context.request.app[ASSEMBLY].retire(upload)
@@ -108,20 +107,20 @@ async def describe_post(context: RequestContext, repository: LocalRepository) ->
 
 async def _arrived(context: RequestContext, repository: LocalRepository) -> Record:
     upload = await _upload(context, repository)
-    finished = await in_disk_thread(upload.finished)
+    finished = await upload.finished()
     if finished is None:
         raise NotFound(f"the upload {upload.id}, whose file has not arrived yet")
     return await repository.record(Reference(id=finished.record_id))
 
 
-async def _upload(context: RequestContext, repository: LocalRepository) -> Upload:
+async def _upload(context: RequestContext, repository: LocalRepository) -> ServedUpload:
     upload_id = context.request.match_info["upload_id"]
     upload = await context.request.app[ASSEMBLY].find(upload_id, repository)
     context.noted.facts["upload"] = upload.id
     return upload
 
 
-def _check_unused(upload: Upload, finished: FinishedUpload | None, *, record: Record | None) -> None:
+def _check_unused(upload: ServedUpload, finished: FinishedUpload | None, *, record: Record | None) -> None:
     """Raise InvalidInput if another form than that of `record` was stored."""
     if finished is not None and (record is None or finished.record_id != record.id):
         raise InvalidInput(f"the URL of the upload {upload.id} was used already; ask for another one")

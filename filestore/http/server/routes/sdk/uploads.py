@@ -34,7 +34,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -42,29 +41,17 @@ from filestore.core.digest import Buffer
 from filestore.core.signing import sign
 from filestore.errors import Busy, PartRefused, TooManyUploads, UploadNotFound
 from filestore.http.server.context import spooling
-from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.parts import FilePart
 from filestore.http.server.routes.sdk.upload_state import BUSY_SECONDS, FinishedUpload, UploadState
+from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, Cut
 from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota, locked_file, remove_if_ended
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
 from filestore.system.owners import make_own
 from filestore.transfer.sources.file import PACKED_SIZE
 
-PART_LIMIT = 10_000
-"""Parts that an upload may have. S3 has the same limit."""
-
-FILE_ID_START = "file_"
 _INCOMING, _GONE = "incoming-", "gone-"
 _CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
-
-
-class Cut(NamedTuple):
-    """The chunks of an upload that are cut and stored so far."""
-
-    tags: list[str]
-    """The tags of the parts from which these chunks were cut, from the first part on."""
-    chunks: bytearray
-    """The chunks, packed."""
 
 
 class Upload:
@@ -85,7 +72,7 @@ class Upload:
         with self._standing():
             return IncomingPart(*locked_file(self.folder, _INCOMING, f"-{size}"))
 
-    def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> UploadPart:
+    def keep(self, incoming: IncomingPart, number: int, *, check_size: Callable[[int], None] = lambda _: None) -> FilePart:
         """Store a part that arrived, durably.
 
         `check_size` is called with the size of all parts together, and may raise LimitExceeded. Raises PartRefused if a
@@ -93,7 +80,7 @@ class Upload:
         """
         with spooling():
             sync_descriptor(incoming.descriptor)
-        part = UploadPart(number, incoming.tag, incoming.size, self._path(f"part-{number:05}-{incoming.size}-{incoming.tag}"))
+        part = FilePart(number, incoming.tag, incoming.size, self._path(f"part-{number:05}-{incoming.size}-{incoming.tag}"))
         with self._standing(), _locked_folder(self.folder):
             if self._path(_FINISHED).exists():
                 raise UploadNotFound(self.id)
@@ -106,21 +93,21 @@ class Upload:
             sync_path(self.folder)
         return part
 
-    def arrived(self, number: int) -> UploadPart | None:
+    def arrived(self, number: int) -> FilePart | None:
         """Return the part of this number if it arrived and its file is as long as it must be. Raises UploadNotFound."""
         with self._standing():
             found = [part for part in self.parts() if part.number == number]
             # A file that the disk has shortened is written again.
             return found[0] if len(found) == 1 and found[0].path.stat().st_size == found[0].size else None
 
-    def parts(self) -> list[UploadPart]:
+    def parts(self) -> list[FilePart]:
         """Return all parts that arrived, in order. Raises UploadNotFound.
 
         There may be two parts of one number after a crash of an earlier version, which replaced parts.
         """
         with self._standing(), os.scandir(self.folder) as entries:
             found = [(match, Path(entry.path)) for entry in entries if (match := PART_NAME.match(entry.name))]
-        return sorted(UploadPart(int(match[1]), match[3], int(match[2]), path) for match, path in found)
+        return sorted(FilePart(int(match[1]), match[3], int(match[2]), path) for match, path in found)
 
     def cut(self) -> Cut:
         """Return the saved cut, or an empty one if it cannot be read."""
@@ -144,13 +131,11 @@ class Upload:
         known = self._state.find(self.id)
         return None if known is None else FinishedUpload(known.tags_digest, known.record_id)
 
-    def save_finished(self, finished: FinishedUpload) -> None:
-        """Save how the upload was finished. No part is accepted after that."""
-        with self._standing(), _locked_folder(self.folder):
-            self._save(_FINISHED, finished.encode())
-
     def save_first(self, finished: FinishedUpload) -> FinishedUpload:
-        """Save how the upload was finished, unless it was finished before. Return what is saved."""
+        """Save how the upload was finished, unless it was finished before. Return what is saved.
+
+        No part is accepted after that.
+        """
         with self._standing(), _locked_folder(self.folder):
             before = self.finished()
             if before is None:
@@ -328,10 +313,10 @@ def expire(
             _remove(folders / upload_id)
 
 
-def discard(upload: Upload) -> None:
-    """Remove an upload that is not finished, unless a process cuts it. Raises OSError, StorageError."""
+def discard(folder: Path) -> None:
+    """Remove the folder of an upload that is not finished, unless a process cuts it. Raises OSError, StorageError."""
     with suppress(FileNotFoundError):  # another process may remove it at the same time
-        _remove(upload.folder)
+        _remove(folder)
 
 
 def remove_all(folders: Path, namespaces: Collection[str]) -> None:

@@ -1,0 +1,582 @@
+"""An index in PostgreSQL that several processes use. Each `PostgresIndex` is what one process has."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection as Pipe
+
+import asyncpg
+import pytest
+
+from filestore.core.digest import Digest, chunk_digest, token_digest
+from filestore.core.object_names import FrameObject, ObjectName
+from filestore.core.quotas import Quota
+from filestore.core.records import Kind
+from filestore.errors import (
+    Busy,
+    InvalidUrl,
+    NotARepository,
+    ReadOnly,
+    StorageError,
+    UnknownFormat,
+    UsedAfterFork,
+)
+from filestore.repository.index.postgres import tables_base
+from filestore.repository.index.postgres.index import PostgresIndex
+from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.index.protocol import ChunkRow, Use
+from tests.contracts.conftest import Clock
+from tests.support.cancels import cancelled_at_every_await
+from tests.support.postgres import Postgres
+from tests.support.publications import Frames, rows
+
+A, B = "a", "b"
+HOUR = 3600
+LATE = 1 << 62
+"""Later than every last-seen time."""
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+OpenIndex = Callable[..., Awaitable[PostgresIndex]]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of all indexes of a test."""
+    return Clock()
+
+
+@pytest.fixture
+async def open_shared(postgres_index_url: str, clock: Clock) -> AsyncIterator[OpenIndex]:
+    """Open the same index again and again."""
+    opened: list[PostgresIndex] = []
+
+    async def open_again(*, busy_seconds: float = 60, connections: int = 10, read_only: bool = False) -> PostgresIndex:
+        index = await open_postgres_index(
+            postgres_index_url, busy_seconds=busy_seconds, now=clock, connections=connections, read_only=read_only
+        )
+        opened.append(index)
+        return index
+
+    yield open_again
+    for index in opened:
+        await index.close()
+
+
+@pytest.fixture
+async def watcher(postgres_index_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that sees what the others do."""
+    connection = await asyncpg.connect(postgres_index_url)
+    yield connection
+    await connection.close()
+
+
+async def until_waiting(watcher: asyncpg.Connection, count: int = 1) -> None:
+    """Wait until so many sessions wait for a lock of a namespace."""
+    statement = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    while await watcher.fetchval(statement) < count:
+        await asyncio.sleep(0)
+
+
+async def until_free(watcher: asyncpg.Connection) -> None:
+    """Wait until nobody has or wants a lock of a namespace, and no transaction is open."""
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+        " AND backend_type = 'client backend' AND state != 'idle'"
+    )
+    while await watcher.fetchval(statement):
+        await asyncio.sleep(0)
+
+
+async def add(index: PostgresIndex, added: Sequence[ChunkRow], namespace: str = A) -> None:
+    """Add rows that are live."""
+    async with index.transaction(namespace) as transaction:
+        await transaction.add_chunks(namespace, added)
+
+
+async def commit(index: PostgresIndex, namespace: str = A) -> None:
+    """Add a record."""
+    async with index.transaction(namespace) as transaction:
+        await transaction.add_record(namespace, name="name", digest=rows(1)[0].digest, size=1, kind=Kind.FILE)
+
+
+async def condemn(index: PostgresIndex, namespace: str = A) -> None:
+    """Condemn a row, as a collection does."""
+    async with index.transaction(namespace) as transaction:
+        await transaction.condemn(namespace, [rows(1)[0].digest], unseen_since=LATE)
+
+
+async def forget(index: PostgresIndex, namespace: str = A) -> None:
+    """Remove a row, as a collection does."""
+    async with index.transaction(namespace) as transaction:
+        await transaction.forget_chunks(namespace, [rows(1)[0].digest])
+
+
+async def publish(index: PostgresIndex, namespace: str = A) -> None:
+    """Publish a row."""
+    await index.publish(Frames([], rows(1), namespace=namespace))
+
+
+async def refresh(index: PostgresIndex, namespace: str = A) -> None:
+    """Ask for a chunk that was seen long ago."""
+    await index.missing(namespace, [rows(1)[0].digest])
+
+
+async def write_all(index: PostgresIndex, namespace: str = A) -> None:
+    """Write to any namespace."""
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(namespace, rows(7))
+
+
+WRITES = {
+    "publish": publish,
+    "commit": commit,
+    "condemn": condemn,
+    "removal": forget,
+    "refresh": refresh,
+    "all": write_all,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("first", [A, None])
+async def test_writers_of_a_namespace_exclude_each_other(
+    open_shared: OpenIndex, watcher: asyncpg.Connection, clock: Clock, write: str, first: str | None
+) -> None:
+    """I2, I9: publish, commit, condemn and removal of two processes go one after the other."""
+    index, other = await open_shared(), await open_shared()
+    await add(index, rows(1))
+    clock.advance(seconds=2 * HOUR)
+    async with index.transaction(first) as transaction:
+        waiting = asyncio.create_task(WRITES[write](other))
+        await until_waiting(watcher)
+        await transaction.add_chunks(A, rows(2))
+        assert not waiting.done()
+        assert [state.row.digest for state in await other.chunk_rows(A, limit=9)] == [row.digest for row in rows(1)]
+    await waiting
+    assert [] == await other.problems()
+
+
+@pytest.mark.parametrize("write", [name for name in WRITES if name != "all"])
+async def test_namespaces_do_not_wait_for_each_other(open_shared: OpenIndex, clock: Clock, write: str) -> None:
+    """While one process writes to a namespace, another one, and the same one, write to others, to tokens and to quotas."""
+    index, other = await open_shared(), await open_shared(busy_seconds=0.001)
+    for namespace in (A, B):
+        await add(index, rows(1), namespace)
+    clock.advance(seconds=2 * HOUR)
+    async with index.transaction(A) as transaction:
+        await transaction.add_chunks(A, rows(2))
+        await transaction.add_record(A, name="name", digest=rows(1)[0].digest, size=1, kind=Kind.FILE)
+        await WRITES[write](index, B)
+        await WRITES[write](other, B)
+        async with other.transaction(B) as theirs:
+            await theirs.add_token(token_digest("token"), namespace=B, label="")
+            await theirs.set_quota(B, Quota(size=1))
+        await other.note_token_uses([token_digest("token")])
+        async with other.try_lock("task") as has_lock:
+            assert has_lock
+
+
+async def test_what_is_removed_meanwhile_is_put_again(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """I2: a push that waits for the removal of a chunk then finds no live row, and renames its frame into place."""
+    index, other = await open_shared(), await open_shared()
+    (row,) = rows(1)
+    await add(index, [row])
+    frames = Frames([], [row._replace(object_id=b"87654321")])
+    async with index.transaction(A) as transaction:
+        assert [row.digest] == await transaction.condemn(A, [row.digest], unseen_since=LATE)
+        publishing = asyncio.create_task(other.publish(frames))
+        await until_waiting(watcher)
+        assert [ObjectName(row.digest)] == await transaction.forget_chunks(A, [row.digest])
+        assert set() == frames.renamed
+    assert frames.rows == await publishing
+    assert {row.digest} == frames.renamed
+    assert {row.digest: FrameObject(b"87654321", row.stored_size)} == await index.frame_objects(A, [row.digest])
+
+
+async def test_what_is_condemned_meanwhile_is_missing(open_shared: OpenIndex, watcher: asyncpg.Connection, clock: Clock) -> None:
+    """I9: a chunk that a collection condemns while a push asks for it is not reported as present."""
+    index, other = await open_shared(), await open_shared()
+    (row,) = rows(1)
+    await add(index, [row])
+    clock.advance(seconds=2 * HOUR)
+    async with index.transaction(A) as transaction:
+        asking = asyncio.create_task(other.missing(A, [row.digest]))
+        await until_waiting(watcher)
+        assert [row.digest] == await transaction.condemn(A, [row.digest], unseen_since=clock.now)
+    assert [row.digest] == await asking
+
+
+async def test_what_is_asked_for_meanwhile_is_not_condemned(
+    open_shared: OpenIndex, watcher: asyncpg.Connection, clock: Clock
+) -> None:
+    """I9: the collection waits for the push that refreshes the chunk, and then spares it."""
+    index, other = await open_shared(), await open_shared()
+    (row,) = rows(1)
+    await add(index, [row])
+    clock.advance(seconds=2 * HOUR)
+
+    async def collect() -> list[Digest]:
+        async with other.transaction(A) as transaction:
+            return await transaction.condemn(A, [row.digest], unseen_since=clock.now)
+
+    async with index.transaction(A) as transaction:
+        collecting = asyncio.create_task(collect())
+        await until_waiting(watcher)
+        await transaction.refresh(A, [row.digest])
+    assert [] == await collecting
+
+
+async def end_others(watcher: asyncpg.Connection) -> None:
+    """End all other connections to the database, as a restart of the server does, and wait for their ends."""
+    others = "pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid() AND backend_type = 'client backend'"
+    await watcher.fetch(f"SELECT pg_terminate_backend(pid) FROM {others}")
+    while await watcher.fetchval(f"SELECT count(*) FROM {others}"):
+        await asyncio.sleep(0)
+
+
+async def test_a_connection_that_ends_in_a_transaction_is_busy(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """Nothing of the transaction stays, and another process goes on at once."""
+    index, other = await open_shared(), await open_shared(busy_seconds=0.5)
+    with pytest.raises(Busy) as caught:
+        async with index.transaction(A) as transaction:
+            await transaction.add_chunks(A, rows(1))
+            await end_others(watcher)
+            await add(other, rows(2))
+            await transaction.add_chunks(A, rows(3))
+    assert caught.value.retryable
+    await add(index, rows(4))
+    found = {state.row.digest for state in await index.chunk_rows(A, limit=9)}
+    assert {row.digest for row in rows(2, 4)} == found
+    assert [] == await index.problems()
+
+
+async def test_a_connection_that_ends_before_the_commit_is_busy(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """The commit was not done, and the caller does not believe so."""
+    index = await open_shared()
+    with pytest.raises(Busy):
+        async with index.transaction(A) as transaction:
+            await transaction.add_chunks(A, rows(1))
+            await end_others(watcher)
+    assert [] == await index.chunk_rows(A, limit=9)
+
+
+async def test_a_connection_that_ends_while_frames_are_renamed_is_busy(
+    open_shared: OpenIndex, postgres: Postgres, postgres_index_url: str
+) -> None:
+    """No row is there, so the frames count as absent. The push sends them again."""
+    index = await open_shared()
+    name = postgres_index_url.rpartition("/")[2]
+
+    class Ending(Frames):
+        def sync(self) -> None:
+            postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+    with pytest.raises(Busy):
+        await index.publish(Ending([], rows(1)))
+    assert [row.digest for row in rows(1)] == await index.missing(A, [row.digest for row in rows(1)])
+    assert rows(1) == await index.publish(Frames([], rows(1)))
+
+
+async def test_a_wait_for_a_lock_whose_connection_ends_is_busy(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """All publications that wait are told at once."""
+    index, other = await open_shared(), await open_shared()
+    with pytest.raises(Busy):
+        async with other.transaction(A):
+            waiting = [asyncio.create_task(index.publish(Frames([], rows(number)))) for number in (1, 2)]
+            await until_waiting(watcher)
+            await end_others(watcher)
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(outcome, Busy)
+    assert rows(1) == await index.publish(Frames([], rows(1)))
+
+
+async def test_reads_go_on_after_the_connections_have_ended(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """A connection of the pool that ended while nobody used it is replaced."""
+    index = await open_shared()
+    await add(index, rows(1))
+    await end_others(watcher)
+    with suppress(Busy):  # if this process has not heard of it yet
+        await index.namespaces()
+    assert [] == await index.missing(A, [row.digest for row in rows(1)])
+
+
+async def test_a_lock_ends_with_its_connection(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """Its block goes on, and another process gets the lock: it only saves work."""
+    index, other = await open_shared(), await open_shared()
+    async with index.try_lock("task") as first:
+        await end_others(watcher)
+        async with other.try_lock("task") as second:
+            assert (True, True) == (first, second)
+    async with index.try_lock("task") as again:
+        assert again
+
+
+CANCELLED: dict[str, Callable[[PostgresIndex], Awaitable[object]]] = {
+    "publish": publish,
+    "commit": commit,
+    "removal": forget,
+    "refresh": refresh,
+    "read": lambda index: index.chunk_rows(A, limit=9),
+    "problems": lambda index: index.problems(),
+    "used": lambda index: index.note_token_uses([token_digest("token")]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CANCELLED)
+async def test_a_cancel_at_any_await_leaves_the_pool_usable(
+    open_shared: OpenIndex, watcher: asyncpg.Connection, clock: Clock, call: str
+) -> None:
+    """Both connections of the pool can be used, and no lock or transaction is left."""
+    index = await open_shared(connections=2)
+    await add(index, rows(1, 2))
+
+    async def run() -> None:
+        clock.advance(seconds=2 * HOUR)
+        await CANCELLED[call](index)
+
+    async for _ in cancelled_at_every_await(run):
+        async with index.transaction(B) as transaction:
+            await transaction.add_chunks(B, rows(1))
+            assert [] == await index.missing(A, [])
+            await index.note_token_uses([])
+    await until_free(watcher)
+    assert [] == await index.problems()
+
+
+async def test_a_cancelled_lock_is_free(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """After a cancel at any await, another block gets it."""
+    index = await open_shared()
+
+    async def lock() -> None:
+        async with index.try_lock("task"):
+            await asyncio.sleep(0)
+
+    async for _ in cancelled_at_every_await(lock):
+        await until_free(watcher)
+        while await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"):
+            await asyncio.sleep(0)
+
+
+async def test_a_failed_statement_is_not_committed(open_shared: OpenIndex) -> None:
+    """The server undoes a transaction in which a statement has failed, also if somebody goes on."""
+    index = await open_shared()
+    with pytest.raises(Busy, match="rolled back"):
+        async with index.transaction(A) as transaction:
+            await transaction.add_chunks(A, rows(1))
+            with suppress(StorageError):
+                await transaction.add_uses(A, [Use("file\0", "p", "p:v1")])
+    assert [] == await index.chunk_rows(A, limit=9)
+
+
+def _use_after_fork(index: PostgresIndex, pipe: Pipe) -> None:
+    async def use() -> str:
+        try:
+            await index.missing(A, [])
+        except UsedAfterFork as error:
+            return str(error)
+        return "it was used"
+
+    pipe.send(asyncio.run(use()))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_forked_process_is_told(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """It has the sockets of its parent, and must not write to them. The parent goes on."""
+    index = await open_shared()
+    await add(index, rows(1))
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_use_after_fork, args=(index, theirs))
+    child.start()
+    assert "when this process was forked" in await asyncio.to_thread(ours.recv)
+    await asyncio.to_thread(child.join)
+    assert [] == await index.missing(A, [row.digest for row in rows(1)])
+
+
+async def test_another_event_loop_is_told(open_shared: OpenIndex) -> None:
+    """Its connections belong to the loop that opened it."""
+    index = await open_shared()
+    found: list[str] = []
+
+    async def use() -> None:
+        with pytest.raises(RuntimeError, match="another event loop") as caught:
+            await index.missing(A, [])
+        found.append(str(caught.value))
+
+    thread = threading.Thread(target=asyncio.run, args=(use(),))
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    assert 1 == len(found)
+
+
+async def test_a_reader_writes_nothing(open_shared: OpenIndex, clock: Clock, postgres_url: str) -> None:
+    """Neither tables, nor times of chunks and tokens, nor the secret."""
+    with pytest.raises(NotARepository):
+        await open_postgres_index(postgres_url, read_only=True)
+    index = await open_shared()
+    await add(index, rows(1))
+    reader = await open_shared(read_only=True)
+    clock.advance(seconds=2 * HOUR)
+    assert [] == await reader.missing(A, [rows(1)[0].digest])
+    assert clock.now - 2 * HOUR * 1_000_000 == (await index.chunk_rows(A, limit=1))[0].last_seen
+    for write in (reader.secret, lambda: reader.note_token_uses([])):
+        with pytest.raises(ReadOnly):
+            await write()
+
+
+async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
+    """A condemned row names its object, and no reader gets it. The first object of a manifest stays until it is forgotten."""
+    index = await open_shared()
+    live, condemned, absent = (row._replace(object_id=b"object %d" % number) for number, row in enumerate(rows(1, 2, 3)))
+    manifest, other = ObjectName(chunk_digest(b"manifest"), b"11111111"), ObjectName(chunk_digest(b"manifest"), b"22222222")
+    await add(index, [live, condemned])
+    async with index.transaction(A) as transaction:
+        await transaction.condemn(A, [condemned.digest], unseen_since=LATE)
+        assert [manifest.object_id] * 2 == [await transaction.keep_manifest(A, each) for each in (manifest, other)]
+    asked = [row.digest for row in (absent, condemned, live)]
+    assert {live.digest: FrameObject(live.object_id, live.stored_size)} == await index.frame_objects(A, asked)
+    names = [ObjectName(row.digest, row.object_id) for row in (absent, condemned, live)]
+    stale = ObjectName(live.digest, b"00000000")
+    assert [names[0], stale] == await index.unnamed_frames(A, [*names, stale])
+    assert [other] == await index.unnamed_manifests(A, [manifest, other])
+    assert (manifest.object_id, None) == (
+        await index.manifest_object(A, manifest.digest),
+        await index.manifest_object(B, manifest.digest),
+    )
+    async with index.transaction(A) as transaction:
+        assert [names[1]] == await transaction.forget_chunks(A, asked[:2])
+        assert [manifest, ObjectName(manifest.digest)] == [
+            await transaction.forget_manifest(A, manifest.digest) for _ in range(2)
+        ]
+
+
+async def test_each_verb_is_one_statement(open_shared: OpenIndex, clock: Clock) -> None:
+    """A round trip takes longer than the work, so a batch takes one."""
+    index = await open_shared(connections=1)
+    many = [ChunkRow(chunk_digest(b"%d" % number), 10, 10) for number in range(10_000)]
+    digests = [row.digest for row in many]
+    statements: list[str] = []
+    async with index._connections.lend() as connection:
+        # The first array of a type is one more round trip, once for each connection.
+        await connection.fetch("SELECT $1::bytea[], $2::bigint[]", [], [])
+        connection.add_query_logger(lambda record: statements.append(record.query))
+
+    async def counted(call: Awaitable[object]) -> int:
+        statements.clear()
+        await call
+        return len(statements)
+
+    async with index.transaction(A) as transaction:
+        assert 1 == await counted(transaction.add_chunks(A, many))
+        for call in (
+            transaction.refresh(A, digests),
+            transaction.sizes(A, digests),
+            transaction.set_frame_digests(A, [row._replace(frame_digest=row.digest) for row in many]),
+            transaction.condemn(A, digests[:5000], unseen_since=LATE),
+            transaction.condemned(A, digests),
+            transaction.forget_chunks(A, digests[:5000]),
+            transaction.usage(A),
+        ):
+            assert 1 == await counted(call)
+    for read in (
+        index.missing(A, digests),
+        index.unknown(A, digests),
+        index.frame_objects(A, digests),
+        index.unnamed_frames(A, [ObjectName(digest) for digest in digests]),
+        index.removed_since(A, 0),
+        index.namespaces(),
+        index.version(),
+    ):
+        assert 1 == await counted(read)
+    # To begin, to look, to insert, to commit.
+    assert 4 == await counted(index.publish(Frames([], many[:64])))
+
+
+async def test_tables_of_a_newer_version_are_refused(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """Also in a process that has opened them before. It can still read."""
+    index = await open_shared()
+    await add(index, rows(1))
+    await watcher.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UnknownFormat, match="9999"):
+        await open_shared()
+    with pytest.raises(UnknownFormat, match="9999"):
+        await add(index, rows(2))
+    with pytest.raises(UnknownFormat, match="9999"):
+        await publish(index)
+    assert [] == await index.missing(A, [row.digest for row in rows(1)])
+
+
+async def test_tables_of_another_program_are_refused(postgres: Postgres, postgres_url: str) -> None:
+    """Nothing is added to them."""
+    postgres.execute("CREATE TABLE theirs (id int)", url=postgres_url)
+    with pytest.raises(UnknownFormat, match="another program"):
+        await open_postgres_index(postgres_url)
+    assert "theirs" == postgres.execute(TABLES, url=postgres_url)
+
+
+async def test_tables_are_made_as_a_whole(postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends at the last statement leaves an empty database."""
+    kill = "SELECT pg_terminate_backend(pg_backend_pid())"
+    with monkeypatch.context() as patch:
+        patch.setattr(tables_base, "TRIGGERS", (*tables_base.TRIGGERS, kill))
+        with pytest.raises(Busy):
+            await open_postgres_index(postgres_url)
+    assert not postgres.execute(TABLES, url=postgres_url)
+    index = await open_postgres_index(postgres_url)
+    await add(index, rows(1))
+    await index.close()
+
+
+async def test_tables_are_made_once(postgres: Postgres, postgres_url: str) -> None:
+    """Of many processes that start at the same time, one makes them, and the others wait for it."""
+    indexes = await asyncio.gather(*(open_postgres_index(postgres_url) for _ in range(4)))
+    assert 1 == len({(await index.version()).index_id for index in indexes})
+    for index in indexes:
+        await index.close()
+    assert "1" == postgres.execute("SELECT count(*) FROM alembic_version", url=postgres_url)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "reason"),
+    [
+        ("postgresql://someone:secret-word@127.0.0.1:{port}/test?password=secret-word", StorageError, "someone"),
+        ("postgresql://filestore:secret-word@127.0.0.1:1/test", StorageError, "cannot be reached"),
+        ("postgresql://filestore:secret-word@127.0.0.1:{port}/absent", StorageError, "absent"),
+        ("mysql://filestore:secret-word@127.0.0.1/test", InvalidUrl, "begins with postgresql://"),
+        ("postgresql://filestore:secret-word@127.0.0.1:port/test", InvalidUrl, "port"),
+    ],
+)
+async def test_a_database_that_cannot_be_used_is_told(postgres: Postgres, url: str, error: type[Exception], reason: str) -> None:
+    """In one sentence, without the password."""
+    with pytest.raises(error, match=reason) as caught:
+        await open_postgres_index(url.format(port=postgres.port))
+    assert "secret-word" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_counts_are_exact_with_many_writers(open_shared: OpenIndex) -> None:
+    """Of two processes, in two namespaces, that add, replace, condemn and remove."""
+    indexes = [await open_shared(), await open_shared()]
+
+    async def work(number: int) -> None:
+        index, namespace = indexes[number % 2], (A, B)[number // 2 % 2]
+        ours = rows(*range(number, number + 5))
+        await index.publish(Frames([], [row._replace(stored_size=10 + number) for row in ours], namespace=namespace))
+        await commit(index, namespace)
+        async with index.transaction(namespace) as transaction:
+            await transaction.add_chunks(namespace, [row._replace(stored_size=30 + number) for row in ours[:2]])
+            await transaction.condemn(namespace, [ours[1].digest], unseen_since=LATE)
+            await transaction.forget_chunks(namespace, [ours[0].digest])
+
+    await asyncio.gather(*(work(number) for number in range(12)))
+    assert [] == await indexes[0].problems()
+    before = await indexes[0].usages()
+    async with indexes[1].transaction() as transaction:
+        await transaction.count_again()
+    assert before == await indexes[0].usages()
