@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,9 @@ def postgres_tables(postgres: Postgres) -> str:
     async def make() -> None:
         await (await open_postgres_index(url)).close()
 
-    asyncio.run(make())
+    # In a thread, because this one may run an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(make())).result()
     return url.rpartition("/")[2]
 
 

@@ -32,12 +32,12 @@ class Place(NamedTuple):
     """An object store and a database, and what the processes that use them find in their environment."""
 
     bucket: Bucket
-    index: str
+    index_url: str
 
     @property
     def environ(self) -> dict[str, str]:
         """The variables of a server and of a command."""
-        return {**self.bucket.environ, "FILESTORE_STORE": self.bucket.location("models"), "FILESTORE_INDEX": self.index}
+        return {**self.bucket.environ, "FILESTORE_STORE": self.bucket.location("models"), "FILESTORE_INDEX": self.index_url}
 
 
 class Pair(NamedTuple):
@@ -186,7 +186,7 @@ def test_commands_work_on_the_repository_itself(pair: Pair, tmp_path: Path) -> N
 
 def test_no_output_has_the_password(pair: Pair) -> None:
     """Neither of a server nor of a command that fails."""
-    index = pair.place.index.replace("@", ":a-secret@") if "@" in pair.place.index else pair.place.index
+    index = pair.place.index_url.replace("@", ":a-secret@") if "@" in pair.place.index_url else pair.place.index_url
     environ = pair.place.environ | {"FILESTORE_INDEX": index, "FILESTORE_STORE": pair.place.bucket.location("other")}
     done = pair.home.run("gc", environ=environ)
     assert 1 == done.returncode
@@ -199,7 +199,7 @@ async def test_a_program_opens_the_pair(pair: Pair, tmp_path: Path, monkeypatch:
     for name, value in pair.place.bucket.environ.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "own.bin").write_bytes(CONTENT)
-    async with filestore.connect(pair.place.bucket.location("models"), index=pair.place.index) as repository:
+    async with filestore.connect(pair.place.bucket.location("models"), index=pair.place.index_url) as repository:
         await filestore.push(repository, tmp_path / "own.bin")
         await filestore.fetch(repository, "own.bin", target=tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == CONTENT
