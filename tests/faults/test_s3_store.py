@@ -335,6 +335,7 @@ def test_the_file_of_credentials_comes_after_those_in_the_environment(tmp_path: 
 async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: Path) -> None:
     """They are put from memory and from files, read in ranges, listed and removed. They are no frames."""
     temporary = store.temporary
+    assert temporary is not None
     content = octets(4, 20_000_000)
     (tmp_path / "content").write_bytes(b"before" + content)
     with (tmp_path / "content").open("rb") as file:
@@ -352,7 +353,9 @@ async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: 
     ]
     assert content == await temporary.get("one/large")
     assert content == bucket.read("models/one/uploads/one/large")
-    assert [("one/large", len(content)), ("one/small", 5)] == await temporary.names("one")
+    assert [("one/large", len(content)), ("one/small", 5)] == [found[:2] for found in await temporary.names("one")]
+    assert (["one", "two"], []) == (await temporary.folders(""), await temporary.folders("one"))
+    assert (await temporary.names("two"))[0].put_at <= await temporary.clock()
     assert 3 == len(await temporary.names(""))
     assert [] == await store.namespaces()
     for _ in range(2):

@@ -40,6 +40,7 @@ from filestore.repository.stores.s3_staging import (
 )
 from filestore.repository.stores.s3_sweep import Sweep
 from filestore.repository.stores.s3_temporary import S3Temporary
+from filestore.repository.stores.temporary import TemporaryObjects
 from filestore.system.files import write_all
 from filestore.system.metrics import Stage, async_span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -76,7 +77,7 @@ class S3Store:
         With `read_only`, methods that receive frames and the format file raise ReadOnly.
         """
         self.client = client
-        self.temporary = S3Temporary(client)
+        self.temporary: TemporaryObjects | None = S3Temporary(client)
         self._objects = objects
         self._scratch = scratch
         self._folder = folder

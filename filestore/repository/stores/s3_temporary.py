@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import BinaryIO
 
 from filestore.core.digest import Buffer
@@ -30,10 +31,16 @@ class S3Temporary:
     async def names(self, prefix: str) -> list[TemporaryObject]:
         folder = _key(prefix.strip("/")) if prefix else UPLOADS
         return [
-            TemporaryObject(listed.key.removeprefix(f"{UPLOADS}/"), listed.size)
+            TemporaryObject(listed.key.removeprefix(f"{UPLOADS}/"), listed.size, listed.put_at)
             async for page in self._client.pages(folder)
             for listed in page
         ]
+
+    async def folders(self, prefix: str) -> list[str]:
+        return await self._client.folders(_key(prefix) if prefix else UPLOADS)
+
+    async def clock(self) -> datetime:
+        return await self._client.clock()
 
     async def remove(self, names: Sequence[str]) -> None:
         await self._client.delete([_key(name) for name in names])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import BinaryIO, NamedTuple, Protocol
 
 from filestore.core.digest import Buffer
@@ -14,6 +15,8 @@ class TemporaryObject(NamedTuple):
     name: str
     size: int
     """In bytes."""
+    put_at: datetime
+    """By the clock of the object store."""
 
 
 class TemporaryObjects(Protocol):
@@ -35,6 +38,12 @@ class TemporaryObjects(Protocol):
 
     async def names(self, prefix: str) -> list[TemporaryObject]:
         """Return the objects below `prefix`, which is the whole of the first parts of their names, in the order of the names."""
+
+    async def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders in the folder `prefix`, in order. The top one has an empty name."""
+
+    async def clock(self) -> datetime:
+        """Return the time of the object store."""
 
     async def remove(self, names: Sequence[str]) -> None:
         """Remove objects. Absent ones are no error."""
