@@ -121,7 +121,7 @@ class S3Client:
             return await self._retried(lambda: self._get(key, size))
 
     async def read(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
-        """Return bytes of an object from `start` on, at most `size`. Return None if there is no object."""
+        """Return bytes of an object from `start` on, at most `size`. Return None if the object does not exist."""
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._read(key, start, size))
 
