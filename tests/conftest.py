@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,9 @@ def postgres_tables(postgres: Postgres) -> str:
     async def make() -> None:
         await (await open_postgres_index(url)).close()
 
-    asyncio.run(make())
+    # A fixture that runs in an event loop may ask for it.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(make())).result()
     return url.rpartition("/")[2]
 
 
