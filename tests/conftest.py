@@ -132,9 +132,9 @@ def postgres_tables(postgres: Postgres) -> str:
     async def make() -> None:
         await (await open_postgres_index(url)).close()
 
-    # A fixture that runs in an event loop may ask for it.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(lambda: asyncio.run(make())).result()
+    # In a thread, because this one may run an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(make())).result()
     return url.rpartition("/")[2]
 
 

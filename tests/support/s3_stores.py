@@ -6,8 +6,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from filestore.core.digest import Buffer, Digest
-from filestore.core.object_names import NO_OBJECT_ID, ObjectName
-from filestore.repository.stores.object_map import FrameObject
+from filestore.core.object_names import NO_OBJECT_ID, FrameObject, ObjectName
 from filestore.repository.stores.protocol import Staging
 from filestore.repository.stores.s3 import S3Store, open_store_of
 from filestore.repository.stores.s3_client import RETRY_SECONDS, S3Client
