@@ -13,12 +13,9 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
 from filestore.errors import Busy, FilestoreError, StorageError, StorageFull, StoreRefused
-from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.collect import Collection
 from filestore.repository.stores import s3_client
-from filestore.repository.stores.s3 import S3Store
-from filestore.repository.stores.s3_sweep import Sweep
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.ceph import Bucket, Gateway
@@ -35,7 +32,7 @@ from tests.support.gateway_faults import (
 )
 from tests.support.generator import octets
 from tests.support.nginx import free_port
-from tests.support.object_repositories import PREFIX, object_repository, write_credentials
+from tests.support.object_repositories import PREFIX, object_repository, sweep, write_credentials
 
 ALWAYS = 1_000_000
 PASSING: dict[str, Fault] = {
@@ -110,14 +107,6 @@ async def check_whole(repository: LocalRepository, record: Record, folder: Path,
 async def collect(repository: LocalRepository) -> None:
     """Remove what no record needs."""
     await Collection(repository._store, repository._index, DEFAULT_NAMESPACE, grace_seconds=0).run()
-
-
-async def sweep(repository: LocalRepository) -> None:
-    """Remove the objects that no row names, as if all were older than any push."""
-    store, index = repository._store, repository._index
-    assert isinstance(store, S3Store)
-    assert isinstance(index, PostgresIndex)
-    await Sweep(store.client, index, dry_run=False, abandoned_seconds=-3600).run()
 
 
 def check_sentence(error: FilestoreError, bucket: Bucket) -> None:

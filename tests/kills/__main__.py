@@ -3,6 +3,7 @@
     python -m tests.kills --seconds 3600 FOLDER             # an hour, with another seed each time
     python -m tests.kills --workers 2 --seed 7 FOLDER       # at least once at each step
     python -m tests.kills --only cache,trees FOLDER         # processes that share a cache, fetches and pushes of directories
+    python -m tests.kills --only cluster --random 30 FOLDER # 100 kills of servers that share an object store and PostgreSQL
 
 FOLDER must not exist. The kinds of trials take turns until the time is over, and those of servers have one worker and two
 in turn. Each trial prints a JSON object with what was done; the exit status is 1 if something was lost or a rule was
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 from tests.kills.caches import run_caches
+from tests.kills.cluster import run_cluster
 from tests.kills.harness import Trial, new_seed, report_line
 from tests.kills.scenarios import Options, run_servers_and_commands
 from tests.kills.trees import run_trees
@@ -26,7 +28,7 @@ _TRIAL_SECONDS = 600.0
 """The length of one trial of a long run, so that a failure does not need an hour to be seen again."""
 
 
-_KINDS = ("servers", "cache", "trees")
+_KINDS = ("servers", "cache", "trees", "cluster")
 
 
 def _kinds(text: str) -> list[str]:
@@ -39,7 +41,7 @@ def _kinds(text: str) -> list[str]:
 def _run(kind: str, folder: Path, options: Options) -> Trial:
     if kind == "servers":
         return run_servers_and_commands(folder, options)
-    run = run_caches if kind == "cache" else run_trees
+    run = {"cache": run_caches, "trees": run_trees, "cluster": run_cluster}[kind]
     return run(folder, seed=options.seed, random_count=options.random_count, seconds=options.seconds)
 
 
@@ -53,7 +55,7 @@ def _main() -> None:
     parser.add_argument("--random", type=int, default=2, help="how often each command is killed at a random moment in a plan")
     parser.add_argument("--half", type=int, choices=(0, 1), default=None, help="only one half of the steps")
     parser.add_argument(
-        "--only", type=_kinds, default=_KINDS, metavar="KINDS", help="some of servers,cache,trees; by default all"
+        "--only", type=_kinds, default=_KINDS, metavar="KINDS", help="some of servers,cache,trees,cluster; by default all"
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     options = parser.parse_args()

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class Actor(ABC):
         self.trial = trial
         self.name = name
         self.random = trial.random(name)
-        self.forker = trial.forker(name, **environ)
+        self._environ = environ
         self._plan = list(plan)
         self._todo: list[PlannedKill] = []
         self._attempts: Counter[PlannedKill] = Counter()
@@ -189,6 +190,11 @@ class Actor(ABC):
         self.killed_at: str | None = None
         """The step at which the last command that was killed at a step was killed."""
         self.plan_again()
+
+    @cached_property
+    def forker(self) -> Forker:
+        """The process that forks its commands. An actor that has none needs no such process."""
+        return self.trial.forker(self.name, **self._environ)
 
     @abstractmethod
     def act(self) -> None:
@@ -205,7 +211,8 @@ class Actor(ABC):
 
     def close(self) -> None:
         """End what was started."""
-        self.forker.close()
+        if "forker" in vars(self):
+            self.forker.close()
 
     def next_command(self) -> str:
         """Return which command the plan has next."""

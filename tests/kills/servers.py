@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
-from tests.kills.forking import Outcome, Running
+from tests.kills.forking import Forker, Outcome, Running
 from tests.kills.harness import Actor, PlannedKill, Stopped, Trial, plan_of, wait_until
 from tests.kills.maintenance import COLLECT_STEPS, GRACE
 from tests.kills.transfers import PUSH_STEPS, SEND_STEPS
+from tests.support.daemons import lasting_port
 
 TOKEN = "a-token-for-the-trials-with-kills"
 START = "start of a server"
@@ -54,23 +55,18 @@ def server_plan(workers: int, random_count: int) -> list[PlannedKill]:
     return plan
 
 
-def free_port() -> int:
-    """Return a port that is free now. It stays that of the server through all of its restarts."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class ServerKiller(Actor):
     """Runs a server, kills it, and starts it again on the same port."""
 
     def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], *, workers: int) -> None:
         super().__init__(trial, name, plan)
         self._workers = workers
-        self._port = free_port()
-        self._first_starts = trial.forker(f"{name}-first")
+        self._port = lasting_port()
         self._server: Running | None = None
+
+    @cached_property
+    def _first_starts(self) -> Forker:
+        return self.trial.forker(f"{self.name}-first")
 
     @property
     def environ(self) -> dict[str, str]:
@@ -79,17 +75,23 @@ class ServerKiller(Actor):
 
     def start(self) -> None:
         """Start the server, again and again until it listens."""
-        while True:
+        while not self.trial.stopping.is_set():
             running = self._begin()
             outcome = _settled(running)
             if outcome is None:
                 self._server = running
                 self.trial.note("starts of servers")
                 return
-            # Workers of a supervisor that was killed still end what they do.
-            if "already in use" not in outcome.error:
+            if not self._may_not_start(outcome):
                 raise AssertionError(f"the server does not start again: {outcome}")
+        raise Stopped
+
+    def _may_not_start(self, outcome: Outcome) -> bool:
+        """Whether a start may have failed. Workers of a supervisor that was killed still end what they do."""
+        found = "already in use" in outcome.error
+        if found:
             self.trial.note("starts that found the port in use")
+        return found
 
     def _begin(self) -> Running:
         return self.forker.start(
@@ -122,7 +124,8 @@ class ServerKiller(Actor):
             outcome = server.wait(_START_SECONDS)
             if outcome is None or outcome.status:
                 self.trial.fail(f"the server did not stop: {outcome or server.kill(whole_group=True)}")
-        self._first_starts.close()
+        if "_first_starts" in vars(self):
+            self._first_starts.close()
         super().close()
 
     def _kill_worker(self, planned: PlannedKill) -> None:

@@ -3,7 +3,8 @@
 A step is `MOMENT CALL PLACE`, such as `before rename chunks`. The place is where below the folder of the trial the call
 works. In `root`, the folder of the repository, it is `chunks`, `manifests`, `staging` (the folder tmp), `index` and so on.
 In the folders of `_DIVIDED` it has the name of the folder before it, as in `backup chunks`. Any other folder is one place.
-`before send` and `after send` are for bytes that are sent to another process; they have no place.
+`before send` and `after send` are for bytes that are sent to another process; they have no place. In a process that uses an
+object store and PostgreSQL, there are also `put object`, `delete objects` and `commit rows`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -88,6 +91,8 @@ class Steps:
         self._wrap_os()
         self._wrap_sockets()
         self._wrap_databases()
+        if "FILESTORE_STORE" in os.environ:
+            self._wrap_engines()
 
     def place_of(self, path: Any, dir_fd: int | None = None) -> str | None:
         """Return the place of a path or a descriptor, or None if it is not below the folder."""
@@ -177,6 +182,32 @@ class Steps:
             return connection
 
         sqlite3.connect = connect_wrapped  # type: ignore[assignment]
+
+    def _wrap_engines(self) -> None:
+        # Only for those who use them: they take half a second to import.
+        from filestore.repository.index.postgres.index import PostgresIndex
+        from filestore.repository.stores.s3_client import S3Client
+
+        def wrapped(function: Callable[..., Any], call: str) -> Callable[..., Any]:
+            @wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self._at(call, ""):
+                    return function(*args, **kwargs)
+
+            @wraps(function)
+            async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self._at(call, ""):
+                    return await function(*args, **kwargs)
+
+            return async_wrapper if iscoroutinefunction(function) else wrapper
+
+        for owner, name, call in (
+            (S3Client, "put_blocking", "put object"),
+            (S3Client, "put", "put object"),
+            (S3Client, "delete", "delete objects"),
+            (PostgresIndex, "_commit", "commit rows"),
+        ):
+            setattr(owner, name, wrapped(getattr(owner, name), call))
 
 
 def _open_path(descriptor: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -11,7 +12,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ import pytest
 START_SECONDS = 90
 """How long a daemon may take until it answers, on a machine that does much else."""
 _LOG_BYTES = 3_000
+_starter = ThreadPoolExecutor(1)
+"""Starts daemons: the kernel ends them with the thread that has started them, and other threads may end early."""
+_OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def program(name: str, *folders: str | Path) -> str:
@@ -46,7 +51,7 @@ def engine_folder(name: str, user: str | None = None) -> Iterator[Path]:
 
 
 class Daemons:
-    """The processes of one engine. A process ends at the latest with the thread that started it.
+    """The processes of one engine. They end at the latest with this process.
 
     Their logs, and what one-shot programs print, go to `folder`/log.
     """
@@ -73,15 +78,13 @@ class Daemons:
     def start(self, name: str, arguments: Sequence[str | Path], *, answers: Callable[[], bool]) -> subprocess.Popen[bytes]:
         """Start a daemon and return once `answers()` is true. Raises RuntimeError, with the ends of all logs, if it does not."""
         with (self.log / f"{name}.out").open("ab") as output:
-            process = subprocess.Popen(
-                [*self._prefix(), *arguments],
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C ends the tests, which then end the daemons in their order.
-                start_new_session=True,
-            )
+            command = [*self._prefix(), *arguments]
+            # Ctrl-C ends the tests, which then end the daemons in their order: hence a session of its own.
+            process = _starter.submit(
+                lambda: subprocess.Popen(
+                    command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
+            ).result()
         self._running.append(process)
         deadline = time.monotonic() + START_SECONDS
         while not answers():
@@ -114,6 +117,19 @@ class Daemons:
     def _prefix(self) -> list[str]:
         # After the change of user, which clears the signal.
         return ["setpriv", *self._as_user, "--pdeathsig=KILL", "--"]
+
+
+def lasting_port() -> int:
+    """Return a free port of 127.0.0.1 that stays free while its server is down, because no outgoing connection is given it.
+
+    A client that connects to such a port of the others, again and again, may be connected to itself.
+    """
+    first = int(_OUTGOING_PORTS.read_text().split()[0])
+    while True:
+        port = random.randrange(first // 2, first)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def accepts(port: int) -> bool:

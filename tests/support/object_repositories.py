@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.local import LocalRepository
+from filestore.repository.stores.s3 import S3Store
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_open import open_s3_store
+from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket
 from tests.support.s3_requests import Credentials
 
@@ -27,7 +30,7 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
 
 @asynccontextmanager
 async def object_repository(
-    bucket: Bucket, index_url: str, folder: Path, *, retry_seconds: float = 10
+    bucket: Bucket, index_url: str, folder: Path, *, prefix: str = PREFIX, retry_seconds: float = 10
 ) -> AsyncIterator[LocalRepository]:
     """Open the repository in a bucket and a database. Make it if there is none.
 
@@ -36,7 +39,7 @@ async def object_repository(
     folder.mkdir(exist_ok=True)
     credentials = folder / "credentials"
     write_credentials(credentials, bucket.credentials)
-    location = parse_location(bucket.location(PREFIX))
+    location = parse_location(bucket.location(prefix))
     client = S3Client(location, credentials=CredentialsFile(credentials), retry_seconds=retry_seconds)
     index = await open_postgres_index(index_url)
     try:
@@ -49,3 +52,11 @@ async def object_repository(
         yield repository
     finally:
         await repository.close()
+
+
+async def sweep(repository: LocalRepository) -> None:
+    """Remove the objects that no row names, as if all were older than any push."""
+    store, index = repository._store, repository._index
+    assert isinstance(store, S3Store)
+    assert isinstance(index, PostgresIndex)
+    await Sweep(store.client, index, dry_run=False, abandoned_seconds=-3600).run()

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.daemons import START_SECONDS, Daemons, engine_folder, program
-from tests.support.nginx import free_port
+from tests.support.daemons import START_SECONDS, Daemons, engine_folder, lasting_port, program
 
 USER = "filestore"
 """The superuser of the server. Only this user needs no password."""
@@ -85,7 +84,7 @@ class PostgresServer:
     """The process of a server, which a test may stop, kill and start again. What is committed stays."""
 
     def __init__(self, folder: Path, *, durable: bool) -> None:
-        self.postgres = Postgres(free_port())
+        self.postgres = Postgres(lasting_port())
         self._data = folder / "data"
         self._daemons = Daemons(folder, user=_user())
         self._process: subprocess.Popen[bytes]

@@ -30,7 +30,9 @@ from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
 from filestore.errors import ChunksMissing
+from filestore.repository.index.protocol import Index
 from filestore.repository.protocol import Repository
+from filestore.repository.stores.protocol import ChunkStore
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.commands import Home, Server
@@ -218,15 +220,20 @@ async def needed_and_found(root: Path) -> tuple[set[Digest], set[Digest]]:
     """Return the chunks that the records of a repository need, and those whose frames are there."""
     store, index = await open_backend(root, read_only=True)
     try:
-        needed: set[Digest] = set()
-        for each in await index.records_after(DEFAULT_NAMESPACE, 0, limit=100_000):
-            encoded = await store.manifest(DEFAULT_NAMESPACE, each.record.digest)
-            assert encoded is not None
-            needed.update(chunk.digest for chunk in Manifest.parse(encoded).chunks)
-        return needed, {digest async for digest in store.digests(DEFAULT_NAMESPACE)}
+        return await needed_and_found_in(store, index)
     finally:
         await index.close()
         await store.close()
+
+
+async def needed_and_found_in(store: ChunkStore, index: Index) -> tuple[set[Digest], set[Digest]]:
+    """Return the same of a repository that is open."""
+    needed: set[Digest] = set()
+    for each in await index.records_after(DEFAULT_NAMESPACE, 0, limit=100_000):
+        encoded = await store.manifest(DEFAULT_NAMESPACE, each.record.digest)
+        assert encoded is not None
+        needed.update(chunk.digest for chunk in Manifest.parse(encoded).chunks)
+    return needed, {digest async for digest in store.digests(DEFAULT_NAMESPACE)}
 
 
 def _main() -> None:

@@ -1,5 +1,15 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
 from tests.support.ceph import Bucket, Gateway
-from tests.support.postgres import Postgres
+from tests.support.commands import REPOSITORY
+from tests.support.daemons import accepts
+from tests.support.postgres import Postgres, postgres_program
+from tests.support.server import eventually
 
 
 def test_a_database_is_empty_and_keeps_rows(postgres: Postgres, postgres_url: str) -> None:
@@ -32,3 +42,30 @@ def test_a_full_bucket_takes_no_more(gateway: Gateway) -> None:
     bucket = gateway.new_bucket(user)
     assert [200, 403] == [bucket.request("PUT", name).status for name in ("a", "b")]
     gateway.remove_bucket(bucket)
+
+
+_LEADER = """
+import sys
+from tests.support.engines import lead_run, shared_postgres
+
+lead_run()
+print(shared_postgres().port, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_ends_with_the_process_that_leads_the_run() -> None:
+    """Also if it is killed, so that it can end nothing itself."""
+    postgres_program("initdb")
+    leader = subprocess.Popen(
+        [sys.executable, "-c", _LEADER], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert leader.stdout is not None
+        port = int(leader.stdout.readline())
+        assert accepts(port)
+    finally:
+        leader.kill()
+        leader.communicate()
+    eventually(lambda: not accepts(port))
