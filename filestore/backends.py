@@ -77,6 +77,7 @@ def connect(
     tls_client_cert: str | Path | None = None,
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
+    presigned_reads: bool = True,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
@@ -106,6 +107,7 @@ def connect(
     tls_client_key: the file of its private key, if that is another one.
     min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
         is on its way. By default 1 % of the disk, and at most 256 MiB.
+    presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
@@ -137,6 +139,7 @@ def connect(
         proxy=proxy,
         certificate=(tls_client_cert, tls_client_key),
         min_free=min_free,
+        presigned_reads=presigned_reads,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
 
@@ -156,6 +159,7 @@ async def _connected(
     proxy: str | None,
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
+    presigned_reads: bool,
 ) -> AsyncIterator[Repository]:
     if not isinstance(url, str | Path):
         url = _one_text(url)
@@ -183,6 +187,7 @@ async def _connected(
             retry_seconds=retry_seconds,
             find_proxy=ProxyOf(proxy),
             certificate=_certificate(*certificate),
+            presigned_reads=presigned_reads,
         )
     else:
         store, rows = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)

@@ -119,6 +119,7 @@ def connect(
     tls_client_cert: str | Path | None = None,
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
+    presigned_reads: bool = True,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
 
@@ -148,6 +149,7 @@ def connect(
                 tls_client_cert=tls_client_cert,
                 tls_client_key=tls_client_key,
                 min_free=min_free,
+                presigned_reads=presigned_reads,
             )
         )
     )

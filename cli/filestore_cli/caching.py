@@ -42,7 +42,10 @@ def cache() -> None:
 @click.argument("references", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]", nargs=-1, required=True)
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
-@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "cache", "cache_size_limit", "cache_min_free")
+@takes(
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("cache", "cache_size_limit", "cache_min_free"),
+)
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
     """Fetch stored files and directories into the cache ahead of time, so that a later start finds them there.
 

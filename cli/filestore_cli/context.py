@@ -83,6 +83,7 @@ class CommandContext:
             tls_client_cert=settings.tls_client_cert,
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
+            presigned_reads=settings.presigned_reads,
         )
         async with AsyncExitStack() as stack:
             try:

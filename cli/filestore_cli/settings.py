@@ -581,6 +581,14 @@ class Settings:
             default="1 % of the disk, at most 256MiB",
         ),
     )
+    presigned_reads: bool = field(
+        default=DEFAULT_SERVER_LIMITS.presigned_reads,
+        metadata=_setting(
+            "Whether a server gives URLs by which frames are read from its object store, and whether a client uses them",
+            unit="yes or no",
+            parse=_claim,
+        ),
+    )
     connections_limit: int = field(
         default=DEFAULT_SERVER_LIMITS.connections_limit,
         metadata=_setting(

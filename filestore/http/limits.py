@@ -65,6 +65,8 @@ class ServerLimits:
     """In how many days a scrub reads everything once, if its rate allows it."""
     guesses_limit: int = 100
     """How many wrong tokens and signatures of an address are answered as such in a minute."""
+    presigned_reads: bool = True
+    """Whether clients get URLs of frames, where the store has some, and read the frames without this server."""
     public_url: str | None = None
     """The URL of the server as clients know it, for links and signed URLs. None means the one that a request names."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()

@@ -31,6 +31,8 @@ MESSAGE_HEADER = "filestore-message"
 OCTETS = "application/octet-stream"
 LINES = "application/x-ndjson"
 """The media type of a listing: one JSON object in each line."""
+FRAME_URLS = "application/vnd.filestore.frame-urls+json"
+"""The media type of an answer that says where frames can be read in place of the frames."""
 PROBLEM = "application/problem+json"
 TEXT_LIMIT = 4096
 """The most characters of a text in a problem document. It is shown to a user as one line."""

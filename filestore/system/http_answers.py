@@ -39,9 +39,14 @@ class Said(NamedTuple):
         return self.given_id if _REQUEST_ID.fullmatch(self.given_id) else ""
 
     @property
+    def media_type(self) -> str:
+        """The type of the content, in lower case and without parameters. It is empty if the field is missing."""
+        return self.content_type.partition(";")[0].strip().lower()
+
+    @property
     def is_page(self) -> bool:
         """Whether the answer is an HTML page. A filestore server never sends one, so another server made the answer."""
-        return self.content_type.partition(";")[0].strip().lower() == _PAGE
+        return self.media_type == _PAGE
 
     @property
     def retry_after_seconds(self) -> float | None:

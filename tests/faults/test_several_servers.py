@@ -65,7 +65,7 @@ def kill_after(server: RunningServer, size: int) -> Any:
 
 
 async def test_a_server_that_never_answered_is_passed_over(servers: list[RunningServer]) -> None:
-    """Its refusal is no reason to fail or to wait."""
+    """A refusal does not end the request, and nobody waits."""
     async with connect([f"http://127.0.0.1:{free_port()}", servers[1].url], token=TOKEN, retry_seconds=0) as repository:
         assert [] == await repository.records()
 

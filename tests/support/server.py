@@ -25,6 +25,8 @@ from filestore.core.digest import Digest, parse_digests, token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.format.codec import Frame
 from filestore.http import wire
+from filestore.repository.index.protocol import Index
+from filestore.repository.stores.protocol import ChunkStore
 
 SECONDS = 60
 """How long a test waits before it fails."""
@@ -141,6 +143,7 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
     a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
     `upstream_url` and others those of `UpstreamOptions`.
+    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`).
     """
     process = start_server(root, **settings)
     try:
@@ -220,7 +223,7 @@ def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _parsed(key: str, value: str) -> tuple[str, str, Any]:
     group, _, name = key.partition("_")
-    if key in {"host", "port", "workers", "opens", "min_free"}:
+    if key in {"host", "port", "workers", "opens", "min_free", "frame_urls"}:
         found: tuple[str, str, Any] = "server", key, value
     elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
         found = "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
@@ -255,6 +258,7 @@ def _main() -> None:
     from filestore.http.server.tls import TlsFiles
     from filestore.http.server.worker import no_extension
     from filestore.upstream.extension import upstream_extension
+    from tests.support.frame_urls import SigningStore
     from tests.support.opens import log_opens
 
     if any(argument.startswith("jwt_") for argument in sys.argv):
@@ -266,9 +270,14 @@ def _main() -> None:
     min_free = int(server["min_free"]) if "min_free" in server else None
     if "opens" in server:
         log_opens(Path(server["opens"]))
+
+    async def opened() -> tuple[ChunkStore, Index]:
+        store, index = await open_backend(root, create=True, min_free=min_free)
+        return (SigningStore(store, server["frame_urls"]) if "frame_urls" in server else store), index
+
     try:
         serve(
-            lambda: open_backend(root, create=True, min_free=min_free),
+            opened,
             host=server.get("host", "127.0.0.1"),
             port=int(server.get("port", 0)),
             tokens={token_digest(TOKEN): DEFAULT_NAMESPACE, token_digest(OTHER_TOKEN): OTHER_NAMESPACE},

@@ -305,6 +305,8 @@ def test_server_limits() -> None:
             value = (22, 6)
         if limit.name == "public_url":
             value = "https://files.example.org"
+        if limit.name == "presigned_reads":
+            value = False
         if limit.name in {"trusted_proxies", "tls_by_proxy"}:
             value = (ip_network("10.0.0.0/8"), ip_network("::1"))
         options: dict[str, object] = {limit.name: value}

@@ -63,7 +63,7 @@ class SmallAnswer:
     def size(self) -> int:
         return len(self._content)
 
-    def expect(self, size: int | None) -> None:
+    def expect(self, size: int | None, media_type: str) -> None:  # noqa: ARG002  # of the protocol
         self._announced = size
         self._check(size or 0)
 
@@ -101,7 +101,7 @@ class FileAnswer:
             file.seek(0)
             file.truncate()
 
-    def expect(self, size: int | None) -> None:
+    def expect(self, size: int | None, media_type: str) -> None:  # noqa: ARG002  # of the protocol
         self._announced = size
         self._check(size or 0)
 
@@ -160,7 +160,7 @@ class BatchAnswer:
     def size(self) -> int:
         return self._filled
 
-    def expect(self, size: int | None) -> None:
+    def expect(self, size: int | None, media_type: str) -> None:  # noqa: ARG002  # of the protocol
         self._announced = size
 
     def memory(self) -> memoryview:

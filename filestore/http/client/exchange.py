@@ -74,8 +74,10 @@ class AnswerBody(Protocol):
         """Bytes of content that have arrived. The header of a batch is not content."""
         ...
 
-    def expect(self, size: int | None) -> None:
-        """Note the announced size of the answer in bytes, or None if it is not announced. This is the first call.
+    def expect(self, size: int | None, media_type: str) -> None:
+        """Note what is announced: the size of the answer in bytes or None, and its type. This is the first call.
+
+        `media_type` is in lower case and without parameters. It is empty if the answer does not say it.
 
         Raises LimitExceeded if the size is too large.
         """

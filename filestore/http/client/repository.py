@@ -41,7 +41,7 @@ from filestore.errors import (
 )
 from filestore.format.codec import Frame
 from filestore.http import wire
-from filestore.http.client.answers import BatchAnswer, FileAnswer, SmallAnswer, answer_size_of
+from filestore.http.client.answers import FileAnswer, SmallAnswer, answer_size_of
 from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.concurrency import Concurrency
 from filestore.http.client.documents import (
@@ -60,6 +60,7 @@ from filestore.http.client.documents import (
     parse_versions,
 )
 from filestore.http.client.exchange import ClientCertificate, Request
+from filestore.http.client.frames import FrameReader
 from filestore.http.client.requests import ProxyFinder, Requests
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.protocol import (
@@ -142,12 +143,14 @@ class RemoteRepository:
         find_proxy: ProxyFinder = _no_proxy,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
+        presigned_reads: bool = True,
     ) -> None:
         """Make a client without asking the server anything yet.
 
         `url` may be the URLs of several servers of one repository: a list of them, or a text with commas or spaces between them.
         `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
-        so many batches at a time in each process. Raises InvalidUrl, InvalidSetting.
+        so many batches at a time in each process. With `presigned_reads`, frames are read from an object store where a server
+        names their URLs there. Raises InvalidUrl, InvalidSetting.
         """
         given = split_urls(url) if isinstance(url, str) else list(url)
         locations = list(dict.fromkeys(map(_checked_location, given)))
@@ -169,6 +172,7 @@ class RemoteRepository:
             find_proxy=find_proxy,
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
+            presigned_reads=presigned_reads,
         )
         self._limit = connections
         if connections is None:
@@ -188,6 +192,13 @@ class RemoteRepository:
         self._is_lending = False
         self.transfer_limits = transfer_limits._replace(connections=self._limit)
         self._concurrency = Concurrency(connections)
+        self._frames = FrameReader(
+            self._requests,
+            self._concurrency,
+            stall_seconds=stall_seconds,
+            find_proxy=find_proxy,
+            presigned_reads=presigned_reads,
+        )
         self._identity: Identity | None = None
         self._rate: float | None = None
         self._request_limit = wire.BATCH_LIMIT
@@ -225,6 +236,7 @@ class RemoteRepository:
         self._requests.after_fork()
         self._is_lending = False
         self._concurrency = Concurrency(self._connections)
+        self._frames.after_fork(self._concurrency)
 
     @property
     def _server(self) -> str:
@@ -269,17 +281,7 @@ class RemoteRepository:
                 del waiting[: len(batch)]
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
-        found: list[memoryview | None] = []
-
-        async def rest() -> None:
-            # Frames that arrived whole before a connection was cut are not asked for again.
-            asked = digests[len(found) : len(found) + wire.BATCH_COUNT_LIMIT]
-            filled = sum(len(frame) for frame in found if frame is not None)
-            await self._get_batch(asked, buffer[filled:], found, moved)
-
-        while len(found) < len(digests):
-            await self._requests.retried(rest)
-        return found
+        return await self._frames.get(digests, buffer, moved)
 
     async def verify_chunks(self, digests: Sequence[Digest]) -> list[Digest]:
         return await self._requests.retried(partial(self._ask_once, "/chunks/verify", digests))
@@ -501,6 +503,7 @@ class RemoteRepository:
         return await self._requests.json("GET", "/status")
 
     async def close(self) -> None:
+        await self._frames.close()
         await self._requests.close()
 
     # Below: batches of frames, and what answers are checked for.
@@ -560,23 +563,6 @@ class RemoteRepository:
             meter.settle(kept)
         rate = size / max(seconds, 1e-6)
         self._rate = rate if self._rate is None else (self._rate + rate) / 2
-
-    async def _get_batch(
-        self, digests: Sequence[Digest], buffer: memoryview, found: list[memoryview | None], moved: Moved | None
-    ) -> None:
-        """Append to `found` each frame that arrives whole, even if the rest of the batch does not arrive."""
-        meter = ByteCounter(partial(self._count_moved, moved))
-        request = Request(method="POST", path="/chunks/get", body=b"".join(digests), stage=Stage.RECEIVE)
-        batch = BatchAnswer(self._server, digests, buffer, moved=meter.add)
-        try:
-            async with self._concurrency.place():
-                await self._requests.exchange(request, batch)
-        finally:
-            frames = list(batch.frames())
-            found.extend(frames)
-            if frames:
-                self._requests.retries.note_progress()
-            meter.settle(sum(len(frame) for frame in frames if frame is not None))
 
     def _count_moved(self, moved: Moved | None, size: int) -> None:
         self._concurrency.note_moved(size)

@@ -55,7 +55,8 @@ class Requests:
         self._locations = list(locations)
         self._token = token
         self._connections = connections
-        self._is_limit = is_limit
+        self.is_limited = is_limit
+        """Whether there are never more connections than `connections`, those to stores included."""
         self._stall_seconds = stall_seconds
         self._find_proxy = find_proxy
         self._certificate = certificate
@@ -76,7 +77,7 @@ class Requests:
         self.places, self._servers = self._open()
 
     def _open(self) -> tuple[Places, Servers]:
-        places = Places(self._connections, is_limit=self._is_limit)
+        places = Places(self._connections, is_limit=self.is_limited)
         return places, Servers([self._open_server(location, places) for location in self._locations])
 
     def _open_server(self, location: str, places: Places) -> Server:

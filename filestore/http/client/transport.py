@@ -107,7 +107,7 @@ class Transport:
 
     def _receive(self, channel: Channel, head: Head, body: AnswerBody) -> None:
         """Receive the rest of the answer into `body`."""
-        body.expect(head.size)
+        body.expect(head.size, head.said.media_type)
         while received := channel.receive_into(body.memory()):
             body.add(received)
         if channel.left:

@@ -396,6 +396,7 @@ class RequestAuthenticator:
             upload_limit=self._limits.upload_limit,
             chunks_limit=self._limits.chunks_limit,
             request_limit=self._limits.request_limit,
+            presigned_reads=self._limits.presigned_reads,
             grace_seconds=self._limits.gc_grace,
             keys=await self._tokens.keys(),
             origin=self._origin,

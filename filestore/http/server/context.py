@@ -60,7 +60,7 @@ class RequestContext:
     upload_limit: int | None
     chunks_limit: int | None
     request_limit: int
-
+    presigned_reads: bool
     grace_seconds: float
     """The grace period of the collection in this server."""
     shared_times: SharedTimes

@@ -134,7 +134,9 @@ class S3Store:
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Check only that the objects are young enough. The caller commits the rows that name them."""
-        self.placement(namespace, staged).rename({digest for digest, _ in staged})
+        placement = self.placement(namespace, staged)
+        placement.prepare()
+        placement.rename({digest for digest, _ in staged})
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Read frames side by side into files of the scratch folder that have no name."""

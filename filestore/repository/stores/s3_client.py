@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store as Engine
 
 from filestore.core.digest import Buffer
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, UsedAfterFork
 from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_errors import STALE_CODES, answer_of, is_absent, is_empty, translated
 from filestore.repository.stores.s3_keys import CLOCK_KEY
@@ -43,6 +44,9 @@ _PIECE_SIZE = 1 << 20
 _PAGE_LENGTH = 1000
 """Objects of one answer to a listing, which is the most that S3 has."""
 
+_used_in: int | None = None
+"""The process that has used obstore. Its threads are not in a forked child, where each request would wait for ever."""
+
 
 class Listed(NamedTuple):
     """An object in a listing."""
@@ -57,7 +61,7 @@ class S3Client:
     """Requests to the objects below the prefix of one location. Keys are relative to it.
 
     Each method may be repeated without harm, and raises StoreRefused, StorageFull, StorageError, and Busy if the store cannot be
-    used for RETRY_SECONDS. Use the object in the process that made it.
+    used for RETRY_SECONDS. In a child that was forked after a request of any client, all raise UsedAfterFork.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class S3Client:
 
     def put_blocking(self, key: str, content: Buffer) -> None:
         """Put an object, from any thread. Blocks. `content` does not change meanwhile."""
+        self._check_process()
         with self._retries.request() as request:
             while True:
                 try:
@@ -126,21 +131,23 @@ class S3Client:
         A stream that breaks goes on where it was. `start` is inside the object, or 0.
         """
         place, end = start, start + 1
+        tries = RequestRetries(self._retries)
         while place < end:
             found = await self._retried(lambda place=place: self._open(key, place))  # type: ignore[misc]  # the default
             if found is None:
                 raise FileNotFoundError(key)
-            end = found.meta["size"]
-            with self._retries.request() as request:
-                try:
-                    async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
-                        place += len(piece)
-                        yield piece
-                except (BaseError, OSError) as error:
-                    failure, pause = self._failed(error, request)
-                    if pause is None:
-                        raise failure from None
-                    await self._retries.sleep(pause)
+            begun, end = place, found.meta["size"]
+            try:
+                async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
+                    place += len(piece)
+                    yield piece
+            except (BaseError, OSError) as error:
+                if place > begun:
+                    tries = RequestRetries(self._retries)
+                failure, pause = self._failed(error, tries)
+                if pause is None:
+                    raise failure from None
+                await self._retries.sleep(pause)
 
     async def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
@@ -241,6 +248,7 @@ class S3Client:
 
     async def _retried(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Return what `call()` returns, or None if the object does not exist."""
+        self._check_process()
         with self._retries.request() as request:
             while True:
                 try:
@@ -271,6 +279,13 @@ class S3Client:
             failure.retryable = False  # for the caller
         return failure, pause
 
+    def _check_process(self) -> None:
+        global _used_in  # noqa: PLW0603  # obstore has one runtime for all clients
+        if _used_in is None:
+            _used_in = os.getpid()
+        elif _used_in != os.getpid():
+            raise UsedAfterFork(str(self.location), _used_in)
+
     def _note_answer(self) -> None:
         self._retries.retry_seconds = self._retry_seconds
 
@@ -284,13 +299,15 @@ class S3Client:
         if endpoint is not None and not location.path_style:
             scheme, _, host = endpoint.partition("://")
             endpoint = f"{scheme}://{location.bucket}.{host}"
-        given = {"endpoint": endpoint, "region": location.region}
+        # Both names: the environment may have the second one, which would count.
+        given = {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint, "region": location.region}
         return Engine(
             location.bucket,
             prefix=location.prefix or None,
             config={name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # names of S3Config
             client_options={
-                "allow_http": not location.is_encrypted,
+                # Without an endpoint, AWS_ALLOW_HTTP says it.
+                **({} if endpoint is None else {"allow_http": not location.is_encrypted}),
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
                 "read_timeout": timedelta(seconds=_SILENCE_SECONDS),
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),

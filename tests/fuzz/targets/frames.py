@@ -159,7 +159,7 @@ def _check_batch_answer(data: bytes) -> None:
     """The frames of an answer are those that were asked for, and fit into the memory that the client has for them."""
     moved: list[int] = []
     answer = BatchAnswer("a server", _ASKED, memoryview(bytearray(_FRAMES_LIMIT)), moved=moved.append)
-    answer.expect(len(data) if len(data) % 3 else None)
+    answer.expect(len(data) if len(data) % 3 else None, wire.OCTETS)
     for piece in pieces_of(data):
         rest = memoryview(piece)
         while rest:

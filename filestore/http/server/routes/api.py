@@ -37,6 +37,7 @@ from filestore.http.server.body.reader import reading_body
 from filestore.http.server.body.writer import FilePart
 from filestore.http.server.context import RequestContext, make_spool_folder
 from filestore.http.server.errors import problem_answer
+from filestore.http.server.frame_urls import frame_urls_answer
 from filestore.http.server.measuring import MEASURING
 from filestore.http.server.routes.queries import limited_number, number_in, quoted_header, truth_in
 from filestore.http.server.slow import answer_slowly, answer_while_it_grows
@@ -144,12 +145,18 @@ class _IncomingBatch:
 
 
 async def get_chunks(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Answer with a batch of the requested frames, in their order. The header marks the frames that are absent."""
+    """Answer with a batch of the requested frames, in their order. The header marks the frames that are absent.
+
+    A client that accepts it may get URLs of the frames in their place.
+    """
     async with context.whole_body(
         what="the size of the request body in bytes", limit=wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
     ) as body:
         digests = parse_digests(body)
     context.noted.facts["chunks"] = len(digests)
+    elsewhere = await frame_urls_answer(context, repository, digests)
+    if elsewhere is not None:
+        return elsewhere
     async with Frames(repository, digests, context.open_frames) as frames:
         entries = await frames.entries()
         header = wire.encode_batch_header(entries)
