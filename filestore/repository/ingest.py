@@ -6,7 +6,7 @@ import asyncio
 import mmap
 import time
 from collections.abc import Collection, Container, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,10 +26,20 @@ from filestore.repository.quota_check import check_stored
 from filestore.repository.stores.protocol import ChunkStore, Placement, Staging
 from filestore.system.buffers import Budget
 from filestore.system.metrics import Event, Stage, count, part, span
-from filestore.system.threads import calls_ended, disk_threads, in_cpu_thread, in_disk_thread, per_thread, shield_until_done
+from filestore.system.threads import (
+    calls_ended,
+    disk_threads,
+    in_cpu_thread,
+    in_thread,
+    per_thread,
+    shield_until_done,
+    thread_pool,
+)
 
 _VERIFY_GROUP_SIZE = 4 << 20
 """Frames are verified and synced in groups of about this many bytes. Decoded bytes are added if they are not verified yet."""
+_SETTLED_AT_ONCE = 16
+"""How many groups are put into an object store at the same time."""
 PUBLISHED_AT_ONCE = 64
 """The most frames of a verify group, and the most that one transaction makes visible."""
 
@@ -235,7 +245,7 @@ class Ingest:
             self._tasks.append(self._group.create_task(self._check(verify_group)))
         elif verified:
             # Not a task for each: the loop has nothing to do until all are synced, or one fails.
-            call = disk_threads().submit(_settle, self._store, self._namespace, verified)
+            call = self._settling_threads().submit(_settle, self._store, self._namespace, verified)
             self._calls.append(call)
             call.add_done_callback(self._note_end)
 
@@ -260,7 +270,11 @@ class Ingest:
             async with self._budget.take(sum(incoming.weight for incoming in unverified)):
                 await in_cpu_thread(_verify_all, unverified)
         intact = [incoming for incoming in verify_group if incoming.row is not None]
-        await in_disk_thread(_settle, self._store, self._namespace, intact)
+        await in_thread(self._settling_threads(), _settle, self._store, self._namespace, intact)
+
+    def _settling_threads(self) -> Executor:
+        # Requests take far longer than a disk, and what is sent to clients needs the threads of a disk too.
+        return thread_pool("settling", _SETTLED_AT_ONCE) if self._store.has_object_ids else disk_threads()
 
     async def _publish(self, verified: dict[_IncomingFrame, ChunkRow]) -> None:
         staged = {row.digest: incoming.staging for incoming, row in verified.items()}

@@ -125,6 +125,19 @@ class FileLock:
                 return False
         return True
 
+    def is_removed(self) -> bool:
+        """Return whether `remove` removed the lock file, so that others lock another one. Blocks."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
+    def remove(self) -> None:
+        """Remove the lock file, if that is possible. Only the holder may, while it holds the lock. Blocks.
+
+        Whoever waited for the lock gets one of a file that is gone. So everybody who takes it must ask `is_removed` then, and if
+        so open the file again.
+        """
+        with suppress(OSError):
+            self._path.unlink()
+
     def holder(self) -> str:
         """Return a text for the process that holds the lock. It has the process id if the operating system shows it."""
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Answer the requests of the Hub API for repositories of the upstream.
 
-A file that is not stored yet is sent while it arrives. The end of each answer waits until the file has the digest that the
-upstream states. So a client may see the beginning of a wrong file, but never takes an answer with wrong bytes for whole.
+A file that is not stored yet is sent while it arrives. The end of the file waits until the whole has the digest that the
+upstream states. So a client may see other parts of a wrong file, but never has all of it.
 
 Source: `file_download.py` and `hf_api.py` of the Python client.
 """
@@ -25,22 +25,22 @@ from filestore.errors import (
     UpstreamGated,
     UpstreamUnauthorized,
 )
-from filestore.http import wire
 from filestore.http.server.auth import upstream_token
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.conditions import unchanged
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.content import send_stored
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER, note_commit
 from filestore.http.server.routes.hub.listing import asked_paths
 from filestore.http.server.routes.hub.names import HubRepository, path_in, repository_in, revision_in
-from filestore.http.server.routes.hub.resolve import UNSTATED_SIZE
-from filestore.http.server.validators import attachment, matches_any, parse_range
+from filestore.http.server.routes.hub.resolve import file_head
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
 from filestore.upstream.arriving import ArrivingReader
 from filestore.upstream.contents import StoredContent, WantedContent
 from filestore.upstream.hub import Refused
 from filestore.upstream.listing import Listing, UpstreamFile
+from filestore.upstream.refs import refs_document
 from filestore.upstream.upstream import MAIN, Upstream, UpstreamRevision
 
 TOKEN_HEADER = "X-Upstream-Authorization"  # noqa: S105  # no token
@@ -49,7 +49,7 @@ as in `TOKEN~hf_...`. The token of this server itself is never sent there.
 """
 _TOKEN_LIMIT = 512
 HELD_SIZE = 64 << 10
-"""The last bytes of an answer, which wait until the whole file is verified."""
+"""The last bytes of a file, which wait until the whole is verified."""
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.025, 0.8
 """The first and the longest pause between two looks at a file that arrives. Many clients may wait for a slow upstream."""
 _PAGE_LIMIT = 1000
@@ -72,29 +72,14 @@ class Answers:
             raise EntryNotFound(revision.name, path or "")
         context.noted.facts |= {"path": path, "size": wanted.file.size}
         tag, size = wanted.file.tag, wanted.file.size
-        headers = {COMMIT_HEADER: revision.listing.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
-        headers["Cache-Control"] = "private, no-cache"
-        if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
-            raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {tag}")
-        if matches_any(request.if_none_match, tag, weak=True):
-            return web.Response(status=304, headers=headers)
-        headers |= {
-            "Content-Type": wire.OCTETS,
-            "Content-Disposition": attachment(path.rpartition("/")[2]),
-            "X-Content-Type-Options": "nosniff",
-        }
+        headers = {COMMIT_HEADER: revision.listing.commit, "ETag": f'"{tag}"', "Cache-Control": "private, no-cache"}
+        known = unchanged(request, tag, headers)
+        if known is not None:
+            return known
+        response, part = file_head(request, tag, size=size, path=path, headers=headers)
         if request.method == "HEAD":
-            response = web.StreamResponse(headers=headers)
-            if size <= UNSTATED_SIZE:
-                response.content_length = size
             return response
-        part = None
-        if request.headers.get("If-Range", f'"{tag}"') == f'"{tag}"':
-            part = parse_range(request.headers.get("Range"), size)
-        if part is not None:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-        response = web.StreamResponse(status=206 if part else 200, headers=headers)
-        return await self._send(context, revision, wanted, part or range(size), response)
+        return await self._send(context, revision, wanted, part, response)
 
     async def describe(self, context: RequestContext) -> web.StreamResponse:
         """Answer with the description of a revision, and the names of its files."""
@@ -132,10 +117,10 @@ class Answers:
         return await context.answer_json(await made, {COMMIT_HEADER: revision.listing.commit})
 
     async def list_refs(self, context: RequestContext) -> web.StreamResponse:
-        """Answer with the default branch. The other ones are not known here."""
+        """Answer with the branches and tags that the upstream lists."""
         revision = await self._find(context)
-        branch = {"name": MAIN, "ref": f"refs/heads/{MAIN}", "targetCommit": revision.listing.commit}
-        return _json(json.dumps({"branches": [branch], "tags": [], "converts": []}).encode(), revision)
+        refs = await self._upstream.refs(revision)
+        return _json(json.dumps(refs_document(refs)).encode(), revision)
 
     async def check(self, context: RequestContext) -> web.StreamResponse:
         """Answer whether the caller may read a repository."""
@@ -176,7 +161,7 @@ class Answers:
             fetch = self._upstream.contents.fetch(wanted, token=revision.token)
             reader = self._upstream.contents.reader(wanted)
             try:
-                arriving = _Arriving(context, reader, fetch, part)
+                arriving = _Arriving(context, reader, fetch, part, free_size=wanted.file.size - HELD_SIZE)
                 if await arriving.begins():
                     async with context.answering(response, size=len(part)) as answer:
                         await arriving.send(answer)
@@ -212,13 +197,16 @@ class Answers:
 class _Arriving:
     """Send a part of a file that arrives. A client holds at most 256 KiB of memory."""
 
-    def __init__(self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range) -> None:
+    def __init__(
+        self, context: RequestContext, reader: ArrivingReader, fetch: asyncio.Task[None], part: range, *, free_size: int
+    ) -> None:
+        """Send the bytes before `free_size` as soon as they are there, and the others when the whole is verified."""
         self._context = context
         self._reader = reader
         self._fetch = fetch
         self._place = part.start
         self._stop = part.stop
-        self._held = min(HELD_SIZE, len(part))
+        self._free_size = free_size
         self._has_begun = False
         self._pause = LOOK_SECONDS
 
@@ -265,7 +253,7 @@ class _Arriving:
             return self._place
         if look.is_verified:
             return self._stop
-        return max(self._place, min(look.size, self._stop - self._held))
+        return max(self._place, min(look.size, self._free_size, self._stop))
 
     async def _wait(self) -> None:
         """Wait for a change, longer each time. Raises ConnectionError if the client is gone."""

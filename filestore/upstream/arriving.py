@@ -28,6 +28,14 @@ _VERIFIED = 0o400
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
+class WrongSize(Exception):
+    """The upstream begins to send a file of another size than it has stated. `size` is what it states now, in bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class ArrivingFile(PartialDownload):
     """Write the content of a file of the upstream, and find out its digest. Only one object at a time may use a folder."""
 
@@ -60,6 +68,9 @@ class ArrivingFile(PartialDownload):
         return min(noted, self._expected.size)
 
     def begin(self, validators: Validators, total: int | None) -> None:
+        if total is not None and total != self._expected.size:
+            # Before any byte can be read: a page for people is not the beginning of a model.
+            raise WrongSize(total)
         super().begin(validators, total)
         self._start_hash()
         with storage_errors(self._boot), suppress(FileNotFoundError):

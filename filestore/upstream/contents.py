@@ -2,7 +2,7 @@
 
     contents/KEY-SIZE       where the content is stored; its time of modification is that of its last use
     incoming/KEY-SIZE/      a content that arrives, or whose arrival was interrupted (`arriving`)
-    locks/KEY-SIZE          the lock of the process that fetches it
+    locks/KEY-SIZE          the lock of the process that fetches it, which removes it; one that is killed leaves it for the next
     evicting                the lock of the process that makes room
 
 KEY stands for the digest that the upstream states. If not everybody may read the repository, it stands for the repository too:
@@ -18,7 +18,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -156,9 +156,8 @@ class Contents:
         log_failure(f"the content {content_id} of the upstream is not stored", error, level=level)
 
     async def _fetch(self, wanted: WantedContent, token: str | None) -> None:
-        with await in_disk_thread(self._lock, f"locks/{wanted.id}") as lock:
-            is_stored = partial(self._is_stored, wanted.id)
-            if not await lock.acquire_soon(limit_seconds=math.inf, is_done=is_stored) or await self.find(wanted) is not None:
+        async with self._exclusive(wanted.id, limit_seconds=math.inf, is_done=partial(self._is_stored, wanted.id)) as is_held:
+            if not is_held or await self.find(wanted) is not None:
                 return
             staging = ArrivingFile(self._incoming(wanted.id), wanted.file)
             async with self._downloads:
@@ -256,8 +255,8 @@ class Contents:
 
     async def _remove(self, content_id: str) -> bool:
         """Remove a content, unless a process fetches it. Return whether it was removed."""
-        with await in_disk_thread(self._lock, f"locks/{content_id}") as lock:
-            if not await in_disk_thread(lock.try_acquire):
+        async with self._exclusive(content_id, limit_seconds=0) as is_held:
+            if not is_held:
                 return False
             stored = await in_disk_thread(self._stored, content_id)
             if stored is not None:
@@ -267,6 +266,24 @@ class Contents:
             await in_disk_thread(remove_if_possible, self._place(content_id))
             await in_disk_thread(remove_if_possible, self._incoming(content_id))
         return True
+
+    @asynccontextmanager
+    async def _exclusive(
+        self, content_id: str, *, limit_seconds: float, is_done: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[bool]:
+        """Give whether this process alone has a content during the block, after a wait that `is_done`, which blocks, may end."""
+        while True:
+            with await in_disk_thread(self._lock, f"locks/{content_id}") as lock:
+                if not await lock.acquire_soon(limit_seconds=limit_seconds, is_done=is_done):
+                    yield False
+                    return
+                if await in_disk_thread(lock.is_removed):
+                    continue
+                try:
+                    yield True
+                finally:
+                    await shield_until_done(in_disk_thread(lock.remove))
+                return
 
     # Below: files. All functions block.
 

@@ -29,8 +29,10 @@ from filestore.system.files import remove_if_possible, storage_errors
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_small
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done
+from filestore.upstream.arriving import WrongSize
 from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, parse_listing
 from filestore.upstream.options import UpstreamOptions
+from filestore.upstream.refs import UpstreamRef, parse_refs
 
 _QUESTIONS = 16
 """The most questions at the same time."""
@@ -67,6 +69,10 @@ class Hub:
         url = f"{self._api(kind, name)}/revision/{quote(revision, safe='')}?blobs=true"
         return await self._ask(name, url, partial(parse_listing, name), token=token)
 
+    async def refs(self, kind: str, name: str, *, token: str | None) -> list[UpstreamRef]:
+        """Return the branches and tags of a repository. Raises Refused, UpstreamFailed, StorageError."""
+        return await self._ask(name, f"{self._api(kind, name)}/refs", partial(parse_refs, name), token=token)
+
     async def check(self, kind: str, name: str, *, token: str) -> None:
         """Ask whether a token may read the files of a repository. Raises Refused, UpstreamFailed, StorageError."""
         await self._ask(name, f"{self._api(kind, name)}/auth-check", len, token=token)
@@ -93,6 +99,8 @@ class Hub:
             )
         except LimitExceeded:
             raise UpstreamFailed(name, f"{path!r} has more than the {size} bytes that it says") from None
+        except WrongSize as error:
+            raise UpstreamFailed(name, f"{path!r} has {error.size} bytes, and {size} is what it says") from None
         except (TransferError, DownloadRefused) as error:
             raise _translated(name, error) from None
 

@@ -31,12 +31,13 @@ from filestore.repository.local import LocalRepository
 from filestore.system.files import storage_errors, write_atomic, write_durably
 from filestore.system.owners import make_private
 from filestore.system.small_files import read_json, read_small
-from filestore.system.threads import in_cpu_thread, in_disk_thread
+from filestore.system.threads import SingleFlight, in_cpu_thread, in_disk_thread
 from filestore.upstream.admissions import Admissions
 from filestore.upstream.contents import Contents, WantedContent
 from filestore.upstream.hub import Hub, Refused
 from filestore.upstream.listing import DOCUMENT_LIMIT, Listing, kept_listing
 from filestore.upstream.options import UpstreamOptions
+from filestore.upstream.refs import UpstreamRef, kept_refs, refs_document
 
 KINDS = ("models", "datasets", "spaces")
 MAIN = "main"
@@ -75,6 +76,13 @@ class _Answer(NamedTuple):
     is_gated: bool
     asked_at: float
     """By the clock of this machine, in seconds since 1970."""
+
+
+class _KeptRefs(NamedTuple):
+    """What the upstream has listed last."""
+
+    refs: list[UpstreamRef]
+    asked_at: float
 
 
 class UpstreamRevision(NamedTuple):
@@ -116,6 +124,7 @@ class Upstream:
         self._verdicts: OrderedDict[tuple[str, ...], float] = OrderedDict()
         """Until when a token may read a repository, in monotonic seconds."""
         self._admissions = Admissions(folder, clock=clock)
+        self._refs_flights = SingleFlight()
         self._asking: dict[tuple[str, ...], asyncio.Task[Listing]] = {}
         self._kept_count = self._kept_size = 0
         self._log = FailureLog("the upstream does not answer, so what it said before is served")
@@ -180,6 +189,33 @@ class Upstream:
                 await in_disk_thread(self._admissions.forget, kind, name, token)
             raise told from None
         return listing, None
+
+    async def refs(self, revision: UpstreamRevision) -> list[UpstreamRef]:
+        """Return the branches and tags of a repository, of which the caller may read a revision. `main` is the one of `find`.
+
+        The upstream is asked if its last answer is too old. If it is away, or lists nothing, that answer counts, or only `main`.
+        """
+        kind, name, listing, token = revision
+        place = self._folder / "refs" / blake3(f"{kind}\0{name}".encode()).hexdigest()
+        kept = await in_disk_thread(self._known_refs, place)
+        if not self.is_offline and (kept is None or not 0 <= self._clock() - kept.asked_at < self._options.max_age_seconds):
+            with suppress(UpstreamFailed, Refused, TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    kept = await self._refs_flights.run((kind, name, token), partial(self._ask_refs, revision, place))
+        others = [] if kept is None else [each for each in kept.refs if (each.kind, each.name) != ("branches", MAIN)]
+        return [UpstreamRef("branches", MAIN, listing.commit), *others]
+
+    async def _ask_refs(self, revision: UpstreamRevision, place: Path) -> _KeptRefs:
+        failure_key = ("refs", revision.kind, revision.name, "" if revision.token is None else str(token_digest(revision.token)))
+        try:
+            self._raise_failure(failure_key)
+            refs = await self._hub.refs(revision.kind, revision.name, token=revision.token)
+        except (Refused, UpstreamFailed) as error:
+            self._note_failure(failure_key, error)
+            raise
+        kept = _KeptRefs(refs, self._clock())
+        await in_disk_thread(write_durably, place, {"asked_at": kept.asked_at, **refs_document(refs)})
+        return kept
 
     async def _refusal(self, kind: str, name: str, revision: str, token: str | None, refused: Refused) -> Exception:
         """Return the error for a refused revision."""
@@ -312,6 +348,12 @@ class Upstream:
             return _answer_from(read_json(self._revision_path(kind, name, revision)))
         return None
 
+    def _known_refs(self, place: Path) -> _KeptRefs | None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            values = read_json(place)
+            return _KeptRefs(kept_refs(values), float(values["asked_at"]))
+        return None
+
     def _read(self, kind: str, name: str, commit: str) -> Listing | None:
         with suppress(OSError, ValueError, KeyError, TypeError, StorageError):
             return kept_listing(parse_json(read_small(self._listing_path(kind, name, commit), limit=2 * DOCUMENT_LIMIT)))
@@ -330,7 +372,8 @@ class Upstream:
         self._kept_size += len(document)
         if self._kept_count >= _CHECKED_EVERY or self._kept_size >= _CHECKED_SIZE:
             self._kept_count = self._kept_size = 0
-            for folder in (self._folder / "listings", self._folder / "revisions", self._admissions.folder):
+            kept = (self._folder / name for name in ("listings", "revisions", "refs"))
+            for folder in (*kept, self._admissions.folder):
                 remove_oldest(folder, limit=ANSWERS_LIMIT, size_limit=ANSWERS_SIZE)
 
     def _revision_path(self, kind: str, name: str, revision: str) -> Path:

@@ -15,6 +15,7 @@ from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.errors import UpstreamFailed
+from filestore.upstream.answers import HELD_SIZE
 from filestore.upstream.listing import checked_path, kept_listing, parse_listing
 from tests.support.commands import Home
 from tests.support.hub_upstream import Behaviour, HubUpstream, running_hub
@@ -73,11 +74,15 @@ def test_other_bytes_of_the_stated_size(hub: HubUpstream, server: RunningServer,
     assert server.ask("GET", f"{PATH}big").body == BIG
 
 
-def test_a_range_of_other_bytes(hub: HubUpstream, server: RunningServer) -> None:
-    """A small range waits for the digest of the whole file, so a wrong one is an error."""
-    hub.behaviours["big"] = Behaviour(content=BIG[:-1] + b"!")
-    answer = server.ask("GET", f"{PATH}big", headers={"Range": "bytes=0-99"})
+@pytest.mark.parametrize("part", [f"{len(BIG) - 100}-", "-1", f"{len(BIG) - HELD_SIZE}-{len(BIG) - HELD_SIZE}"])
+def test_a_range_of_other_bytes(hub: HubUpstream, server: RunningServer, part: str) -> None:
+    """Ranges of the end wait for the digest of the whole file, so a wrong one is an error, and nobody gets all of its parts."""
+    hub.behaviours["big"] = Behaviour(content=b"!" + BIG[1:])
+    answer = server.ask("GET", f"{PATH}big", headers={"Range": f"bytes={part}"})
     assert (answer.status, answer.slug) == (502, "upstream-failed")
+    # The file is fetched again from its beginning, and so is what a client asks for next.
+    hub.behaviours.clear()
+    assert server.ask("GET", f"{PATH}big").body == BIG
 
 
 @pytest.mark.parametrize("content", [b"SMALL", SMALL + b"!", SMALL[:-1], b""])

@@ -74,7 +74,7 @@ def test_long_lists(hub: HubUpstream, tmp_path: Path) -> None:
 
 
 def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
-    """The description, the list of files in pages, single paths and the branches come from one question to the upstream."""
+    """The description, the list of files in pages and single paths come from one question to the upstream."""
     commit = hub.commit("team/m", FILES)
     with running_server(tmp_path / "r", upstream_url=hub.url) as server:
         about = server.ask("GET", "/api/models/team/m/revision/main?blobs=true").json
@@ -89,9 +89,33 @@ def test_what_a_repository_has(hub: HubUpstream, tmp_path: Path) -> None:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         found = server.ask("POST", "/api/models/team/m/paths-info/main", b"paths=sub&paths=none&paths=config.json", headers=form)
         assert [entry["path"] for entry in found.json] == ["sub", "config.json"]
-        refs = server.ask("GET", "/api/models/team/m/refs").json
-        assert [branch["targetCommit"] for branch in refs["branches"]] == [commit]
+        assert about["sha"] == commit
     assert len(hub.asked) == 1
+
+
+def test_branches_and_tags(hub: HubUpstream, tmp_path: Path) -> None:
+    """They are those that the upstream lists, also while it is away. `main` is the commit that is served as `main`."""
+    first = hub.commit("team/m", {"a": b"first"})
+    newest = hub.commit("team/m", FILES)
+    hub.repositories["team/m"].labels["v1"] = first
+    hub.commit("team/plain", FILES)
+
+    def refs(server: RunningServer, name: str = "team/m") -> list[tuple[str, str]]:
+        found = server.ask("GET", f"/api/models/{name}/refs").json
+        assert [] == found["converts"]
+        return [(each["ref"], each["targetCommit"]) for each in (*found["branches"], *found["tags"])]
+
+    expected = [("refs/heads/main", newest), ("refs/tags/v1", first)]
+    options: dict[str, Any] = {"upstream_url": hub.url, "upstream_retry_seconds": 0}
+    with running_server(tmp_path / "r", **options) as server:
+        assert [expected] * 2 == [refs(server) for _ in range(2)]
+        assert 1 == hub.count("/refs")
+        assert b"first" == _read(server, "a", revision="v1")
+        hub.behaviours["/api/models/team/plain/refs"] = Behaviour(html=True)
+        assert ["refs/heads/main"] == [ref for ref, _ in refs(server, "team/plain")]
+    hub.is_away = True
+    with running_server(tmp_path / "r", check=False, upstream_max_age_seconds=0, **options) as server:
+        assert expected == refs(server)
 
 
 def test_other_kinds(hub: HubUpstream, tmp_path: Path) -> None:
@@ -212,12 +236,35 @@ def test_it_is_served_while_it_arrives(hub: HubUpstream, tmp_path: Path) -> None
     assert hub.sent["sub/model.safetensors"] == len(BIG)
 
 
+def test_a_range_is_served_as_soon_as_it_is_there(hub: HubUpstream, tmp_path: Path) -> None:
+    """A client that wants the header of a large file does not wait for the rest. One that wants the end does."""
+    hub.commit("team/m", FILES)
+    hub.behaviours["sub/model.safetensors"] = Behaviour(hang_at=3 * MIB)
+    path = "/team/m/resolve/main/sub/model.safetensors"
+    with running_server(tmp_path / "r", upstream_url=hub.url, workers=2) as server:
+        for start, stop in ((0, 8), (8, 1000), (MIB, 2 * MIB)):
+            answer = server.ask("GET", path, headers={"Range": f"bytes={start}-{stop - 1}"})
+            assert (206, BIG[start:stop]) == (answer.status, answer.body)
+        # It begins, because a part of it is there, and ends when the rest is.
+        with server.begin("GET", path, f"Range: bytes={2 * MIB - 10}-") as connection:
+            later = HTTPResponse(connection)
+            later.begin()
+            assert (206, BIG[2 * MIB - 10 : 2 * MIB]) == (later.status, later.read(10))
+            hub.go_on.set()
+            assert BIG[2 * MIB :] == later.read()
+    assert hub.sent["sub/model.safetensors"] == len(BIG)
+
+
 def test_many_clients_at_once(hub: HubUpstream, tmp_path: Path) -> None:
-    """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once."""
+    """Eight clients ask for all files at the same time, from several processes, and the upstream sends each once.
+
+    No lock stays.
+    """
     hub.commit("team/m", FILES)
     with running_server(tmp_path / "r", upstream_url=hub.url, workers=3) as server, ThreadPoolExecutor(8) as pool:
         for read in [pool.submit(_read, server, path) for path in FILES for _ in range(8)]:
             assert read.result() in FILES.values()
+    assert [] == list((tmp_path / "r" / "upstream" / "locks").iterdir())
     assert hub.sent == {"config.json": len(FILES["config.json"]), "sub/model.safetensors": len(BIG)}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection as Pipe
 
 import asyncpg
@@ -28,6 +28,7 @@ from filestore.errors import (
 from filestore.repository.index.postgres import tables_base
 from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.index.postgres.transaction import PostgresTransaction
 from filestore.repository.index.protocol import ChunkRow, Use
 from tests.contracts.conftest import Clock
 from tests.support.cancels import cancelled_at_every_await
@@ -362,6 +363,28 @@ async def test_a_cancelled_lock_is_free(open_shared: OpenIndex, watcher: asyncpg
         await until_free(watcher)
         while await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"):
             await asyncio.sleep(0)
+
+
+async def test_a_transaction_of_one_namespace_is_not_used_for_another(open_shared: OpenIndex) -> None:
+    """It has no lock there. That is a fault of the program, which ends it."""
+    index = await open_shared()
+    for write in (condemn, commit):
+        with pytest.raises(RuntimeError, match="'a' is used for 'b'"):
+            async with index.transaction(A) as transaction:
+                await transaction.add_chunks(A, rows(1))
+                await write(_Same(transaction), B)  # type: ignore[arg-type]  # an index with an open transaction
+    assert [] == await index.namespaces()
+
+
+class _Same:
+    """Stands for an index whose transaction is open already."""
+
+    def __init__(self, transaction: PostgresTransaction) -> None:
+        self._transaction = transaction
+
+    @asynccontextmanager
+    async def transaction(self, _: str) -> AsyncIterator[PostgresTransaction]:
+        yield self._transaction
 
 
 async def test_a_failed_statement_is_not_committed(open_shared: OpenIndex) -> None:

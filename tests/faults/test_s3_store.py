@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
@@ -18,17 +19,18 @@ from filestore.errors import Busy, StorageError, StorageFull, StoreRefused, Used
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores import s3_client
 from filestore.repository.stores.protocol import FrameProblem, FrameState, Removed
+from filestore.repository.stores.s3 import open_store_of
 from filestore.repository.stores.s3_client import S3Client
-from filestore.repository.stores.s3_credentials import CredentialsFile
+from filestore.repository.stores.s3_credentials import CredentialsFile, find_file
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
-from filestore.repository.stores.s3_staging import MEMORY_SIZE, PUBLISHED_WITHIN_SECONDS, SMALL_SIZE, ByteLimit
+from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, PUBLISHED_WITHIN_SECONDS, ByteLimit
 from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
 from tests.support.relay import UNSPOILED, Relay, Spoiled, running_relay
-from tests.support.s3_stores import IndexedStore, client_of, credentials_file, open_indexed_store
+from tests.support.s3_stores import IndexedStore, MemoryObjects, client_of, credentials_file, open_indexed_store
 
 N = "default"
 SLOW_DOWN = Spoiled(status=503, body=b"<Error><Code>SlowDown</Code></Error>")
@@ -123,6 +125,23 @@ async def test_a_stream_goes_on_where_it_was_cut(bucket: Bucket, tmp_path: Path)
         assert content[4_000_000:] == b"".join([piece async for piece in client.stream("uploads/part", start=4_000_000)])
     with pytest.raises(FileNotFoundError):
         await anext(client_of(bucket, tmp_path).stream("uploads/absent"))
+
+
+async def test_a_stream_that_breaks_again_and_again_ends(bucket: Bucket, tmp_path: Path) -> None:
+    """It ends where nothing of it arrives any more, although each request is answered."""
+    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=0), times=1000, method="GET")) as relay:
+        client = client_of(bucket, tmp_path, endpoint=relay.url, retry_seconds=0.05)
+        await client.put("frames", b"content")
+        with pytest.raises(Busy, match="the connection to it broke"):
+            await anext(client.stream("frames"))
+
+
+async def test_the_endpoint_of_the_url_counts(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one of the environment."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    await client_of(bucket, tmp_path).put("key", b"content")
+    assert b"content" == bucket.read("models/one/key")
 
 
 async def test_a_store_that_never_answers_is_busy(bucket: Bucket, tmp_path: Path) -> None:
@@ -238,7 +257,7 @@ async def test_a_bucket_that_does_not_exist(bucket: Bucket, tmp_path: Path) -> N
     """It is an error, and not an absent object."""
     client = client_of(bucket._replace(name="no-such-bucket"), tmp_path)
     for call in (client.get("key"), client.size("key"), client.put("key", b""), client.folders("frames"), client.delete(["key"])):
-        with pytest.raises(StorageError, match="there is no such bucket"):
+        with pytest.raises(StorageError, match="the bucket does not exist"):
             await call
 
 
@@ -295,6 +314,55 @@ async def test_a_file_without_credentials(bucket: Bucket, tmp_path: Path, text: 
     assert str(path) in str(caught.value)
 
 
+def test_the_file_of_credentials_comes_after_those_in_the_environment(tmp_path: Path) -> None:
+    """The order, and the names, are those of the AWS tools."""
+    usual = tmp_path / ".aws" / "credentials"
+    home = {"HOME": str(tmp_path)}
+    named = {**home, "AWS_SHARED_CREDENTIALS_FILE": "/run/keys", "AWS_PROFILE": "models"}
+    assert find_file({}) is None
+    assert find_file(home) is None
+    usual.parent.mkdir()
+    usual.touch()
+    assert CredentialsFile(usual) == find_file(home)
+    assert CredentialsFile(Path("/run/keys"), "models") == find_file(named)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        assert find_file({**named, name: "given"}) is None
+
+
+# What a server keeps for some hours.
+
+
+async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: Path) -> None:
+    """They are put from memory and from files, read in ranges, listed and removed. They are no frames."""
+    temporary = store.temporary
+    assert temporary is not None
+    content = octets(4, 20_000_000)
+    (tmp_path / "content").write_bytes(b"before" + content)
+    with (tmp_path / "content").open("rb") as file:
+        file.seek(6)
+        assert await temporary.put("one/large", file)
+    assert await temporary.put("one/small", b"small", only_new=True)
+    assert not await temporary.put("one/small", b"other", only_new=True)
+    assert await temporary.put("two/small", bytearray(b"bytes"))
+    assert [b"small", b"mal", b"all", b"", None] == [
+        await temporary.get("one/small"),
+        await temporary.get("one/small", start=1, size=3),
+        await temporary.get("one/small", start=2),
+        await temporary.get("one/small", start=9),
+        await temporary.get("one/absent", start=1),
+    ]
+    assert content == await temporary.get("one/large")
+    assert content == bucket.read("models/one/uploads/one/large")
+    assert [("one/large", len(content)), ("one/small", 5)] == [found[:2] for found in await temporary.names("one")]
+    assert (["one", "two"], []) == (await temporary.folders(""), await temporary.folders("one"))
+    assert (await temporary.names("two"))[0].put_at <= await temporary.clock()
+    assert 3 == len(await temporary.names(""))
+    assert [] == await store.namespaces()
+    for _ in range(2):
+        await temporary.remove(["one/large", "one/small", "two/small"])
+    assert [] == bucket.list_keys("models/one/uploads")
+
+
 # The format file.
 
 
@@ -336,7 +404,7 @@ async def test_abandoned_objects_are_removed(store: IndexedStore, bucket: Bucket
     del store.objects.frames[N, lost]
     assert Removed(0, 0) == await store.remove_abandoned()
     assert Removed(2, 14) == await Sweep(store.client, store.objects, dry_run=True, abandoned_seconds=-60).run()
-    assert sorted([*before, "models/one/clock"]) == bucket.list_keys("models/one/")
+    assert sorted({*before, "models/one/clock"}) == bucket.list_keys("models/one/")
     assert Removed(2, 14) == await Sweep(store.client, store.objects, dry_run=False, abandoned_seconds=-60).run()
     removed = set(before) - set(bucket.list_keys("models/one/"))
     assert {unnamed, f"models/one/manifests/{N}/{str(named)[:2]}/{named}.{manifest.hex()}"} == removed
@@ -381,6 +449,8 @@ async def test_a_publication_of_old_objects_is_busy(store: IndexedStore) -> None
     placement = store.placement(N, [(digest, staging)])
     placement.prepare()
     placement.rename(set())
+    with pytest.raises(ValueError, match="was not put"):
+        store.placement(N, [(digest, store.new_staging())]).prepare()
     with pytest.raises(Busy, match="must be sent again"):
         placement.rename({digest})
 
@@ -402,35 +472,36 @@ async def test_what_is_put_and_not_published_is_invisible(store: IndexedStore) -
 # Memory and processes.
 
 
-def test_large_frames_and_those_beyond_the_limit_are_in_files(store: IndexedStore, tmp_path: Path) -> None:
-    """A process keeps a bounded number of bytes of frames that arrive (I6), and gives them back."""
+def test_frames_that_arrive_slowly_and_those_beyond_the_limit_are_in_files(store: IndexedStore, tmp_path: Path) -> None:
+    """A process keeps a bounded number of bytes of frames in memory (I6), and gives them back."""
 
     def files() -> list[int]:
         return sorted(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
 
-    small, large = store.new_staging(), store.new_staging()
-    small.write(bytes(SMALL_SIZE))
+    slow, whole = store.new_staging(), store.new_staging()
+    slow.write(bytes(PIECES_SIZE))
+    whole.write(bytes(4 * PIECES_SIZE))
     assert [] == files()
-    small.write(b"1")
-    large.write(bytes(SMALL_SIZE + 1))
-    assert [SMALL_SIZE + 1] * 2 == files()
-    many = [store.new_staging() for _ in range(MEMORY_SIZE // SMALL_SIZE + 2)]
+    for staging in (slow, whole):
+        staging.write(b"1")
+    assert [PIECES_SIZE + 1, 4 * PIECES_SIZE + 1] == files()
+    many = [store.new_staging() for _ in range(MEMORY_SIZE // FRAME_LIMIT + 2)]
     for staging in many:
-        staging.write(bytes(SMALL_SIZE))
-    assert [SMALL_SIZE] * 2 + [SMALL_SIZE + 1] * 2 == files()
-    for staging in [small, large, *many]:
+        staging.write(bytes(FRAME_LIMIT))
+    assert [PIECES_SIZE + 1, 4 * PIECES_SIZE + 1, FRAME_LIMIT, FRAME_LIMIT] == files()
+    for staging in [slow, whole, *many]:
         staging.discard()
     assert [] == files()
     again = store.new_staging()
-    again.write(bytes(SMALL_SIZE))
+    again.write(bytes(FRAME_LIMIT))
     assert [] == files()
     again.discard()
 
 
 def test_a_frame_that_grows_into_a_file_keeps_its_bytes(tmp_path: Path, store: IndexedStore) -> None:
     """Wherever the border is."""
-    content = octets(3, 3 * SMALL_SIZE)
-    for size in (1, SMALL_SIZE - 1, SMALL_SIZE, SMALL_SIZE + 1):
+    content = octets(3, 3 * PIECES_SIZE)
+    for size in (1, PIECES_SIZE - 1, PIECES_SIZE, PIECES_SIZE + 1):
         staging = store.new_staging()
         for start in range(0, len(content), size) if size > 1 else (0,):
             staging.write(content[start : start + size] if size > 1 else content)
@@ -466,21 +537,37 @@ async def test_a_frame_is_read_by_its_url(store: IndexedStore) -> None:
         await asyncio.to_thread(fetch, found.url[:-1] + ("0" if found.url[-1] != "0" else "1"))
 
 
+async def test_a_temporary_folder_belongs_to_one_user(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a folder for what is on its way, a private one is made. One that others could write to is refused."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        store = await open_store_of(client_of(bucket, tmp_path), MemoryObjects(), scratch=None)
+        await store.close()
+    (folder,) = tmp_path.glob("filestore-*")
+    assert 0o700 == folder.stat().st_mode & 0o777
+    folder.chmod(0o770)
+    with pytest.raises(StorageError, match="that only this user can use"):
+        await open_store_of(client_of(bucket, tmp_path), MemoryObjects(), scratch=None)
+
+
 def _in_child(store: IndexedStore, answers: multiprocessing.SimpleQueue[str]) -> None:
-    try:
-        store.new_staging()
-    except UsedAfterFork as error:
-        answers.put(error.slug)
+    new = S3Client(store.client.location)
+    for call in (store.new_staging, lambda: asyncio.run(new.get("key")), lambda: new.put_blocking("key", b"")):
+        try:
+            call()
+        except UsedAfterFork as error:
+            answers.put(error.slug)
 
 
 async def test_a_forked_child_is_refused(store: IndexedStore) -> None:
-    """The threads that make the requests are in the parent."""
+    """The threads that make the requests are in the parent, also for a client that the child opens."""
+    await store.client.get("key")
     context = multiprocessing.get_context("fork")
     answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(store, answers))
     child.start()
     child.join()
-    assert UsedAfterFork.slug == answers.get()
+    assert [UsedAfterFork.slug] * 3 == [answers.get() for _ in range(3)]
 
 
 async def test_rows_are_asked_once_for_many_frames(store: IndexedStore) -> None:

@@ -52,6 +52,19 @@ async def test_lock_that_is_held_is_not_waited_for_without_limit(tmp_path: Path)
     assert "another process" == FileLock.of_folder(tmp_path, is_required=True).holder()
 
 
+async def test_lock_file_that_was_removed_is_known_to_whoever_waited(tmp_path: Path) -> None:
+    """The next one makes another file, and only one of both has a lock that counts."""
+    path = tmp_path / "lock"
+    with FileLock.of_file(path, is_required=True) as holder, FileLock.of_file(path, is_required=True) as waiting:
+        assert holder.try_acquire()
+        holder.remove()
+        holder.remove()
+        holder.release()
+        assert (True, True) == (waiting.try_acquire(), waiting.is_removed())
+        with FileLock.of_file(path, is_required=True) as following:
+            assert (True, False) == (following.try_acquire(), following.is_removed())
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child_takes_no_lock_from_its_parent(tmp_path: Path) -> None:
     """It releases its copy, and the parent has the lock all the same."""

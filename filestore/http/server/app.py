@@ -44,6 +44,8 @@ from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
+from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
+from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.traffic import Traffic
@@ -143,7 +145,7 @@ def make_app(
     quotas = Quotas(index, rates)
     quota = UploadQuota(folders, size_limit=limits.uploads_size_limit, count_limit=limits.uploads_limit)
     assembly = Assembly(
-        DiskUploads(folders, quota),
+        _uploads(store, index, folders, quota, limits),
         store,
         push_budget=push_budget,
         idle_seconds=limits.upload_idle_seconds,
@@ -227,6 +229,19 @@ def make_app(
                 if route.continues:
                     continuing.add(added)
     return app
+
+
+def _uploads(store: ChunkStore, index: Index, folders: Path, quota: UploadQuota, limits: ServerLimits) -> UploadStore:
+    """Return where uploads in parts are kept: in a folder, or where all servers of an object store find them."""
+    if store.temporary is None:
+        return DiskUploads(folders, quota)
+    return ObjectUploads(
+        store.temporary,
+        index,
+        spool_folder=folders.parent,
+        size_limit=limits.uploads_size_limit,
+        count_limit=limits.uploads_limit,
+    )
 
 
 class _UsageNotes:

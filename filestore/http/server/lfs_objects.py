@@ -27,7 +27,8 @@ from filestore.system.files import write_atomic
 from filestore.system.owners import make_own
 
 _FOLDER = "objects-"
-_HEAD_LIMIT = 1024
+HEAD_LIMIT = 1024
+"""Bytes of the line that describes an object, at most."""
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -113,25 +114,32 @@ class LfsObjects:
     def find(self, sha256: bytes) -> LfsObject | None:
         """Return an object that is remembered, or None. One that cannot be read is not remembered."""
         with spooling(), suppress(FileNotFoundError), self._path(sha256).open("rb") as file:
-            return _parsed(sha256, file.readline(_HEAD_LIMIT))
+            return parsed_object(sha256, file.readline(HEAD_LIMIT))
         return None
 
     def find_with_manifest(self, sha256: bytes) -> tuple[LfsObject, Manifest] | None:
         """Return an object that is remembered, and its manifest, or None."""
         with spooling(), suppress(FileNotFoundError):
-            head, _, encoded = self._path(sha256).read_bytes().partition(b"\n")
-            found = _parsed(sha256, head)
-            with suppress(InvalidManifest, LimitExceeded):
-                manifest = Manifest.parse(encoded)
-                if found is not None and (manifest.digest, manifest.size) == (found.digest, found.size):
-                    return found, manifest
+            return parsed_whole(sha256, self._path(sha256).read_bytes())
         return None
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / sha256.hex()
 
 
-def _parsed(sha256: bytes, text: bytes) -> LfsObject | None:
+def parsed_whole(sha256: bytes, content: bytes) -> tuple[LfsObject, Manifest] | None:
+    """Return an object and its manifest as they are kept, or None if they cannot be read."""
+    head, _, encoded = content.partition(b"\n")
+    found = parsed_object(sha256, head)
+    with suppress(InvalidManifest, LimitExceeded):
+        manifest = Manifest.parse(encoded)
+        if found is not None and (manifest.digest, manifest.size) == (found.digest, found.size):
+            return found, manifest
+    return None
+
+
+def parsed_object(sha256: bytes, text: bytes) -> LfsObject | None:
+    """Return an object as it is kept, or None if it cannot be read."""
     with suppress(ValueError, KeyError, TypeError, InvalidDigest):
         return LfsObject.parse(sha256, text)
     return None

@@ -54,7 +54,7 @@ class SharedLoads(Generic[T]):
 
     @asynccontextmanager
     async def using(self, key: Key, begin: Callable[[], Awaitable[SharedLoad[T] | None]]) -> AsyncIterator[T]:
-        """Give a thing during the block. `begin` calls `add`, or returns None while there is no memory for it.
+        """Give a thing during the block. `begin` calls `add`, or returns None while others use the memory that it needs.
 
         Raises what the load raises, and Busy if others use all memory for too long.
         """

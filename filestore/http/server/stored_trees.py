@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
+from filestore.core.references import Reference
 from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
@@ -155,7 +156,7 @@ class SharedTrees:
         return self._loads.add(key, self._open(repository, key[1]), measure=lambda opened: opened.size_in_memory)
 
     async def _open(self, repository: LocalRepository, digest: Digest) -> OpenedTree:
-        async with self._openings, lost_as_damaged():
+        async with self._openings, lost_as_damaged(repository, digest):
             tree = await StoredTree.open(repository, digest, limits=self._limits)
             files = await in_cpu_thread(_survey, tree)
             links = {link.path: await _target(repository, tree, link) for link in files.links}
@@ -163,11 +164,17 @@ class SharedTrees:
 
 
 @asynccontextmanager
-async def lost_as_damaged() -> AsyncIterator[None]:
-    """Raise DamagedChunk if a chunk is missing that the block reads. ChunksMissing would ask the client to send it."""
+async def lost_as_damaged(repository: LocalRepository, digest: Digest) -> AsyncIterator[None]:
+    """Raise DamagedChunk if a chunk is missing that the block reads of a file. ChunksMissing would ask the client to send it.
+
+    Raises NotFound if the file was removed meanwhile, which is no damage.
+    """
     try:
         yield
-    except ChunksMissing as error:
+    except (ChunksMissing, DamagedChunk) as error:
+        await repository.record(Reference(digest=digest))
+        if isinstance(error, DamagedChunk):
+            raise
         raise DamagedChunk(error.digests[0], "its frame is gone or cannot be read") from None
 
 

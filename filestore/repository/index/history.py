@@ -22,6 +22,7 @@ from filestore.repository.index.history_rules import (
     digest_range,
     id_range,
     is_kept,
+    is_made,
     is_of_main,
     label_in,
     number_by_digits,
@@ -346,9 +347,7 @@ def _branch_head(connection: sqlite3.Connection, namespace: str, name: str, bran
 def _is_made(connection: sqlite3.Connection, record: Record, number: int, new: NewCommit) -> bool:
     """Return whether a commit is the one that a record is stored with, by a caller who got no answer before."""
     made = next(_commits(connection, record.namespace, record.full_name, [number]), None)
-    if made is None or made.file_id != record.id:
-        return False
-    return NewCommit(made.message, made.author, made.branch, made.parent or "") == new
+    return made is not None and made.file_id == record.id and is_made(made, new)
 
 
 def _number_by_digits(connection: sqlite3.Connection, namespace: str, name: str, digits: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from filestore.core.commits import MAIN, Label, LabelKind, NewCommit, commit_id
+from filestore.core.commits import MAIN, Commit, Label, LabelKind, NewCommit, commit_id
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.records import Record
 from filestore.core.references import Reference
@@ -50,6 +50,11 @@ def check_parent(name: str, new: NewCommit, head: Head | None) -> None:
     known = _id_of(head)
     if new.parent not in {None, known}:
         raise HeadMoved(name, new.branch, new.parent or "none", known or "none")
+
+
+def is_made(made: Commit, new: NewCommit) -> bool:
+    """Return whether a commit of a record says what `new` says. Then a caller who got no answer stores the record again."""
+    return NewCommit(made.message, made.author, made.branch, made.parent or "") == new
 
 
 def commit_row(record: Record, now: int, new: NewCommit, *, head: Head | None, number: int) -> CommitRow:

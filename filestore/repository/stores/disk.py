@@ -35,6 +35,7 @@ from filestore.repository.stores.inspection import inspect_file, read_file
 from filestore.repository.stores.protocol import DiskState, FrameState, Removed, Staging
 from filestore.repository.stores.staging_file import DiskStaging
 from filestore.repository.stores.staging_folder import StagingFolder, sweep
+from filestore.repository.stores.temporary import TemporaryObjects
 from filestore.system.files import is_unreadable, make_folder, sync_path
 from filestore.system.metrics import Stage, async_span, span
 from filestore.system.owners import warn_of_others
@@ -55,6 +56,7 @@ class DiskStore:
     """
 
     has_object_ids = False
+    temporary: TemporaryObjects | None = None
 
     def __init__(self, root: Path, own: StagingFolder | None, *, min_free: int | None = None) -> None:
         """Make a store. `own` is its folder for staging files. It is None for a store that is only read."""

@@ -12,6 +12,7 @@ from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.protocol import NOTHING_REMOVED, FrameProblem, FrameState, Removed, Staging
+from filestore.repository.stores.temporary import TemporaryObjects
 from filestore.system.threads import in_cpu_thread
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class MemoryStore:
     """Stores frames and manifests in dictionaries. They are lost when the store is closed."""
 
     has_object_ids = False
+    temporary: TemporaryObjects | None = None
 
     def __init__(self) -> None:
         self._format: bytes | None = None

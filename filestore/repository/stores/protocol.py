@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import ObjectName
+from filestore.repository.stores.temporary import TemporaryObjects
 
 T = TypeVar("T")
 
@@ -152,6 +153,9 @@ class ChunkStore(Protocol):
     Then frames are durable before the transaction that publishes them, and are removed after the one that removes their rows. The
     engine keeps what it has acknowledged, so a push does not look at the frames that it finds in the index.
     """
+
+    temporary: TemporaryObjects | None
+    """Where servers keep uploads that are not finished. None if they do so in a folder of one host."""
 
     async def initialise(self, text: bytes) -> bytes:
         """Store `text` as the format file of the repository, if there is none yet. Return the content of this file.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -19,7 +20,7 @@ import obstore
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import FrameObject, ObjectName
-from filestore.errors import ReadOnly, UsedAfterFork
+from filestore.errors import ReadOnly, StorageError, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores.disk import DiskStore, open_store
 from filestore.repository.stores.disk_errors import translated
@@ -38,7 +39,9 @@ from filestore.repository.stores.s3_staging import (
     staged_here,
 )
 from filestore.repository.stores.s3_sweep import Sweep
-from filestore.system.files import remove_if_possible, write_all
+from filestore.repository.stores.s3_temporary import S3Temporary
+from filestore.repository.stores.temporary import TemporaryObjects
+from filestore.system.files import write_all
 from filestore.system.metrics import Stage, async_span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
 
@@ -67,20 +70,17 @@ class S3Store:
         scratch: DiskStore,
         *,
         folder: Path,
-        is_temporary: bool = False,
         read_only: bool = False,
     ) -> None:
         """Make a store. `scratch` is a store in `folder`, of which only the staging files are used.
 
-        With `is_temporary`, the folder is removed when the store is closed.
-
         With `read_only`, methods that receive frames and the format file raise ReadOnly.
         """
         self.client = client
+        self.temporary: TemporaryObjects | None = S3Temporary(client)
         self._objects = objects
         self._scratch = scratch
         self._folder = folder
-        self._is_temporary = is_temporary
         self._read_only = read_only
         self._puts = Puts(client)
         self._memory = ByteLimit(MEMORY_SIZE)
@@ -134,7 +134,9 @@ class S3Store:
 
     async def publish(self, namespace: str, staged: Sequence[tuple[Digest, Staging]]) -> None:
         """Check only that the objects are young enough. The caller commits the rows that name them."""
-        self.placement(namespace, staged).rename({digest for digest, _ in staged})
+        placement = self.placement(namespace, staged)
+        placement.prepare()
+        placement.rename({digest for digest, _ in staged})
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Read frames side by side into files of the scratch folder that have no name."""
@@ -307,8 +309,6 @@ class S3Store:
     async def close(self) -> None:
         """Remove the staging files of this process."""
         await self._scratch.close()
-        if self._is_temporary:
-            await in_disk_thread(remove_if_possible, self._folder)
 
     async def _read(self, namespace: str, digest: Digest, row: FrameObject | None) -> obstore.Bytes | None:
         """Return the bytes of a frame. Return None if it has no row, or if its object is not there with the right size."""
@@ -350,16 +350,23 @@ async def open_store_of(
 ) -> S3Store:
     """Open a store. `scratch` is a folder on a disk of this machine, for content that is on its way. It is made.
 
-    With None, it is a new folder among the temporary ones, which is removed when the store is closed. `min_free` is how many
-    bytes of its disk stay free. Raises StorageError, StorageFull.
+    None means one among the temporary folders, which all processes of this user share. Each removes there what others left that
+    were killed. `min_free` is how many bytes of its disk stay free. Raises StorageError, StorageFull.
     """
-    is_temporary = scratch is None
-    if scratch is None:
-        with translated(tempfile.gettempdir()):
-            scratch = Path(await in_disk_thread(tempfile.mkdtemp, prefix="filestore-"))
-    folder = Path(os.path.abspath(scratch))  # noqa: ASYNC240, PTH100  # this does not look at the disk
-    opened = await open_store(folder, min_free=min_free)
-    return S3Store(client, objects, opened, folder=folder, is_temporary=is_temporary, read_only=read_only)
+    folder = await in_disk_thread(_temporary_folder) if scratch is None else Path(os.path.abspath(scratch))  # noqa: ASYNC240, PTH100  # no look at the disk
+    return S3Store(client, objects, await open_store(folder, min_free=min_free), folder=folder, read_only=read_only)
+
+
+def _temporary_folder() -> Path:
+    """Make a folder that only this user can use, and return it."""
+    folder = Path(tempfile.gettempdir()) / f"filestore-{os.getuid()}"
+    with translated(folder):
+        with suppress(FileExistsError):
+            folder.mkdir(0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return folder
+    raise StorageError(str(folder), "it must be a folder that only this user can use; remove it, or set TMPDIR to another one")
 
 
 def _close(files: Iterable[BinaryIO | None]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store as Engine
 
 from filestore.core.digest import Buffer
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, UsedAfterFork
 from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_errors import STALE_CODES, answer_of, is_absent, is_empty, translated
 from filestore.repository.stores.s3_keys import CLOCK_KEY
@@ -44,6 +44,9 @@ _PIECE_SIZE = 1 << 20
 _PAGE_LENGTH = 1000
 """Objects of one answer to a listing, which is the most that S3 has."""
 
+_used_in: int | None = None
+"""The process that has used obstore. Its threads are not in a forked child, where each request would wait for ever."""
+
 
 class Listed(NamedTuple):
     """An object in a listing."""
@@ -58,7 +61,7 @@ class S3Client:
     """Requests to the objects below the prefix of one location. Keys are relative to it.
 
     Each method may be repeated without harm, and raises StoreRefused, StorageFull, StorageError, and Busy if the store cannot be
-    used for RETRY_SECONDS. Use the object in the process that made it.
+    used for RETRY_SECONDS. In a child that was forked after a request of any client, all raise UsedAfterFork.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class S3Client:
 
     def put_blocking(self, key: str, content: Buffer) -> None:
         """Put an object, from any thread. Blocks. `content` does not change meanwhile."""
+        self._check_process()
         with self._retries.request() as request:
             while True:
                 try:
@@ -90,21 +94,23 @@ class S3Client:
                     self._note_answer()
                     return
 
-    async def put(self, key: str, content: Buffer) -> None:
-        """Put an object. `content` does not change meanwhile, and not after a cancel either."""
-        await self._retried(lambda: self._put(key, content))
+    async def put(self, key: str, content: Buffer | BinaryIO) -> None:
+        """Put an object of any size. Nobody sees a part of it.
 
-    async def put_file(self, key: str, path: Path) -> None:
-        """Put the content of a file of any size. Nobody sees a part of it, or an object that is not whole."""
-        await self._retried(lambda: self._put(key, path))
+        `content` is memory that does not change meanwhile, and not after a cancel either, or an open file that is read from its
+        place on.
+        """
+        place = _place(content)
+        await self._retried(lambda: self._put(key, content, place))
 
-    async def create(self, key: str, content: bytes) -> bool:
+    async def create(self, key: str, content: Buffer | BinaryIO) -> bool:
         """Put an object if there is none with its key, in one step. Return whether the store says that it was put.
 
         False may also mean that the answer to an earlier try of this call was lost. A store that knows no conditional requests
-        may refuse the request, or replace the object.
+        may refuse the request, or replace the object. `content` is as for `put`; a file is read into memory.
         """
-        return bool(await self._retried(lambda: self._create(key, content)))
+        place = _place(content)
+        return bool(await self._retried(lambda: self._create(key, content, place)))
 
     async def get(self, key: str, *, size: int | None = None) -> obstore.Bytes | None:
         """Return the bytes of an object, or None if there is none.
@@ -114,27 +120,34 @@ class S3Client:
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._get(key, size))
 
+    async def read(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
+        """Return bytes of an object from `start` on, at most `size`. Return None if there is no object."""
+        async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
+            return await self._retried(lambda: self._read(key, start, size))
+
     async def stream(self, key: str, *, start: int = 0) -> AsyncIterator[bytes]:
         """Yield the bytes of an object from `start` on, in pieces of about 1 MiB. Raises FileNotFoundError if there is none.
 
         A stream that breaks goes on where it was. `start` is inside the object, or 0.
         """
         place, end = start, start + 1
+        tries = RequestRetries(self._retries)
         while place < end:
             found = await self._retried(lambda place=place: self._open(key, place))  # type: ignore[misc]  # the default
             if found is None:
                 raise FileNotFoundError(key)
-            end = found.meta["size"]
-            with self._retries.request() as request:
-                try:
-                    async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
-                        place += len(piece)
-                        yield piece
-                except (BaseError, OSError) as error:
-                    failure, pause = self._failed(error, request)
-                    if pause is None:
-                        raise failure from None
-                    await self._retries.sleep(pause)
+            begun, end = place, found.meta["size"]
+            try:
+                async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
+                    place += len(piece)
+                    yield piece
+            except (BaseError, OSError) as error:
+                if place > begun:
+                    tries = RequestRetries(self._retries)
+                failure, pause = self._failed(error, tries)
+                if pause is None:
+                    raise failure from None
+                await self._retries.sleep(pause)
 
     async def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
@@ -181,10 +194,12 @@ class S3Client:
 
     # One try of a request.
 
-    async def _put(self, key: str, content: Buffer | Path) -> None:
+    async def _put(self, key: str, content: Buffer | BinaryIO, place: int) -> None:
+        _seek(content, place)
         await obstore.put_async(self._engine, key, content, chunk_size=_PART_SIZE, max_concurrency=_PARTS_AT_ONCE)
 
-    async def _create(self, key: str, content: bytes) -> bool:
+    async def _create(self, key: str, content: Buffer | BinaryIO, place: int) -> bool:
+        _seek(content, place)
         try:
             await obstore.put_async(self._engine, key, content, mode="create")
         except AlreadyExistsError:
@@ -202,6 +217,16 @@ class S3Client:
         except BaseError as error:
             if is_empty(error):
                 return obstore.Bytes()
+            raise
+
+    async def _read(self, key: str, start: int, size: int | None) -> bytes:
+        span: obstore.GetOptions = {"range": {"offset": start} if size is None else (start, start + size)}
+        try:
+            found = await obstore.get_async(self._engine, key, options=span if start or size is not None else {})
+            return bytes(await found.bytes_async())
+        except BaseError as error:
+            if is_empty(error):
+                return b""
             raise
 
     async def _size(self, key: str) -> int:
@@ -222,7 +247,8 @@ class S3Client:
     # Tries.
 
     async def _retried(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Return what `call()` returns, or None if there is no such object."""
+        """Return what `call()` returns, or None if the object does not exist."""
+        self._check_process()
         with self._retries.request() as request:
             while True:
                 try:
@@ -253,6 +279,13 @@ class S3Client:
             failure.retryable = False  # for the caller
         return failure, pause
 
+    def _check_process(self) -> None:
+        global _used_in  # noqa: PLW0603  # obstore has one runtime for all clients
+        if _used_in is None:
+            _used_in = os.getpid()
+        elif _used_in != os.getpid():
+            raise UsedAfterFork(str(self.location), _used_in)
+
     def _note_answer(self) -> None:
         self._retries.retry_seconds = self._retry_seconds
 
@@ -266,13 +299,15 @@ class S3Client:
         if endpoint is not None and not location.path_style:
             scheme, _, host = endpoint.partition("://")
             endpoint = f"{scheme}://{location.bucket}.{host}"
-        given = {"endpoint": endpoint, "region": location.region}
+        # Both names: the environment may have the second one, which would count.
+        given = {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint, "region": location.region}
         return Engine(
             location.bucket,
             prefix=location.prefix or None,
             config={name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # names of S3Config
             client_options={
-                "allow_http": not location.is_encrypted,
+                # Without an endpoint, AWS_ALLOW_HTTP says it.
+                **({} if endpoint is None else {"allow_http": not location.is_encrypted}),
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
                 "read_timeout": timedelta(seconds=_SILENCE_SECONDS),
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),
@@ -283,6 +318,15 @@ class S3Client:
             # Without TLS, the store compares the bytes that arrive with a SHA-256 in the request.
             unsigned_payload=location.is_encrypted,
         )
+
+
+def _place(content: Buffer | BinaryIO) -> int:
+    return 0 if isinstance(content, bytes | bytearray | memoryview) else content.tell()
+
+
+def _seek(content: Buffer | BinaryIO, place: int) -> None:
+    if not isinstance(content, bytes | bytearray | memoryview):
+        content.seek(place)
 
 
 class _Listing:

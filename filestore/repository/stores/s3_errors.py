@@ -19,7 +19,7 @@ _OTHER_REGION = "the bucket is in another region; name its region in the URL"
 _FAULTS: Mapping[str, str] = {
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
-    "NoSuchBucket": "there is no such bucket",
+    "NoSuchBucket": "the bucket does not exist",
     "PermanentRedirect": _OTHER_REGION,
 }
 STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"})
@@ -67,7 +67,7 @@ def answer_of(error: Exception) -> Answer:
 
 
 def is_absent(error: Exception) -> bool:
-    """Return whether an error says that there is no object with this key, in a bucket that is there."""
+    """Return whether an error says that an object does not exist, in a bucket that does."""
     return isinstance(error, FileNotFoundError) and answer_of(error).code == "NoSuchKey"
 
 

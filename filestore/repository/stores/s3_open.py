@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,19 @@ if TYPE_CHECKING:
     from filestore.repository.stores.s3_client import S3Client
 
 
-def new_s3_client(location: S3Location, *, credentials_file: Path | None = None, profile: str = "default") -> S3Client:
+def new_s3_client(location: S3Location) -> S3Client:
     """Return a client for a location. No request is made. Raises MissingPackage.
 
-    `credentials_file` has the form of AWS_SHARED_CREDENTIALS_FILE, and is read again when it is replaced. Without it, the
-    credentials are those of the environment (AWS_ACCESS_KEY_ID and others), of a container, or of the machine.
+    The credentials are those of the environment (AWS_ACCESS_KEY_ID and others), of the file that AWS_SHARED_CREDENTIALS_FILE
+    names, which is read again when it is replaced, of a container, or of the machine.
     """
     try:
         from filestore.repository.stores.s3_client import S3Client  # noqa: PLC0415  # an extra
     except ImportError:
         raise MissingPackage("obstore", "an object store", "s3") from None
-    from filestore.repository.stores.s3_credentials import CredentialsFile  # noqa: PLC0415  # with the client
+    from filestore.repository.stores.s3_credentials import find_file  # noqa: PLC0415  # with the client
 
-    return S3Client(location, credentials=None if credentials_file is None else CredentialsFile(credentials_file, profile))
+    return S3Client(location, credentials=find_file(os.environ))
 
 
 async def open_s3_store(
@@ -34,8 +35,8 @@ async def open_s3_store(
 ) -> S3Store:
     """Open the store at the location of `client`, whose objects the index `objects` names.
 
-    `scratch` is a folder on a disk of this machine, for content that is on its way. It is made. With None it is a new folder
-    among the temporary ones, which is removed when the store is closed. `min_free` is how many bytes of its disk stay free. With
+    `scratch` is a folder on a disk of this machine, for content that is on its way. It is made. None means one
+    among the temporary folders, which all processes of this user share. `min_free` is how many bytes of its disk stay free. With
     `read_only`, nothing is put. Raises StorageError, StorageFull.
     """
     from filestore.repository.stores.s3 import open_store_of  # noqa: PLC0415  # an extra, which the client needs too

@@ -18,10 +18,10 @@ from filestore.repository.stores.staging_file import DiskStaging
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import thread_pool
 
-SMALL_SIZE = 256 << 10
-"""A frame that has more bytes is in a staging file (I6)."""
-MEMORY_SIZE = 16 << 20
-"""The most bytes of all smaller frames. Those that do not fit are in files too."""
+PIECES_SIZE = 256 << 10
+"""A frame that arrives in pieces is in a staging file when it has more bytes (I6). A whole one stays in memory."""
+MEMORY_SIZE = 64 << 20
+"""The most bytes of all frames in memory that are not put yet. Those that do not fit are in files too."""
 _PUTS_COUNT = 32
 """How many frames a process puts at the same time."""
 _PUTS_SIZE = 64 << 20
@@ -59,7 +59,7 @@ class ByteLimit:
 
 
 class S3Staging:
-    """A frame that is being received: in memory as long as it is small, and then in a staging file."""
+    """A frame that is being received: in memory if it is small or arrives whole, and if there is room; else in a staging file."""
 
     def __init__(self, memory: ByteLimit, new_file: Callable[[], DiskStaging]) -> None:
         self.size = 0
@@ -68,18 +68,19 @@ class S3Staging:
         """When its object was begun to be put, by the clock `now`."""
         self._memory = memory
         self._new_file = new_file
-        self._small = bytearray()
+        self._content = bytearray()
         self._file: DiskStaging | None = None
 
     def write(self, data: Buffer) -> None:
         if self._file is None:
-            if self.size + len(data) <= SMALL_SIZE and self._memory.try_take(len(data)):
-                self._small += data
+            may_stay = not self.size or self.size + len(data) <= PIECES_SIZE
+            if may_stay and self._memory.try_take(len(data)):
+                self._content += data
                 self.size += len(data)
                 return
             self._file = self._new_file()
-            self._file.write(self._small)
-            self._forget_small()
+            self._file.write(self._content)
+            self._forget_content()
         self._file.write(data)
         self.size = self._file.size
 
@@ -89,22 +90,23 @@ class S3Staging:
 
     def read_into(self, buffer: memoryview) -> None:
         if self._file is None:
-            buffer[: self.size] = self._small
+            buffer[: self.size] = self._content
         else:
             self._file.read_into(buffer)
 
     def put(self, client: S3Client, key: str, limit: ByteLimit) -> None:
         """Put the bytes that were written. Blocks."""
         if self._file is None:
-            client.put_blocking(key, memoryview(self._small))
+            client.put_blocking(key, memoryview(self._content))
             return
-        limit.take(self.size)
+        taken = min(self.size, _PUTS_SIZE)
+        limit.take(taken)
         try:
             content = bytearray(self.size)
             self._file.read_into(memoryview(content))
             client.put_blocking(key, content)
         finally:
-            limit.give_back(self.size)
+            limit.give_back(taken)
 
     def become(self, object_id: bytes, put_at: float) -> None:
         """Note the object that was made of the frame, and free everything else."""
@@ -112,14 +114,14 @@ class S3Staging:
         self.discard()
 
     def discard(self) -> None:
-        self._forget_small()
+        self._forget_content()
         if self._file is not None:
             self._file.discard()
 
-    def _forget_small(self) -> None:
-        self._memory.give_back(len(self._small))
+    def _forget_content(self) -> None:
+        self._memory.give_back(len(self._content))
         # Not emptied: obstore may still read it.
-        self._small = bytearray()
+        self._content = bytearray()
 
 
 class Puts:
@@ -154,7 +156,9 @@ class S3Placement:
         self._staged = staged
 
     def prepare(self) -> None:
-        """Do nothing: the objects are there."""
+        """Raise ValueError for a frame that was not synced: its row would name no object."""
+        if not all(staging.object_id for _, staging in self._staged):
+            raise ValueError("a frame was not put before it is published")
 
     def rename(self, digests: Container[Digest]) -> None:
         """Check that no sweep can remove the objects before their rows are committed. Raises Busy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from filestore.core.object_names import ObjectName
 from filestore.repository.stores.object_map import ObjectMap
@@ -42,7 +42,9 @@ class Sweep:
 
     async def run(self) -> Removed:
         """Remove what is abandoned, and return how much it was. Raises StorageError, Busy."""
-        self._before = await self._client.clock() - timedelta(seconds=self._abandoned_seconds)
+        # A dry run writes nothing, and asks the clock of this machine.
+        now = datetime.now(UTC) if self._dry_run else await self._client.clock()
+        self._before = now - timedelta(seconds=self._abandoned_seconds)
         for top, unnamed in ((FRAMES, self._objects.unnamed_frames), (MANIFESTS, self._objects.unnamed_manifests)):
             for namespace in await self._client.folders(top):
                 await self._sweep(f"{top}/{namespace}", namespace, unnamed)

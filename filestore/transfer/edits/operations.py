@@ -137,9 +137,10 @@ def plan(
     What is deleted last in a folder removes the folder, as in git. Whether the entries fit together is checked later, by
     `TreeChunker`, except for what this raises:
 
-    EntryNotFound if something is deleted that is not there; InvalidInput if a path that is new differs from another one only
-    in the case of its letters; InvalidName for a file in the place of a folder; LimitExceeded; SourceUnreadable; what
-    `contents` raises.
+    EntryNotFound if something is deleted that is not there; InvalidInput for a file that is deleted as a folder, or a folder as
+    a file; InvalidName for a file in the place of a folder; LimitExceeded; SourceUnreadable; what `contents` raises.
+
+    Paths that differ only in the case of their letters are two paths, as in a push.
     """
     plan = _Plan([] if old is None else old.entries, name)
     for operation in operations:
@@ -150,7 +151,6 @@ def plan(
     for operation in operations:
         if not isinstance(operation, (DeleteFile, DeleteFolder)):
             plan.put(_planned(operation, plan, contents))
-    plan.check_letter_case()
     if plan.count > limits.entries:
         raise LimitExceeded("the number of files, links and folders of the tree", plan.count, limits.entries)
     return plan.entries()
@@ -229,46 +229,6 @@ class _Plan:
             if inside and self._old[inside.start].is_folder and self._keys[inside.start] == f"{parent}/":
                 self._is_gone[inside.start] = 1
 
-    def check_letter_case(self) -> None:
-        """Raise InvalidInput if a path that is new differs from another one only in the case of its letters."""
-        wanted = self._new_parts()
-        clashes: dict[str, str] = {}
-        for part in self._kept_parts() if wanted else ():
-            found = wanted.get(part.lower())
-            if found == part:
-                del wanted[part.lower()]  # it is not new, whatever else there is
-            elif found is not None:
-                clashes[found] = part
-        for part in wanted.values():
-            if part in clashes:
-                raise _letter_case(part, clashes[part])
-
-    def _new_parts(self) -> dict[str, str]:
-        """Return the paths that the old tree does not have, and the folders that they are in, by what they are without case.
-
-        Raises InvalidInput if two of them are the same then.
-        """
-        parts: dict[str, str] = {}
-        for path in self._new:
-            if self._place(path) is None:
-                for part in (path, *_parents(path)):
-                    other = parts.setdefault(part.lower(), part)
-                    if other != part:
-                        raise _letter_case(part, other)
-        return parts
-
-    def _kept_parts(self) -> Iterator[str]:
-        """Yield the paths of the old entries that stay, and the folders that they are in, these more than once."""
-        latest = ""
-        for entry, is_gone in zip(self._old, self._is_gone, strict=True):
-            if not is_gone:
-                yield entry.name
-                folder = entry.name.rpartition("/")[0]
-                if folder and folder != latest:
-                    yield folder
-                    yield from _parents(folder)
-                latest = folder
-
     def entries(self) -> list[PlannedEntry]:
         """Return all entries, in the order of the zip."""
         kept = (PlannedEntry(entry, place) for place, entry in enumerate(self._old) if not self._is_gone[place])
@@ -284,11 +244,6 @@ class _Plan:
         """Return the places of what is in a folder of the old tree, and of its own entry."""
         first = bisect_left(self._keys, f"{folder}/")
         return range(first, bisect_left(self._keys, f"{folder}0", first))  # `0` follows `/`
-
-
-def _letter_case(path: str, other: str) -> InvalidInput:
-    reason = f"it differs from {for_display(other)!r} only in the case of its letters, which not all file systems keep apart"
-    return InvalidInput(f"{for_display(path)!r} cannot be put: {reason}")
 
 
 def _check_path(path: str, limits: ZipLimits, *, is_new: bool) -> None:

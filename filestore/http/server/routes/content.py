@@ -1,7 +1,4 @@
-"""Answer GET and HEAD of any HTTP client with a file's decoded bytes, or a range; each chunk is verified (I4).
-
-Source: RFC 9110, sections 13.2.2 (precedence of conditions) and 14 (ranges).
-"""
+"""Answer GET and HEAD of any HTTP client with a file's decoded bytes, or a range; each chunk is verified (I4)."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, DamagedChunk, FilestoreError, InvalidDigest, InvalidReference, NotFound
 from filestore.format.codec import frame_limit
-from filestore.http import wire
 from filestore.http.server.body.writer import BodyWriter
+from filestore.http.server.conditions import content_head, unchanged
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem_answer
 from filestore.http.server.manifests import Layout
-from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
+from filestore.http.server.validators import IMMUTABLE
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.receive_batch import verified
@@ -57,21 +54,10 @@ async def send_content(context: RequestContext, repository: LocalRepository, rec
     context.noted.note_record(record)
     tag = str(record.digest)
     headers = {"ETag": f'"{tag}"', "Cache-Control": IMMUTABLE}
-    if request.if_match is not None and not matches_any(request.if_match, tag, weak=False):
-        raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {tag}")
-    if matches_any(request.if_none_match, tag, weak=True):
-        return web.Response(status=304, headers=headers)
-    headers |= {
-        "Content-Type": wire.OCTETS,
-        "Content-Disposition": attachment(record.name),
-        "X-Content-Type-Options": "nosniff",
-        "Accept-Ranges": "bytes",
-    }
-    part = _asked_range(request, record)
-    if part is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{record.size}"
-    wanted = part or range(record.size)
-    head = web.StreamResponse(status=206 if part else 200, headers=headers)
+    known = unchanged(request, tag, headers)
+    if known is not None:
+        return known
+    head, wanted = content_head(request, tag, size=record.size, name=record.name, headers=headers)
     return await send_stored(context, repository, record.digest, wanted, head)
 
 
@@ -105,13 +91,6 @@ async def _record(context: RequestContext, repository: LocalRepository) -> Recor
     except (InvalidReference, InvalidDigest):
         raise NotFound(path) from None
     return await repository.record(reference)
-
-
-def _asked_range(request: web.Request, record: Record) -> range | None:
-    # If-Range has a strong tag or a date. No answer here has a date.
-    if request.method != "GET" or request.headers.get("If-Range", f'"{record.digest}"') != f'"{record.digest}"':
-        return None
-    return parse_range(request.headers.get("Range"), record.size)
 
 
 class _Load(NamedTuple):
@@ -161,7 +140,10 @@ class _Content:
         return self._layout
 
     async def load(self) -> bool:
-        """Wait until the next bytes can be sent. Return False at the end. Raises Busy, DamagedChunk, StorageError."""
+        """Wait until the next bytes can be sent. Return False at the end.
+
+        Raises Busy, DamagedChunk, StorageError, NotFound if the file is removed meanwhile.
+        """
         while self._loaded is None or not self._loaded.parts:
             if self._loaded is not None:
                 stack, self._loaded = self._loaded.stack, None
@@ -225,6 +207,8 @@ class _Content:
                 parts = await in_cpu_thread(_decoded, load, frames, _memory(space))
             except DamagedChunk:
                 await stack.aclose()  # `verify_chunks` may need this budget
+                # What was removed meanwhile is not damaged.
+                await self._repository.record(Reference(digest=self._digest))
                 with suppress(FilestoreError):
                     await self._repository.verify_chunks(digests)
                 raise

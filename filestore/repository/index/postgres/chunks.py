@@ -19,6 +19,7 @@ _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen
 _FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
 _PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
+_SEEN = "SELECT digest, last_seen FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _SIZES = "SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _CONDEMNED = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND going"
 _KNOWN = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
@@ -87,6 +88,11 @@ async def select_rows_of(connection: Connection, namespace: str, digests: Sequen
 async def select_live(connection: Connection, namespace: str, digests: Sequence[Digest]) -> list[ChunkState]:
     """Return the live rows of `digests`."""
     return [_state(row) for row in await read(connection, _LIVE, namespace, digests)]
+
+
+async def select_last_seen(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[bytes, int]:
+    """Return the last-seen time of each of `digests` that has a live row."""
+    return dict(await read(connection, _SEEN, namespace, digests))
 
 
 async def select_sizes(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:

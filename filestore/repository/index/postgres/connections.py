@@ -26,6 +26,9 @@ _SETTINGS = {
     "application_name": "filestore",
     # To compile a statement takes longer than each of ours.
     "jit": "off",
+    # Ours find rows by their keys. With many keys, a table of a million rows would be read as a whole.
+    "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
     # A process whose host is gone or cut off loses its locks after a minute, and one that was stopped after five.
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
@@ -40,7 +43,10 @@ class Connections:
     """A pool of connections, and connections outside of it. All belong to one process and one event loop."""
 
     def __init__(self, url: str, where: str, *, limit: int) -> None:
-        """The pool has at most `limit` connections. None is made yet. `where` names the index in messages."""
+        """The pool has at most `limit` connections, and half as many are made for long reads. None is made yet.
+
+        `where` names the index in messages.
+        """
         self._where = where
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -57,6 +63,7 @@ class Connections:
             # Nothing of ours outlasts a transaction, so nothing is to be undone, which would be one more round trip.
             reset=_keep,
         )
+        self._long = asyncio.Semaphore(max(1, limit // 2))
         self._used: set[Connection] = set()
         self._closed = False
         self.waiting = 0
@@ -87,8 +94,22 @@ class Connections:
             await shield_until_done(self._give_back(connection))
 
     @asynccontextmanager
+    async def lend_long(self) -> AsyncIterator[Connection]:
+        """Lend a connection for a block that may take long, so that those of the pool are left for others."""
+        self.waiting += 1
+        try:
+            await self._long.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            async with self.own() as connection:
+                yield connection
+        finally:
+            self._long.release()
+
+    @asynccontextmanager
     async def own(self) -> AsyncIterator[Connection]:
-        """Make a connection for the block, which may take long. Raises Busy, StorageError."""
+        """Make a connection for the block, with a session of its own. Raises Busy, StorageError."""
         self.check()
         with postgres_errors(self._where):
             connection = await asyncpg.connect(**self._arguments)

@@ -22,6 +22,7 @@ from filestore.repository.index.history_rules import (
     digest_range,
     id_range,
     is_kept,
+    is_made,
     is_of_main,
     label_in,
     number_by_digits,
@@ -43,33 +44,40 @@ _HEAD_OF_BRANCH = (
     " AND commits.name = labels.name AND commits.number = labels.number"
     " WHERE labels.namespace = $1 AND labels.name = $2 AND labels.label = $3 AND labels.kind = $4"
 )
+# Subqueries with LIMIT: without statistics of a new table, PostgreSQL would join all commits of a name with all of them.
 COMMIT_COLUMNS = (
-    "commits.id, commits.number, before.id, commits.branch, commits.file_id, records.digest, records.size, records.kind,"
-    " commits.message, commits.author, commits.created_at"
+    "commits.id, commits.number, (SELECT before.id FROM commits AS before WHERE before.namespace = commits.namespace"
+    " AND before.name = commits.name AND before.number = commits.parent LIMIT 1), commits.branch, commits.file_id,"
+    " records.digest, records.size, records.kind, commits.message, commits.author, commits.created_at"
 )
 """What `commit_of` takes."""
-COMMIT_JOINS = (
-    "JOIN records ON records.namespace = commits.namespace AND records.id = commits.file_id"
-    " LEFT JOIN commits AS before ON before.namespace = commits.namespace AND before.name = commits.name"
-    " AND before.number = commits.parent"
-)
+COMMIT_JOINS = "JOIN records ON records.namespace = commits.namespace AND records.id = commits.file_id"
 """What gives these columns, after `commits`."""
 _COMMIT = (
     f"SELECT {COMMIT_COLUMNS} FROM commits {COMMIT_JOINS}"
     " WHERE commits.namespace = $1 AND commits.name = $2 AND commits.number = $3"
 )
 _NUMBER_BY_ID = "SELECT number FROM commits WHERE namespace = $1 AND name = $2 AND id = $3"
-# A parent has a smaller number. Without this condition, a damaged index could lead around in a circle.
-_LINE = (
-    "WITH RECURSIVE line (number, parent) AS (SELECT number, parent FROM commits"
-    " WHERE namespace = $1 AND name = $2 AND number = $3 UNION ALL SELECT commits.number, commits.parent FROM line"
-    " JOIN commits ON commits.namespace = $1 AND commits.name = $2 AND commits.number = line.parent"
-    " AND commits.number < line.number),"
-    " page AS (SELECT number FROM line WHERE number < $4 LIMIT $5)"
-    f" SELECT {COMMIT_COLUMNS} FROM page JOIN commits"
-    f" ON commits.namespace = $1 AND commits.name = $2 AND commits.number = page.number {COMMIT_JOINS}"
-    " ORDER BY commits.number DESC"
-)
+# Up to the first commit on `main`. A parent has a smaller number: without this condition, a damaged index could lead around in a
+# circle. Each commit on `main` follows the one before it on `main`, so no other one is between them.
+_LINE = f"""
+    WITH RECURSIVE line (number, parent, branch) AS (
+        SELECT number, parent, branch FROM commits WHERE namespace = $1 AND name = $2 AND number = $3
+        UNION ALL SELECT before.* FROM line CROSS JOIN LATERAL (
+            SELECT number, parent, branch FROM commits
+            WHERE namespace = $1 AND name = $2 AND number = line.parent AND number < line.number LIMIT 1
+        ) AS before WHERE line.branch <> 'main'
+    ), page AS (
+        SELECT number FROM line WHERE number < $4
+        UNION ALL (
+            SELECT number FROM commits WHERE namespace = $1 AND name = $2 AND branch = 'main' AND number < $4
+            AND number < (SELECT number FROM line WHERE branch = 'main') ORDER BY number DESC LIMIT $5
+        ) LIMIT $5
+    )
+    SELECT {COMMIT_COLUMNS} FROM page CROSS JOIN LATERAL (
+        SELECT * FROM commits WHERE namespace = $1 AND name = $2 AND number = page.number LIMIT 1
+    ) AS commits {COMMIT_JOINS} ORDER BY commits.number DESC
+"""
 _BY_DIGITS = (
     "SELECT commits.number, records.digest FROM commits JOIN records"
     " ON records.namespace = commits.namespace AND records.id = commits.file_id"
@@ -85,14 +93,18 @@ _LABELS = (
 _LABELS_OF_RECORD = (
     "SELECT labels.label FROM commits JOIN labels"
     " ON labels.namespace = commits.namespace AND labels.name = commits.name AND labels.number = commits.number"
-    " WHERE commits.namespace = {} AND commits.file_id = {}"
+    " WHERE commits.namespace = $1 AND commits.file_id = $2 ORDER BY labels.label"
 )
 _HEAD_OF_RECORD = (
     "SELECT file_id FROM commits WHERE commits.namespace = records.namespace AND commits.name = records.name"
     " AND branch = 'main' ORDER BY number DESC LIMIT 1"
 )
-_LABELS_OF_EACH = _LABELS_OF_RECORD.format("records.namespace", "records.id")
-IS_FREE = f"NOT EXISTS ({_LABELS_OF_EACH}) AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
+_IS_LABELLED = (
+    "EXISTS (SELECT 1 FROM commits WHERE commits.namespace = records.namespace AND commits.file_id = records.id"
+    " AND EXISTS (SELECT 1 FROM labels WHERE labels.namespace = commits.namespace AND labels.name = commits.name"
+    " AND labels.number = commits.number OFFSET 0) OFFSET 0)"
+)
+IS_FREE = f"NOT {_IS_LABELLED} AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
 """The condition for records that have no label, and are not what their name means."""
 _OLD = (
     "SELECT name, number, parent FROM commits AS old WHERE namespace = $1 AND name = $2 AND number = $3"
@@ -139,10 +151,14 @@ class _Gone(NamedTuple):
 async def insert_commit(connection: Connection, record: Record, now: int, new: NewCommit) -> None:
     """Insert the commit of a record that was just stored, unless the newest commit of the branch stored the same one.
 
-    Raises HeadMoved, RevisionNotFound.
+    The same commit of the same parent is made once. Raises HeadMoved, RevisionNotFound.
     """
     namespace, name = record.namespace, record.full_name
     head = await _branch_head(connection, namespace, name, new.branch)
+    if new.parent is not None and head is not None and head.file_id == record.id:
+        row = await connection.fetchrow(_COMMIT, namespace, name, head.number)
+        if row is not None and is_made(commit_of(tuple(row)), new):
+            return
     check_parent(name, new, head)
     if head is not None and head.file_id == record.id:
         return
@@ -200,7 +216,8 @@ async def select_history(
 ) -> list[Commit] | None:
     """Return the commits from the one of a revision back to the first one, or those of them before the number `before`.
 
-    Return None if it does not exist.
+    This costs what it returns, and a step for each commit of another branch than `main` that is passed over. Return None if the
+    revision does not exist.
     """
     number = await select_number(connection, namespace, name, revision)
     if number is None:
@@ -217,8 +234,7 @@ async def select_labels(connection: Connection, namespace: str, name: str) -> li
 
 async def select_labels_of_record(connection: Connection, namespace: str, file_id: str) -> list[str]:
     """Return the labels at the commits of a record."""
-    statement = f"{_LABELS_OF_RECORD.format('$1', '$2')} ORDER BY labels.label"
-    return [str(label) for (label,) in await connection.fetch(statement, namespace, file_id)]
+    return [label for (label,) in await connection.fetch(_LABELS_OF_RECORD, namespace, file_id)]
 
 
 async def replace_label(connection: Connection, namespace: str, name: str, label: Label, *, force: bool = False) -> Label:

@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -128,7 +128,7 @@ class PostgresIndex:
     @asynccontextmanager
     async def transaction(self, namespace: str | None = None) -> AsyncIterator[PostgresTransaction]:
         async with self._begun(namespace, self._deadline()) as connection:
-            yield PostgresTransaction(connection, self.location, self._now)
+            yield PostgresTransaction(connection, self.location, self._now, namespace=namespace)
 
     async def publish(self, publication: Publication) -> list[ChunkRow]:
         self._connections.check()
@@ -137,20 +137,14 @@ class PostgresIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
-        return [digest for digest in dict.fromkeys(digests) if digest not in live]
+        seen = await self._read(chunks.select_last_seen, namespace, digests)
+        removed = await self._refresh(namespace, seen)
+        return [digest for digest in dict.fromkeys(digests) if digest not in seen or digest in removed]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
         states = await self._read(chunks.select_live, namespace, digests)
-        horizon = self._now() - REFRESH_MICROSECONDS
-        old = [] if self._read_only else [state.row.digest for state in states if state.last_seen < horizon]
-        removed: set[Digest] = set()
-        if old:
-            async with self.transaction(namespace) as transaction:
-                await transaction.refresh(namespace, old)
-                # I9: a chunk that a collection condemned since the read above is reported missing.
-                removed = set(old) - set(await transaction.sizes(namespace, old))
+        removed = await self._refresh(namespace, {state.row.digest: state.last_seen for state in states})
         return [state.row for state in states if state.row.digest not in removed]
 
     async def removals(self, namespace: str) -> int:
@@ -228,7 +222,7 @@ class PostgresIndex:
         )
 
     async def write_listing(self, namespace: str, file: BinaryIO, growth: ListingGrowth, *, prefix: str = "") -> None:
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 await write_listing(connection, namespace, file, growth, prefix=prefix)
 
@@ -248,7 +242,7 @@ class PostgresIndex:
         return await self._read(chunks.select_sizes, namespace, digests)
 
     async def problems(self) -> list[IndexProblem]:
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 return await find_problems(connection)
 
@@ -289,7 +283,11 @@ class PostgresIndex:
         async with self._connections.own() as connection:
             with postgres_errors(self.location):
                 has_lock = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", task_key(name)))
-            yield has_lock
+            try:
+                yield has_lock
+            finally:
+                # The session ends a moment after its connection is closed, and the next block may ask before.
+                await shield_until_done(_unlock(connection, name))
 
     async def uses(self, namespace: str) -> list[Use]:
         return await self._read(uses.select_uses, namespace)
@@ -322,7 +320,7 @@ class PostgresIndex:
 
     async def compact(self) -> None:
         """Let the server free what removed rows have left, where nobody else does so. It does the same by itself, later."""
-        async with self._connections.own() as connection:
+        async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 for (table,) in await connection.fetch(_TABLES):
                     await connection.execute(f'VACUUM (SKIP_LOCKED, ANALYZE) "{table}"')
@@ -348,6 +346,17 @@ class PostgresIndex:
         async with self._connections.lend() as connection:
             with postgres_errors(self.location):
                 return await function(connection, *args, **kwargs)
+
+    async def _refresh(self, namespace: str, seen: Mapping[bytes, int]) -> set[Digest]:
+        """Set the last-seen times that are old. Return the digests of rows that are not live any more."""
+        horizon = self._now() - REFRESH_MICROSECONDS
+        old = [Digest(digest) for digest, last_seen in seen.items() if last_seen < horizon]
+        if self._read_only or not old:
+            return set()
+        async with self.transaction(namespace) as transaction:
+            await transaction.refresh(namespace, old)
+            # I9: a chunk that a collection condemned since it was read is reported missing.
+            return {*old} - {*await transaction.sizes(namespace, old)}
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._busy_seconds
@@ -476,6 +485,11 @@ async def _roll_back(connection: Connection) -> None:
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
+
+
+async def _unlock(connection: Connection, name: str) -> None:
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
 async def _select_stored_size(connection: Connection) -> int:

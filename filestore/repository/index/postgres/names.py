@@ -12,7 +12,7 @@ from filestore.repository.index.postgres.texts import findable
 from filestore.repository.index.protocol import Heads
 from filestore.repository.index.rows import commit_of
 
-_NAMES_AT_ONCE = 1000
+_NAMES_AT_ONCE = 2000
 # From one name to the next one. A name may have thousands of commits: they are passed over.
 _NAMES = """
     WITH RECURSIVE each (name) AS (

@@ -41,9 +41,11 @@ _HISTORY = (
         created_at bigint NOT NULL,
         PRIMARY KEY (namespace, name, number)
     )""",
-    "CREATE UNIQUE INDEX commits_by_id ON commits (namespace, name, id)",
-    "CREATE INDEX commits_by_branch ON commits (namespace, name, branch, number)",
-    "CREATE INDEX commits_by_parent ON commits (namespace, name, parent)",
+    # The namespace and the name come last: PostgreSQL, which expects a name to have few commits, would find a commit by any index
+    # that begins with them, and look at all commits of the name.
+    "CREATE UNIQUE INDEX commits_by_id ON commits (id, namespace, name)",
+    "CREATE INDEX commits_by_branch ON commits (branch, namespace, name, number)",
+    "CREATE INDEX commits_by_parent ON commits (parent, namespace, name)",
     "CREATE INDEX commits_by_record ON commits (namespace, file_id)",
     """CREATE TABLE labels (
         namespace text COLLATE "C" NOT NULL,

@@ -8,10 +8,12 @@ from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import batches
 from filestore.repository.index.protocol import Use
 
-IS_LISTED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.namespace = records.namespace AND uses.file_id = records.id AND is_graph)"
+# OFFSET 0 keeps a look-up for each record. Without statistics of a new table, PostgreSQL would join all records with all uses.
+_USES = "SELECT 1 FROM uses WHERE uses.namespace = records.namespace AND uses.file_id = records.id"
+IS_LISTED = f"NOT EXISTS ({_USES} AND is_graph OFFSET 0)"
 """The condition for records that are no graphs."""
 
-IS_UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.namespace = records.namespace AND uses.file_id = records.id)"
+IS_UNUSED = f"NOT EXISTS ({_USES} OFFSET 0)"
 """The condition for records that no pipeline uses."""
 
 _SELECT = "SELECT file_id, pipeline_id, pipeline_name, is_graph FROM uses WHERE namespace = $1"

@@ -1,16 +1,16 @@
 """Answer GET and HEAD for one file of a repository, or for a range of it (R1 and R2).
 
-Source: `file_download.py` of the Python client; RFC 9110, sections 13 and 14.
+Source: `file_download.py` of the Python client.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 from aiohttp import web
 
-from filestore.http import wire
+from filestore.http.server.conditions import content_head, unchanged
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.content import send_stored
 from filestore.http.server.routes.hub.dialect import COMMIT_HEADER
@@ -18,7 +18,7 @@ from filestore.http.server.routes.hub.documents import Entry
 from filestore.http.server.routes.hub.names import path_in, repository_in, revision_in
 from filestore.http.server.routes.hub.snapshot import Snapshot, commit_of, snapshot_of
 from filestore.http.server.stored_trees import lost_as_damaged
-from filestore.http.server.validators import IMMUTABLE, attachment, matches_any, parse_range
+from filestore.http.server.validators import IMMUTABLE
 from filestore.repository.local import LocalRepository
 from filestore.transfer.stored_tree import read_entry
 
@@ -40,26 +40,16 @@ async def resolve(context: RequestContext, repository: LocalRepository) -> web.S
         stored = snapshot.stored(entry.path)
         context.noted.facts |= {"path": entry.path, "size": entry.size}
         headers = _headers(snapshot, entry, is_fixed=revision == commit.id)
-        if request.if_match is not None and not matches_any(request.if_match, entry.tag, weak=False):
-            raise web.HTTPPreconditionFailed(text=f"the file's entity tag is {entry.tag}")
-        if matches_any(request.if_none_match, entry.tag, weak=True):
-            return web.Response(status=304, headers=headers)
-        headers |= {
-            "Content-Type": wire.OCTETS,
-            "Content-Disposition": attachment(entry.path.rpartition("/")[2]),
-            "X-Content-Type-Options": "nosniff",
-        }
+        known = unchanged(request, entry.tag, headers)
+        if known is not None:
+            return known
+        response, wanted = file_head(request, entry.tag, size=entry.size, path=entry.path, headers=headers)
         if request.method == "HEAD":
-            return _head(headers, entry)
-        part = _asked_range(request, entry)
-        if part is not None:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{entry.size}"
-        wanted = part or range(entry.size)
-        response = web.StreamResponse(status=206 if part else 200, headers=headers)
+            return response
         if snapshot.opened is not None and stored is not None and (stored.is_deflated or stored.extent is None) and wanted:
             async with (
                 context.trees.unpacking(repository.namespace),
-                lost_as_damaged(),
+                lost_as_damaged(repository, commit.digest),
                 aclosing(read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)) as pieces,
             ):
                 return await _send_unpacked(context, pieces, len(wanted), response)
@@ -72,24 +62,19 @@ def _headers(snapshot: Snapshot, entry: Entry, *, is_fixed: bool) -> dict[str, s
     return {
         COMMIT_HEADER: snapshot.commit.id,
         "ETag": f'"{entry.tag}"',
-        "Accept-Ranges": "bytes",
         # The tag of a file changes once, when its digests become known.
         "Cache-Control": IMMUTABLE if is_fixed and entry.digests is not None else "private, no-cache",
     }
 
 
-def _head(headers: dict[str, str], entry: Entry) -> web.StreamResponse:
-    response = web.StreamResponse(headers=headers)
-    if entry.size <= UNSTATED_SIZE:
-        response.content_length = entry.size
-    return response
-
-
-def _asked_range(request: web.Request, entry: Entry) -> range | None:
-    # If-Range has a strong tag or a date. No answer here has a date.
-    if request.headers.get("If-Range", f'"{entry.tag}"') != f'"{entry.tag}"':
-        return None
-    return parse_range(request.headers.get("Range"), entry.size)
+def file_head(
+    request: web.Request, tag: str, *, size: int, path: str, headers: Mapping[str, str]
+) -> tuple[web.StreamResponse, range]:
+    """Return what `content_head` does, for a file at a path. To HEAD, it is the whole answer."""
+    response, wanted = content_head(request, tag, size=size, name=path.rpartition("/")[2], headers=headers)
+    if request.method == "HEAD" and size <= UNSTATED_SIZE:
+        response.content_length = size
+    return response, wanted
 
 
 async def _send_unpacked(

@@ -111,15 +111,14 @@ class Upload:
 
     def cut(self) -> Cut:
         """Return the saved cut, or an empty one if it cannot be read."""
-        with suppress(OSError, ValueError):
-            head, _, chunks = self._path(_CUT).read_bytes().partition(b"\n")
-            if len(chunks) % PACKED_SIZE == 0:
-                return Cut(json.loads(head), bytearray(chunks))
-        return Cut([], bytearray())
+        try:
+            return parsed_cut(self._path(_CUT).read_bytes())
+        except OSError:
+            return parsed_cut(b"")
 
     def save_cut(self, tags: Sequence[str], chunks: Buffer) -> None:
         """Save the chunks that are cut so far."""
-        self._save(_CUT, json.dumps(tags).encode() + b"\n" + chunks)
+        self._save(_CUT, encoded_cut(tags, chunks))
 
     def finished(self) -> FinishedUpload | None:
         """Return how the upload was finished, or None while it is in progress."""
@@ -215,6 +214,20 @@ def uploads_folder(spool_folder: Path, secret: bytes) -> Path:
     Other users cannot guess the name, so they cannot create the folder first.
     """
     return spool_folder / f"uploads-{sign(secret, 'uploads', expires_at=0)[:32]}"
+
+
+def encoded_cut(tags: Sequence[str], chunks: Buffer) -> bytes:
+    """Return the chunks that are cut so far as they are kept."""
+    return json.dumps(list(tags)).encode() + b"\n" + chunks
+
+
+def parsed_cut(content: bytes) -> Cut:
+    """Return what `encoded_cut` encoded, or an empty cut if it cannot be read."""
+    with suppress(ValueError):
+        head, _, chunks = content.partition(b"\n")
+        if len(chunks) % PACKED_SIZE == 0:
+            return Cut(json.loads(head), bytearray(chunks))
+    return Cut([], bytearray())
 
 
 def new_id() -> str:

@@ -1,0 +1,280 @@
+"""The rules for uploads in parts, against the folder of one host and the objects of an object store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from filestore.core.digest import Digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.errors import InvalidParts, LimitExceeded, PartRefused, TooManyUploads, UploadNotFound, UploadsTooLarge
+from filestore.format.chunking import CHUNKING_VERSION
+from filestore.http.server.lfs_objects import LfsObject
+from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
+from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
+from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.upload_state import FinishedUpload
+from filestore.http.server.routes.sdk.upload_store import Cut, ServedUpload, UploadStore
+from filestore.http.server.routes.sdk.uploads import new_id
+from filestore.http.server.upload_quota import UploadQuota
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.memory import MemoryStore
+from filestore.system.threads import in_disk_thread
+from tests.support.temporary_objects import MemoryObjects
+
+FINISHED = FinishedUpload.of(["a-tag"], "file_x")
+
+
+class Servers(NamedTuple):
+    """Two servers that keep uploads in one place, and a repository of each of two namespaces."""
+
+    one: UploadStore
+    two: UploadStore
+    mine: LocalRepository
+    theirs: LocalRepository
+
+
+def nothing(_: int) -> None:
+    """Accept any size."""
+
+
+def stores(kind: str, folder: Path, objects: MemoryObjects, mine: LocalRepository) -> UploadStore:
+    """Open the uploads as a server process does, for at most 3 uploads and 1000 kB of parts."""
+    if kind == "disk":
+        folders = folder / "spool" / "uploads"
+        return DiskUploads(folders, UploadQuota(folders, size_limit=1_000_000, count_limit=3))
+    return ObjectUploads(objects, mine._index, spool_folder=folder / "spool", size_limit=1_000_000, count_limit=3)
+
+
+@pytest.fixture(params=["disk", "objects"])
+async def servers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Servers]:
+    """Two servers of each kind."""
+    store, index, objects = MemoryStore(), await open_index(tmp_path / "index.sqlite"), MemoryObjects()
+    mine, theirs = (LocalRepository(store, index, location="memory", namespace=name) for name in ("mine", "theirs"))
+    one, two = (stores(request.param, tmp_path, objects, mine) for _ in range(2))
+    yield Servers(one, two, mine, theirs)
+    await index.close()
+
+
+async def begun(servers: Servers, name: str | None = "model.bin") -> ServedUpload:
+    """Begin an upload at one server, and return it as the other one finds it."""
+    upload = await servers.one.begin(servers.mine, name=name, upload_id=None)
+    return await servers.two.find(upload.id, namespace="mine")
+
+
+async def kept(upload: ServedUpload, number: int, content: bytes, check_size: Callable[[int], None] = nothing) -> UploadPart:
+    """Receive a part in two pieces, and keep it."""
+    async with upload.arriving(len(content)) as part:
+        for piece in (content[:3], content[3:]):
+            await in_disk_thread(part.write, piece)
+        await in_disk_thread(part.check_quota)
+        assert part.size == len(content)
+        return await upload.keep(part, number, check_size=check_size)
+
+
+async def read(part: UploadPart, start: int, end: int) -> bytes:
+    """Read a part of a part, in a thread as a push does."""
+    memory = bytearray(end - start)
+    await in_disk_thread(part.read_into, memoryview(memory), start)
+    return bytes(memory)
+
+
+async def test_any_server_goes_on_with_an_upload(servers: Servers) -> None:
+    """Parts arrive in any order, and are found in theirs."""
+    upload = await begun(servers)
+    await kept(upload, 2, b"the second")
+    first = await kept(await servers.one.find(upload.id, namespace="mine"), 1, b"the first")
+
+    assert (upload.name, upload.file_id) == ("model.bin", f"file_{upload.id}")
+    assert [(part.number, part.size) for part in await upload.parts()] == [(1, 9), (2, 10)]
+    assert await read((await upload.parts())[1], 4, 10) == b"second"
+    arrived = await upload.arrived(1)
+    assert arrived is not None
+    assert arrived.tag == first.tag
+    assert await upload.arrived(3) is None
+
+
+async def test_an_upload_without_a_name_has_that_of_its_record(servers: Servers) -> None:
+    """As the client names it later."""
+    upload = await begun(servers, None)
+    assert upload.name == upload.file_id
+
+
+async def test_an_empty_part(servers: Servers) -> None:
+    """It has no bytes to read."""
+    part = await kept(await begun(servers), 1, b"")
+    assert (part.size, await read(part, 0, 0)) == (0, b"")
+
+
+async def test_a_namespace_does_not_see_the_uploads_of_another_one(servers: Servers) -> None:
+    """The answer is that for an unknown id."""
+    upload = await begun(servers)
+    for upload_id, namespace in ((upload.id, "theirs"), (new_id(), "mine"), ("../mine", "mine"), ("", "mine")):
+        with pytest.raises(UploadNotFound):
+            await servers.one.find(upload_id, namespace=namespace)
+
+
+async def test_an_id_that_was_given_is_begun_once(servers: Servers) -> None:
+    """The first part of an LFS object begins its upload, at whatever server it arrives."""
+    upload_id = new_id()
+    one = await servers.one.begin(servers.mine, name="a", upload_id=upload_id)
+    await kept(one, 1, b"content")
+    two = await servers.two.begin(servers.mine, name="a", upload_id=upload_id)
+    assert [part.number for part in await two.parts()] == [1]
+    with pytest.raises(UploadNotFound):
+        await servers.one.begin(servers.mine, name="a", upload_id="../x")
+
+
+async def test_a_part_never_changes(servers: Servers) -> None:
+    """The same bytes are accepted again, and others are refused."""
+    upload = await begun(servers)
+    first = await kept(upload, 1, b"content")
+    assert (await kept(upload, 1, b"content")).tag == first.tag
+    with pytest.raises(PartRefused):
+        await kept(upload, 1, b"changed")
+    assert len(await upload.parts()) == 1
+
+
+async def test_what_was_not_kept_is_dropped(servers: Servers, tmp_path: Path) -> None:
+    """Its file is gone at the end of the block."""
+    upload = await begun(servers)
+    async with upload.arriving(0) as part:
+        await in_disk_thread(part.write, b"content")
+    assert await upload.parts() == []
+    assert [] == [path for path in (tmp_path / "spool").rglob("*") if path.is_file() and path.stat().st_size == 7]
+
+
+async def test_the_size_of_all_parts_is_checked(servers: Servers) -> None:
+    """A part that is sent again does not count twice."""
+    sizes: list[int] = []
+
+    def refuse(size: int) -> None:
+        sizes.append(size)
+        if size > 10:
+            raise LimitExceeded("the size", size, 10, "upload_limit")
+
+    upload = await begun(servers)
+    await kept(upload, 1, b"content", refuse)
+    await kept(upload, 1, b"content", refuse)
+    with pytest.raises(LimitExceeded):
+        await kept(upload, 2, b"more", refuse)
+    assert sizes == [7, 7, 11]
+
+
+async def test_the_limits_of_a_namespace(servers: Servers) -> None:
+    """Both servers count the same. What is finished does not count."""
+    uploads = [await begun(servers) for _ in range(3)]
+    with pytest.raises(TooManyUploads):
+        await begun(servers)
+    await servers.two.begin(servers.theirs, name="a", upload_id=None)
+    await kept(uploads[0], 1, bytes(900_000))
+    with pytest.raises(UploadsTooLarge):
+        await kept(uploads[1], 1, bytes(200_000))
+    await uploads[0].save_first(FINISHED)
+    await uploads[0].retire()
+    await kept(uploads[1], 1, bytes(200_000))
+    await begun(servers)
+
+
+async def test_a_cut_goes_on_at_another_server(servers: Servers) -> None:
+    """The chunks so far, and from which parts they are."""
+    upload = await begun(servers)
+    assert await upload.cut() == Cut([], bytearray())
+    await upload.save_cut(["a", "b"], bytes(36 * 4))
+    again = await (await servers.one.find(upload.id, namespace="mine")).cut()
+    assert (again.tags, bytes(again.chunks)) == (["a", "b"], bytes(36 * 4))
+
+
+async def test_an_upload_is_finished_once(servers: Servers) -> None:
+    """The first one counts, also after its parts are removed. No part is accepted after that."""
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    assert await upload.finished() is None
+    assert await upload.save_first(FINISHED) == FINISHED
+    other = await servers.one.find(upload.id, namespace="mine")
+    assert await other.save_first(FinishedUpload.of(["other"], "file_y")) == FINISHED
+    with pytest.raises(UploadNotFound):
+        await kept(other, 2, b"more")
+    async with other.locked(limit_seconds=0) as is_held:
+        assert is_held
+        await other.retire()
+    assert await (await servers.two.find(upload.id, namespace="mine")).finished() == FINISHED
+
+
+async def test_one_at_a_time_cuts_an_upload(servers: Servers) -> None:
+    """A second block learns that it has not the lock, here and at the other server, and has it after the first one."""
+    upload = await begun(servers)
+    for store in (servers.one, servers.two):
+        other = await store.find(upload.id, namespace="mine")
+        async with upload.locked(limit_seconds=0) as was_held, other.locked(limit_seconds=0) as is_held:
+            assert (was_held, is_held) == (True, False)
+        async with other.locked(limit_seconds=0) as is_held:
+            assert is_held
+
+
+async def test_what_is_idle_or_old_is_removed(servers: Servers) -> None:
+    """A part that is read meanwhile is gone, and says so."""
+    upload = await begun(servers)
+    part = await kept(upload, 1, b"content")
+    await servers.two.expire(idle_seconds=60, limit_seconds=60)
+    assert len(await upload.parts()) == 1
+    for store in (servers.one, servers.two):
+        await store.expire(idle_seconds=-1, limit_seconds=60)
+    with pytest.raises(UploadNotFound):
+        await servers.one.find(upload.id, namespace="mine")
+    with pytest.raises(InvalidParts):
+        await read(part, 0, 7)
+
+    old = await begun(servers)
+    for store in (servers.one, servers.two):
+        await store.expire(idle_seconds=60, limit_seconds=-1)
+    with pytest.raises(UploadNotFound):
+        await servers.one.find(old.id, namespace="mine")
+
+
+async def test_one_that_is_cut_stays(servers: Servers) -> None:
+    """The server that cuts it goes on."""
+    upload = await begun(servers)
+    async with upload.locked(limit_seconds=0):
+        await servers.two.expire(idle_seconds=-1, limit_seconds=60)
+        await servers.two.discard(upload)
+    assert (await servers.one.find(upload.id, namespace="mine")).id == upload.id
+
+
+async def test_an_upload_is_discarded(servers: Servers) -> None:
+    """With its parts. A second time does nothing."""
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    await servers.one.discard(upload)
+    await servers.two.discard(upload)
+    with pytest.raises(UploadNotFound):
+        await servers.two.find(upload.id, namespace="mine")
+
+
+async def test_a_namespace_without_tokens_loses_its_uploads(servers: Servers) -> None:
+    """Those of the other one stay."""
+    upload = await begun(servers)
+    other = await servers.one.begin(servers.theirs, name="a", upload_id=None)
+    await servers.two.remove_all(["mine"])
+    with pytest.raises(UploadNotFound):
+        await servers.one.find(upload.id, namespace="mine")
+    assert (await servers.two.find(other.id, namespace="theirs")).name == "a"
+
+
+async def test_an_lfs_object_is_found_at_any_server(servers: Servers) -> None:
+    """Until it expires, and in its namespace only."""
+    manifest = Manifest.build([Chunk(Digest(bytes(32)), 7)], chunking_version=CHUNKING_VERSION)
+    found = LfsObject(bytes(range(32)), manifest.digest, 7, bytes(20), 5)
+    await servers.one.keep_object("mine", found, manifest.encoded)
+    assert await servers.two.find_object("mine", found.sha256) == found
+    with_manifest = await servers.two.find_object_with_manifest("mine", found.sha256)
+    assert with_manifest is not None
+    assert (with_manifest[0], with_manifest[1].encoded) == (found, manifest.encoded)
+    assert await servers.two.find_object("theirs", found.sha256) is None
+    assert await servers.two.find_object_with_manifest("theirs", found.sha256) is None
+    await servers.one.expire(idle_seconds=-1, limit_seconds=60)
+    assert await servers.two.find_object("mine", found.sha256) is None
