@@ -126,7 +126,7 @@ REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]
 async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Repository]:
     """An empty repository."""
     if request.param == "local-postgres":
-        opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_url")))
+        opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_index_url")))
     else:
         opened = REPOSITORIES[request.param](tmp_path)
     async with opened as repository:
