@@ -127,7 +127,7 @@ async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     """An empty repository."""
     opened: AbstractAsyncContextManager[Repository]
     if request.param == "local-postgres":
-        opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_url")))
+        opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_index_url")))
     else:
         opened = REPOSITORIES[request.param](tmp_path)
     async with opened as repository:

@@ -364,7 +364,7 @@ async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(
     """The error has the names of the pipelines, and nothing is removed, with or without chunks."""
     record = await push(repository, contents(1))
     paths = [path for path in (tmp_path / "index.sqlite", tmp_path / "repository/index.sqlite") if path.exists()]
-    index: Index = await (open_index(paths[0]) if paths else open_postgres_index(request.getfixturevalue("postgres_url")))
+    index: Index = await (open_index(paths[0]) if paths else open_postgres_index(request.getfixturevalue("postgres_index_url")))
     async with index.transaction() as transaction:
         await transaction.add_uses(
             DEFAULT_NAMESPACE, [Use(record.id, f"p{number:02}", f"a:v{number:02}") for number in range(12)]
