@@ -125,6 +125,7 @@ REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]
 @pytest.fixture(params=[*REPOSITORIES, "local-postgres"])
 async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Repository]:
     """An empty repository."""
+    opened: AbstractAsyncContextManager[Repository]
     if request.param == "local-postgres":
         opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_index_url")))
     else:
