@@ -76,8 +76,9 @@ from filestore.repository.protocol import (
 )
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
-from filestore.repository.stores.protocol import ChunkStore, FrameUrl, SpaceClaim, Staging
+from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, ChunkStore, FrameUrl, SpaceClaim, Staging
 from filestore.system.buffers import Budget
+from filestore.system.clocks import elapsed_seconds
 from filestore.system.files import BLOCK_SIZE
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
@@ -331,6 +332,7 @@ class LocalRepository:
         check = CommitCheck(self._index, self._namespace, manifest)
         for _ in range(_CHECKS):
             await check.look()
+            began = elapsed_seconds()
             object_id = await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
             name = ObjectName(manifest.digest, object_id)
             async with self._index.transaction(self._namespace) as transaction:
@@ -339,6 +341,8 @@ class LocalRepository:
                 is_complete = is_kept and await check.is_complete(transaction)
                 if is_complete:
                     kept = await transaction.keep_manifest(self._namespace, name)
+                    if elapsed_seconds() - began > PUBLISHED_WITHIN_SECONDS:  # this process was stopped, and it may be removed
+                        raise Busy(self.location, "the commit waited for too long")
                     yield transaction
             if is_complete:
                 if kept != object_id:

@@ -1,4 +1,4 @@
-"""Remember on disk which tokens the upstream has let in, so that their callers are served while it is away.
+"""Remember on disk which tokens the upstream has accepted, so that their callers are served while it is away.
 
     key               32 secret bytes of this folder
     allowed/DIGEST    when the upstream said last that a token may read a repository
@@ -23,14 +23,14 @@ from filestore.system.owners import make_private
 from filestore.system.small_files import read_json, read_small
 
 ALLOWED_SECONDS = 7 * 86400.0
-"""How long a token is let in after the upstream has done so, if it cannot be asked."""
+"""How long a token counts as accepted after the upstream has accepted it, if that cannot be asked."""
 _RENEW_SECONDS = 600.0
 """What is younger is not written again."""
 _KEY_SIZE = 32
 
 
 class Admissions:
-    """Which tokens the upstream has let in. All processes of a server use the same folder."""
+    """Which tokens the upstream has accepted. All processes of a server use the same folder."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since 1970."""

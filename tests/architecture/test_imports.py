@@ -11,7 +11,7 @@ import pytest
 import filestore
 from filestore.runtime import worker
 
-HEAVY = {"aiohttp", "aiofiles", "numpy", "rich", "click", "sqlite3", "zstandard", "pyfastcdc"}
+HEAVY = {"aiohttp", "aiofiles", "alembic", "asyncpg", "sqlalchemy", "numpy", "rich", "click", "sqlite3", "zstandard", "pyfastcdc"}
 
 
 def loaded(statement: str) -> set[str]:

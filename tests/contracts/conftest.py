@@ -97,8 +97,8 @@ async def index(open_shared: OpenIndex) -> Index:
 
 
 @asynccontextmanager
-async def _local_memory_store(folder: Path) -> AsyncIterator[Repository]:
-    repository = LocalRepository(MemoryStore(), await open_index(folder / "index.sqlite"), location="memory")
+async def _local_memory_store(opening: Awaitable[Index]) -> AsyncIterator[Repository]:
+    repository = LocalRepository(MemoryStore(), await opening, location="memory")
     yield repository
     await repository.close()
 
@@ -115,15 +115,20 @@ async def _remote(folder: Path, *, scheme: str) -> AsyncIterator[Repository]:
 
 
 REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
-    "local-memory-store": _local_memory_store,
+    "local-memory-store": lambda folder: _local_memory_store(open_index(folder / "index.sqlite")),
     "local-disk": _local_disk,
     "remote": partial(_remote, scheme="http"),
     "remote-over-tls": partial(_remote, scheme="https"),
 }
 
 
-@pytest.fixture(params=REPOSITORIES)
+@pytest.fixture(params=[*REPOSITORIES, "local-postgres"])
 async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Repository]:
     """An empty repository."""
-    async with REPOSITORIES[request.param](tmp_path) as repository:
+    opened: AbstractAsyncContextManager[Repository]
+    if request.param == "local-postgres":
+        opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_index_url")))
+    else:
+        opened = REPOSITORIES[request.param](tmp_path)
+    async with opened as repository:
         yield repository

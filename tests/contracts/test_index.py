@@ -934,3 +934,20 @@ async def test_usage_loses_a_name_with_its_last_record(index: Index) -> None:
         async with index.transaction() as transaction:
             await transaction.remove_record(A, each.id)
         assert NamespaceUsage(A, left, left, 7 * left) == await index.usage(A)
+
+
+async def test_a_character_that_no_name_has_finds_nothing(index: Index) -> None:
+    """A revision and the place of a page come from a URL, and may have any character."""
+    await record(index, "model", digests(1)[0])
+    for text in ("\0", "model\0", "\0model"):
+        assert await index.commit(A, "model", text) is None
+        assert await index.commit(A, text) is None
+        assert await index.history(A, text, limit=1) is None
+        assert await index.record(A, Reference(name=text)) is None
+        assert [] == await index.versions(A, Reference(name=text), limit=1)
+        assert [] == await index.labels(A, text)
+        assert [] == await index.records(A, limit=1, prefix=text)
+        assert await index.owner_namespace(text) is None
+        assert [] == (await index.list_names(A, search=text, limit=1)).heads
+        assert [] == (await index.list_names(A, owner=text, limit=1)).heads
+    assert ["model"] == [name for name, _ in (await index.list_names(A, after="\0", limit=1)).heads]

@@ -24,7 +24,8 @@ from filestore.errors import (
 )
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Frame
-from filestore.repository.index.protocol import Use
+from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.index.protocol import Index, Use
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.protocol import Repository, Wanted
 from tests.support.cancels import cancelled_at_every_await
@@ -357,11 +358,13 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
 
 
 @pytest.mark.slow
-async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(repository: Repository, tmp_path: Path) -> None:
+async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(
+    repository: Repository, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The error has the names of the pipelines, and nothing is removed, with or without chunks."""
     record = await push(repository, contents(1))
-    (path,) = [path for path in (tmp_path / "index.sqlite", tmp_path / "repository/index.sqlite") if path.exists()]
-    index = await open_index(path)
+    paths = [path for path in (tmp_path / "index.sqlite", tmp_path / "repository/index.sqlite") if path.exists()]
+    index: Index = await (open_index(paths[0]) if paths else open_postgres_index(request.getfixturevalue("postgres_index_url")))
     async with index.transaction() as transaction:
         await transaction.add_uses(
             DEFAULT_NAMESPACE, [Use(record.id, f"p{number:02}", f"a:v{number:02}") for number in range(12)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,6 +216,28 @@ async def test_one_at_a_time_cuts_an_upload(servers: Servers) -> None:
             assert (was_held, is_held) == (True, False)
         async with other.locked(limit_seconds=0) as is_held:
             assert is_held
+
+
+async def test_a_process_holds_few_locks_at_once(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an index that any server uses, each is a connection. Cutting ahead is left out then, and finishing waits."""
+    if not isinstance(servers.one, ObjectUploads):
+        return
+    monkeypatch.setattr(servers.one, "places", asyncio.Semaphore(1))
+    first, second = [await servers.one.begin(servers.mine, name="a", upload_id=None) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        assert await stack.enter_async_context(first.locked(limit_seconds=0))
+        async with second.locked(limit_seconds=0) as is_held:
+            assert not is_held
+        waiting = asyncio.create_task(held(second))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    assert await waiting
+
+
+async def held(upload: ServedUpload) -> bool:
+    """Return whether the lock can be had within a minute."""
+    async with upload.locked(limit_seconds=60) as is_held:
+        return is_held
 
 
 async def test_what_is_idle_or_old_is_removed(servers: Servers) -> None:

@@ -63,16 +63,21 @@ class Pair(NamedTuple):
 
 @contextmanager
 def serving(folder: Path, place: Place) -> Iterator[Pair]:
-    """Run two servers, each with a folder for what it receives."""
+    """Run two servers, each with a folder for what it receives, and the second one with two processes."""
     home = Home(folder / "home")
     home.folder.mkdir()
-    command = (SCRIPTS / "filestore", "serve", "--workers", "1")
     with ExitStack() as stack:
         one, two = (
             stack.enter_context(
-                home.server(root=folder / name, environ=place.environ, command=command, complains=None, is_killed=name == "one")
+                home.server(
+                    *("--workers", workers),
+                    root=folder / name,
+                    environ=place.environ,
+                    complains=None if name == "one" else False,
+                    is_killed=name == "one",
+                )
             )
-            for name in ("one", "two")
+            for name, workers in (("one", "1"), ("two", "2"))
         )
         try:
             yield Pair(home, place, one, two, one.token)

@@ -91,6 +91,25 @@ async def test_frames_come_from_the_store(pair: Servers, tmp_path: Path) -> None
         assert links[0].down_size > SIZE
 
 
+async def test_clients_may_reach_the_store_at_another_address(gateway: Gateway, postgres: Postgres, tmp_path: Path) -> None:
+    """The URLs are signed for that address, and the servers do not use it."""
+    source = tmp_path / "source"
+    source.write_bytes(octets(4, SIZE))
+    bucket, index = gateway.new_bucket(), postgres.new_database()
+    async with running_link(urlsplit(bucket.endpoint).port or 0) as public:
+        store = f"{bucket.location('models')}&public_endpoint=http://127.0.0.1:{public.port}"
+        with serving(tmp_path, bucket, index, store=store) as pair:
+            async with linked(pair) as (repository, links):
+                pushed = await push(repository, source, codec="raw")
+                assert 0 == public.up_size
+                fetched = await fetch(repository, pushed.record, target=tmp_path / "target")
+            assert links[0].down_size < SIZE / 100
+            assert public.down_size > SIZE
+    assert source.read_bytes() == fetched.path.read_bytes()
+    postgres.drop_database(index)
+    gateway.remove_bucket(bucket)
+
+
 async def test_a_frame_that_the_store_has_lost_is_reported_as_with_a_server(pair: Servers, tmp_path: Path) -> None:
     """The URL leads to nothing, and the server says what that means. A push sends the chunk again."""
     source = tmp_path / "source"

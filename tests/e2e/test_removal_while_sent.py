@@ -18,7 +18,7 @@ SIZE = 32 << 20
 
 
 @pytest.mark.parametrize("way", ["a stored member", "a deflated member", "the whole file"])
-def test_a_removal_is_no_damage(tmp_path: Path, way: str) -> None:
+def test_a_removal_is_not_damage(tmp_path: Path, way: str) -> None:
     """The answer ends early, and the server writes nothing about damage to its log."""
     made = BytesIO()
     method = zipfile.ZIP_DEFLATED if way == "a deflated member" else zipfile.ZIP_STORED

@@ -334,7 +334,7 @@ def test_private_and_gated(hub: HubUpstream, tmp_path: Path) -> None:
 
 
 def test_a_private_repository_while_the_upstream_is_away(hub: HubUpstream, tmp_path: Path) -> None:
-    """After a restart, and offline, it is served to whom the upstream has let in, until it has refused them, and to no other."""
+    """After a restart, and offline, it is served to those whom the upstream accepted, until it refuses them, and to no other."""
     hub.commit("team/p", FILES, private=True, readers=frozenset({READER}))
     hub.commit("team/other", {}, private=True, readers=frozenset({STRANGER}))
     root, path = tmp_path / "r", "/team/p/resolve/main/sub/model.safetensors"

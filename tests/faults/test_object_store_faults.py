@@ -79,7 +79,7 @@ class Place(NamedTuple):
 
 @pytest.fixture
 def place(faulty: FaultyGateway, bucket: Bucket, postgres_url: str, tmp_path: Path) -> Place:
-    """A place where there is no repository yet."""
+    """A place without a repository."""
     return Place(faulty, bucket, postgres_url, tmp_path)
 
 
@@ -218,7 +218,7 @@ async def test_a_delete_that_arrives_late_harms_nothing(place: Place, tmp_path: 
 async def test_a_removal_whose_answer_was_lost_is_repeated(
     stored: LocalRepository, faulty: FaultyGateway, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """What is gone already is no error."""
+    """What is gone already does not matter."""
     record = await pushed(stored, tmp_path)
     faulty.inject(LoseAnswer(), kinds=["POST", "DELETE"], times=2)
     await stored.remove(record.id, with_chunks=True)
@@ -316,7 +316,7 @@ async def test_a_bucket_that_is_missing_is_told(gateway: Gateway, bucket: Bucket
     """In one sentence."""
     missing = bucket._replace(name=f"{bucket.name}-missing")
     async with object_repository(missing, postgres_url, tmp_path / "server") as repository:
-        with pytest.raises(StorageError, match="bucket") as raised:
+        with pytest.raises(StorageError, match="the bucket does not exist") as raised:
             await pushed(repository, tmp_path)
     check_sentence(raised.value, missing)
 

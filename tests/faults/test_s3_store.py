@@ -18,14 +18,14 @@ from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import Busy, StorageError, StorageFull, StoreRefused, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores import s3_client
-from filestore.repository.stores.protocol import FrameProblem, FrameState, Removed
+from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, FrameProblem, FrameState, Removed
 from filestore.repository.stores.s3 import open_store_of
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile, find_file
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
-from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, PUBLISHED_WITHIN_SECONDS, ByteLimit
+from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit
 from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets

@@ -1,4 +1,4 @@
-"""What is kept of the tokens that the upstream has let in."""
+"""What is kept of the tokens that the upstream has accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-def test_only_who_was_let_in_is_let_in(tmp_path: Path) -> None:
+def test_only_what_was_accepted_is(tmp_path: Path) -> None:
     """The repository, its type and the token all count, in another process too."""
     clock = Clock()
     Admissions(tmp_path, clock=clock).allow(*WHO)

@@ -40,7 +40,7 @@ def test_what_no_request_could_name_is_left_out(each: object) -> None:
 
 
 @pytest.mark.parametrize("document", [b"<html>", b"[" + b"[]," * 8 * REFS_LIMIT + b"[]]"])
-def test_what_is_no_list_of_refs(document: bytes) -> None:
+def test_what_is_not_a_list_of_refs(document: bytes) -> None:
     """A page for people, or what would take much memory, is an error of the upstream."""
     with pytest.raises(UpstreamFailed):
         parse_refs("team/m", document)

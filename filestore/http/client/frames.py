@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -23,6 +24,7 @@ from filestore.http.client.frame_urls import (
     StoreReads,
     parse_frame_places,
 )
+from filestore.http.client.known_places import AHEAD, KnownPlaces
 from filestore.http.client.requests import ProxyFinder, Requests
 from filestore.repository.protocol import Moved
 from filestore.system.metrics import Stage
@@ -51,9 +53,15 @@ class FrameReader:
             is_on=presigned_reads,
         )
 
+        self._known = KnownPlaces()
+        self._has_urls = False
+        """Whether the server has given URLs when it was asked last."""
+        self._asking = asyncio.Lock()
+
     def after_fork(self, concurrency: Concurrency) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""
         self._concurrency = concurrency
+        self._asking = asyncio.Lock()
         self._stores.after_fork(self._requests.places if self._requests.is_limited else None)
 
     async def close(self) -> None:
@@ -75,10 +83,36 @@ class FrameReader:
             return await self._get_batch(*self._left(digests, buffer, found), found, moved, takes_urls=takes_urls)
 
         while len(found) < len(digests):
-            places = await self._requests.retried(rest)
+            places = None
+            if takes_urls and self._has_urls:
+                asked, _ = self._left(digests, buffer, found)
+                places = await self._places_of(asked)
+            if places is None:
+                places = await self._requests.retried(rest)
+                self._has_urls = places is not None
             if places is not None:
                 found += await self._get_directly(*self._left(digests, buffer, found), places, moved)
         return found
+
+    async def _places_of(self, digests: Sequence[Digest]) -> FramePlaces | None:
+        """Return where frames are. If it is not known, ask about these frames and about those that follow them.
+
+        Return None if the server has no URLs any more.
+        """
+        async with self._asking:
+            places = self._known.take(digests)
+            if places is None and self._has_urls:
+                following = self._known.following(digests[-1], AHEAD - len(digests))
+                asked = list(dict.fromkeys([*digests, *following]))
+                found = await self._ask_places(asked)
+                self._has_urls = any(frame.url is not None for frame in found.frames)
+                self._known.add(asked, found)
+                places = self._known.take(digests)
+            return places
+
+    def note_manifest(self, encoded: bytes) -> None:
+        """Note that the chunks of a manifest will probably be asked for, in their order."""
+        self._known.note_manifest(encoded)
 
     @staticmethod
     def _left(
@@ -165,7 +199,7 @@ class FrameReader:
                 self._stores.note_failure("it refuses URLs that the server has just signed")
             if not wanted or is_again:
                 return read
-            renewed = await self._renewed([digests[number] for number in wanted])
+            renewed = await self._ask_places([digests[number] for number in wanted])
             frames = list(places.frames)
             for number, frame in zip(wanted, renewed.frames, strict=True):
                 # One that was stored again with another size is for the server.
@@ -173,8 +207,8 @@ class FrameReader:
             places = FramePlaces(frames, renewed.end)
         return read
 
-    async def _renewed(self, digests: Sequence[Digest]) -> FramePlaces:
-        """Ask for new URLs of frames, and for nothing else."""
+    async def _ask_places(self, digests: Sequence[Digest]) -> FramePlaces:
+        """Ask where frames are, and for nothing else."""
         request = Request(method="POST", path="/chunks/get", fields={"Accept": wire.FRAME_URLS}, body=b"".join(digests))
 
         async def ask() -> FramePlaces:

@@ -321,7 +321,9 @@ class RemoteRepository:
                 raise InvalidManifest(f"what {self._server} gives for {digest} has another digest")
             return encoded
 
-        return await self._requests.retried(ask)
+        encoded = await self._requests.retried(ask)
+        self._frames.note_manifest(encoded)
+        return encoded
 
     async def record(self, wanted: Wanted) -> Record:
         reference = whole_reference_of(wanted)

@@ -167,7 +167,7 @@ class SharedTrees:
 async def lost_as_damaged(repository: LocalRepository, digest: Digest) -> AsyncIterator[None]:
     """Raise DamagedChunk if a chunk is missing that the block reads of a file. ChunksMissing would ask the client to send it.
 
-    Raises NotFound if the file was removed meanwhile, which is no damage.
+    Raises NotFound if the file was removed meanwhile: that is not damage.
     """
     try:
         yield

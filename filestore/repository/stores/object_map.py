@@ -8,6 +8,8 @@ from typing import Protocol
 from filestore.core.digest import Digest
 from filestore.core.object_names import FrameObject, ObjectName
 
+__all__ = ["FrameObject", "ObjectMap"]
+
 
 class ObjectMap(Protocol):
     """Finds objects by their digests. Each call is one round trip. All raise StorageError, Busy."""

@@ -15,6 +15,9 @@ from filestore.repository.stores.temporary import TemporaryObjects
 
 T = TypeVar("T")
 
+PUBLISHED_WITHIN_SECONDS = 3600
+"""How old an object may be when a transaction names it. `remove_abandoned` removes unnamed ones that are several times as old."""
+
 
 class FrameProblem(StrEnum):
     """Why a frame cannot be read.

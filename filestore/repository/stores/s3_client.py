@@ -70,7 +70,7 @@ class S3Client:
         """Make a client. No request is made."""
         self.location = location
         self._credentials = credentials
-        self._engine = self._new_engine()
+        self._engine, self._signer = self._new_engines()
         self._engine_at = time.monotonic()
         self._retry_seconds = retry_seconds
         self._retries = Retries(
@@ -121,7 +121,7 @@ class S3Client:
             return await self._retried(lambda: self._get(key, size))
 
     async def read(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
-        """Return bytes of an object from `start` on, at most `size`. Return None if there is no object."""
+        """Return bytes of an object from `start` on, at most `size`. Return None if the object does not exist."""
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._read(key, start, size))
 
@@ -180,7 +180,7 @@ class S3Client:
         A URL does not outlive the credentials that signed it.
         """
         signed = await self._retried(
-            lambda: obstore.sign_async(self._engine, "GET", list(keys), timedelta(seconds=seconds))  # at most seven days
+            lambda: obstore.sign_async(self._signer, "GET", list(keys), timedelta(seconds=seconds))  # at most seven days
         )
         return list(signed or ())
 
@@ -291,11 +291,17 @@ class S3Client:
 
     def _renew_credentials(self) -> None:
         if time.monotonic() - self._engine_at > _RENEWED_AFTER_SECONDS:
-            self._engine, self._engine_at = self._new_engine(), time.monotonic()
+            self._engine, self._signer = self._new_engines()
+            self._engine_at = time.monotonic()
 
-    def _new_engine(self) -> Engine:
+    def _new_engines(self) -> tuple[Engine, Engine]:
+        """Return one for requests, and one that only signs URLs: the host is a part of what is signed."""
+        engine = self._new_engine(self.location.endpoint)
+        public = self.location.public_endpoint
+        return engine, engine if public is None else self._new_engine(public)
+
+    def _new_engine(self, endpoint: str | None) -> Engine:
         location = self.location
-        endpoint = location.endpoint
         if endpoint is not None and not location.path_style:
             scheme, _, host = endpoint.partition("://")
             endpoint = f"{scheme}://{location.bucket}.{host}"
@@ -307,7 +313,7 @@ class S3Client:
             config={name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # names of S3Config
             client_options={
                 # Without an endpoint, AWS_ALLOW_HTTP says it.
-                **({} if endpoint is None else {"allow_http": not location.is_encrypted}),
+                **({} if endpoint is None else {"allow_http": endpoint.startswith("http://")}),
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
                 "read_timeout": timedelta(seconds=_SILENCE_SECONDS),
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),

@@ -1,4 +1,4 @@
-"""Where an object store is: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path_style=false`."""
+"""Where an object store is: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path_style=false&public_endpoint=URL`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORM = "s3://BUCKET/PREFIX?endpoint=https://HOST:PORT"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _SEGMENT = re.compile(r"[A-Za-z0-9._=-]{1,255}\Z")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}\Z")
-_PARAMETERS = ("endpoint", "region", "path_style")
+_PARAMETERS = ("endpoint", "region", "path_style", "public_endpoint")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -30,6 +30,8 @@ class S3Location:
     """None means what AWS_REGION names, or us-east-1."""
     path_style: bool = True
     """Whether the bucket is in the path of a request, and not in its host."""
+    public_endpoint: str | None = None
+    """The URL by which clients reach the same server, in the URLs that are signed for them. None means `endpoint`."""
 
     def __str__(self) -> str:
         """Return the location for messages: without the query."""
@@ -38,7 +40,12 @@ class S3Location:
     @property
     def url(self) -> str:
         """The location in one form, by which two of them can be compared. `parse_location` reads it again."""
-        given = {"endpoint": self.endpoint, "region": self.region, "path_style": None if self.path_style else "false"}
+        given = {
+            "endpoint": self.endpoint,
+            "region": self.region,
+            "path_style": None if self.path_style else "false",
+            "public_endpoint": self.public_endpoint,
+        }
         query = urlencode({name: value for name, value in given.items() if value is not None}, safe=":/", quote_via=quote)
         return f"{self}?{query}" if query else str(self)
 
@@ -77,7 +84,8 @@ def parse_location(url: str) -> S3Location:
     path_style = _BOOLEANS.get(values.get("path_style", "true"))
     if path_style is None:
         raise InvalidUrl(_shown(url), "its path_style is neither true nor false")
-    return S3Location(parts.netloc, _prefix(url, parts.path), _endpoint(url, values.get("endpoint")), region, path_style)
+    endpoint, public_endpoint = (_endpoint(url, values.get(name)) for name in ("endpoint", "public_endpoint"))
+    return S3Location(parts.netloc, _prefix(url, parts.path), endpoint, region, path_style, public_endpoint)
 
 
 def _prefix(url: str, path: str) -> str:

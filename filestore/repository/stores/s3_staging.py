@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import wait
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import NO_OBJECT_ID, OBJECT_ID_SIZE, ObjectName
 from filestore.errors import Busy
-from filestore.repository.stores.protocol import Staging
+from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, Staging
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.staging_file import DiskStaging
+from filestore.system.clocks import elapsed_seconds
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import thread_pool
 
@@ -26,8 +26,6 @@ _PUTS_COUNT = 32
 """How many frames a process puts at the same time."""
 _PUTS_SIZE = 64 << 20
 """The most bytes of them in memory."""
-PUBLISHED_WITHIN_SECONDS = 3600
-"""How old an object may be when it gets its row. `s3_sweep` removes objects without a row that are several times as old."""
 
 
 class ByteLimit:
@@ -65,7 +63,7 @@ class S3Staging:
         self.size = 0
         self.object_id = NO_OBJECT_ID
         self.put_at = 0.0
-        """When its object was begun to be put, by the clock `now`."""
+        """When its object was begun to be put, by `elapsed_seconds`."""
         self._memory = memory
         self._new_file = new_file
         self._content = bytearray()
@@ -142,7 +140,7 @@ class Puts:
 
     def _put(self, namespace: str, digest: Digest, staging: S3Staging) -> None:
         object_id = new_object_id()
-        put_at = now()
+        put_at = elapsed_seconds()
         with span(Stage.SYNC, staging.size):
             staging.put(self._client, frame_key(namespace, ObjectName(digest, object_id)), self._limit)
         staging.become(object_id, put_at)
@@ -162,8 +160,8 @@ class S3Placement:
 
     def rename(self, digests: Container[Digest]) -> None:
         """Check that no sweep can remove the objects before their rows are committed. Raises Busy."""
-        oldest = min((staging.put_at for digest, staging in self._staged if digest in digests), default=now())
-        if now() - oldest > PUBLISHED_WITHIN_SECONDS:
+        oldest = min((staging.put_at for digest, staging in self._staged if digest in digests), default=elapsed_seconds())
+        if elapsed_seconds() - oldest > PUBLISHED_WITHIN_SECONDS:
             raise Busy(self._where, "the frames waited for so long that they must be sent again")
 
     def sync(self) -> None:
@@ -176,11 +174,6 @@ class S3Placement:
 def new_object_id() -> bytes:
     """Return an id that no object has had."""
     return secrets.token_bytes(OBJECT_ID_SIZE)
-
-
-def now() -> float:
-    """Return seconds of a clock that nobody sets, and that goes on while the machine sleeps, if there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def staged_here(staged: Sequence[tuple[Digest, Staging]]) -> list[tuple[Digest, S3Staging]]:

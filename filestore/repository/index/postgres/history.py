@@ -6,7 +6,6 @@ A function that writes needs a transaction that excludes other writers of the na
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from filestore.core.commits import COMMITS_LIMIT, MAIN, Commit, Label, LabelKind, NewCommit
 from filestore.core.records import Record
@@ -107,27 +106,17 @@ _IS_LABELLED = (
 IS_FREE = f"NOT {_IS_LABELLED} AND records.id IS DISTINCT FROM ({_HEAD_OF_RECORD})"
 """The condition for records that have no label, and are not what their name means."""
 _OLD = (
-    "SELECT name, number, parent FROM commits AS old WHERE namespace = $1 AND name = $2 AND number = $3"
+    "SELECT namespace, name, number, parent FROM commits AS old WHERE namespace = $1 AND name = $2 AND number = $3"
     " AND NOT EXISTS (SELECT 1 FROM labels WHERE namespace = $1 AND name = $2 AND labels.number = $3)"
     " AND EXISTS (SELECT 1 FROM commits WHERE namespace = $1 AND file_id = old.file_id AND number > $3)"
 )
-_MOVE_LABELS = (
-    "UPDATE labels SET number = gone.parent FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS gone (name, number, parent)"
-    " WHERE labels.namespace = $1 AND labels.name = gone.name AND labels.number = gone.number"
-    " AND labels.kind = $5 AND gone.parent IS NOT NULL"
+_MOVE_BRANCHES = (
+    "UPDATE labels SET number = $4 WHERE namespace = $1 AND name = $2 AND number = $3"
+    " AND kind = 'branch' AND $4::bigint IS NOT NULL"
 )
-_DELETE_LABELS = (
-    "DELETE FROM labels USING unnest($2::text[], $3::bigint[]) AS gone (name, number)"
-    " WHERE labels.namespace = $1 AND labels.name = gone.name AND labels.number = gone.number"
-)
-_DELETE_COMMITS = (
-    "DELETE FROM commits USING unnest($2::text[], $3::bigint[]) AS gone (name, number)"
-    " WHERE commits.namespace = $1 AND commits.name = gone.name AND commits.number = gone.number"
-)
-_MOVE_CHILDREN = (
-    "UPDATE commits SET parent = gone.parent FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS gone (name, number, parent)"
-    " WHERE commits.namespace = $1 AND commits.name = gone.name AND commits.parent = gone.number"
-)
+_DELETE_LABELS = "DELETE FROM labels WHERE namespace = $1 AND name = $2 AND number = $3"
+_DELETE_COMMIT = "DELETE FROM commits WHERE namespace = $1 AND name = $2 AND number = $3"
+_MOVE_CHILDREN = "UPDATE commits SET parent = $4 WHERE namespace = $1 AND name = $2 AND parent = $3"
 _REPLACE_LABEL = (
     "INSERT INTO labels (namespace, name, label, kind, number, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
     " ON CONFLICT (namespace, name, label)"
@@ -138,14 +127,6 @@ _CLAIM = (
     " ON CONFLICT (folded) DO NOTHING RETURNING 1"
 )
 _LAST_NUMBER = (1 << 63) - 1
-
-
-class _Gone(NamedTuple):
-    """A commit that is deleted, and the number of the commit that takes its place as a parent."""
-
-    name: str
-    number: int
-    parent: int | None
 
 
 async def insert_commit(connection: Connection, record: Record, now: int, new: NewCommit) -> None:
@@ -170,8 +151,7 @@ async def insert_commit(connection: Connection, record: Record, now: int, new: N
         await connection.execute(statement, number, namespace, name, new.branch)
     if number > COMMITS_LIMIT:
         # One that has no label, and whose record has a newer commit. One name must not fill the index.
-        old = await connection.fetch(_OLD, namespace, name, number - COMMITS_LIMIT)
-        await _delete(connection, namespace, [_Gone(*row) for row in old])
+        await _delete(connection, await connection.fetch(_OLD, namespace, name, number - COMMITS_LIMIT))
 
 
 async def delete_commits_of(connection: Connection, namespace: str, file_id: str) -> None:
@@ -181,7 +161,7 @@ async def delete_commits_of(connection: Connection, namespace: str, file_id: str
     for name, number, parent in await connection.fetch(statement, namespace, file_id):
         # The one before it may be deleted too.
         before[name, number] = before.get((name, parent), parent)
-    await _delete(connection, namespace, [_Gone(*place, parent) for place, parent in before.items()])
+    await _delete(connection, [(namespace, *place, parent) for place, parent in before.items()])
 
 
 async def select_number(connection: Connection, namespace: str, name: str, revision: str | None) -> int | None:
@@ -328,11 +308,11 @@ async def _label(connection: Connection, namespace: str, name: str, label: str) 
     return None if row is None else label_of(tuple(row))
 
 
-async def _delete(connection: Connection, namespace: str, gone: Sequence[_Gone]) -> None:
-    if not gone:
-        return
-    names, numbers, parents = ([*column] for column in zip(*gone, strict=True))
-    await connection.execute(_MOVE_LABELS, namespace, names, numbers, parents, LabelKind.BRANCH.value)
-    await connection.execute(_DELETE_LABELS, namespace, names, numbers)
-    await connection.execute(_DELETE_COMMITS, namespace, names, numbers)
-    await connection.execute(_MOVE_CHILDREN, namespace, names, numbers, parents)
+async def _delete(connection: Connection, gone: Sequence[tuple[str, str, int, int | None]]) -> None:
+    """Delete commits. Each comes with its namespace, its name, and the number of the commit that takes its place as a parent."""
+    places = [place for *place, _ in gone]
+    # One look-up for each commit, sent together: joined with thousands, all commits of the name could be read for each one.
+    await connection.executemany(_MOVE_BRANCHES, gone)
+    await connection.executemany(_DELETE_LABELS, places)
+    await connection.executemany(_DELETE_COMMIT, places)
+    await connection.executemany(_MOVE_CHILDREN, gone)

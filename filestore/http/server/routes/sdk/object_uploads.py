@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -42,6 +42,8 @@ from filestore.repository.stores.temporary import TemporaryObject, TemporaryObje
 from filestore.system.files import write_all
 from filestore.system.threads import in_disk_thread, shield_until_done
 
+LOCKS_LIMIT = 8
+"""The most uploads that a process cuts or finishes at once: each lock is a connection of the index."""
 LOOK_SECONDS = 1.0
 """The time between two tries to get the lock of an upload that another server has."""
 CLEARED_SECONDS = 600.0
@@ -94,6 +96,7 @@ class ObjectUploads:
         self._count_limit = count_limit
         self.locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """The locks of the uploads that this process works on."""
+        self.places = asyncio.Semaphore(LOCKS_LIMIT)
         self._cleared_at: dict[str, float] = {}
 
     async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None) -> ObjectUpload:
@@ -266,24 +269,23 @@ class ObjectUpload:
     async def locked(self, *, limit_seconds: float) -> AsyncIterator[bool]:
         lock = self._uploads.locks.setdefault(self.id, asyncio.Lock())
         until = time.monotonic() + limit_seconds
-        if lock.locked() and not limit_seconds:
+        if not limit_seconds and (lock.locked() or self._uploads.places.locked()):
             yield False
             return
-        try:
-            async with asyncio.timeout(limit_seconds or None):
-                await lock.acquire()
-        except TimeoutError:
-            yield False
-            return
-        try:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(limit_seconds or None):
+                    await stack.enter_async_context(lock)
+                    await stack.enter_async_context(self._uploads.places)
+            except TimeoutError:
+                yield False
+                return
             while True:
                 async with self._uploads.index.try_lock(f"upload-{self.id}") as is_ours:
                     if is_ours or time.monotonic() >= until:
                         yield is_ours
                         return
                 await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            lock.release()
 
     async def _parts(self, below: str = "") -> list[ObjectPart]:
         loop = asyncio.get_running_loop()
