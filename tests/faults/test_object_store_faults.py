@@ -123,6 +123,7 @@ def names_of(bucket: Bucket, kind: str) -> list[str]:
     return bucket.list_keys(f"{PREFIX}/{kind}/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 async def test_a_push_goes_on_after_faults_that_pass(place: Place, stored: LocalRepository, tmp_path: Path, name: str) -> None:
     """Each is met by some of the first requests, and no object is stored twice: a repeated put has the same key."""
@@ -149,6 +150,7 @@ async def test_a_fetch_goes_on_after_an_answer_that_was_cut(
         await check_whole(stored, record, tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_silent_is_asked_again(
     place: Place, faulty: FaultyGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ async def test_a_store_that_is_silent_is_asked_again(
         await check_whole(repository, record, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LASTING)
 @pytest.mark.parametrize("kind", ["PUT", "GET"])
 async def test_a_fault_that_stays_is_one_sentence_and_loses_nothing(place: Place, tmp_path: Path, name: str, kind: str) -> None:
@@ -179,6 +182,7 @@ async def test_a_fault_that_stays_is_one_sentence_and_loses_nothing(place: Place
         await check_whole(repository, second, tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_repository_is_made_although_answers_are_lost(place: Place, faulty: FaultyGateway) -> None:
     """A conditional put whose answer was lost is refused when it is repeated, and was the winner nevertheless."""
     faulty.inject(LoseAnswer(), kinds=["PUT"], times=6)
@@ -188,6 +192,7 @@ async def test_a_repository_is_made_although_answers_are_lost(place: Place, faul
         assert identity == await repository.identity()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, ALWAYS], ids=["repeated", "given-up"])
 async def test_a_delete_that_arrives_late_harms_nothing(place: Place, tmp_path: Path, times: int) -> None:
     """The same content is stored again under new keys before a removal of the old ones is carried out."""
@@ -221,6 +226,7 @@ async def test_a_removal_whose_answer_was_lost_is_repeated(
     assert ([], []) == (names_of(bucket, "frames"), names_of(bucket, "manifests"))
 
 
+@pytest.mark.slow
 async def test_a_collection_that_fails_is_made_again(place: Place, faulty: FaultyGateway, bucket: Bucket, tmp_path: Path) -> None:
     """At each of its requests."""
     async with place.opened(retry_seconds=0.1) as repository:
@@ -245,6 +251,7 @@ async def test_a_collection_that_fails_is_made_again(place: Place, faulty: Fault
         await check_whole(repository, kept, tmp_path, CONTENT[:2_000_000])
 
 
+@pytest.mark.slow
 async def test_credentials_that_were_replaced_are_read_again(
     gateway: Gateway, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +295,7 @@ async def test_who_may_only_read_a_bucket_reads_it(gateway: Gateway, bucket: Buc
     assert before == bucket.list_keys()
 
 
+@pytest.mark.slow
 async def test_a_full_bucket_takes_no_push_until_there_is_space(gateway: Gateway, postgres_url: str, tmp_path: Path) -> None:
     """What was stored before stays."""
     user = gateway.new_user()
