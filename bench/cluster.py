@@ -47,7 +47,7 @@ CHUNKS_OF_100_GB = 100 * GB // CHUNK_SIZE
 ASKED = 10_000
 _FILL = (
     "INSERT INTO chunks (namespace, digest, size, stored_size, last_seen, going, object_id)"
-    f" SELECT 'a', sha256(int8send(number)), {CHUNK_SIZE}, {CHUNK_SIZE}, $1, false, 'object00'"
+    " SELECT 'a', sha256(int8send(number)), $4::bigint, $4::bigint, $1::bigint, false, 'object00'"
     " FROM generate_series($2::bigint, $3::bigint) AS number"
 )
 _FILLED_AT_ONCE = 250_000
@@ -164,9 +164,8 @@ async def measure_index(url: str, rows: int) -> None:
             began = time.perf_counter()
             await index.missing("a", asked)
             times.append(time.perf_counter() - began)
-        print(
-            f"  missing, {ASKED} {what}: {statistics.median(times) * 1000:.0f} ms ({min(times) * 1000:.0f} to {max(times) * 1000:.0f})"
-        )
+        middle, best, worst = (1000 * each(times) for each in (statistics.median, min, max))
+        print(f"  missing, {ASKED} {what}: {middle:.0f} ms ({best:.0f} to {worst:.0f})")
     await measure_commit(index)
     await index.close()
 
@@ -205,7 +204,7 @@ async def fill(url: str, rows: int) -> None:
     """Add rows of chunks that were seen now."""
     connection = await asyncpg.connect(url)
     for first in range(0, rows, _FILLED_AT_ONCE):
-        await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1)
+        await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1, CHUNK_SIZE)
     await connection.execute("VACUUM ANALYZE chunks")
     await connection.close()
 
