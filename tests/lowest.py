@@ -1,4 +1,4 @@
-"""Print the lowest versions that pyproject.toml allows of what filestore needs, as constraints for pip."""
+"""Print the lowest versions that pyproject.toml allows of what filestore and two extras need, as constraints for pip."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+EXTRAS = ("postgres", "s3")
+"""Those that the tests with the lowest versions need."""
 
 
 def lowest(requirement: str) -> str:
     """The constraint that takes a requirement at its lower bound."""
-    found = re.match(r"([\w-]+)>=([\d.]+)", requirement)
+    found = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement)
     if found is None:
         raise SystemExit(f"{requirement!r} in pyproject.toml has no lower bound; write NAME>=VERSION")
     return f"{found[1]}=={found[2]}"
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"{lowest(requirement)}\n" for requirement in PROJECT["dependencies"]))
+    needed = [*PROJECT["dependencies"], *(each for extra in EXTRAS for each in PROJECT["optional-dependencies"][extra])]
+    sys.stdout.write("".join(f"{lowest(requirement)}\n" for requirement in needed))
