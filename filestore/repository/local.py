@@ -332,6 +332,7 @@ class LocalRepository:
         check = CommitCheck(self._index, self._namespace, manifest)
         for _ in range(_CHECKS):
             await check.look()
+            is_intact = not self._store.has_object_ids or await self._has_intact(manifest)
             began = elapsed_seconds()
             object_id = await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
             name = ObjectName(manifest.digest, object_id)
@@ -341,6 +342,10 @@ class LocalRepository:
                 is_complete = is_kept and await check.is_complete(transaction)
                 if is_complete:
                     kept = await transaction.keep_manifest(self._namespace, name)
+                    if kept != object_id and not is_intact and not await self._has_intact(manifest):
+                        # The object of the row was lost or damaged. It has no row from now on, and is removed as abandoned.
+                        await transaction.forget_manifest(self._namespace, manifest.digest)
+                        kept = await transaction.keep_manifest(self._namespace, name)
                     if elapsed_seconds() - began > PUBLISHED_WITHIN_SECONDS:  # this process was stopped, and it may be removed
                         raise Busy(self.location, "the commit waited for too long")
                     yield transaction
@@ -351,6 +356,10 @@ class LocalRepository:
             if self._store.has_object_ids:
                 await self._store.remove_manifest(self._namespace, name)
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
+
+    async def _has_intact(self, manifest: Manifest) -> bool:
+        """Return whether the bytes of a manifest are stored."""
+        return await self._store.manifest(self._namespace, manifest.digest) == manifest.encoded
 
     async def _add_record(
         self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind, commit: NewCommit
