@@ -77,6 +77,7 @@ from filestore.repository.protocol import (
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, ChunkStore, FrameUrl, SpaceClaim, Staging
+from filestore.repository.unneeded import remove_duplicates
 from filestore.system.buffers import Budget
 from filestore.system.clocks import elapsed_seconds
 from filestore.system.files import BLOCK_SIZE
@@ -351,10 +352,10 @@ class LocalRepository:
                     yield transaction
             if is_complete:
                 if kept != object_id:
-                    await self._store.remove_manifest(self._namespace, name)
+                    await remove_duplicates(self._store, self._namespace, manifests=[name])
                 return
             if self._store.has_object_ids:
-                await self._store.remove_manifest(self._namespace, name)
+                await remove_duplicates(self._store, self._namespace, manifests=[name])
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
 
     async def _has_intact(self, manifest: Manifest) -> bool:

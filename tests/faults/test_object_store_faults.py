@@ -19,6 +19,7 @@ from filestore.repository.stores import s3_client
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.ceph import Bucket, Gateway
+from tests.support.frames import encoded
 from tests.support.gateway_faults import (
     Answer,
     CarryOutLate,
@@ -342,3 +343,22 @@ async def test_a_manifest_that_the_store_has_lost_is_stored_by_the_next_push(
     await sweep(stored)
     assert 1 == len(names_of(bucket, "manifests"))
     await check_whole(stored, again, tmp_path)
+
+
+@pytest.mark.parametrize("answer", [Answer(503, "SlowDown"), Answer(403, "AccessDenied")], ids=["503", "denied"])
+async def test_what_was_committed_is_told_although_nothing_can_be_removed(
+    place: Place, tmp_path: Path, answer: Answer, bucket: Bucket
+) -> None:
+    """A second push of the same content has put objects that nobody needs. Later, they are removed as abandoned."""
+    async with place.opened(retry_seconds=0.3) as repository:
+        frame = encoded(CONTENT[:100_000])
+        await repository.put([frame])
+        await pushed(repository, tmp_path)
+        place.faulty.inject(answer, kinds=["POST", "DELETE"], times=ALWAYS)
+        await repository.put([frame])
+        again = await pushed(repository, tmp_path)
+        assert 2 == len(names_of(bucket, "manifests"))
+        place.faulty.heal()
+        await sweep(repository)
+        assert 1 == len(names_of(bucket, "manifests"))
+        await check_whole(repository, again, tmp_path)
