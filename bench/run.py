@@ -274,16 +274,19 @@ def start_server(
     host: str = "127.0.0.1",
     prefix: Sequence[str] = (),
     tls: Sequence[str] = ("--insecure",),
+    environment: Mapping[str, str] | None = None,
 ) -> Server:
     """Start a server of the folder `root` on a free port; `prefix` starts the command, as `ip netns exec NAME` does.
 
     `workers` is the number of its processes; with None, it chooses. `tls` are the options that say how the server encrypts.
+    `environment` has further variables, such as those that name an object store.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     options = ["--create", "--root", str(root), "--host", host, "--port", "0", *tls]
     options += [] if workers is None else ["--workers", str(workers)]
     service = Service(
-        Command([*prefix, *FILESTORE, "serve", *options], {"FILESTORE_TOKEN": TOKEN}), log=root.with_name(f"{root.name}.log")
+        Command([*prefix, *FILESTORE, "serve", *options], {"FILESTORE_TOKEN": TOKEN, **(environment or {})}),
+        log=root.with_name(f"{root.name}.log"),
     )
     found: list[str] = []
 

@@ -96,7 +96,8 @@ The errors of pipelines and runs are in `filestore.runtime.errors`.
 
 Each error has a fixed `slug`, by which the wire names it, and named facts; the message is built from the facts, and says what
 happened, why, and what to do. `hint` is a key: the command line has a sentence for each, which names its commands and options.
-`retryable` is decided where an error is made: the two modules that retry (the HTTP client, `download`) ask nothing else.
+`retryable` is decided where an error is made: the modules that retry (the HTTP client, `download`, the client of object stores)
+ask nothing else.
 """
 
 from __future__ import annotations

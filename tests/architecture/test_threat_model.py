@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs/threat-model.md"
 PROMISE = re.compile(r"^\| (?P<number>[A-Z]\d+) \| (?P<text>[^|]+) \| (?P<tests>[^|]*) \|$", re.MULTILINE)
-TEST = re.compile(r"`(?P<file>[a-z_/]+\.py)::(?P<name>test_\w+)`")
+TEST = re.compile(r"`(?P<file>[a-z0-9_/]+\.py)::(?P<name>test_\w+)`")
 PROMISES = [(found["number"], found["tests"]) for found in PROMISE.finditer(PAGE.read_text(encoding="utf-8"))]
 
 

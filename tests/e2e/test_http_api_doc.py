@@ -98,7 +98,14 @@ def test_every_problem_has_the_status_and_the_members_that_are_documented() -> N
     assert documented == {slug: problems[slug] for slug in documented}
     client_side = {"invalid-reference", "invalid-url", "invalid-setting", "invalid-content", "nothing-matches", "not-an-archive"}
     # Only a cache or a client raises these.
-    client_side |= {"cache-full", "download-refused", "token-missing", "unexpected-content", "unexpected-record"}
+    client_side |= {
+        "cache-full",
+        "download-refused",
+        "token-missing",
+        "unexpected-content",
+        "unexpected-record",
+        "other-repository",
+    }
     assert {slug for slug, (status, _) in problems.items() if status != 500} - client_side <= set(documented)
 
 

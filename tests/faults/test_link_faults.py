@@ -27,6 +27,7 @@ from tests.support.server import SECONDS, TOKEN, RunningServer, running_server
 from tests.support.tls import behind_tls, trusting
 
 FRAME_SIZE = 1_000_000
+SMALL_FRAME_SIZE = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ async def test_link_that_collapses_under_many_connections_is_given_fewer(
 ) -> None:
     """Each connection beyond two costs the link much of its rate. In the end, most bytes pass while at most two share it."""
     monkeypatch.setattr(concurrency, "EPOCH_SECONDS", 0.5)
-    sent = [encoded(octets(2000 + 100 * connections + number, FRAME_SIZE), codec=Codec.RAW) for number in range(36)]
+    small = [encoded(octets(2000 + 200 * connections + number, SMALL_FRAME_SIZE), codec=Codec.RAW) for number in range(160)]
     sharing = 0
     passed: list[tuple[int, bool]] = []
 
@@ -228,8 +229,8 @@ async def test_link_that_collapses_under_many_connections_is_given_fewer(
     ):
         await repository.identity()
         link.up = collapse
-        await asyncio.gather(*(repository.put([frame]) for frame in sent))
-        assert [] == await repository.missing([frame.digest for frame in sent])
+        await asyncio.gather(*(repository.put([frame]) for frame in small))
+        assert [] == await repository.missing([frame.digest for frame in small])
     # A step down needs an epoch in which all batches beyond the limit have ended: the first half is the time to find out.
     late = passed[len(passed) // 2 :]
     assert sum(size for size, is_crowded in late if is_crowded) < sum(size for size, _ in late) / 2

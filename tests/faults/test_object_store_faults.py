@@ -80,7 +80,7 @@ class Place(NamedTuple):
 
 @pytest.fixture
 def place(faulty: FaultyGateway, bucket: Bucket, postgres_url: str, tmp_path: Path) -> Place:
-    """A place where there is no repository yet."""
+    """A place without a repository."""
     return Place(faulty, bucket, postgres_url, tmp_path)
 
 
@@ -124,6 +124,7 @@ def names_of(bucket: Bucket, kind: str) -> list[str]:
     return bucket.list_keys(f"{PREFIX}/{kind}/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 async def test_a_push_goes_on_after_faults_that_pass(place: Place, stored: LocalRepository, tmp_path: Path, name: str) -> None:
     """Each is met by some of the first requests, and no object is stored twice: a repeated put has the same key."""
@@ -150,6 +151,7 @@ async def test_a_fetch_goes_on_after_an_answer_that_was_cut(
         await check_whole(stored, record, tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_silent_is_asked_again(
     place: Place, faulty: FaultyGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ async def test_a_store_that_is_silent_is_asked_again(
         await check_whole(repository, record, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LASTING)
 @pytest.mark.parametrize("kind", ["PUT", "GET"])
 async def test_a_fault_that_stays_is_one_sentence_and_loses_nothing(place: Place, tmp_path: Path, name: str, kind: str) -> None:
@@ -180,6 +183,7 @@ async def test_a_fault_that_stays_is_one_sentence_and_loses_nothing(place: Place
         await check_whole(repository, second, tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_repository_is_made_although_answers_are_lost(place: Place, faulty: FaultyGateway) -> None:
     """A conditional put whose answer was lost is refused when it is repeated, and was the winner nevertheless."""
     faulty.inject(LoseAnswer(), kinds=["PUT"], times=6)
@@ -189,6 +193,7 @@ async def test_a_repository_is_made_although_answers_are_lost(place: Place, faul
         assert identity == await repository.identity()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, ALWAYS], ids=["repeated", "given-up"])
 async def test_a_delete_that_arrives_late_harms_nothing(place: Place, tmp_path: Path, times: int) -> None:
     """The same content is stored again under new keys before a removal of the old ones is carried out."""
@@ -214,7 +219,7 @@ async def test_a_delete_that_arrives_late_harms_nothing(place: Place, tmp_path: 
 async def test_a_removal_whose_answer_was_lost_is_repeated(
     stored: LocalRepository, faulty: FaultyGateway, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """What is gone already is no error."""
+    """What is gone already does not matter."""
     record = await pushed(stored, tmp_path)
     faulty.inject(LoseAnswer(), kinds=["POST", "DELETE"], times=2)
     await stored.remove(record.id, with_chunks=True)
@@ -222,6 +227,7 @@ async def test_a_removal_whose_answer_was_lost_is_repeated(
     assert ([], []) == (names_of(bucket, "frames"), names_of(bucket, "manifests"))
 
 
+@pytest.mark.slow
 async def test_a_collection_that_fails_is_made_again(place: Place, faulty: FaultyGateway, bucket: Bucket, tmp_path: Path) -> None:
     """At each of its requests."""
     async with place.opened(retry_seconds=0.1) as repository:
@@ -246,6 +252,7 @@ async def test_a_collection_that_fails_is_made_again(place: Place, faulty: Fault
         await check_whole(repository, kept, tmp_path, CONTENT[:2_000_000])
 
 
+@pytest.mark.slow
 async def test_credentials_that_were_replaced_are_read_again(
     gateway: Gateway, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +296,7 @@ async def test_who_may_only_read_a_bucket_reads_it(gateway: Gateway, bucket: Buc
     assert before == bucket.list_keys()
 
 
+@pytest.mark.slow
 async def test_a_full_bucket_takes_no_push_until_there_is_space(gateway: Gateway, postgres_url: str, tmp_path: Path) -> None:
     """What was stored before stays."""
     user = gateway.new_user()
@@ -309,7 +317,7 @@ async def test_a_bucket_that_is_missing_is_told(gateway: Gateway, bucket: Bucket
     """In one sentence."""
     missing = bucket._replace(name=f"{bucket.name}-missing")
     async with object_repository(missing, postgres_url, tmp_path / "server") as repository:
-        with pytest.raises(StorageError, match="there is no such bucket") as raised:
+        with pytest.raises(StorageError, match="the bucket does not exist") as raised:
             await pushed(repository, tmp_path)
     check_sentence(raised.value, missing)
 

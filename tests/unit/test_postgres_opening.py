@@ -74,7 +74,7 @@ def test_an_error_has_one_of_ours_that_means_the_same(raised: Exception, expecte
     assert "postgresql://db/models" in str(caught.value)
 
 
-def test_a_value_that_no_database_keeps_is_no_reason_to_try_again() -> None:
+def test_a_value_that_no_database_keeps_is_not_tried_again() -> None:
     """The message does not have the value, which may be secret."""
 
     class Refused(asyncpg.InterfaceError, ValueError):  # type: ignore[misc]  # as asyncpg's own, which has no public name

@@ -1,0 +1,218 @@
+"""Measure a server over an object store and PostgreSQL: transfers beside rclone with the same frames, and the index alone.
+
+    python -m bench.cluster                                   # both parts
+    python -m bench.cluster --only transfers --size 1GiB --rounds 3
+    python -m bench.cluster --only index --rows 10000000
+
+The gateway of Ceph and PostgreSQL run on this machine, on the same cores as the rest. rclone copies the frames that the push has
+stored, between a folder and the gateway, without a server of ours. A ratio compares times of one round. The goals are a ratio of
+0.8, 0.02 s of the server's processor for a GB that is fetched by presigned URLs, 50 ms for `missing`, and 2 s for a commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import filecmp
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+from bench.data import write_safetensors
+from bench.run import FILESTORE, Server, folder_bytes, parse_size, run, start_server, unwind_when_told_to_end
+from filestore.core.digest import Digest, chunk_digest
+from filestore.core.manifest import Chunk, Manifest
+from filestore.repository.index.postgres.index import PostgresIndex
+from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.memory import MemoryStore
+from tests.support.ceph import Bucket, running_gateway
+from tests.support.frames import encoded
+from tests.support.postgres import running_postgres
+
+GB = 10**9
+CHUNK_SIZE = 750_000
+CHUNKS_OF_100_GB = 100 * GB // CHUNK_SIZE
+ASKED = 10_000
+_FILL = (
+    "INSERT INTO chunks (namespace, digest, size, stored_size, last_seen, going, object_id)"
+    " SELECT 'a', sha256(int8send(number)), $4::bigint, $4::bigint, $1::bigint, false, 'object00'"
+    " FROM generate_series($2::bigint, $3::bigint) AS number"
+)
+_FILLED_AT_ONCE = 250_000
+
+
+class Round(NamedTuple):
+    """Seconds of each step of one round, and of the server's processor for a GB of frames."""
+
+    seconds: dict[str, float]
+    server_cpu: dict[str, float]
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["transfers", "index"], help="one part (default: both)")
+    parser.add_argument("--size", type=parse_size, default="1GiB", help="of the file (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of which medians are shown (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the index (default %(default)s)")
+    options = parser.parse_args()
+    unwind_when_told_to_end()
+    if options.only != "index":
+        if not shutil.which("rclone"):
+            sys.exit("rclone is the peer: apt-get install rclone")
+        measure_transfers(options.size, options.rounds)
+    if options.only != "transfers":
+        with running_postgres() as server:
+            asyncio.run(measure_index(server.postgres.new_database(), options.rows))
+
+
+def measure_transfers(size: int, rounds: int) -> None:
+    """Push and fetch a file, each time into a new bucket, beside rclone."""
+    with running_gateway() as gateway, running_postgres() as database, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "model.safetensors"
+        write_safetensors(source, size=size)
+        found = [
+            one_round(gateway.new_bucket(), database.postgres.new_database(), folder / str(number), source)
+            for number in range(rounds)
+        ]
+        print(f"{source.stat().st_size / GB:.2f} GB of bf16, {rounds} rounds")
+        for step in found[0].seconds:
+            seconds = [each.seconds[step] for each in found]
+            cpu = [each.server_cpu[step] for each in found if step in each.server_cpu]
+            of_server = f", {statistics.median(cpu):.3f} s of the server's processor for a GB of frames" if cpu else ""
+            print(f"  {step:26} {statistics.median(seconds):6.2f} s{of_server}")
+        for ours, theirs in (("push", "put, rclone"), ("fetch, presigned", "get, rclone"), ("fetch, server", "get, rclone")):
+            ratios = sorted(each.seconds[theirs] / each.seconds[ours] for each in found)
+            print(f"  {ours} / {theirs}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> Round:
+    """Do each step once. The order is the one in which each step finds what it needs."""
+    folder.mkdir()
+    environment = {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": index}
+    server = start_server(folder / "scratch", environment=environment)
+    seconds: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    frames = folder / "frames"
+
+    @contextmanager
+    def step(name: str, of: Server | None = None) -> Iterator[None]:
+        before = 0.0 if of is None else of.cpu_seconds()
+        began = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - began
+        if of is not None:
+            cpu[name] = of.cpu_seconds() - before
+
+    def fetch(name: str, *options: str) -> None:
+        target = folder / "fetched"
+        with step(name, server):
+            run([*FILESTORE, "fetch", source.name, "-o", target, "--quiet", *options], environment=server.environment)
+        if not filecmp.cmp(source, target, shallow=False):
+            sys.exit("what was fetched is not what was pushed")
+        target.unlink()
+
+    try:
+        with step("push", server):
+            run([*FILESTORE, "push", source, "--quiet"], environment=server.environment)
+        with step("get, rclone"):
+            rclone(bucket, f"{bucket.name}/models/frames", str(frames), to_store=False)
+        fetch("fetch, presigned")
+        with step("put, rclone"):
+            rclone(bucket, f"{bucket.name}/copy", str(frames), to_store=True)
+        fetch("fetch, server", "--presigned-reads", "no")
+    finally:
+        server.service.stop()
+    size = folder_bytes(frames)
+    shutil.rmtree(folder)
+    return Round(seconds, {name: used / size * GB for name, used in cpu.items()})
+
+
+def rclone(bucket: Bucket, remote: str, folder: str, *, to_store: bool) -> None:
+    """Copy files between a folder and the store, 16 at a time."""
+    keys = bucket.credentials
+    remote = f":s3:{remote}"
+    options = ["--config=", "--transfers=16", "--checkers=16", "--s3-provider=Ceph", "--ignore-checksum", "--s3-no-check-bucket"]
+    options += [f"--s3-endpoint={bucket.endpoint}", f"--s3-access-key-id={keys.access_key}"]
+    ends = [folder, remote] if to_store else [remote, folder]
+    run(["rclone", *options, "copy", *ends], environment={"RCLONE_S3_SECRET_ACCESS_KEY": keys.secret_key, "AWS_CA_BUNDLE": ""})
+
+
+async def measure_index(url: str, rows: int) -> None:
+    """Ask and commit in an index with many rows."""
+    index = await open_postgres_index(url)
+    await fill(url, max(rows, CHUNKS_OF_100_GB))
+    digests = [digest_of(number * max(1, rows // ASKED)) for number in range(ASKED)]
+    absent = [chunk_digest(b"%d" % number) for number in range(ASKED)]
+    print(f"index of {rows} rows")
+    for what, asked in (("present", digests), ("absent", absent)):
+        times = []
+        for _ in range(10):
+            began = time.perf_counter()
+            await index.missing("a", asked)
+            times.append(time.perf_counter() - began)
+        middle, best, worst = (1000 * each(times) for each in (statistics.median, min, max))
+        print(f"  missing, {ASKED} {what}: {middle:.0f} ms ({best:.0f} to {worst:.0f})")
+    await measure_commit(index)
+    await index.close()
+
+
+async def measure_commit(index: PostgresIndex) -> None:
+    """Commit a file of 100 GB, while another namespace commits small files."""
+    store = MemoryStore()
+    manifest = Manifest.build([Chunk(digest_of(number), CHUNK_SIZE) for number in range(CHUNKS_OF_100_GB)], chunking_version=1)
+    large, small = (LocalRepository(store, index, location="bench", namespace=name) for name in "ab")
+    frame = encoded(os.urandom(1000))
+    await small.put([frame])
+    little = Manifest.build([Chunk(frame.digest, 1000)], chunking_version=1)
+    waits: list[float] = []
+
+    async def commit_small() -> None:
+        for number in count():
+            began = time.perf_counter()
+            await small.commit(little.encoded, name=f"small-{number}")
+            waits.append(time.perf_counter() - began)
+
+    task = asyncio.create_task(commit_small())
+    await asyncio.sleep(1)
+    alone, waits[:] = statistics.median(waits), []
+    began = time.perf_counter()
+    await large.commit(manifest.encoded, name="large")
+    seconds = time.perf_counter() - began
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    print(f"  commit of 100 GB ({CHUNKS_OF_100_GB} chunks): {seconds:.2f} s")
+    print(f"  commits of another namespace: {alone * 1000:.1f} ms alone, meanwhile {statistics.median(waits) * 1000:.1f}")
+    print(f"  the longest of them meanwhile: {max(waits) * 1000:.0f} ms")
+
+
+async def fill(url: str, rows: int) -> None:
+    """Add rows of chunks that were seen now."""
+    connection = await asyncpg.connect(url)
+    for first in range(0, rows, _FILLED_AT_ONCE):
+        await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1, CHUNK_SIZE)
+    await connection.execute("VACUUM ANALYZE chunks")
+    await connection.close()
+
+
+def digest_of(number: int) -> Digest:
+    """Return the digest of a row that `fill` has made."""
+    return Digest(sha256(number.to_bytes(8, "big", signed=True)).digest())
+
+
+if __name__ == "__main__":
+    main()
