@@ -24,6 +24,7 @@ from filestore.format.codec import FRAME_LIMIT, HEADER_SIZE, CheckedFrame, Codec
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.quota_check import check_stored
 from filestore.repository.stores.protocol import ChunkStore, Placement, Staging
+from filestore.repository.unneeded import remove_duplicates
 from filestore.system.buffers import Budget
 from filestore.system.metrics import Event, Stage, count, part, span
 from filestore.system.threads import (
@@ -286,7 +287,8 @@ class Ingest:
         self._staged.difference_update(staged[row.digest] for row in new)
         if self._store.has_object_ids:
             unneeded = rows.keys() - {row.digest for row in new}
-            await self._store.remove(self._namespace, [ObjectName(digest, rows[digest].object_id) for digest in unneeded])
+            names = [ObjectName(digest, rows[digest].object_id) for digest in unneeded]
+            await remove_duplicates(self._store, self._namespace, frames=names)
         _count_stored(new)
 
 

@@ -77,6 +77,7 @@ from filestore.repository.protocol import (
 from filestore.repository.quota_check import added_record, check_announced, check_commit, check_not_full
 from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, ChunkStore, FrameUrl, SpaceClaim, Staging
+from filestore.repository.unneeded import remove_duplicates
 from filestore.system.buffers import Budget
 from filestore.system.clocks import elapsed_seconds
 from filestore.system.files import BLOCK_SIZE
@@ -332,6 +333,7 @@ class LocalRepository:
         check = CommitCheck(self._index, self._namespace, manifest)
         for _ in range(_CHECKS):
             await check.look()
+            is_intact = not self._store.has_object_ids or await self._has_intact(manifest)
             began = elapsed_seconds()
             object_id = await self._store.put_manifest(self._namespace, manifest.digest, manifest.encoded)
             name = ObjectName(manifest.digest, object_id)
@@ -341,16 +343,24 @@ class LocalRepository:
                 is_complete = is_kept and await check.is_complete(transaction)
                 if is_complete:
                     kept = await transaction.keep_manifest(self._namespace, name)
+                    if kept != object_id and not is_intact and not await self._has_intact(manifest):
+                        # The object of the row was lost or damaged. It has no row from now on, and is removed as abandoned.
+                        await transaction.forget_manifest(self._namespace, manifest.digest)
+                        kept = await transaction.keep_manifest(self._namespace, name)
                     if elapsed_seconds() - began > PUBLISHED_WITHIN_SECONDS:  # this process was stopped, and it may be removed
                         raise Busy(self.location, "the commit waited for too long")
                     yield transaction
             if is_complete:
                 if kept != object_id:
-                    await self._store.remove_manifest(self._namespace, name)
+                    await remove_duplicates(self._store, self._namespace, manifests=[name])
                 return
             if self._store.has_object_ids:
-                await self._store.remove_manifest(self._namespace, name)
+                await remove_duplicates(self._store, self._namespace, manifests=[name])
         raise Busy(self.location, f"chunks of the file were removed and stored again during each of {_CHECKS} checks")
+
+    async def _has_intact(self, manifest: Manifest) -> bool:
+        """Return whether the bytes of a manifest are stored."""
+        return await self._store.manifest(self._namespace, manifest.digest) == manifest.encoded
 
     async def _add_record(
         self, transaction: Transaction, manifest: Manifest, *, name: str, kind: Kind, commit: NewCommit

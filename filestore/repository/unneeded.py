@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from filestore.core.digest import Digest
 from filestore.core.object_names import ObjectName
+from filestore.errors import Busy, StorageError
 from filestore.repository.index.protocol import Transaction
 from filestore.repository.stores.protocol import ChunkStore
+
+logger = logging.getLogger("filestore.store")
+
+
+async def remove_duplicates(
+    store: ChunkStore, namespace: str, *, frames: Sequence[ObjectName] = (), manifests: Sequence[ObjectName] = ()
+) -> None:
+    """Remove objects that were put, and that no row names, because another object was committed before.
+
+    What cannot be removed now is abandoned, and removed later. What was committed must not fail because of them.
+    """
+    try:
+        await store.remove(namespace, frames)
+        for name in manifests:
+            await store.remove_manifest(namespace, name)
+    except (StorageError, Busy) as error:
+        logger.warning("objects that were stored already are left to the search for abandoned ones: %s", error)
 
 
 class Unneeded:

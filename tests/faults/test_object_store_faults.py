@@ -12,13 +12,14 @@ import pytest
 from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
-from filestore.errors import Busy, FilestoreError, StorageError, StorageFull, StoreRefused
+from filestore.errors import Busy, FilestoreError, InvalidManifest, NotFound, StorageError, StorageFull, StoreRefused
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.collect import Collection
 from filestore.repository.stores import s3_client
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.ceph import Bucket, Gateway
+from tests.support.frames import encoded
 from tests.support.gateway_faults import (
     Answer,
     CarryOutLate,
@@ -328,3 +329,44 @@ async def test_a_store_that_cannot_be_reached_is_told(bucket: Bucket, postgres_u
         with pytest.raises(Busy, match="it cannot be reached") as raised:
             await pushed(repository, tmp_path)
     check_sentence(raised.value, away)
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"another content"], ids=["lost", "empty", "damaged"])
+async def test_a_manifest_that_the_store_has_lost_is_stored_by_the_next_push(
+    stored: LocalRepository, bucket: Bucket, tmp_path: Path, damage: bytes | None
+) -> None:
+    """The index still has a row for it, and the store holds no bytes or others."""
+    record = await pushed(stored, tmp_path)
+    (lost,) = names_of(bucket, "manifests")
+    if damage is None:
+        bucket.delete(lost)
+    else:
+        bucket.put(lost, damage)
+    with pytest.raises((NotFound, InvalidManifest)):
+        await fetch(stored, record.id, target=tmp_path / "fetched")
+    again = await pushed(stored, tmp_path)
+    await check_whole(stored, record, tmp_path)
+    await check_whole(stored, again, tmp_path)
+    await collect(stored)
+    await sweep(stored)
+    assert 1 == len(names_of(bucket, "manifests"))
+    await check_whole(stored, again, tmp_path)
+
+
+@pytest.mark.parametrize("answer", [Answer(503, "SlowDown"), Answer(403, "AccessDenied")], ids=["503", "denied"])
+async def test_what_was_committed_is_told_although_nothing_can_be_removed(
+    place: Place, tmp_path: Path, answer: Answer, bucket: Bucket
+) -> None:
+    """A second push of the same content has put objects that nobody needs. Later, they are removed as abandoned."""
+    async with place.opened(retry_seconds=0.3) as repository:
+        frame = encoded(CONTENT[:100_000])
+        await repository.put([frame])
+        await pushed(repository, tmp_path)
+        place.faulty.inject(answer, kinds=["POST", "DELETE"], times=ALWAYS)
+        await repository.put([frame])
+        again = await pushed(repository, tmp_path)
+        assert 2 == len(names_of(bucket, "manifests"))
+        place.faulty.heal()
+        await sweep(repository)
+        assert 1 == len(names_of(bucket, "manifests"))
+        await check_whole(repository, again, tmp_path)

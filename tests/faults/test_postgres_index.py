@@ -257,6 +257,21 @@ async def test_a_connection_that_ends_in_a_transaction_is_busy(open_shared: Open
     assert [] == await index.problems()
 
 
+async def test_a_connection_that_ends_while_it_is_given_back_harms_nobody(open_shared: OpenIndex) -> None:
+    """What was asked of it is answered already."""
+    index = await open_shared()
+    await add(index, rows(1))
+    loop = asyncio.get_running_loop()
+
+    async def ending(connection: asyncpg.Connection) -> None:
+        # In the next turn of the loop, when the pool has been told.
+        await connection.fetchval("SELECT 1")
+        loop.call_soon(connection._con._transport.abort)
+
+    await index._read(ending)
+    assert 1 == len(await index.chunk_rows(A, limit=9))
+
+
 async def test_a_connection_that_ends_before_the_commit_is_busy(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
     """The commit was not done, and the caller does not believe so."""
     index = await open_shared()

@@ -37,6 +37,8 @@ _SETTINGS = {
 }
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """After these, a connection is in a state that nobody knows. After an error of the server it is not."""
+FAILURES = (asyncpg.PostgresError, *_BROKEN)
+"""What asyncpg raises about a connection. Its pool raises an internal error if one ends at the moment that it is given back."""
 
 
 class Connections:
@@ -139,12 +141,12 @@ class Connections:
         await shield_until_done(self._close_pool())
 
     async def _close_pool(self) -> None:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(*FAILURES):
             await self._pool.close()
 
     async def _give_back(self, connection: Connection) -> None:
         # What fails here is a connection that cannot be used any more. The pool replaces it.
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(*FAILURES):
             await self._pool.release(connection, timeout=_CONNECT_SECONDS)
 
 

@@ -41,7 +41,7 @@ from filestore.repository.index.postgres import (
     uses,
 )
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.connections import Connections
+from filestore.repository.index.postgres.connections import FAILURES, Connections
 from filestore.repository.index.postgres.errors import postgres_errors
 from filestore.repository.index.postgres.integrity import find_problems
 from filestore.repository.index.postgres.listing import write_listing
@@ -482,13 +482,13 @@ async def _roll_back(connection: Connection) -> None:
     try:
         if not connection.is_closed():
             await connection.execute("ROLLBACK", timeout=_ROLLBACK_SECONDS)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except FAILURES:
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
 
 
 async def _unlock(connection: Connection, name: str) -> None:
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    with suppress(*FAILURES):
         await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
