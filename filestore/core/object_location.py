@@ -10,6 +10,7 @@ from filestore.errors import InvalidSetting, InvalidUrl
 
 STORE_SCHEME = "s3"
 INDEX_SCHEMES = ("postgresql", "postgres")
+_FORM = "the URL of an object store looks like s3://BUCKET/PREFIX?endpoint=URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,10 @@ class ObjectLocation:
         """Return the location of an object store and its index. Raises InvalidUrl, InvalidSetting."""
         try:
             parts = urlsplit(url)
-        except ValueError as error:
-            raise InvalidUrl(shown_url(url), str(error)) from None
+        except ValueError:
+            raise InvalidUrl(shown_url(url), _FORM) from None
         if not parts.netloc or parts.username is not None or parts.fragment:
-            raise InvalidUrl(shown_url(url), "the URL of an object store looks like s3://BUCKET/PREFIX?endpoint=URL")
+            raise InvalidUrl(shown_url(url), _FORM)
         if index is None:
             raise InvalidUrl(shown_url(url), "an object store needs an index in PostgreSQL; give its URL as index")
         if not is_database(index):
@@ -55,12 +56,20 @@ def is_database(url: str) -> bool:
 
 def has_password(index: str) -> bool:
     """Return whether the URL of a database has a password, as a part of its own or among its options."""
-    parts = urlsplit(index)
+    try:
+        parts = urlsplit(index)
+    except ValueError:
+        return "@" in index  # it is refused later
     return parts.password is not None or "password" in parse_qs(parts.query)
 
 
 def shown_url(url: str) -> str:
-    """Return a URL without its user, its password and its options, for messages and logs."""
+    """Return a URL without its user, its password and its options, for messages and logs.
+
+    A password may have a `/`, `?` or `#` that is not encoded. So only the scheme is left where it may begin or end anywhere.
+    """
     scheme, separator, rest = url.partition("://")
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2].partition("/")
-    return f"{scheme}{separator}{host}{slash}{path}"
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    if not separator or (":" in place and "@" in rest[len(place) :]):
+        return f"{scheme.partition(':')[0]}:"
+    return f"{scheme}{separator}{place.rpartition('@')[2]}"

@@ -266,7 +266,11 @@ async def test_one_that_is_cut_stays(servers: Servers) -> None:
     async with upload.locked(limit_seconds=0):
         await servers.two.expire(idle_seconds=-1, limit_seconds=60)
         await servers.two.discard(upload)
+        await servers.two.remove_all(["mine"])
     assert (await servers.one.find(upload.id, namespace="mine")).id == upload.id
+    await servers.two.remove_all(["mine"])
+    with pytest.raises(UploadNotFound):
+        await servers.one.find(upload.id, namespace="mine")
 
 
 async def test_an_upload_is_discarded(servers: Servers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from itertools import count
@@ -15,7 +16,7 @@ import pytest
 
 from filestore.core.digest import Digest, chunk_digest
 from filestore.core.object_names import FrameObject, ObjectName
-from filestore.errors import Busy, StorageError, StorageFull, StoreRefused, UsedAfterFork
+from filestore.errors import Busy, MinFreeReached, StorageError, StorageFull, StoreRefused, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.stores import s3_client
 from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, FrameProblem, FrameState, Removed
@@ -195,6 +196,19 @@ async def test_an_object_that_is_missing_counts_as_absent(
     assert [FrameProblem.MISSING, None] == [state.problem for state in await store.inspect(N, [lost, kept])]
     results = await store.read_each(N, [lost, kept], memoryview(bytearray(FRAME_LIMIT)), lambda _, frame: bytes(frame))
     assert [FrameState(0, FrameProblem.MISSING, "it is missing"), b"kept"] == results
+
+
+async def test_frames_are_not_opened_on_a_full_disk(bucket: Bucket, tmp_path: Path) -> None:
+    """They are spooled to the scratch folder, of whose disk a part stays free. What needs no disk is still read."""
+    store = await open_indexed_store(bucket, tmp_path, min_free=4 * shutil.disk_usage(tmp_path).total)
+    try:
+        [digest] = put(store, b"content")
+        with pytest.raises(MinFreeReached):
+            await store.open(N, [digest])
+        assert [b"content"] == await read(store, digest)
+        assert [None] == await store.open(N, [chunk_digest(b"absent")])
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize("content", [b"longer than it", b"short", b""])

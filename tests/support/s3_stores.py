@@ -109,10 +109,12 @@ def client_of(
     return S3Client(location, credentials=credentials_file(bucket, folder), retry_seconds=retry_seconds)
 
 
-async def open_indexed_store(bucket: Bucket, folder: Path, *, client: S3Client | None = None) -> IndexedStore:
+async def open_indexed_store(
+    bucket: Bucket, folder: Path, *, client: S3Client | None = None, min_free: int | None = None
+) -> IndexedStore:
     """Open an empty store in a bucket. What it keeps on the disk is below `folder`."""
     objects = MemoryObjects()
-    opened = await open_store_of(client or client_of(bucket, folder), objects, scratch=folder / "store")
+    opened = await open_store_of(client or client_of(bucket, folder), objects, scratch=folder / "store", min_free=min_free)
     store = IndexedStore(opened.client, objects, opened._scratch, folder=opened._folder)
     store.objects = objects
     return store

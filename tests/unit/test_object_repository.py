@@ -165,6 +165,9 @@ def test_a_location_is_shown_without_secrets() -> None:
         ("postgresql://filestore@127.0.0.1/filestore?password=secret", True),
         ("postgresql://filestore@127.0.0.1/filestore?passfile=/etc/pass", False),
         ("postgresql://127.0.0.1/filestore", False),
+        ("postgresql://filestore:2/secret@127.0.0.1/filestore", False),
+        ("postgresql://filestore:2?secret@127.0.0.1/filestore", False),
+        ("postgresql://filestore:[secret@127.0.0.1/filestore", True),
     ],
 )
 def test_a_password_in_a_url_is_found(url: str, *, has: bool) -> None:

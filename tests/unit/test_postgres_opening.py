@@ -27,23 +27,43 @@ async def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("postgresql://me:word@db.example:5433/models?sslmode=require&password=word", "postgresql://me@db.example:5433/models"),
-        ("postgres://db.example/models", "postgresql://db.example/models"),
-        ("postgresql://me:word@[::1]:5433/models", "postgresql://me@[::1]:5433/models"),
+        ("postgresql://me:word@db.example:5433/models?sslmode=require&password=word", "postgresql://db.example:5433/models"),
+        ("postgres://db.example/models", "postgres://db.example/models"),
+        ("postgresql://me:word@[::1]:5433/models", "postgresql://[::1]:5433/models"),
         ("postgresql:///models?host=/run/postgresql", "postgresql:///models"),
     ],
 )
 def test_a_location_is_shown_without_secrets(url: str, shown: str) -> None:
-    """Neither the password nor the query, which may have one."""
+    """Neither the user, nor the password, nor the query, which may have one."""
     assert shown == shown_location(url)
 
 
-@pytest.mark.parametrize("url", ["mysql://me:word@db/models", "postgresql://me:word@db:x/models", "postgresql://[me:word@db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:word@db/models",
+        "postgresql://me:word@db:x/models",
+        "postgresql://[me:word@db",
+        "postgresql://me:word/x@db/models",
+        "postgresql://me:word?x@db/models",
+        "postgresql://me:word#x@db/models",
+        "postgresql://me:1/word@db/models",
+    ],
+)
 def test_a_location_that_is_none_is_refused(url: str) -> None:
     """The message has no secret either."""
     with pytest.raises(InvalidUrl) as caught:
         shown_location(url)
-    assert "word" not in str(caught.value)
+    assert "word" not in f"{caught.value!r} {caught.value}".replace("a password", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("sslmode=sometimes", "`sslmode` parameter"), ("port=word", "it has a value that cannot be used")]
+)
+async def test_an_option_that_is_none_is_refused(options: str, reason: str) -> None:
+    """In one sentence about the URL, and not about the content of the database."""
+    with pytest.raises(InvalidUrl, match=reason):
+        await open_postgres_index(f"postgresql://me:word@/models?{options}")
 
 
 @pytest.mark.parametrize(

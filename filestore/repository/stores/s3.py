@@ -41,6 +41,7 @@ from filestore.repository.stores.s3_staging import (
 from filestore.repository.stores.s3_sweep import Sweep
 from filestore.repository.stores.s3_temporary import S3Temporary
 from filestore.repository.stores.temporary import TemporaryObjects
+from filestore.system.buffers import Budget
 from filestore.system.files import write_all
 from filestore.system.metrics import Stage, async_span
 from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
@@ -51,6 +52,8 @@ logger = logging.getLogger("filestore.store")
 
 _READ_TOGETHER = 8
 """How many frames `read_each` reads while the ones before are visited."""
+_SPOOLED_SIZE = 64 << 20
+"""The most bytes of frames that `open` reads and has not written to files yet."""
 _MISSING = FrameState(0, FrameProblem.MISSING, "it is missing")
 
 
@@ -84,6 +87,7 @@ class S3Store:
         self._read_only = read_only
         self._puts = Puts(client)
         self._memory = ByteLimit(MEMORY_SIZE)
+        self._spooled = Budget(_SPOOLED_SIZE)
         self._pid = os.getpid()
         self._format: bytes | None = None
 
@@ -139,19 +143,23 @@ class S3Store:
         placement.rename({digest for digest, _ in staged})
 
     async def open(self, namespace: str, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Read frames side by side into files of the scratch folder that have no name."""
+        """Read frames side by side into files of the scratch folder that have no name. Also raises MinFreeReached, for that."""
         objects = await self._objects.frame_objects(namespace, digests)
         opened: list[BinaryIO | None] = [None] * len(digests)
+        size = sum(objects[digest].stored_size for digest in digests if digest in objects)
 
-        async def open_one(place: int, digest: Digest) -> None:
-            found = await self._read(namespace, digest, objects.get(digest))
-            if found is not None:
-                await in_disk_thread(self._spool, found, opened, place)
+        async def open_one(place: int, digest: Digest, row: FrameObject) -> None:
+            # I6: until they are in the file.
+            async with self._spooled.take(row.stored_size):
+                found = await self._read(namespace, digest, row)
+                if found is not None:
+                    await in_disk_thread(self._spool, found, opened, place)
 
         try:
-            async with task_group() as group:
+            async with self._scratch.space_for(size, for_reader=True), task_group() as group:
                 for place, digest in enumerate(digests):
-                    group.create_task(open_one(place, digest))
+                    if digest in objects:
+                        group.create_task(open_one(place, digest, objects[digest]))
         except BaseException:
             # A cancel arrives after the threads have ended, so `opened` holds all files that must be closed.
             _close(opened)

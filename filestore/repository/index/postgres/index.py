@@ -26,7 +26,7 @@ from filestore.core.object_names import FrameObject, ObjectName
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.core.signing import SigningKeys
-from filestore.errors import Busy, IndexDamaged, NotARepository, ReadOnly, UnknownFormat
+from filestore.errors import Busy, IndexDamaged, InvalidUrl, NotARepository, ReadOnly, UnknownFormat
 from filestore.repository.index.postgres import (
     chunks,
     content_digests,
@@ -463,8 +463,13 @@ async def _prepare(url: str, location: str, *, makes_tables: bool, read_only: bo
 
 
 async def _revision(url: str, location: str) -> str | None:
-    """Return the revision of the tables, or None if there are none. Raises UnknownFormat if there are others."""
-    connection = await asyncpg.connect(url, timeout=_ANSWER_SECONDS)
+    """Return the revision of the tables, or None if there are none. Raises UnknownFormat if there are others, InvalidUrl."""
+    try:
+        connection = await asyncpg.connect(url, timeout=_ANSWER_SECONDS)
+    except ValueError as error:
+        # The text of an error about a value of the URL may have the password. One about its options has only what is allowed.
+        is_option = isinstance(error, asyncpg.ClientConfigurationError)
+        raise InvalidUrl(location, str(error).partition("\n")[0] if is_option else "it has a value that cannot be used") from None
     try:
         tables = {table for (table,) in await connection.fetch(_TABLES)}
         if "alembic_version" in tables:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from filestore.core.object_location import INDEX_SCHEMES, shown_url
 from filestore.errors import InvalidUrl
 
-_SCHEMES = ("postgresql", "postgres")
+_ENCODED = "write the / ? # @ of a password as %2F %3F %23 %40"
 
 
 def shown_location(url: str) -> str:
-    """Return the URL of a database without the password and the query. Raises InvalidUrl, without the URL's password."""
+    """Return the URL of a database without the user, the password and the options. Raises InvalidUrl, which has none of them."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InvalidUrl("postgresql:", str(error)) from None
-    if parts.scheme not in _SCHEMES:
-        raise InvalidUrl(f"{parts.scheme}:", "the location of an index in PostgreSQL begins with postgresql://")
-    name = f"[{host}]" if host and ":" in host else host or ""
-    user = f"{parts.username}@" if parts.username else ""
-    return f"postgresql://{user}{name}{f':{port}' if port else ''}{parts.path}"
+        _ = parts.hostname, parts.port
+    except ValueError:
+        # The text of this error may have a part of the password.
+        raise InvalidUrl(shown_url(url), f"its host or port is not one; {_ENCODED}") from None
+    if parts.scheme not in INDEX_SCHEMES:
+        raise InvalidUrl(shown_url(url), "the location of an index in PostgreSQL begins with postgresql://")
+    if "@" in parts.path:
+        raise InvalidUrl(shown_url(url), f"a user and a password are before the host; {_ENCODED}")
+    return shown_url(url)

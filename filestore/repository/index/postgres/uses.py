@@ -38,12 +38,6 @@ async def select_uses_of(connection: Connection, namespace: str, file_id: str) -
     return [Use(*row) for row in await connection.fetch(statement, namespace, file_id)]
 
 
-async def is_graph(connection: Connection, namespace: str, file_id: str) -> bool:
-    """Return whether a record is the graph of a pipeline."""
-    statement = "SELECT EXISTS (SELECT 1 FROM uses WHERE namespace = $1 AND file_id = $2 AND is_graph)"
-    return bool(await connection.fetchval(statement, namespace, file_id))
-
-
 async def insert_uses(connection: Connection, namespace: str, uses: Sequence[Use]) -> None:
     """Insert uses of records that exist, and skip the others. A use that exists is replaced."""
     different = list({(use.file_id, use.pipeline_id): use for use in uses}.values())

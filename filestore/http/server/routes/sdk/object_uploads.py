@@ -119,9 +119,7 @@ class ObjectUploads:
         return ObjectUpload(self, upload_id, file_id=described["file_id"], name=described["name"], namespace=namespace)
 
     async def discard(self, upload: ServedUpload) -> None:
-        async with upload.locked(limit_seconds=0) as is_held:
-            if is_held:
-                await self._remove(upload.namespace, upload.id)
+        await self._remove_unlocked(upload.namespace, upload.id)
 
     async def expire(self, *, idle_seconds: float, limit_seconds: float) -> None:
         async with self.index.try_lock(EXPIRY_LOCK) as is_ours:
@@ -136,10 +134,9 @@ class ObjectUploads:
         for namespace in namespaces:
             if time.monotonic() < self._cleared_at.get(namespace, -CLEARED_SECONDS) + CLEARED_SECONDS:
                 continue
-            for upload_id in await self.objects.folders(namespace):
-                if UPLOAD_ID.match(upload_id):
-                    await self._remove(namespace, upload_id)
-            self._cleared_at[namespace] = time.monotonic()
+            ids = [upload_id for upload_id in await self.objects.folders(namespace) if UPLOAD_ID.match(upload_id)]
+            if all([await self._remove_unlocked(namespace, upload_id) for upload_id in ids]):
+                self._cleared_at[namespace] = time.monotonic()
 
     async def keep_object(self, namespace: str, lfs_object: LfsObject, manifest: bytes) -> None:
         await self.objects.put(_object_key(namespace, lfs_object.sha256), lfs_object.encode() + b"\n" + manifest)
@@ -184,10 +181,15 @@ class ObjectUploads:
                 uploads.setdefault(_id_of(each), []).append(each)
         for upload_id, of_upload in uploads.items():
             if ages.are_over(of_upload):
-                upload = ObjectUpload(self, upload_id, file_id="", name="", namespace=namespace)
-                async with upload.locked(limit_seconds=0) as is_held:
-                    if is_held:
-                        await self._remove(namespace, upload_id)
+                await self._remove_unlocked(namespace, upload_id)
+
+    async def _remove_unlocked(self, namespace: str, upload_id: str) -> bool:
+        """Remove an upload, unless it is locked. Return whether it was removed."""
+        upload = ObjectUpload(self, upload_id, file_id="", name="", namespace=namespace)
+        async with upload.locked(limit_seconds=0) as is_held:
+            if is_held:
+                await self._remove(namespace, upload_id)
+            return is_held
 
     async def _remove(self, namespace: str, upload_id: str) -> None:
         """Remove all of an upload. What arrives meanwhile has no description, and expires."""
