@@ -1,13 +1,12 @@
 """Rows of an index as they are, in pages, by which a whole index is copied into one of another kind.
 
-Rows of chunks are not among them: what names their frames differs between stores. Counts are not either, because each index
-counts its rows itself.
+Rows of chunks are only compared, because what names their frames differs between stores. Counts are left out: each index counts
+its rows itself.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -87,21 +86,18 @@ TABLES = (
 """In the order in which rows are added: those of digests need their record."""
 
 
+# They are only compared, so it does not matter that one index has 0 and the other one False.
+CHUNKS = Table(
+    "chunks", ("namespace", "digest"), ("size", "stored_size", "going"), "text bytea bigint bigint bigint", page=10_000
+)
+"""The rows of chunks, live and condemned, which are not in `TABLES`."""
+
+
 class RowSource(Protocol):
     """An index whose rows can be read."""
 
     async def row_page(self, table: Table, after: Row | None) -> list[Row]:
         """Return at most `table.page` rows whose key is larger than `after`, in the order of their keys."""
-
-
-class RowTarget(RowSource, Protocol):
-    """An index whose rows can be replaced. Nobody else writes to it."""
-
-    async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
-        """Delete the rows with the keys `removed`, and then insert `added`, in one transaction.
-
-        A row that contradicts one that is there is skipped. Return how many were inserted.
-        """
 
 
 def select_page(connection: sqlite3.Connection, table: Table, after: Row | None) -> list[Row]:

@@ -11,10 +11,12 @@ A migration that is interrupted is continued by the next. Until the end, the tar
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from operator import itemgetter
+from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest
@@ -32,8 +34,8 @@ from filestore.errors import (
 from filestore.format.codec import FRAME_LIMIT
 from filestore.repository.format_file import read_format
 from filestore.repository.index.postgres.index import PostgresIndex
-from filestore.repository.index.protocol import ChunkRow, ChunkState, PositionedRecord
-from filestore.repository.index.row_pages import TABLES, Row, RowSource, Table
+from filestore.repository.index.protocol import ChunkRow, PositionedRecord
+from filestore.repository.index.row_pages import CHUNKS, TABLES, Row, RowSource, Table
 from filestore.repository.index.sqlite import SqliteIndex
 from filestore.repository.index.tasks import MOVED
 from filestore.repository.ingest import discard_all
@@ -43,8 +45,6 @@ from filestore.repository.manifest_check import read_manifest
 from filestore.repository.object_repository import MIGRATION, NO_NAMESPACE, TASK, ObjectStore, known_id
 from filestore.repository.stores.protocol import ChunkStore, Staging
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
-
-T = TypeVar("T")
 
 LOCK = "migration"
 
@@ -59,6 +59,8 @@ _PASSES = 8
 """The most passes before the last one, and how much a pass may have copied if the next one is to be the last."""
 _LAST_SIZE = 64 << 20
 _LAST_COUNT = 1000
+_IS_CONDEMNED = itemgetter(CHUNKS.all_columns.index("going"))
+_STORED_SIZE = itemgetter(CHUNKS.all_columns.index("stored_size"))
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ async def migrate(
 ) -> MigrationCounts:
     """Move a repository. Nobody else may have opened the target; any number of processes may use the source.
 
-    A frame is copied only if it has the digest that its row states, or decodes to its chunk. `rate` is the most bytes per second
+    A frame is copied only if it decodes to its chunk. `rate` is the most bytes per second
     of the passes before the last one. With `dry_run`, nothing is written to the target but its tables, and nothing to the source.
     Memory does not depend on the number of chunks, records and other rows.
 
@@ -203,6 +205,14 @@ async def _nobody_writing(source: MigrationSource, target: MigrationTarget, *, i
         await transaction.set_task_state(NO_NAMESPACE, MOVED, {"to": target.location})
 
 
+class _Page(NamedTuple):
+    """A part of the rows of a table."""
+
+    source: list[Row]
+    differing: list[tuple[Row | None, Row | None]]
+    """The rows that differ: that of the source, and that of the target with the same key."""
+
+
 class _Copy:
     """Copies what one pass finds."""
 
@@ -218,79 +228,58 @@ class _Copy:
         counts = self._counts
         counts.pass_number += 1
         counts.record_count = counts.chunk_count = counts.stored_size = counts.lost_count = 0
-        namespaces = await self._source.index.namespaces()
-        for namespace in namespaces:
-            await self._frames(namespace, pace)
+        await self._frames(pace)
+        for namespace in await self._source.index.namespaces():
             await self._manifests(namespace, pace)
-        if not self._dry_run:
-            for namespace in set(await self._target.index.namespaces()) - set(namespaces):
-                await self._frames(namespace, pace)
 
     async def rows(self, *, is_last: bool) -> None:
         """Make the rows of all other tables the same. All rows that differ are removed first, so that none contradict others."""
         for table in TABLES:
-            removed: list[Row] = []
-            async for source, target in self._compared(table):
-                if target is not None and source != target:
-                    removed.append(table.key_of(target))
-                if len(removed) >= table.page:
-                    await self._replace(table, removed, [], is_last=is_last)
-            await self._replace(table, removed, [], is_last=is_last)
+            async for page in self._compared(table):
+                removed = [table.key_of(target) for _, target in page.differing if target is not None]
+                await self._replace(table, removed, [], is_last=is_last)
         for table in TABLES:
-            added: list[Row] = []
-            async for source, target in self._compared(table):
-                if source is not None and source != target:
-                    added.append(source)
-                if len(added) >= table.page:
-                    await self._replace(table, [], added, is_last=is_last)
-            await self._replace(table, [], added, is_last=is_last)
+            async for page in self._compared(table):
+                added = [source for source, _ in page.differing if source is not None]
+                await self._replace(table, [], added, is_last=is_last)
 
-    def _compared(self, table: Table) -> AsyncIterator[tuple[Row | None, Row | None]]:
-        return _merged(_rows(self._source.index, table), _rows(self._target.index, table), table.key_of)
+    def _compared(self, table: Table) -> AsyncIterator[_Page]:
+        return _compared(self._source.index, self._target.index, table)
 
-    async def _replace(self, table: Table, removed: list[Row], added: list[Row], *, is_last: bool) -> None:
-        """Write rows, and empty the lists."""
+    async def _replace(self, table: Table, removed: Sequence[Row], added: Sequence[Row], *, is_last: bool) -> None:
         if removed or added:
             count = await self._target.index.replace_rows(table, removed, added)
             if is_last and count < len(added):
                 raise StorageError(self._target.location, f"rows of {table.name} contradict each other")
             self._counts.row_count += count
-            removed.clear()
-            added.clear()
 
-    async def _frames(self, namespace: str, pace: Pace) -> None:
-        lacking: list[ChunkRow] = []
-        removed: list[Digest] = []
-        pairs = _merged(
-            _chunks(self._source.index, namespace), _chunks(self._target.index, namespace), lambda state: state.row.digest
-        )
-        async for source, target in pairs:
-            if source is not None and source.is_live:
-                self._counts.chunk_count += 1
-                self._counts.stored_size += source.row.stored_size
-                if target is None or not target.is_live:
-                    lacking.append(source.row)
-            elif source is None and target is not None:
-                removed.append(target.row.digest)
-            if len(lacking) >= _PAGE:
-                await self._copy_frames(namespace, lacking, pace)
-            if len(removed) >= _PAGE:
-                await self._remove_frames(namespace, removed)
-        await self._copy_frames(namespace, lacking, pace)
-        await self._remove_frames(namespace, removed)
+    async def _frames(self, pace: Pace) -> None:
+        async for page in self._compared(CHUNKS):
+            live = [row for row in page.source if not _IS_CONDEMNED(row)]
+            self._counts.chunk_count += len(live)
+            self._counts.stored_size += sum(map(_STORED_SIZE, live))
+            lacking: dict[str, list[ChunkRow]] = defaultdict(list)
+            removed: dict[str, list[Digest]] = defaultdict(list)
+            for source, target in page.differing:
+                if source is None and target is not None:
+                    removed[target[0]].append(Digest(target[1]))
+                elif source is not None and not _IS_CONDEMNED(source) and (target is None or _IS_CONDEMNED(target)):
+                    lacking[source[0]].append(ChunkRow(Digest(source[1]), source[2], source[3]))
+            for namespace, rows in lacking.items():
+                await self._copy_frames(namespace, rows, pace)
+            for namespace, digests in removed.items():
+                await self._remove_frames(namespace, digests)
 
-    async def _remove_frames(self, namespace: str, removed: list[Digest]) -> None:
-        if removed and not self._dry_run:
+    async def _remove_frames(self, namespace: str, removed: Sequence[Digest]) -> None:
+        if not self._dry_run:
             async with self._target.index.transaction(namespace) as transaction:
                 names = await transaction.forget_chunks(namespace, removed)
             await self._target.store.remove(namespace, names)
-        removed.clear()
 
-    async def _copy_frames(self, namespace: str, lacking: list[ChunkRow], pace: Pace) -> None:
+    async def _copy_frames(self, namespace: str, lacking: Sequence[ChunkRow], pace: Pace) -> None:
         if self._dry_run:
             self._counts.copied_count += len(lacking)
             self._counts.copied_size += sum(row.stored_size for row in lacking)
-            lacking.clear()
             return
         batches = list(batched_by_size(lacking, lambda row: row.stored_size, limit=_BATCH_SIZE, count_limit=_BATCH_COUNT))
 
@@ -301,7 +290,6 @@ class _Copy:
         async with task_group() as group:
             for worker in range(_TOGETHER):
                 group.create_task(copy_each(worker))
-        lacking.clear()
 
     async def _copy_batch(self, namespace: str, batch: Sequence[ChunkRow], buffer: memoryview, pace: Pace) -> None:
         store, index = self._target.store, self._target.index
@@ -396,35 +384,27 @@ async def _records(index: PostgresIndex, namespace: str) -> AsyncIterator[Positi
         position = page[-1].position
 
 
-async def _chunks(index: SqliteIndex | PostgresIndex, namespace: str) -> AsyncIterator[ChunkState]:
-    after: Digest | None = None
-    while page := await index.chunk_rows(namespace, after, limit=_PAGE):
-        for state in page:
-            yield state
-        after = page[-1].row.digest
+async def _compared(source: RowSource, target: RowSource, table: Table) -> AsyncIterator[_Page]:
+    """Yield the rows of both indexes in the order of their keys, part by part.
 
-
-async def _rows(index: RowSource, table: Table) -> AsyncIterator[Row]:
-    after: Row | None = None
-    while page := await index.row_page(table, after):
-        for row in page:
-            yield row
-        after = table.key_of(page[-1])
-
-
-async def _merged(
-    left: AsyncIterator[T], right: AsyncIterator[T], key: Callable[[T], object]
-) -> AsyncIterator[tuple[T | None, T | None]]:
-    """Yield what has the same key on both sides together, and None for a side that lacks it.
-
-    Both sides are in the order of their keys.
+    The rows of a part that was yielded may be changed in the target.
     """
-    one, other = await anext(left, None), await anext(right, None)
-    while one is not None or other is not None:
-        is_first = other is None or (one is not None and key(one) <= key(other))  # type: ignore[operator]  # of one type
-        is_second = one is None or (other is not None and key(other) <= key(one))  # type: ignore[operator]  # as above
-        yield one if is_first else None, other if is_second else None
-        if is_first:
-            one = await anext(left, None)
-        if is_second:
-            other = await anext(right, None)
+    after: Row | None = None
+    while True:
+        async with task_group() as group:
+            reading, reading_target = (group.create_task(index.row_page(table, after)) for index in (source, target))
+        rows, target_rows = reading.result(), reading_target.result()
+        # Beyond the end of a page that is full, there may be more rows.
+        end = min((table.key_of(page[-1]) for page in (rows, target_rows) if len(page) == table.page), default=None)
+        if end is not None:
+            rows, target_rows = ([row for row in page if table.key_of(row) <= end] for page in (rows, target_rows))
+        yield _Page(rows, [] if rows == target_rows else _differing(rows, target_rows, table))
+        if end is None:
+            return
+        after = end
+
+
+def _differing(source: list[Row], target: list[Row], table: Table) -> list[tuple[Row | None, Row | None]]:
+    there = {table.key_of(row): row for row in target}
+    pairs: list[tuple[Row | None, Row | None]] = [(row, there.pop(table.key_of(row), None)) for row in source]
+    return [(row, other) for row, other in pairs if row != other] + [(None, row) for row in there.values()]

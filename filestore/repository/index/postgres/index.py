@@ -344,7 +344,10 @@ class PostgresIndex:
         return await self._read(row_pages.select_page, table, after)
 
     async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
-        """Replace rows as `row_pages.RowTarget` does."""
+        """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
+
+        A row that contradicts one that is there is skipped. Return how many were inserted.
+        """
         async with self._begun(None, self._deadline()) as connection:
             with postgres_errors(self.location):
                 await row_pages.delete_rows(connection, table, removed)
