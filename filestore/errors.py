@@ -42,6 +42,7 @@ FilestoreError
 ├── NotARepository
 ├── NotABackup
 ├── ReadOnly
+├── RepositoryMoved           to another place, so that nothing more is written here
 ├── UsedAfterFork
 ├── BlockingCallRefused       a call of `filestore.blocking`
 ├── UnknownFormat
@@ -581,6 +582,14 @@ class ReadOnly(FilestoreError):
     slug = "read-only"
     facts = ("where",)
     sentence = "{where} was opened for reading only; open it without read_only to write to it"
+
+
+class RepositoryMoved(FilestoreError):
+    """A write to a folder whose repository has moved to another place."""
+
+    slug = "repository-moved"
+    facts = ("where", "new_place")
+    sentence = "{where} is not written to any more: the repository has moved to {new_place}; use it there"
 
 
 class UnknownFormat(FilestoreError):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SHOWN_FILES = 20
 
 
-_rate = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
+rate_option = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
 
 
 @click.command(short_help="Back up a local repository.")
@@ -35,7 +35,7 @@ _rate = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes
 @click.option(
     "--keep", "kept", type=click.IntRange(min=1), default=7, show_default=True, metavar="COUNT", help="How many backups stay."
 )
-@_rate
+@rate_option
 @takes("url", "root")
 def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate: int | None) -> None:
     """Back up names, records, tokens and pipelines to the folder TARGET, while servers run.
@@ -64,7 +64,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
                 "chunks": counts.chunk_count,
                 "stored_size": counts.stored_size,
                 "bytes_copied": counts.copied_size,
-                "damaged": _as_json(made.damaged),
+                "damaged": damaged_as_json(made.damaged),
                 "removed": list(made.removed),
             },
             *table(
@@ -75,7 +75,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
                 **({"copied": exactly(counts.copied_size)} if full else {}),
                 **({"removed": f"{len(made.removed)} older backups"} if made.removed else {}),
             ),
-            *_lines(made.damaged),
+            *damaged_lines(made.damaged),
         )
         if made.damaged:
             raise click.ClickException(
@@ -88,7 +88,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
 
 @click.command(short_help="Restore a repository from backup.")
 @click.argument("source", type=NonemptyPath())
-@_rate
+@rate_option
 @takes("root")
 def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
     """Restore the newest backup in SOURCE, into a new folder or over a repository that has lost its index.
@@ -115,7 +115,7 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
                 "chunks": counts.chunk_count,
                 "stored_size": counts.stored_size,
                 "bytes_copied": counts.copied_size,
-                "damaged": _as_json(restored.damaged),
+                "damaged": damaged_as_json(restored.damaged),
                 "set_aside": [str(path) for path in restored.set_aside],
                 "held": [hold.as_json() for hold in restored.holds],
             },
@@ -127,7 +127,7 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
                 copied=exactly(counts.copied_size),
                 **({"set_aside": ", ".join(path.name for path in restored.set_aside)} if restored.set_aside else {}),
             ),
-            *_lines(restored.damaged),
+            *damaged_lines(restored.damaged),
             *hold_lines(restored.holds),
         )
         if restored.damaged:
@@ -165,7 +165,8 @@ def _how_many(counts: ContentCounts) -> str:
     return f"{count} of {counts.record_count} {'file is' if count == 1 else 'files are'}"
 
 
-def _lines(damaged: list[DamagedFile]) -> list[str]:
+def damaged_lines(damaged: list[DamagedFile]) -> list[str]:
+    """Return a line for each of the first files that are not whole."""
     lines = [
         f"not whole  {each.record.id}  {for_display(each.record.full_name)}  ({_reason(each)})" for each in damaged[:_SHOWN_FILES]
     ]
@@ -179,5 +180,6 @@ def _reason(damaged: DamagedFile) -> str:
     return f"{number_of(damaged.missing_count, 'chunk is', 'chunks are')} missing"
 
 
-def _as_json(damaged: list[DamagedFile]) -> list[dict[str, object]]:
+def damaged_as_json(damaged: list[DamagedFile]) -> list[dict[str, object]]:
+    """Return the files that are not whole, for --json."""
     return [{**each.record.as_json(), "missing_chunks": each.missing_count} for each in damaged]

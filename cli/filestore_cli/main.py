@@ -30,6 +30,7 @@ _COMMANDS = {
     "leftovers": "leftovers:leftovers",
     "log": "history:log",
     "ls": "records:ls",
+    "migrate": "migrating:migrate",
     "namespace": "namespaces:namespace",
     "owner": "owners:owner",
     "push": "transfer:push",
@@ -48,7 +49,7 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
-_RESUMED = {"create", "fetch", "push"}
+_RESUMED = {"create", "fetch", "migrate", "push"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
 _KEPT = "what was transferred already is not transferred again"

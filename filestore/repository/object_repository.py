@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from filestore.core.object_location import ObjectLocation
 from filestore.errors import IndexDamaged, NotARepository
@@ -22,10 +22,15 @@ from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_open import new_s3_client, open_s3_store
 from filestore.system.threads import shield_until_done
 
+if TYPE_CHECKING:
+    from filestore.repository.index.postgres.index import PostgresIndex
+
 TASK = "repository"
 """The task in whose state the index has the id of the repository."""
 
-_NO_NAMESPACE = ""
+MIGRATION = "migration"
+"""The task in whose state an index says which repository is being copied into it."""
+NO_NAMESPACE = ""
 
 
 class ObjectStore(ChunkStore, Protocol):
@@ -67,7 +72,7 @@ async def create_object_repository(location: ObjectLocation) -> bool:
     """Make a repository as `open_object_repository` does. Return False if it was one before this call. Raises the same."""
     found = await open_postgres_index(location.index)
     try:
-        is_new = await _known_id(found) is None
+        is_new = await known_id(found) is None
     finally:
         await found.close()
     store, index = await open_object_repository(location, create=True)
@@ -76,11 +81,28 @@ async def create_object_repository(location: ObjectLocation) -> bool:
     return is_new
 
 
+async def open_target(location: ObjectLocation, *, scratch: Path | None = None) -> tuple[ObjectStore, PostgresIndex]:
+    """Open an object store and an index for a migration to them, whatever they have. The caller closes both.
+
+    Raises InvalidUrl, MissingPackage, UnknownFormat, StorageError, Busy.
+    """
+    client = new_s3_client(parse_location(location.store))
+    index = await open_postgres_index(location.index)
+    try:
+        return await open_s3_store(client, index, scratch=scratch), index
+    except BaseException:
+        await shield_until_done(index.close())
+        raise
+
+
 async def joined(
     open_store: Callable[[], Awaitable[ObjectStore]], index: Index, *, location: str, create: bool = False
 ) -> tuple[ChunkStore, Index]:
     """Open the store that belongs to `index`, which is closed if this fails. Raises what `open_object_repository` raises."""
     try:
+        if await index.task_state(NO_NAMESPACE, MIGRATION) is not None:
+            found = "a migration to it has not ended"
+            raise NotARepository(location, found, "migrate from the same folder until it ends", hint="finish-migration")
         store = await open_store()
         try:
             await (_create if create else _check)(store, index, location)
@@ -95,7 +117,7 @@ async def joined(
 
 async def _check(store: ObjectStore, index: Index, location: str) -> None:
     """Raise NotARepository or UnknownFormat unless store and index are those of one repository."""
-    known = await _known_id(index)
+    known = await known_id(index)
     if await store.is_initialised():
         _check_same((await read_format(store, location=location))[0], known, location)
     elif known is not None:
@@ -111,7 +133,7 @@ async def _check(store: ObjectStore, index: Index, location: str) -> None:
 
 async def _create(store: ObjectStore, index: Index, location: str) -> None:
     """Make what is missing of the repository. The index learns the id last: what has both is a whole one."""
-    known, is_initialised = await _known_id(index), await store.is_initialised()
+    known, is_initialised = await known_id(index), await store.is_initialised()
     if known is not None and not is_initialised:
         raise _lost_format(location, known)
     if known is None and is_initialised and await store.namespaces():
@@ -119,9 +141,9 @@ async def _create(store: ObjectStore, index: Index, location: str) -> None:
     repository_id, _ = await read_format(store, location=location, new_id=secrets.token_hex(16))
     if known is None:
         async with index.transaction() as transaction:
-            known = await _known_id(index)
+            known = await known_id(index)
             if known is None:
-                await transaction.set_task_state(_NO_NAMESPACE, TASK, {"id": repository_id})
+                await transaction.set_task_state(NO_NAMESPACE, TASK, {"id": repository_id})
                 known = repository_id
     _check_same(repository_id, known, location)
 
@@ -150,6 +172,7 @@ def _lost_format(location: str, known: str) -> NotARepository:
     )
 
 
-async def _known_id(index: Index) -> str | None:
-    state = await index.task_state(_NO_NAMESPACE, TASK)
+async def known_id(index: Index) -> str | None:
+    """Return the id of the repository whose index this is, or None."""
+    state = await index.task_state(NO_NAMESPACE, TASK)
     return None if state is None else str(state.get("id"))

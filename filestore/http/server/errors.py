@@ -24,6 +24,7 @@ from filestore.errors import (
     MinFreeReached,
     QuotaExceeded,
     RateLimited,
+    RepositoryMoved,
     Stalled,
     StorageFull,
     TooManyGuesses,
@@ -171,6 +172,8 @@ def _without_secrets(error: Exception, request_id: str) -> FilestoreError:
             safe = IndexDamaged("the server's index", "it is damaged")
         case IndexReplaced():
             safe = IndexReplaced("the server's index", "a file of it was replaced or removed")
+        case RepositoryMoved():
+            safe = RepositoryMoved("the server's repository", "another place")
         case Busy():
             safe = Busy("the server's repository", "another process holds it")
         case _:

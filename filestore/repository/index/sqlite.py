@@ -26,7 +26,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys
-from filestore.errors import Busy, IndexDamaged, ReadOnly
+from filestore.errors import Busy, IndexDamaged, ReadOnly, RepositoryMoved
 from filestore.repository.index import (
     chunks,
     content_digests,
@@ -65,6 +65,7 @@ from filestore.repository.index.protocol import (
 from filestore.repository.index.publish_group import Group
 from filestore.repository.index.publishing import Publishing, Waiter, drop, next_waiters
 from filestore.repository.index.reading import may_be_written
+from filestore.repository.index.row_pages import Row, Table, select_page
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
 from filestore.system.clock import system_now
 from filestore.system.files import storage_errors
@@ -330,6 +331,14 @@ class SqliteIndex:
         kept = await self._reader.run(tokens.select_secrets) or [await self.secret()]
         return signing_keys.parse_keys(kept, path=str(self._reader.path))
 
+    async def row_page(self, table: Table, after: Row | None) -> list[Row]:
+        """Return rows as `row_pages.RowSource` does."""
+        return await self._reader.run(select_page, table, after)
+
+    async def moved_to(self) -> str | None:
+        """Return where the repository has moved, or None."""
+        return await self._reader.run(tasks.select_moved)
+
     async def compact(self) -> None:
         """Free pages at the end of the file. An index that an earlier version made keeps them for its next rows."""
         is_done = False
@@ -390,6 +399,9 @@ class SqliteIndex:
             raise Busy(self._writer.path, "another process is writing to it")
         self._writer.begin(connection)
         check_not_newer(connection, self._writer.path)
+        moved_to = tasks.select_moved(connection)
+        if moved_to is not None:
+            raise RepositoryMoved(self._writer.path, moved_to)
 
     def _commit(self, connection: sqlite3.Connection, transaction: SqliteTransaction | None = None) -> None:
         if transaction is not None:

@@ -29,6 +29,9 @@ TABLES = (
     "INSERT INTO meta (key, value) VALUES ('index_id', lower(hex(randomblob(16)))), ('commits', 0)",
 )
 
+MOVED = "moved"
+"""The task of no namespace in whose state an index says where its repository has moved."""
+
 _REMOVALS = "removals:"
 """The beginning of the key of a namespace's number of removals."""
 _REMOVED = "removed:"
@@ -117,6 +120,12 @@ def select_state(connection: sqlite3.Connection, namespace: str, task: str) -> d
     except (TypeError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def select_moved(connection: sqlite3.Connection) -> str | None:
+    """Return where the repository has moved, so that nothing more is written here. None if it has not."""
+    state = select_state(connection, "", MOVED)
+    return None if state is None else str(state.get("to"))
 
 
 def replace_state(connection: sqlite3.Connection, namespace: str, task: str, state: dict[str, Any] | None) -> None:

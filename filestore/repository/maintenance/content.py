@@ -155,19 +155,19 @@ class _NamespaceCopy:
     async def _find(self, row: ChunkRow, staged: list[tuple[Digest, Staging]]) -> ChunkRow | None:
         """Return the row of the frame that the store has, or that was staged for it. Return None if there is none."""
         frame = None if self._source is None else await self._read_frame(self._source, row.digest)
-        found = None if frame is None else await in_cpu_thread(_row_of, row, frame)
+        found = None if frame is None else await in_cpu_thread(row_of, row, frame)
         if frame is not None and found is not None:
             await self._pace.take(len(frame))
             staging = self._store.new_staging()
             staged.append((row.digest, staging))
-            await in_disk_thread(_write, staging, frame)
+            await in_disk_thread(write_frame, staging, frame)
             self._counts.copied_count += 1
             self._counts.copied_size += len(frame)
             self._counts.on_progress()
             return found
         # A push may have stored the chunk again with another codec.
         frame = await self._read_frame(self._store, row.digest)
-        return None if frame is None else await in_cpu_thread(_row_of, row, frame)
+        return None if frame is None else await in_cpu_thread(row_of, row, frame)
 
     async def _publish(self, staged: list[tuple[Digest, Staging]]) -> None:
         if not staged:
@@ -238,7 +238,7 @@ async def _records(index: Index, namespace: str) -> AsyncIterator[Record]:
         position = page[-1].position
 
 
-def _row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
+def row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
     """Return the row for a frame of the chunk of `row`. Return None if the frame is damaged."""
     frame_digest = Digest(blake3(frame).digest())
     is_known = len(frame) == row.stored_size and row.frame_digest == frame_digest
@@ -247,6 +247,7 @@ def _row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:
     return ChunkRow(row.digest, row.size, len(frame), frame_digest)
 
 
-def _write(staging: Staging, frame: memoryview) -> None:
+def write_frame(staging: Staging, frame: memoryview) -> None:
+    """Write a whole frame. Blocks."""
     staging.write(frame)
     staging.rest()

@@ -35,6 +35,7 @@ from filestore.repository.index.postgres import (
     object_map,
     quotas,
     records,
+    row_pages,
     tasks,
     tokens,
     usage,
@@ -70,6 +71,7 @@ from filestore.repository.index.protocol import (
     Use,
 )
 from filestore.repository.index.publishing import Publishing, Waiter, next_waiters
+from filestore.repository.index.row_pages import Row, Table
 from filestore.repository.index.signing_keys import parse_keys
 from filestore.system.threads import shield_until_done
 
@@ -336,6 +338,30 @@ class PostgresIndex:
 
     async def unnamed_manifests(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
         return await self._read(object_map.select_unnamed_manifests, namespace, names)
+
+    async def row_page(self, table: Table, after: Row | None) -> list[Row]:
+        """Return rows as `row_pages.RowSource` does."""
+        return await self._read(row_pages.select_page, table, after)
+
+    async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
+        """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
+
+        A row that contradicts one that is there is skipped. Return how many were inserted.
+        """
+        async with self._begun(None, self._deadline()) as connection:
+            with postgres_errors(self.location):
+                await row_pages.delete_rows(connection, table, removed)
+                return await row_pages.insert_rows(connection, table, added)
+
+    async def replace_secrets(self, keys: SigningKeys) -> None:
+        """Replace the secret and the keys that sign URLs, in an index that no server has used."""
+        async with self._begun(None, self._deadline()) as connection:
+            with postgres_errors(self.location):
+                await row_pages.replace_secrets(connection, keys)
+
+    async def kept_manifests(self, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those of `digests` whose manifest is an object."""
+        return await self._read(row_pages.select_kept_manifests, namespace, digests)
 
     async def close(self) -> None:
         """Close all connections. The server rolls back an open transaction."""
