@@ -153,7 +153,7 @@ async def test_what_is_removed_meanwhile_is_not_there_in_the_end(root: Path, pla
 
 
 async def test_a_migration_that_ended_between_its_last_two_commits_goes_on(root: Path, place: ObjectLocation) -> None:
-    """The folder says already that it has moved, and the target is no repository yet. No other target is accepted."""
+    """The folder says already that it has moved, and the target is not a repository yet. No other target is accepted."""
     async with opened(root) as parts:
         await parts.index.secret()
         async with parts.index.transaction() as transaction:
