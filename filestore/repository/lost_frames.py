@@ -56,14 +56,16 @@ class LostFrames:
         `suspects`.
         """
         damaged: list[Digest] = []
-        for start in range(0, len(suspects), _SLICE):
-            part = suspects[start : start + _SLICE]
+        # Others wait while the frames of a slice are read, and an object store takes long to say that it has none.
+        at_once = 1 if self._store.has_object_ids else _SLICE
+        for start in range(0, len(suspects), at_once):
+            part = suspects[start : start + at_once]
             try:
                 async with self._index.transaction(self._namespace) as transaction:
                     # Another push may have repaired it since. During a write transaction none can.
                     live = await transaction.sizes(self._namespace, part)
                     found = await self.damaged(list(live))
-                    await transaction.forget_chunks(self._namespace, found)
+                    await transaction.lose_chunks(self._namespace, found)
                     damaged += found
             except (StorageError, Busy):
                 if not self._read_only:

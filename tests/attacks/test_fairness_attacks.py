@@ -277,11 +277,11 @@ async def test_commits_during_a_removal(index: SqliteIndex, monkeypatch: pytest.
         return found
 
     @asynccontextmanager
-    async def after_commits() -> AsyncIterator[SqliteTransaction]:
+    async def after_commits(namespace: str) -> AsyncIterator[SqliteTransaction]:
         stored, waiting[:] = list(waiting), []
         for each in stored:
             await repository.commit(each, name="kept")
-        async with transaction() as begun:
+        async with transaction(namespace) as begun:
             yield begun
 
     monkeypatch.setattr(UnneededChunks, "_chunks_of", counted)

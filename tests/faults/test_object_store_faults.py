@@ -12,7 +12,16 @@ import pytest
 from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Record
-from filestore.errors import Busy, FilestoreError, InvalidManifest, NotFound, StorageError, StorageFull, StoreRefused
+from filestore.errors import (
+    Busy,
+    ChunksMissing,
+    FilestoreError,
+    InvalidManifest,
+    NotFound,
+    StorageError,
+    StorageFull,
+    StoreRefused,
+)
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.collect import Collection
 from filestore.repository.stores import s3_client
@@ -370,3 +379,24 @@ async def test_what_was_committed_is_told_although_nothing_can_be_removed(
         await sweep(repository)
         assert 1 == len(names_of(bucket, "manifests"))
         await check_whole(repository, again, tmp_path)
+
+
+async def test_frames_that_are_missing_for_a_time_are_not_removed(
+    stored: LocalRepository, bucket: Bucket, tmp_path: Path
+) -> None:
+    """Such as behind a wrong address. Their chunks can be pushed again, and only then the old objects have no name."""
+    await pushed(stored, tmp_path)
+    frames = {key: bucket.read(key) for key in names_of(bucket, "frames")}
+    for key in frames:
+        bucket.delete(key)
+    with pytest.raises(ChunksMissing):
+        await fetch(stored, "model.bin", target=tmp_path / "fetched")
+    for key, frame in frames.items():
+        bucket.put(key, frame)
+    await collect(stored)
+    await sweep(stored)
+    assert sorted(frames) == names_of(bucket, "frames")
+    again = await pushed(stored, tmp_path)
+    await sweep(stored)
+    assert len(frames) == len(names_of(bucket, "frames"))
+    await check_whole(stored, again, tmp_path)

@@ -488,6 +488,15 @@ async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
         await index.manifest_object(B, manifest.digest),
     )
     async with index.transaction(A) as transaction:
+        await transaction.lose_chunks(A, [live.digest])
+    assert ([live.digest], [names[0], stale]) == (
+        await index.missing(A, [live.digest]),
+        await index.unnamed_frames(A, [*names, stale]),
+    ), "a frame that was not found keeps its name"
+    async with index.transaction(A) as transaction:
+        await transaction.add_chunks(A, [live._replace(object_id=b"11111111")])
+    assert [names[0], names[2], stale] == await index.unnamed_frames(A, [*names, stale])
+    async with index.transaction(A) as transaction:
         assert [names[1]] == await transaction.forget_chunks(A, asked[:2])
         assert [manifest, ObjectName(manifest.digest)] == [
             await transaction.forget_manifest(A, manifest.digest) for _ in range(2)

@@ -217,6 +217,13 @@ class Transaction(Protocol):
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
 
+    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+        """Remove the rows of `digests`, whose frames could not be read.
+
+        The reason may pass, so an index for an object store keeps the names of their objects: until a chunk is put again, its old
+        object has a name, and `ChunkStore.remove_abandoned` leaves it.
+        """
+
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:
         """Let the manifest with a digest be this object, unless it is one already. Return the id of the object that it is.
 

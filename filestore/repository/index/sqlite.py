@@ -521,6 +521,9 @@ class SqliteTransaction:
         await self._run(chunks.delete_chunks, namespace, digests)
         return [ObjectName(digest) for digest in digests]
 
+    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+        await self._run(chunks.delete_chunks, namespace, digests)
+
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:  # noqa: ARG002  # of the protocol
         return NO_OBJECT_ID
 

@@ -21,7 +21,10 @@ class ObjectMap(Protocol):
         """Return the id of the object of a manifest, or None if no row names one."""
 
     async def unnamed_frames(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
-        """Return those of `names` that no row of a chunk names, live or condemned, in order."""
+        """Return those of `names` that no row of a chunk names, live or condemned, in order.
+
+        An object that could not be read has its name until the chunk is put again: see `Transaction.lose_chunks`.
+        """
 
     async def unnamed_manifests(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
         """Return those of `names` that no row of a manifest names, in order."""

@@ -43,15 +43,22 @@ _REMOVE = (
     " RETURNING number),"
     " forgotten AS (DELETE FROM removals WHERE namespace = $1"
     f" AND number <= (SELECT number FROM removal) - {KEPT_REMOVALS})"
-    " SELECT digest, object_id FROM gone"
+    "{} SELECT digest, object_id FROM gone"
 )
 _CONDEMN = _REMOVE.format(
     "",
     "UPDATE chunks SET going = true WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going AND last_seen < $3",
+    "",
 )
-_DELETE = _REMOVE.format(
+_DELETED = (
     "edges AS (DELETE FROM bases WHERE namespace = $1 AND digest = ANY($2::bytea[])), ",
     "DELETE FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])",
+)
+_DELETE = _REMOVE.format(*_DELETED, "")
+_LOSE = _REMOVE.format(
+    *_DELETED,
+    ", lost AS (INSERT INTO lost_frames (namespace, digest, object_id) SELECT $1, digest, object_id FROM gone"
+    " ON CONFLICT DO NOTHING)",
 )
 _SET_FRAME_DIGESTS = (
     "UPDATE chunks SET frame_digest = given.frame_digest"
@@ -117,6 +124,11 @@ async def delete_chunks(connection: Connection, namespace: str, digests: Sequenc
     """Delete rows, and the edges from them to their bases. Return what names the frames of these rows."""
     rows = await read(connection, _DELETE, namespace, digests)
     return [ObjectName(Digest(digest), object_id) for digest, object_id in rows]
+
+
+async def lose_chunks(connection: Connection, namespace: str, digests: Sequence[Digest]) -> None:
+    """Delete rows as `delete_chunks` does, and keep the names of their objects."""
+    await read(connection, _LOSE, namespace, digests)
 
 
 async def update_condemned(connection: Connection, namespace: str, digests: Sequence[Digest], unseen_since: int) -> list[Digest]:

@@ -10,7 +10,11 @@ from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import read
 
 _FRAMES = "SELECT digest, object_id, stored_size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
-_NAMED_FRAMES = "SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+_NAMED_FRAMES = (
+    "SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) UNION ALL"
+    " SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT EXISTS (SELECT 1"
+    " FROM chunks WHERE chunks.namespace = lost_frames.namespace AND chunks.digest = lost_frames.digest AND NOT chunks.going)"
+)
 _NAMED_MANIFESTS = "SELECT digest, object_id FROM manifests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
 # The row that is there stays. It is written, so that it is returned, also if it is newer than this statement.
 _KEEP_MANIFEST = (
@@ -26,7 +30,7 @@ async def select_frames(connection: Connection, namespace: str, digests: Sequenc
 
 
 async def select_unnamed_frames(connection: Connection, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
-    """Return those of `names` that no row of a chunk names, in order."""
+    """Return those of `names` that neither a row of a chunk names nor, until the chunk is put again, one of a lost frame."""
     return await _unnamed(connection, _NAMED_FRAMES, namespace, names)
 
 

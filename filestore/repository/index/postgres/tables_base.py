@@ -28,6 +28,13 @@ TABLES = (
         object_id bytea NOT NULL,
         PRIMARY KEY (namespace, digest)
     )""",
+    # Objects that could not be read, of chunks whose rows were removed for that.
+    """CREATE TABLE lost_frames (
+        namespace text COLLATE "C" NOT NULL,
+        digest bytea NOT NULL,
+        object_id bytea NOT NULL,
+        PRIMARY KEY (namespace, digest, object_id)
+    )""",
     # The frame of `digest` can be decoded only together with the chunk `base`.
     """CREATE TABLE bases (
         namespace text COLLATE "C" NOT NULL,
