@@ -27,14 +27,14 @@ async def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("postgresql://me:word@db.example:5433/models?sslmode=require&password=word", "postgresql://me@db.example:5433/models"),
+        ("postgresql://me:word@db.example:5433/models?sslmode=require&password=word", "postgresql://db.example:5433/models"),
         ("postgres://db.example/models", "postgresql://db.example/models"),
-        ("postgresql://me:word@[::1]:5433/models", "postgresql://me@[::1]:5433/models"),
+        ("postgresql://me:word@[::1]:5433/models", "postgresql://[::1]:5433/models"),
         ("postgresql:///models?host=/run/postgresql", "postgresql:///models"),
     ],
 )
 def test_a_location_is_shown_without_secrets(url: str, shown: str) -> None:
-    """Neither the password nor the query, which may have one."""
+    """Neither the user and the password nor the query, which may have them."""
     assert shown == shown_location(url)
 
 
@@ -72,6 +72,23 @@ def test_an_error_has_one_of_ours_that_means_the_same(raised: Exception, expecte
     assert expected is type(caught.value)
     assert (expected is Busy) == caught.value.retryable  # type: ignore[attr-defined]  # an error of ours
     assert "postgresql://db/models" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (asyncpg.InvalidPasswordError('password authentication failed for user "me"'), "check the user and the password"),
+        (asyncpg.InvalidAuthorizationSpecificationError('role "me" does not exist'), "check the user"),
+        (asyncpg.InvalidCatalogNameError('database "x" does not exist'), "make the database, or check its name"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "Connection refused; check the address"),
+    ],
+)
+def test_an_index_that_cannot_be_opened_says_what_to_do(raised: Exception, words: str) -> None:
+    """Nothing of it names a call of Python."""
+    with pytest.raises(StorageError) as caught, postgres_errors("postgresql://db/models", opening=True):
+        raise raised
+    assert words in str(caught.value)
+    assert "call" not in str(caught.value)
 
 
 def test_a_value_that_no_database_keeps_is_not_tried_again() -> None:

@@ -10,7 +10,7 @@ _SCHEMES = ("postgresql", "postgres")
 
 
 def shown_location(url: str) -> str:
-    """Return the URL of a database without the password and the query. Raises InvalidUrl, without the URL's password."""
+    """Return the URL of a database without the user, the password and the query. Raises InvalidUrl, without them."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -19,5 +19,4 @@ def shown_location(url: str) -> str:
     if parts.scheme not in _SCHEMES:
         raise InvalidUrl(f"{parts.scheme}:", "the location of an index in PostgreSQL begins with postgresql://")
     name = f"[{host}]" if host and ":" in host else host or ""
-    user = f"{parts.username}@" if parts.username else ""
-    return f"postgresql://{user}{name}{f':{port}' if port else ''}{parts.path}"
+    return f"postgresql://{name}{f':{port}' if port else ''}{parts.path}"
