@@ -172,7 +172,7 @@ def _without_secrets(error: Exception, request_id: str) -> FilestoreError:
         case IndexReplaced():
             safe = IndexReplaced("the server's index", "a file of it was replaced or removed")
         case Busy():
-            safe = Busy("the server's repository", "another process holds it")
+            safe = Busy("the server's repository", "another process holds it, or it does not answer")
         case _:
             safe = FilestoreError(f"the server failed; its log says why, under the request {request_id}")
     return safe
