@@ -145,6 +145,11 @@ class CommandContext:
             return ObjectLocation.of(settings.store, settings.index)
         if given.get("index") is not None:
             raise click.UsageError("--index is for a repository in an object store; name that by --store")
+        if settings.index is not None and not others:
+            # Without this, a folder of this machine would take what belongs into the repository of the index.
+            raise InvalidSetting(
+                "index", "it is for a repository in an object store, and no store is set; set FILESTORE_STORE too"
+            )
         return None
 
     @property

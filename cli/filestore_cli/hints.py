@@ -26,6 +26,8 @@ HINTS = {
     "free-quota": "`filestore du` shows what takes space and the limits of its namespace, and `filestore rm` removes files",
     "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees "
     "their space at once",
+    "give-index": "FILESTORE_INDEX or --index does that",
+    "give-password": "FILESTORE_INDEX, PGPASSWORD or a passfile gives the password of a database",
     "give-scope": "on the machine of the server, `filestore token new --scope {needed}` makes one, and --token-file or "
     "FILESTORE_TOKEN gives it",
     "give-token": "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "

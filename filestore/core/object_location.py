@@ -35,7 +35,9 @@ class ObjectLocation:
         if not parts.netloc or parts.username is not None or parts.fragment:
             raise InvalidUrl(shown_url(url), _FORM)
         if index is None:
-            raise InvalidUrl(shown_url(url), "an object store needs an index in PostgreSQL; give its URL as index")
+            raise InvalidUrl(
+                shown_url(url), "an object store needs an index in PostgreSQL; give its URL as index", hint="give-index"
+            )
         if not is_database(index):
             raise InvalidSetting("index", "the URL of a database is expected, such as postgresql://USER@HOST/DATABASE")
         return cls(url, index)

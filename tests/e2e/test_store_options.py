@@ -42,8 +42,17 @@ def test_what_works_on_folders_only_says_so(home: Home, command: tuple[str, ...]
 
 @pytest.mark.parametrize("command", [("gc",), ("token", "ls"), ("ls",), ("serve",)])
 def test_an_object_store_needs_its_index(home: Home, command: tuple[str, ...]) -> None:
-    """Each command says what is missing."""
-    assert "an object store needs an index" in home.failure(*command, environ={"FILESTORE_STORE": STORE})
+    """Each command says what is missing, and how to give it."""
+    said = home.failure(*command, environ={"FILESTORE_STORE": STORE})
+    assert "an object store needs an index" in said
+    assert "FILESTORE_INDEX" in said
+
+
+@pytest.mark.parametrize("command", [("gc",), ("token", "ls"), ("ls",), ("serve",)])
+def test_an_index_needs_its_object_store(home: Home, command: tuple[str, ...]) -> None:
+    """A folder of this machine is not used instead."""
+    assert "no store is set; set FILESTORE_STORE too" in home.failure(*command, environ={"FILESTORE_INDEX": INDEX})
+    assert not (home.folder / ".local").exists()
 
 
 @pytest.mark.parametrize("command", [("gc", "--root", "folder"), ("token", "ls", "--root", "folder"), ("ls", "--url", "folder")])

@@ -94,6 +94,23 @@ def test_an_error_has_one_of_ours_that_means_the_same(raised: Exception, expecte
     assert "postgresql://db/models" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (asyncpg.InvalidPasswordError('password authentication failed for user "me"'), "check the user and the password"),
+        (asyncpg.InvalidAuthorizationSpecificationError('role "me" does not exist'), "check the user"),
+        (asyncpg.InvalidCatalogNameError('database "x" does not exist'), "make the database, or check its name"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "Connection refused; check the address"),
+    ],
+)
+def test_an_index_that_cannot_be_opened_says_what_to_do(raised: Exception, words: str) -> None:
+    """Nothing of it names a call of Python."""
+    with pytest.raises(StorageError) as caught, postgres_errors("postgresql://db/models", opening=True):
+        raise raised
+    assert words in str(caught.value)
+    assert "call" not in str(caught.value)
+
+
 def test_a_value_that_no_database_keeps_is_not_tried_again() -> None:
     """The message does not have the value, which may be secret."""
 

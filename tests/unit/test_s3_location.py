@@ -10,6 +10,7 @@ from filestore.errors import Busy, FilestoreError, InvalidUrl, StorageError, Sto
 from filestore.repository.stores.s3_errors import translated
 from filestore.repository.stores.s3_keys import frame_key, manifest_key, parse_key
 from filestore.repository.stores.s3_location import S3Location, is_s3_url, parse_location
+from filestore.repository.stores.s3_open import new_s3_client
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def answered(status: int, code: str = "") -> Exception:
         (Exception("HTTP error: operation\n\nDebug source:\nTimedOut"), Busy, "did not answer in time"),
         (Exception("HTTP error: error decoding response body"), Busy, "the connection to it broke"),
         (Exception("Error performing PUT http://169.254.169.254/latest: 403"), StoreRefused, "no credentials are given"),
+        (Exception("Generic S3 error: Missing SecretAccessKey"), StoreRefused, "only one of AWS_ACCESS_KEY_ID"),
         (Exception("topsecret"), StorageError, "its answer cannot be understood"),
     ],
 )
@@ -151,3 +153,14 @@ def test_errors(error: Exception, kind: type[FilestoreError], reason: str) -> No
     assert reason in str(found)
     assert "s3://models" in str(found)
     assert "topsecret" not in str(found)
+
+
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_a_key_is_told(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """Before the first request, and without the half that is set."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "topsecret")
+    monkeypatch.delenv(missing)
+    with pytest.raises(StoreRefused, match="only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set") as raised:
+        new_s3_client(S3Location("models"))
+    assert "topsecret" not in str(raised.value)

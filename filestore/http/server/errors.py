@@ -175,7 +175,7 @@ def _without_secrets(error: Exception, request_id: str) -> FilestoreError:
         case RepositoryMoved():
             safe = RepositoryMoved("the server's repository", "another place")
         case Busy():
-            safe = Busy("the server's repository", "another process holds it")
+            safe = Busy("the server's repository", "another process holds it, or it does not answer")
         case _:
             safe = FilestoreError(f"the server failed; its log says why, under the request {request_id}")
     return safe

@@ -67,10 +67,13 @@ class S3Client:
     def __init__(
         self, location: S3Location, *, credentials: CredentialsFile | None = None, retry_seconds: float = RETRY_SECONDS
     ) -> None:
-        """Make a client. No request is made."""
+        """Make a client. No request is made. Raises StorageError if its credentials or its location cannot be used."""
         self.location = location
         self._credentials = credentials
-        self._engine, self._signer = self._new_engines()
+        try:
+            self._engine, self._signer = self._new_engines()
+        except BaseError as error:
+            raise translated(error, str(location)) from None
         self._engine_at = time.monotonic()
         self._retry_seconds = retry_seconds
         self._retries = Retries(

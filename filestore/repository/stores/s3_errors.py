@@ -19,7 +19,7 @@ _OTHER_REGION = "the bucket is in another region; name its region in the URL"
 _FAULTS: Mapping[str, str] = {
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
-    "NoSuchBucket": "the bucket does not exist",
+    "NoSuchBucket": "the bucket does not exist; make it, or check its name",
     "PermanentRedirect": _OTHER_REGION,
 }
 STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"})
@@ -32,6 +32,7 @@ _REFUSALS: Mapping[str, str] = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
 }
 _OWN_PROVIDER = "External AWS credential provider: ValueError: "
+_HALF_A_KEY = ("Missing SecretAccessKey", "Missing AccessKeyId")
 _METADATA_HOST = "http://169.254.169.254"
 _LASTING: Mapping[str, str] = {
     "ertificate": "its certificate cannot be trusted",
@@ -100,6 +101,8 @@ def _of_answer(status: int, code: str, where: str) -> FilestoreError:
 def _without_answer(text: str, whole: str, where: str) -> FilestoreError:
     if _OWN_PROVIDER in text:
         return StoreRefused(where, text.partition(_OWN_PROVIDER)[2])
+    if any(mark in text for mark in _HALF_A_KEY):
+        return StoreRefused(where, "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set")
     if _METADATA_HOST in text:
         return StoreRefused(where, "no credentials are given, and this machine has none of its own")
     for mark, reason in _LASTING.items():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def new_s3_client(location: S3Location) -> S3Client:
-    """Return a client for a location. No request is made. Raises MissingPackage.
+    """Return a client for a location. No request is made. Raises MissingPackage, StorageError.
 
     The credentials are those of the environment (AWS_ACCESS_KEY_ID and others), of the file that AWS_SHARED_CREDENTIALS_FILE
     names, which is read again when it is replaced, of a container, or of the machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ _RETRYABLE_CLASSES = (
     "57",  # an operator ended it, or the server stops or starts
     "58",  # the server had an error of its system
 )
+_REFUSED_CLASS = "28"  # the server does not accept the user
 _RETRYABLE = (
     "0A000",  # a plan that was made before a change of the tables
     "25P02",  # the transaction has failed already
@@ -56,7 +58,9 @@ def translated(error: Exception, where: str, *, opening: bool = False) -> Filest
         return StorageError(where, "a value cannot be stored in the database")
     if not isinstance(error, asyncpg.PostgresError):
         if opening and isinstance(error, OSError):
-            return StorageError(where, f"the database cannot be reached: {reason}")
+            return StorageError(
+                where, f"the database cannot be reached: {reason}; check the address, and that PostgreSQL runs there"
+            )
         return Busy(where, f"the connection to the database failed: {reason}")
     return _of_state(error.sqlstate or "", where, reason)
 
@@ -73,6 +77,15 @@ def _of_state(state: str, where: str, reason: str) -> FilestoreError:
         return Busy(where, reason)
     if state in _DAMAGED:
         return IndexDamaged(where, reason)
+    return _lasting(state, where, reason)
+
+
+def _lasting(state: str, where: str, reason: str) -> StorageError:
+    """Return the error of a SQLSTATE that somebody has to end."""
+    if state.startswith(_REFUSED_CLASS):
+        return StorageError(where, f"{reason}; check the user and the password", hint="give-password")
+    if state == asyncpg.InvalidCatalogNameError.sqlstate:
+        return StorageError(where, f"{reason}; make the database, or check its name")
     return (NotPermitted if state == asyncpg.InsufficientPrivilegeError.sqlstate else StorageError)(where, reason)
 
 
@@ -80,5 +93,8 @@ def _reason(error: Exception) -> str:
     """Return what an error says, in one line. Details are left out: they have values of rows."""
     if isinstance(error, asyncio.TimeoutError):
         return "it did not answer in time"
+    if isinstance(error, ConnectionError) and error.errno:
+        # The text of asyncio's own errors is about a call.
+        return os.strerror(error.errno)
     text = getattr(error, "message", None) or (error.strerror if isinstance(error, OSError) else None) or str(error)
     return str(text).strip().partition("\n")[0] or type(error).__name__

@@ -478,7 +478,12 @@ async def _prepare(url: str, location: str, *, makes_tables: bool, read_only: bo
     """Make or migrate the tables if they are not of this version."""
     found = await _revision(url, location)
     if found is None and (read_only or not makes_tables):
-        raise NotARepository(location, "its database has no tables of an index", "check the name of the database")
+        raise NotARepository(
+            location,
+            "its database has no tables of an index",
+            "check the name of the database, or make a repository (connect with create=True)",
+            hint="create-repository",
+        )
     if found not in (None, *KNOWN_REVISIONS) or (read_only and found != REVISION):
         raise UnknownFormat(location, str(found), REVISION)
     if found != REVISION:
