@@ -53,8 +53,9 @@ class Health:
         self, store: ChunkStore, index: Index, spool_folder: Path, *, is_stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self._is_stopping = is_stopping
+        kept = "object store" if store.has_object_ids else "disk"
         self._checks: Mapping[str, _Check] = {
-            "disk": _Check(partial(_check_space_and_store, store), "disk"),
+            kept: _Check(partial(_check_space_and_store, store), kept),
             "index": _Check(partial(_check_index, index), "index"),
             "spool folder": _Check(partial(_in_own_thread, partial(_check_spool, spool_folder)), "spool folder"),
         }
