@@ -321,11 +321,7 @@ class PostgresIndex:
         return parse_keys(kept, path=self.location)
 
     async def compact(self) -> None:
-        """Let the server free what removed rows have left, where nobody else does so. It does the same by itself, later."""
-        async with self._connections.lend_long() as connection:
-            with postgres_errors(self.location):
-                for (table,) in await connection.fetch(_TABLES):
-                    await connection.execute(f'VACUUM (SKIP_LOCKED, ANALYZE) "{table}"')
+        """Do nothing: the database itself frees what removed rows have left (autovacuum)."""
 
     async def frame_objects(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, FrameObject]:
         return await self._read(object_map.select_frames, namespace, digests)
