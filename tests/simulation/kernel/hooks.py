@@ -111,13 +111,17 @@ class Patches:
             self._undo.pop()()
 
 
+_UNUSED = ("filestore.runtime", "filestore.repository.index.postgres", "filestore.repository.stores.s3")
+"""The beginnings of the names of modules that no simulation uses. They need packages with threads of their own."""
+
+
 @cache
 def load_product() -> None:
     """Import all modules that a simulation may use, so that none is imported while the simulation is in place."""
     for name in ("aiohttp.web", "asyncio", "concurrent.futures.process", "multiprocessing.synchronize", "uuid", "zipfile"):
         importlib.import_module(name)
     for found in pkgutil.walk_packages(filestore.__path__, "filestore."):
-        if not found.name.startswith("filestore.runtime") and not found.name.endswith("__main__"):
+        if not found.name.startswith(_UNUSED) and not found.name.endswith("__main__"):
             importlib.import_module(found.name)
 
 
