@@ -24,7 +24,7 @@ FOUND = {
     "row_before_frame": ("frame-missing", (29, 49, 19)),
     "seed_trusted": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
     "staging_published_by_size": ("other bytes than were pushed|what nobody has pushed there", (6, 16, 26)),
-    "tombstone_ignored": ("ChunksMissing|read back with other bytes", (58, 68, 108)),
+    "tombstone_ignored": ("ChunksMissing|read back with other bytes", (28, 38, 78, 88, 118, 128)),
 }
 """What the check says that finds each fault, as a regular expression, and the seeds that are tried until one finds it.
 

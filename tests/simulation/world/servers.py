@@ -115,8 +115,8 @@ class SlowIndex:
         return getattr(self._inner, name)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        async with self._inner.transaction() as transaction:
+    async def transaction(self, namespace: str | None = None) -> AsyncIterator[Transaction]:
+        async with self._inner.transaction(namespace) as transaction:
             yield transaction
         await asyncio.sleep(self._seconds())
 
