@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,22 +142,26 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
 
 
 @asynccontextmanager
-async def _told(context: CommandContext, verb: str, counts: ContentCounts) -> AsyncIterator[None]:
-    """Print a line every few seconds during the block."""
+async def telling(context: CommandContext, line: Callable[[], str]) -> AsyncIterator[None]:
+    """Print what `line` returns every few seconds during the block."""
 
     async def tell() -> None:
         while True:
             await asyncio.sleep(LINE_SECONDS)
-            say(f"{verb}: {counts.chunk_count} chunks, {in_units(counts.copied_size)} copied")
+            say(line())
 
-    telling = asyncio.create_task(tell()) if context.shows_progress else None
+    task = asyncio.create_task(tell()) if context.shows_progress else None
     try:
         yield
     finally:
-        if telling is not None:
-            telling.cancel()
+        if task is not None:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await telling
+                await task
+
+
+def _told(context: CommandContext, verb: str, counts: ContentCounts) -> AbstractAsyncContextManager[None]:
+    return telling(context, lambda: f"{verb}: {counts.chunk_count} chunks, {in_units(counts.copied_size)} copied")
 
 
 def _how_many(counts: ContentCounts) -> str:

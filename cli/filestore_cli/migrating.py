@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from filestore_cli.backup import damaged_as_json, damaged_lines, rate_option
+from filestore_cli.backup import damaged_as_json, damaged_lines, rate_option, telling
 from filestore_cli.context import CommandContext, takes
 from filestore_cli.findings import number_of
 from filestore_cli.folders import opened_folder
 from filestore_cli.progress import LINE_SECONDS
-from filestore_cli.start import run_to_end, say
+from filestore_cli.start import run_to_end
 from filestore_cli.text import exactly, for_display, in_units, table
 from filestore_cli.token_files import warn_of_password
 
@@ -128,25 +126,15 @@ def _show(context: CommandContext, folder: Path, location: ObjectLocation, count
         context.note("Nothing more is written to the folder. Serve the repository with --store and --index.")
 
 
-@asynccontextmanager
-async def _told(context: CommandContext, counts: MigrationCounts) -> AsyncIterator[None]:
-    """Print a line every few seconds during the block."""
+def _told(context: CommandContext, counts: MigrationCounts) -> AbstractAsyncContextManager[None]:
+    before = counts.copied_size
 
-    async def tell() -> None:
+    def line() -> str:
+        nonlocal before
+        rate = (counts.copied_size - before) / LINE_SECONDS
         before = counts.copied_size
-        while True:
-            await asyncio.sleep(LINE_SECONDS)
-            rate = (counts.copied_size - before) / LINE_SECONDS
-            before = counts.copied_size
-            which = "last pass" if counts.is_last else f"pass {counts.pass_number}"
-            seen = f"{counts.record_count} files, {counts.chunk_count} chunks, {in_units(counts.stored_size)} seen"
-            say(f"migrate: {which}: {seen}; {in_units(counts.copied_size)} copied, {in_units(round(rate))}/s")
+        which = "last pass" if counts.is_last else f"pass {counts.pass_number}"
+        seen = f"{counts.record_count} files, {counts.chunk_count} chunks, {in_units(counts.stored_size)} seen"
+        return f"migrate: {which}: {seen}; {in_units(counts.copied_size)} copied, {in_units(round(rate))}/s"
 
-    telling = asyncio.create_task(tell()) if context.shows_progress else None
-    try:
-        yield
-    finally:
-        if telling is not None:
-            telling.cancel()
-            with suppress(asyncio.CancelledError):
-                await telling
+    return telling(context, line)

@@ -79,7 +79,7 @@ from filestore.repository.removal import remove_record
 from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, ChunkStore, FrameUrl, SpaceClaim, Staging
 from filestore.repository.unneeded import remove_duplicates
 from filestore.system.buffers import Budget
-from filestore.system.clocks import elapsed_seconds
+from filestore.system.clock import elapsed_seconds
 from filestore.system.files import BLOCK_SIZE
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group

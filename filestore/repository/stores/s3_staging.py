@@ -14,7 +14,7 @@ from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, Stagi
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.staging_file import DiskStaging
-from filestore.system.clocks import elapsed_seconds
+from filestore.system.clock import elapsed_seconds
 from filestore.system.metrics import Stage, span
 from filestore.system.threads import thread_pool
 
