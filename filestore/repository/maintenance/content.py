@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
 from filestore.errors import InvalidManifest, LimitExceeded, NotFound, StorageError
 from filestore.format.codec import FRAME_LIMIT, Frame
@@ -228,6 +229,20 @@ class _NamespaceCopy:
     def _count(self, rows: Sequence[ChunkRow]) -> None:
         self._counts.chunk_count += len(rows)
         self._counts.stored_size += sum(row.stored_size for row in rows)
+
+
+async def replace_manifest(store: ChunkStore, index: Index, namespace: str, digest: Digest, encoded: bytes) -> None:
+    """Store the manifest of a record whose manifest is missing or damaged. Raises StorageError, StorageFull, Busy."""
+    if not store.has_object_ids:
+        # A collection removes manifests without a record inside a write transaction.
+        async with index.transaction(namespace):
+            await store.put_manifest(namespace, digest, encoded)
+        return
+    object_id = await store.put_manifest(namespace, digest, encoded)
+    async with index.transaction(namespace) as transaction:
+        # The object that the row named has no name from now on, and is removed as abandoned.
+        await transaction.forget_manifest(namespace, digest)
+        await transaction.keep_manifest(namespace, ObjectName(digest, object_id))
 
 
 async def _records(index: Index, namespace: str) -> AsyncIterator[Record]:

@@ -237,6 +237,9 @@ class PostgresIndex:
     async def usages(self) -> list[NamespaceUsage]:
         return await self._read(usage.select_usages)
 
+    async def lost_frames(self, namespace: str, after: ObjectName | None = None, *, limit: int) -> list[ObjectName]:
+        return await self._read(object_map.select_lost, namespace, after, limit)
+
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._read(chunks.select_rows, namespace, after, limit)
 
