@@ -303,6 +303,7 @@ class RequestAuthenticator:
         self._limits = limits
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
+        self._reader_budget = Budget(limits.memory_limit // 2)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
@@ -386,6 +387,7 @@ class RequestAuthenticator:
         return RequestContext(
             request=request,
             budget=self._budget,
+            reader_budget=self._reader_budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
             trees=self._trees,
