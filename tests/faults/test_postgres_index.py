@@ -488,14 +488,27 @@ async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
         await index.manifest_object(B, manifest.digest),
     )
     async with index.transaction(A) as transaction:
-        await transaction.lose_chunks(A, [live.digest])
+        assert [] == await transaction.lose_chunks(A, [stale])
+        assert [live.digest] == await transaction.lose_chunks(A, [names[2]])
     assert ([live.digest], [names[0], stale]) == (
         await index.missing(A, [live.digest]),
         await index.unnamed_frames(A, [*names, stale]),
     ), "a frame that was not found keeps its name"
+    assert ([names[2]], [], []) == (
+        await index.lost_frames(A, limit=10),
+        await index.lost_frames(A, names[2], limit=10),
+        await index.lost_frames(B, limit=10),
+    )
+    assert [A] == await index.namespaces()
     async with index.transaction(A) as transaction:
         await transaction.add_chunks(A, [live._replace(object_id=b"11111111")])
     assert [names[0], names[2], stale] == await index.unnamed_frames(A, [*names, stale])
+    assert [] == await index.lost_frames(A, limit=10), "the chunk is there again"
+    async with index.transaction(A) as transaction:
+        again = ObjectName(live.digest, b"11111111")
+        assert [live.digest] == await transaction.lose_chunks(A, [again])
+        assert [[again], []] == [await transaction.forget_lost(A, [stale, again]) for _ in range(2)]
+    assert [again] == await index.unnamed_frames(A, [again])
     async with index.transaction(A) as transaction:
         assert [names[1]] == await transaction.forget_chunks(A, asked[:2])
         assert [manifest, ObjectName(manifest.digest)] == [

@@ -231,17 +231,17 @@ class S3Store:
                     results.append(await in_cpu_thread(visit, digest, memoryview(whole)))
         return results
 
-    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
-        """Copy the object to a key below `damaged`. Its own key is removed later, when no row names it any more."""
-        found = (await self._objects.frame_objects(namespace, [digest])).get(digest)
-        if found is None:
-            return None
-        name = ObjectName(digest, found.object_id)
+    async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
+        """Copy the object to a key below `damaged`, and remove its own key."""
         where = damaged_key(namespace, name)
         if not await self.client.copy(frame_key(namespace, name), where):
             return None
         await self.remove(namespace, [name])
         return f"{self.client.location}/{where}"
+
+    async def read_object(self, namespace: str, name: ObjectName) -> Buffer | None:
+        found = await self.client.get(frame_key(namespace, name), size=FRAME_LIMIT)
+        return None if found is None else memoryview(found)
 
     async def namespaces(self) -> list[str]:
         return await self.client.folders(FRAMES)

@@ -237,6 +237,9 @@ class PostgresIndex:
     async def usages(self) -> list[NamespaceUsage]:
         return await self._read(usage.select_usages)
 
+    async def lost_frames(self, namespace: str, after: ObjectName | None = None, *, limit: int) -> list[ObjectName]:
+        return await self._read(object_map.select_lost, namespace, after, limit)
+
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._read(chunks.select_rows, namespace, after, limit)
 
@@ -338,6 +341,15 @@ class PostgresIndex:
     async def row_page(self, table: Table, after: Row | None) -> list[Row]:
         """Return rows as `row_pages.RowSource` does."""
         return await self._read(row_pages.select_page, table, after)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[row_pages.Snapshot]:
+        """Give all rows as they are at the beginning of the block, whatever is written meanwhile. No writer waits."""
+        async with self._connections.lend_long() as connection:
+            with postgres_errors(self.location):
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # The connection is closed after the block, and the transaction with it.
+            yield row_pages.Snapshot(connection, self.location)
 
     async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
         """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
