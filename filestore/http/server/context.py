@@ -20,8 +20,9 @@ from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
 from aiohttp import web
 
 from filestore.core.signing import SigningKeys, signed_path
-from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
-from filestore.http.server.body.connection import PEER, PIECE, duplicate
+from filestore.errors import FilestoreError, Interrupted, LimitExceeded
+from filestore.http.server.body.answer import answering, connection_of, moving
+from filestore.http.server.body.connection import PEER, PIECE
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
@@ -96,10 +97,7 @@ class RequestContext:
     @property
     def transport(self) -> asyncio.Transport:
         """The connection of the client. Raises ConnectionError when the client has closed it."""
-        transport = self.request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        return transport
+        return connection_of(self.request)
 
     @property
     def noted(self) -> RequestRecord:
@@ -226,35 +224,15 @@ class RequestContext:
 
         Raises Stalled, ConnectionError.
         """
-        response.content_length = size
-        await response.prepare(self.request)
-        # aiohttp sends the head, and another descriptor sends the body. So the head must be out first.
-        self.transport.set_write_buffer_limits(high=0)
-        async with self.moving():
-            await self.request.writer.drain()
-        with duplicate(self.transport) as connection:
-            writer = BodyWriter(connection, stall_seconds=self.stall_seconds, throttle=self.throttle)
-            try:
-                yield writer
-                await response.write_eof()
-            except BaseException:
-                # The cut tells the client that the answer is incomplete.
-                if self.request.transport is not None:
-                    self.request.transport.abort()
-                raise
-            else:
-                self.noted.note_body(0)
-            finally:
-                self.noted.bytes_sent += writer.sent
+        seconds, throttle = self.stall_seconds, self.throttle
+        async with answering(self.request, response, size=size, stall_seconds=seconds, throttle=throttle) as writer:
+            yield writer
 
     @asynccontextmanager
     async def moving(self, seconds: float | None = None) -> AsyncIterator[None]:
         """Limit the time of a step that only waits for the client, to `stall_seconds` by default. Raises Stalled."""
-        try:
-            async with asyncio.timeout(self.stall_seconds if seconds is None else seconds):
-                yield
-        except TimeoutError:
-            raise Stalled(PEER, self.stall_seconds) from None
+        async with moving(self.stall_seconds if seconds is None else seconds, told=self.stall_seconds):
+            yield
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises Interrupted, Stalled."""

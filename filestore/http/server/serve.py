@@ -24,10 +24,11 @@ from filestore.http.server.jwt_tokens import JwtOptions, check_options
 from filestore.http.server.listener import listening, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.request_logs import NO_LOGS, LogOptions
+from filestore.http.server.running import BACKLOG
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
-from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
+from filestore.http.server.worker import Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.event_loop import run_in_loop
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
