@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
 from aiohttp import web
 
 from filestore.core.signing import SigningKeys, signed_path
-from filestore.errors import FilestoreError, Interrupted, LimitExceeded
-from filestore.http.server.body.answer import answering, connection_of, moving
-from filestore.http.server.body.connection import PEER, PIECE
+from filestore.errors import FilestoreError, LimitExceeded
+from filestore.http.server.body.answer import answering, arriving, connection_of, moving
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
@@ -35,7 +35,6 @@ from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
 from filestore.system.buffers import Budget
-from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
 from filestore.system.stalls import StallTimer
@@ -294,15 +293,6 @@ def make_spool_folder(folder: Path) -> None:
     """Make the spool folder again if somebody removed it since the server started. Raises StorageFull, StorageError."""
     with spooling():
         folder.mkdir(0o700, exist_ok=True)
-
-
-@contextmanager
-def arriving() -> Iterator[None]:
-    """Raise Interrupted if the client ends the connection or sends a malformed body in the block."""
-    try:
-        yield
-    except (ConnectionError, web.RequestPayloadError) as error:
-        raise Interrupted(PEER, failure_reason(error)) from error
 
 
 spooling = partial(storage_errors, "the spool folder of the server")

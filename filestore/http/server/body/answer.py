@@ -1,18 +1,19 @@
-"""Send an answer whose body does not pass through aiohttp."""
+"""Receive a body, and send an answer whose body does not pass through aiohttp."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
-from filestore.errors import Stalled
+from filestore.errors import Interrupted, Stalled
 from filestore.http.server.body.connection import PEER, duplicate
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.request_record import record_of
 from filestore.http.server.throttle import Throttle
+from filestore.system.connection_errors import failure_reason
 
 
 def connection_of(request: web.Request) -> asyncio.Transport:
@@ -31,6 +32,15 @@ async def moving(seconds: float, *, told: float | None = None) -> AsyncIterator[
             yield
     except TimeoutError:
         raise Stalled(PEER, seconds if told is None else told) from None
+
+
+@contextmanager
+def arriving() -> Iterator[None]:
+    """Raise Interrupted if the client ends the connection or sends a malformed body in the block."""
+    try:
+        yield
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise Interrupted(PEER, failure_reason(error)) from error
 
 
 @asynccontextmanager
