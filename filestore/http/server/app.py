@@ -88,6 +88,7 @@ ROUTES = (
     Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
     Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
     Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
+    Route("POST", f"{API}/peer-ticket", native.give_peer_ticket, Scope.READ),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
