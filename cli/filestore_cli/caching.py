@@ -43,7 +43,7 @@ def cache() -> None:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes(
-    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "peers"),
     *("cache", "cache_size_limit", "cache_min_free"),
 )
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:

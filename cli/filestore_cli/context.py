@@ -84,6 +84,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
+            peers=settings.peers,
         )
         async with AsyncExitStack() as stack:
             try:
