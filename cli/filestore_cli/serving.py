@@ -281,14 +281,16 @@ def hub_lines(settings: Settings, url: str, token: str | None) -> list[str]:
     return ["", "For the tools of the Hugging Face Hub:", endpoint, access, "  export HF_HUB_DISABLE_XET=1"]
 
 
-def check_listening(settings: Settings) -> None:
+def check_listening(settings: Settings, *, on: str | None = None) -> None:
     """Refuse to speak plain HTTP with other machines, unless the user permits it. Then only warn.
+
+    `on` is the address to listen on, if that is not the setting `host`.
 
     Raises click.ClickException.
     """
-    if tls_files(settings) is not None or settings.tls_by_proxy or is_loopback(settings.host):
+    if tls_files(settings) is not None or settings.tls_by_proxy or is_loopback(on or settings.host):
         return
-    host = for_display(settings.host)
+    host = for_display(on or settings.host)
     if not settings.insecure:
         raise click.ClickException(
             f"{host} can be reached from other machines, and traffic would not be encrypted: "

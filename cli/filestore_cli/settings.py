@@ -48,6 +48,7 @@ AGE_UNIT = "time such as 24h (units s, min, h, d, w)"
 _HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
 UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
+_PORT_LIMIT = 65535
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -113,6 +114,15 @@ def _host(value: object) -> str:
     except UnicodeError:
         raise ValueError(f"{host!r} is not a host name or an address") from None
     return host
+
+
+def _host_and_port(value: object) -> tuple[str, int]:
+    if isinstance(value, tuple):
+        return value  # it was parsed already
+    host, colon, port = _text(value).rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _PORT_LIMIT:
+        raise ValueError("a host name or an address, a colon and a port are expected, such as 10.0.0.7:8600 or [::1]:8600")
+    return _host(host[1:-1] if host.startswith("[") and host.endswith("]") else host), int(port)
 
 
 def _token(value: object) -> str:
@@ -423,6 +433,25 @@ class Settings:
             parse=_size(0),
         ),
     )
+    peer_size_limit: int = field(
+        default=10 << 30,
+        metadata=_setting(
+            "Bytes of disk that the frames of `filestore cache serve` may take, beside the entries of the cache",
+            unit=_SIZE_UNIT,
+            parse=_size(0),
+            default="10GiB",
+        ),
+    )
+    listen: tuple[str, int] = field(
+        default=("127.0.0.1", 8600),
+        metadata=_setting(
+            "Where `filestore cache serve` listens; port 0 takes any free one",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="127.0.0.1:8600",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",
@@ -495,7 +524,7 @@ class Settings:
     port: int = field(
         default=8080,
         metadata=_setting(
-            "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, 65535)
+            "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, _PORT_LIMIT)
         ),
     )
     workers: int | None = field(

@@ -1,1 +1,1 @@
-"""Peers: caches on other machines that give frames, so that few of them leave the server."""
+"""Peers: caches of other machines that give each other frames, so that an origin sends each one only a few times."""
