@@ -199,7 +199,7 @@ def cache_serve(context: CommandContext) -> None:
 
     @asynccontextmanager
     async def origin() -> AsyncIterator[RemoteRepository]:
-        async with context.repository(read_only=True) as repository:
+        async with context.repository(read_only=True, asks_peers=False) as repository:
             assert isinstance(repository, RemoteRepository)  # noqa: S101  # it is not local
             yield repository
 
