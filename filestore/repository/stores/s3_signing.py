@@ -83,21 +83,30 @@ class UrlSigner:
         asked = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in sorted(values.items()))
         before = f"GET\n{parts.path}"
         after = f"\n{asked}\nhost:{parts.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
-        begun = _begun_signature(secret, values.get("X-Amz-Credential", ""), values.get("X-Amz-Date", ""))
-        urls = []
-        for key in keys:
-            signature = begun.copy()
-            signature.update(sha256(f"{before}{key}{after}".encode()).hexdigest().encode())
-            urls.append(f"{start}{key}{end}{signature.hexdigest()}")
-            if len(urls) == 1 and urls[0] != first:
-                return None
-        return urls
+        begun = _BegunSignature(secret, values.get("X-Amz-Credential", ""), values.get("X-Amz-Date", ""))
+        if f"{start}{keys[0]}{end}{begun.of(f'{before}{keys[0]}{after}')}" != first:
+            return None
+        return [f"{start}{key}{end}{begun.of(f'{before}{key}{after}')}" for key in keys]
 
 
-def _begun_signature(secret: Secret, credential: str, time: str) -> hmac.HMAC:
-    """Return the signature of a text of which only the digest of the request is missing."""
-    scope = credential.partition("/")[2]
-    key = f"AWS4{secret.secret_key}".encode()
-    for part in scope.split("/"):
-        key = hmac.digest(key, part.encode(), "sha256")
-    return hmac.new(key, f"AWS4-HMAC-SHA256\n{time}\n{scope}\n".encode(), "sha256")
+class _BegunSignature:
+    """The signature of a text that lacks only the digest of the request.
+
+    It is an HMAC whose two hashes have begun: `hmac.HMAC.copy` takes a microsecond more for each URL.
+    """
+
+    def __init__(self, secret: Secret, credential: str, time: str) -> None:
+        scope = credential.partition("/")[2]
+        key = f"AWS4{secret.secret_key}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        block = key.ljust(64, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block) + f"AWS4-HMAC-SHA256\n{time}\n{scope}\n".encode())
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def of(self, request: str) -> str:
+        """Return the signature of a canonical request."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(sha256(request.encode()).hexdigest().encode())
+        outer.update(inner.digest())
+        return outer.hexdigest()
