@@ -56,7 +56,7 @@ NOT_SERVED = "nothing is served, because the start cannot be reported on standar
 
 @click.command(short_help="Serve a folder over HTTP.")
 @creates
-@takes("root", "host", "port", "workers", "token", *UPSTREAM_SETTINGS, *SERVER_SETTINGS)
+@takes("root", "host", "port", "workers", "index_connections", "token", *UPSTREAM_SETTINGS, *SERVER_SETTINGS)
 def serve(context: CommandContext, *, create: bool) -> None:
     """Serve a folder over HTTP until Ctrl-C or SIGTERM stops it; then complete the current transfers.
 
@@ -106,7 +106,9 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: open_backend(place, min_free=settings.min_free, scratch=spool_folder),
+        lambda: open_backend(
+            place, min_free=settings.min_free, scratch=spool_folder, index_connections=settings.index_connections
+        ),
         workers=settings.workers,
         tokens=given,
         announce=announce,

@@ -35,6 +35,11 @@ _DAMAGED = (
     "XX002",  # an index of a table is damaged
 )
 
+BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""After these, a connection is in a state that nobody knows. After an error of the server it is not."""
+FAILURES = (asyncpg.PostgresError, *BROKEN)
+"""What asyncpg raises about a connection. Its pool raises an internal error if one ends at the moment that it is given back."""
+
 
 @contextmanager
 def postgres_errors(where: str, *, opening: bool = False) -> Iterator[None]:
