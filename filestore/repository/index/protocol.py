@@ -95,6 +95,8 @@ class PositionedRecord(NamedTuple):
 
     position: int
     record: Record
+    manifest_size: int = 0
+    """The bytes of its manifest. 0 where they are not known: in a listing, and for a record of an earlier version."""
 
 
 @dataclass(slots=True)

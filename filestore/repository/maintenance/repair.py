@@ -393,7 +393,7 @@ class _NamespaceRepair:
         position = 0
         while page := await self._index.records_after(self._namespace, position, limit=_RECORDS, only_valid=True):
             position = page[-1].position
-            for digest in dict.fromkeys(record.digest for _, record in page):
+            for digest in dict.fromkeys(record.digest for _, record, _ in page):
                 try:
                     encoded = await self._store.manifest(self._namespace, digest)
                     manifest = await in_cpu_thread(Manifest.parse, encoded or b"")

@@ -169,11 +169,8 @@ class S3Store:
     async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None]:
         objects = await self._objects.frame_objects(namespace, digests)
         keys = [frame_key(namespace, ObjectName(digest, found.object_id)) for digest, found in objects.items()]
-        urls = await self.client.urls(keys, seconds=seconds) if keys else []
-        found_urls = {
-            digest: FrameUrl(url, found.stored_size) for (digest, found), url in zip(objects.items(), urls, strict=True)
-        }
-        return [found_urls.get(digest) for digest in digests]
+        urls = dict(zip(objects, await self.client.urls(keys, seconds=seconds) if keys else (), strict=True))
+        return [FrameUrl(urls[digest], objects[digest].stored_size) if digest in urls else None for digest in digests]
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         """Return the sizes that the rows state. The object store is not asked."""

@@ -42,12 +42,12 @@ from filestore.repository.index.postgres import (
     uses,
 )
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.connections import FAILURES, Connections
-from filestore.repository.index.postgres.errors import postgres_errors
+from filestore.repository.index.postgres.connections import Connections
+from filestore.repository.index.postgres.errors import FAILURES, postgres_errors
 from filestore.repository.index.postgres.integrity import find_problems
 from filestore.repository.index.postgres.listing import write_listing
 from filestore.repository.index.postgres.location import shown_location
-from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking, task_key
+from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking
 from filestore.repository.index.postgres.publish import Group
 from filestore.repository.index.postgres.revisions import KNOWN_REVISIONS, REVISION
 from filestore.repository.index.postgres.transaction import PostgresTransaction
@@ -105,7 +105,6 @@ class PostgresIndex:
         connections: Connections,
         *,
         location: str,
-        writers: int,
         busy_seconds: float,
         now: Callable[[], int],
         read_only: bool,
@@ -116,7 +115,7 @@ class PostgresIndex:
         self._busy_seconds = busy_seconds
         self._now = now
         self._read_only = read_only
-        self._writers = Writers(location, limit=writers)
+        self._writers = Writers(location, limit=connections.writers)
         self._publishing = Publishing(self._commit_next)
 
     @property
@@ -284,15 +283,10 @@ class PostgresIndex:
 
     @asynccontextmanager
     async def try_lock(self, name: str) -> AsyncIterator[bool]:
-        """Take a lock of the session of a new connection. It is lost if that fails, so it may only save work."""
-        async with self._connections.own() as connection:
-            with postgres_errors(self.location):
-                has_lock = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", task_key(name)))
-            try:
-                yield has_lock
-            finally:
-                # The session ends a moment after its connection is closed, and the next block may ask before.
-                await shield_until_done(_unlock(connection, name))
+        """Take a lock of the session that all locks of this process share. It is lost if that fails, so it may only save work."""
+        self._connections.check()
+        async with self._connections.locks.locked(name) as has_lock:
+            yield has_lock
 
     async def uses(self, namespace: str) -> list[Use]:
         return await self._read(uses.select_uses, namespace)
@@ -475,7 +469,6 @@ async def open_index(
     return PostgresIndex(
         pool,
         location=location,
-        writers=max(1, connections * 6 // 10),
         busy_seconds=busy_seconds,
         now=now,
         read_only=read_only,
@@ -529,11 +522,6 @@ async def _roll_back(connection: Connection) -> None:
     except FAILURES:
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
-
-
-async def _unlock(connection: Connection, name: str) -> None:
-    with suppress(*FAILURES):
-        await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
 async def _select_stored_size(connection: Connection) -> int:
