@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import click
 from filestore.errors import NotARepository
 from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import hold_lines, number_of
-from filestore_cli.folders import maintained_place, opened_folder, refuse_objects
+from filestore_cli.folders import maintained_place, opened_folder
 from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
 from filestore_cli.start import run_to_end, say
@@ -21,8 +21,10 @@ from filestore_cli.text import exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
+    from filestore.core.object_location import ObjectLocation
     from filestore.repository.maintenance.backup import Backup
     from filestore.repository.maintenance.content import ContentCounts, DamagedFile
+    from filestore.repository.maintenance.migrate import MigrationCounts
 
 _SHOWN_FILES = 20
 
@@ -110,8 +112,13 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
     """Restore the newest backup in SOURCE, into a new folder or over a repository that has lost its index.
 
     No server and no command may have the folder open. Content that is there stays; the old index is renamed.
+
+    With --store and --index, it is restored to an object store and a database that have nothing yet.
     """
-    refuse_objects(context.objects(unless=("root",)), "restore")
+    objects = context.objects(unless=("root",))
+    if objects is not None:
+        run_to_end(_restore_objects(context, source, objects, rate))
+        return
     root = context.settings.root.absolute()
 
     async def run() -> None:
@@ -157,6 +164,52 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
     run_to_end(run())
 
 
+async def _restore_objects(context: CommandContext, source: Path, place: ObjectLocation, rate: int | None) -> None:
+    from filestore.repository.folder import RUNTIME_DATABASES  # heavy
+    from filestore.repository.maintenance.migrate import MigrationCounts, MigrationTarget  # heavy
+    from filestore.repository.maintenance.restore_objects import restore_objects  # heavy
+    from filestore.repository.object_repository import open_target  # heavy
+
+    counts = MigrationCounts()
+    async with AsyncExitStack() as stack:
+        store, index = await open_target(place)
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(index.close)
+        await stack.enter_async_context(_told(context, "restore", counts))
+        target = MigrationTarget(store=store, index=index, location=str(place))
+        restored = await restore_objects(source, target, rate=rate, counts=counts)
+    context.show(
+        {
+            "root": str(place),
+            "backup": str(restored.backup),
+            "has_content": restored.has_content,
+            "records": counts.record_count,
+            "chunks": restored.chunk_count,
+            "stored_size": restored.stored_size,
+            "bytes_copied": counts.copied_size,
+            "damaged": damaged_as_json(counts.damaged),
+            "set_aside": [],
+            "held": [],
+        },
+        *table(
+            repository=for_display(place),
+            backup=for_display(restored.backup),
+            records=f"{counts.record_count}, {counts.record_count - len(counts.damaged)} of them whole",
+            content=f"{restored.chunk_count} chunks, {in_units(restored.stored_size)}",
+            copied=exactly(counts.copied_size),
+        ),
+        *damaged_lines(counts.damaged),
+    )
+    if any(restored.backup.glob(RUNTIME_DATABASES)):
+        context.note("The pipelines of runtimes stay in the backup: no runtime works on an object store yet.")
+    if counts.damaged:
+        why = "" if restored.has_content else ", which was made without --full"
+        raise click.ClickException(
+            f"the repository was restored, but {_how_many(counts)} not whole, because some of their content is not in the"
+            f" backup{why}; push these files again"
+        )
+
+
 @asynccontextmanager
 async def telling(context: CommandContext, line: Callable[[], str]) -> AsyncIterator[None]:
     """Print what `line` returns every few seconds during the block."""
@@ -176,11 +229,11 @@ async def telling(context: CommandContext, line: Callable[[], str]) -> AsyncIter
                 await task
 
 
-def _told(context: CommandContext, verb: str, counts: ContentCounts) -> AbstractAsyncContextManager[None]:
+def _told(context: CommandContext, verb: str, counts: ContentCounts | MigrationCounts) -> AbstractAsyncContextManager[None]:
     return telling(context, lambda: f"{verb}: {counts.chunk_count} chunks, {in_units(counts.copied_size)} copied")
 
 
-def _how_many(counts: ContentCounts) -> str:
+def _how_many(counts: ContentCounts | MigrationCounts) -> str:
     count = len(counts.damaged)
     return f"{count} of {counts.record_count} {'file is' if count == 1 else 'files are'}"
 

@@ -103,8 +103,8 @@ async def joined(
     """Open the store that belongs to `index`, which is closed if this fails. Raises what `open_object_repository` raises."""
     try:
         if await index.task_state(NO_NAMESPACE, MIGRATION) is not None:
-            found = "a migration to it has not ended"
-            raise NotARepository(location, found, "migrate from the same folder until it ends", hint="finish-migration")
+            found = "a migration to it has not ended, or a restore"
+            raise NotARepository(location, found, "do the same again until it ends", hint="finish-migration")
         store = await open_store()
         try:
             await (_create if create else _check)(store, index, location)

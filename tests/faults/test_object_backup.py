@@ -1,4 +1,4 @@
-"""A repository in an object store and PostgreSQL is backed up to a folder while it is used, and whatever happens."""
+"""A repository in an object store and PostgreSQL is backed up to a folder, and restored from one, whatever happens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ import pytest
 from filestore.core.object_location import ObjectLocation
 from filestore.errors import NotABackup, StorageFull
 from filestore.repository.index.postgres.index import PostgresIndex
+from filestore.repository.index.tasks import MOVED
 from filestore.repository.maintenance.backup import Backup, back_up, back_up_objects, backups_in
+from filestore.repository.maintenance.migrate import MigrationTarget
 from filestore.repository.maintenance.restore import restore
+from filestore.repository.maintenance.restore_objects import RestoredObjects, restore_objects
+from filestore.repository.object_repository import open_target
 from filestore.system.files import free_space
 from tests.support.ceph import Bucket, Gateway
 from tests.support.commands import SCRIPTS, Home
@@ -234,3 +238,133 @@ async def test_it_is_killed_at_any_moment_and_goes_on(filled: ObjectLocation, ho
     async with opened(filled) as old, opened(tmp_path / "root") as new:
         assert {} == differences(await everything(old), await everything(new))
     shutil.rmtree(tmp_path / "root")
+
+
+# Restore.
+
+
+async def restored_to(place: ObjectLocation, backup: Path) -> RestoredObjects:
+    """Restore a backup to an object store."""
+    store, index = await open_target(place)
+    try:
+        assert isinstance(index, PostgresIndex)
+        return await restore_objects(backup, MigrationTarget(store=store, index=index, location=str(place)))
+    finally:
+        await index.close()
+        await store.close()
+
+
+@pytest.fixture
+async def backup(tmp_path: Path) -> Path:
+    """A backup of a folder with something of every kind, which is there too."""
+    async with opened(tmp_path / "root", create=True) as parts:
+        await fill(parts)
+    await back_up(tmp_path / "root", tmp_path / "backup", full=True)
+    return tmp_path / "backup"
+
+
+async def test_a_backup_becomes_a_repository_in_an_object_store(backup: Path, place: ObjectLocation, tmp_path: Path) -> None:
+    """With its id, so that clients go on. A backup of it is one of the same repository, and needs no content again."""
+    restored = await restored_to(place, backup)
+    assert ([], True) == (restored.counts.damaged, restored.has_content)
+    async with opened(tmp_path / "root") as old, opened(place) as new:
+        there = await everything(new)
+        assert {} == differences(await everything(old), there)
+        assert [] == await new.index.problems()
+        assert restored.chunk_count == sum(usage.chunk_count for usage in there["", "usages"])
+        await push(new, "goes on", contents(1, seed=5))
+        assert 2 == (await backed_up(new, backup)).counts.copied_count
+    assert 2 == len(backups_in(backup))
+
+
+async def test_a_restore_has_no_tasks_of_the_backup(backup: Path, place: ObjectLocation, tmp_path: Path) -> None:
+    """A folder that has moved since may be restored from a backup that says so."""
+    async with opened(tmp_path / "root") as parts, parts.index.transaction() as transaction:
+        await transaction.set_task_state("", MOVED, {"to": "s3://elsewhere"})
+    await back_up(tmp_path / "root", backup, full=True)
+    await restored_to(place, backup)
+    async with opened(place) as new:
+        await push(new, "goes on", contents(1, seed=5))
+
+
+async def test_what_the_backup_lacks_is_named(backup: Path, place: ObjectLocation, home: Home, tmp_path: Path) -> None:
+    """A damaged frame, and one that is gone. A push of the file sends them."""
+    chunks = contents(2, seed=4321)
+    async with opened(tmp_path / "root") as parts:
+        await push(parts, "hurt.bin", chunks)
+    await back_up(tmp_path / "root", backup, full=True)
+    (flipped,), (gone,) = (frames_of(chunk, backup) for chunk in chunks)
+    flipped.chmod(0o600)
+    flipped.write_bytes(bytes(flipped.stat().st_size))
+    gone.unlink()
+    done = home.run("restore", backup, environ=environ_of(place, home))
+    assert (1, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert "hurt.bin" in done.stdout
+    assert "2 chunks are missing" in done.stdout
+    assert "push these files again" in done.stderr
+    async with opened(place) as new:
+        await push(new, "hurt.bin", chunks)
+        await everything(new)
+
+
+async def test_a_backup_of_names_alone(backup: Path, place: ObjectLocation, home: Home, tmp_path: Path) -> None:
+    """It is restored, and no file is whole."""
+    await back_up(tmp_path / "root", tmp_path / "names")
+    done = home.run("restore", tmp_path / "names", environ=environ_of(place, home))
+    assert 1 == done.returncode
+    assert "which was made without --full; push these files again" in done.stderr
+    async with opened(place) as new:
+        assert [] == await new.index.problems()
+
+
+async def test_places_that_have_something_are_refused(backup: Path, place: ObjectLocation, home: Home) -> None:
+    """Of another repository, of this one, and a database beside content. In one sentence, and nothing is changed."""
+    async with opened(place, create=True) as parts:
+        await push(parts, "mine", contents(1))
+        before = await everything(parts)
+    said = home.failure("restore", backup, environ=environ_of(place, home))
+    assert "it has the repository" in said
+    assert "give an empty database and a new bucket or prefix" in said
+    async with opened(place) as parts:
+        assert {} == differences(before, await everything(parts))
+
+
+async def test_a_restored_repository_is_not_restored_again(backup: Path, place: ObjectLocation, home: Home) -> None:
+    """Servers may have written to it since."""
+    environ = environ_of(place, home)
+    told = home.result("restore", backup, environ=environ)
+    assert (str(place), []) == (told["root"], told["damaged"])
+    assert "the repository is there already" in home.failure("restore", backup, environ=environ)
+    assert "has neither" in home.failure("restore", home.folder, environ=environ)
+
+
+async def test_a_restore_is_killed_at_any_moment_and_goes_on(
+    backup: Path, place: ObjectLocation, home: Home, tmp_path: Path
+) -> None:
+    """SIGKILL at moments of a fixed seed, and then once more to the end. Until then, nobody can open the place."""
+    environ = environ_of(place, home)
+    command: list[str | Path] = [SCRIPTS / "filestore", "restore", backup, "--json"]
+    rng = random.Random(2027)
+    for _ in range(4):
+        process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            process.wait(timeout=rng.uniform(0.5, 2.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = home.run("restore", backup, environ=environ)
+    assert done.returncode == 0 or "there already" in done.stderr, done.stderr
+    async with opened(tmp_path / "root") as old, opened(place) as new:
+        assert {} == differences(await everything(old), await everything(new))
+
+
+async def test_a_restore_that_was_cut_off_is_not_opened(backup: Path, postgres_url: str, gateway: Gateway, home: Home) -> None:
+    """Here, because the store is full for a time. The same restore goes on."""
+    bucket = gateway.new_bucket(gateway.new_user())
+    gateway.limit(bucket.credentials, max_objects=10)
+    environ = {**environ_of(location_in(bucket, postgres_url), home), **bucket.environ}
+    assert "is full" in home.failure("restore", backup, environ=environ)
+    assert "has not ended, or a restore; do the same again until it ends" in home.failure("ls", environ=environ)
+    gateway.limit(bucket.credentials, max_objects=10_000)
+    assert [] == home.result("restore", backup, environ=environ)["damaged"]
+    gateway.remove_bucket(bucket)

@@ -26,7 +26,7 @@ from filestore.repository.maintenance.repair import Donor, RepairReport, repair
 from filestore.transfer.donor import PathDonor
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
-from tests.support.ceph import Bucket
+from tests.support.ceph import Bucket, Gateway
 from tests.support.frames import encoded
 from tests.support.generator import octets
 from tests.support.object_repositories import PREFIX, object_repository, sweep
@@ -223,6 +223,22 @@ async def test_damaged_frames_are_set_aside_and_taken_from_a_copy(stored: Stored
     report = await stored.repair(stored.donor())
     assert (len(frames), {}) == (report.chunks_restored, report.lost)
     assert [] == await stored.lost()
+    await stored.check_whole()
+
+
+async def test_a_damaged_object_that_cannot_be_copied_stays(stored: Stored, gateway: Gateway, postgres_url: str) -> None:
+    """Such as for a user who may not put. It is remembered, and a repair that may put sets it aside."""
+    key = stored.objects()[0]
+    stored.bucket.put(key, b"damaged")
+    reading = gateway.permit(stored.bucket, gateway.new_user(), "s3:GetObject", "s3:ListBucket")
+    async with object_repository(reading, postgres_url, stored.folder / "reader") as repository:
+        report = await repair(repository._store, repository._index)
+    assert (1, 0, 1) == (report.rows_forgotten, report.set_aside_count, len(await stored.lost()))
+    assert b"damaged" == stored.bucket.read(key)
+    await sweep(stored.repository)
+    report = await stored.repair(stored.donor(), read=False)
+    assert (1, 1, []) == (report.set_aside_count, report.chunks_restored, await stored.lost())
+    assert key not in stored.objects()
     await stored.check_whole()
 
 

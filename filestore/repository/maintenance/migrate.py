@@ -88,11 +88,13 @@ class MigrationCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSource:
-    """The repository in a folder."""
+    """The repository in a folder, or a copy of its index with a store that has its content."""
 
     store: ChunkStore
     index: SqliteIndex
     location: str
+    repository_id: str | None = None
+    """None means that of the format file in `store`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ async def migrate(
     StoreRefused, StorageFull.
     """
     counts = MigrationCounts() if counts is None else counts
-    counts.repository_id, _ = await read_format(source.store, location=source.location)
+    counts.repository_id = source.repository_id or (await read_format(source.store, location=source.location))[0]
     async with target.index.try_lock(LOCK) as has_lock:
         if not has_lock:
             raise Busy(target.location, "another migration to it runs")

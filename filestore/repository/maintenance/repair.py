@@ -310,16 +310,16 @@ class _NamespaceRepair:
             await self._adopt_objects(intact, damaged)
 
     async def _adopt_objects(self, intact: Mapping[ObjectName, ChunkRow], damaged: Sequence[ObjectName]) -> None:
+        # A copy is durable before the name of the object is forgotten, and the object goes last.
+        aside = [name for name in damaged if await self._set_aside(name)]
         async with self._index.transaction(self._namespace) as transaction:
             # A push may have put a chunk again since, and another repair may have been here.
-            kept = set(await transaction.forget_lost(self._namespace, [*intact, *damaged]))
+            kept = set(await transaction.forget_lost(self._namespace, [*intact, *aside]))
             live = await transaction.sizes(self._namespace, [name.digest for name in intact])
             rows = [row for name, row in intact.items() if name in kept and name.digest not in live]
             await transaction.add_chunks(self._namespace, rows)
         self._report.rows_written += len(rows)
-        for name in damaged:
-            if name in kept:
-                await self._set_aside(name)
+        await self._store.remove(self._namespace, [name for name in aside if name in kept])
 
     async def _judged(self, digest: Digest, frame: memoryview) -> Verdict:
         return await in_cpu_thread(judge_frame, ChunkRow(digest, 0, 0), frame, self._decoder, self._content)
@@ -335,12 +335,15 @@ class _NamespaceRepair:
         )
         return getattr(verdict, "right_row", None)
 
-    async def _set_aside(self, name: ObjectName) -> None:
+    async def _set_aside(self, name: ObjectName) -> bool:
+        """Set a frame aside, and return whether it is."""
         try:
-            self._report.note_aside(await self._store.set_aside(self._namespace, name))
+            where = await self._store.set_aside(self._namespace, name)
         except StorageError:
             # The disk may not be able to move what it cannot read. The next push replaces it.
-            return
+            return False
+        self._report.note_aside(where)
+        return where is not None
 
     async def _restore_manifests(self, wanted: Mapping[Digest, Record]) -> None:
         for digest in wanted:

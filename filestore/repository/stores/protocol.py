@@ -251,7 +251,8 @@ class ChunkStore(Protocol):
         """Move what is in the place of a frame to where no reader finds it, and return where it is now.
 
         Return None if nothing is there. Call this inside a write transaction of the index, so that a push does not put a
-        frame at the same time; where the store `has_object_ids`, after the transaction from which on nothing names the object.
+        frame at the same time. Where the store `has_object_ids`, it is copied: no transaction is needed, and the caller removes
+        the object when nothing names it any more.
         """
 
     async def read_object(self, namespace: str, name: ObjectName) -> Buffer | None:

@@ -229,11 +229,10 @@ class S3Store:
         return results
 
     async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
-        """Copy the object to a key below `damaged`, and remove its own key."""
+        """Copy the object to a key below `damaged`. The caller removes it when nothing names it any more."""
         where = damaged_key(namespace, name)
         if not await self.client.copy(frame_key(namespace, name), where):
             return None
-        await self.remove(namespace, [name])
         return f"{self.client.location}/{where}"
 
     async def read_object(self, namespace: str, name: ObjectName) -> Buffer | None:
