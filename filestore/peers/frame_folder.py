@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import time
 import uuid
 from collections import Counter
@@ -65,7 +64,6 @@ class FrameFolder:
         self._full_until = 0.0
         self._proven: set[Digest] = set()
         """Frames that this process has verified. A frame that is not among them is verified before it is given."""
-        self._lock = threading.Lock()
 
     def sizes(self, digests: Sequence[Digest]) -> list[int]:
         """Return the sizes of frames, and note that they are used now. 0 means that one is not here, or was damaged."""
@@ -79,7 +77,10 @@ class FrameFolder:
             return None
 
     def keep(self, frames: Sequence[Frame]) -> set[Digest]:
-        """Keep verified frames. Return the digests of those that are here now. Raises StorageError, StorageFull."""
+        """Keep verified frames. Return the digests of those that are here now. Call it in one thread at a time.
+
+        Raises StorageError, StorageFull.
+        """
         size = sum(in_blocks(len(frame.data)) for frame in frames)
         with storage_errors(self._root, translate=write_error):
             make_private(self._folder)
@@ -137,27 +138,21 @@ class FrameFolder:
                             yield _Found(entry.path, in_blocks(status.st_size), int(status.st_mtime) // 60)
 
     def _make_space(self, size: int) -> bool:
-        with self._lock:
-            if self._has_space(size) and self._written * _BLIND <= self._size_limit:
-                self._note_written(size)
-                return True
+        if not (self._has_space(size) and self._written * _BLIND <= self._size_limit):
             if size > self._size_limit or time.monotonic() < self._full_until:
                 return False
             self.sweep(incoming=size)
             if not self._has_space(size):
                 self._full_until = time.monotonic() + _FULL_SECONDS
                 return False
-            self._note_written(size)
-            return True
+        self._size = (self._size or 0) + size
+        self._written += size
+        return True
 
     def _has_space(self, size: int) -> bool:
         if self._size is None or self._size + size > self._size_limit:
             return False
         return free_space(self._root) - size >= self._min_free
-
-    def _note_written(self, size: int) -> None:
-        self._size = (self._size or 0) + size
-        self._written += size
 
     def _write(self, frame: Frame) -> None:
         path = self._path(frame.digest)
