@@ -188,6 +188,7 @@ def cache_serve(context: CommandContext) -> None:
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
+    from filestore.cache.cache import check_format  # heavy
     from filestore.http.client.repository import RemoteRepository  # heavy
     from filestore.peers.server import serve  # heavy
 
@@ -204,6 +205,8 @@ def cache_serve(context: CommandContext) -> None:
             yield repository
 
     root = settings.cache.absolute()
+    # Before the folder of frames is made in it: what is not empty cannot become a cache any more.
+    check_format(root)
     serve(
         origin,
         host=host,
