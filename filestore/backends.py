@@ -78,6 +78,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    peers: str | Sequence[str] | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
@@ -108,6 +109,8 @@ def connect(
     min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
         is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
+    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, or a list
+        of `http://HOST:PORT`. Frames come from them, and from the server only what they do not give.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
@@ -140,6 +143,7 @@ def connect(
         certificate=(tls_client_cert, tls_client_key),
         min_free=min_free,
         presigned_reads=presigned_reads,
+        peers=peers,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
 
@@ -160,6 +164,7 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
     presigned_reads: bool,
+    peers: str | Sequence[str] | None,
 ) -> AsyncIterator[Repository]:
     if not isinstance(url, str | Path):
         url = _one_text(url)
@@ -177,8 +182,11 @@ async def _connected(
         )
     elif (folder := home_path(url) if isinstance(url, Path) else repository_folder(url)) is None:
         from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
+        from filestore.peers.addresses import parse_peers  # noqa: PLC0415  # heavy
+        from filestore.peers.repository import PeerRepository  # noqa: PLC0415  # heavy
 
-        repository = RemoteRepository(
+        make = RemoteRepository if peers is None else partial(PeerRepository, peers=parse_peers(peers))
+        repository = make(
             str(url),
             token=token,
             connections=connections,

@@ -45,7 +45,7 @@ def cache() -> None:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes(
-    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "peers"),
     *("cache", "cache_size_limit", "cache_min_free"),
 )
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
@@ -188,6 +188,7 @@ def cache_serve(context: CommandContext) -> None:
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
+    from filestore.cache.cache import check_format  # heavy
     from filestore.http.client.repository import RemoteRepository  # heavy
     from filestore.peers.server import serve  # heavy
 
@@ -199,11 +200,13 @@ def cache_serve(context: CommandContext) -> None:
 
     @asynccontextmanager
     async def origin() -> AsyncIterator[RemoteRepository]:
-        async with context.repository(read_only=True) as repository:
+        async with context.repository(read_only=True, asks_peers=False) as repository:
             assert isinstance(repository, RemoteRepository)  # noqa: S101  # it is not local
             yield repository
 
     root = settings.cache.absolute()
+    # Before the folder of frames is made in it: what is not empty cannot become a cache any more.
+    check_format(root)
     serve(
         origin,
         host=host,

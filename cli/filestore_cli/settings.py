@@ -23,6 +23,7 @@ from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
+from filestore.peers.addresses import parse_peers
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 from filestore.system.retries import RETRY_SECONDS
@@ -94,6 +95,16 @@ def _urls(value: object) -> str:
     if len(value) > 1 and not all(_text(url).lower().startswith(("http://", "https://")) for url in value):
         raise ValueError("of several URLs, each is that of a server, and begins with http:// or https://")
     return ",".join(map(_text, value))
+
+
+def _peers(value: object) -> str:
+    """Return one text, which `connect` takes apart again if it names several peers."""
+    text = ",".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
+    try:
+        parse_peers(text)
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
+    return text
 
 
 def _host(value: object) -> str:
@@ -616,6 +627,17 @@ class Settings:
             "Whether a server gives URLs by which frames are read from its object store, and whether a client uses them",
             unit="yes or no",
             parse=_claim,
+        ),
+    )
+    peers: str | None = field(
+        default=None,
+        metadata=_setting(
+            "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
+            "they do not give",
+            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            parse=_peers,
+            default="none",
+            is_repeatable=True,
         ),
     )
     connections_limit: int = field(

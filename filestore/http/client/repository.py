@@ -164,8 +164,8 @@ class RemoteRepository:
         self.location = locations[0]
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
-        self._options = partial(
-            RemoteRepository,
+        self._options: Callable[..., RemoteRepository] = partial(
+            type(self),
             token=token,
             connections=connections,
             transfer_limits=transfer_limits,
