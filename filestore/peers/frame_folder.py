@@ -91,57 +91,12 @@ class FrameFolder:
         self._note_proven([frame.digest for frame in frames])
         return {frame.digest for frame in frames}
 
-    def sweep(self, *, incoming: int = 0) -> int:
-        """Remove frames that were not used for longest, so that `incoming` more bytes fit. Return how many bytes are removed.
-
-        It reads the names of all frames twice, and keeps none in memory. Raises OSError.
-        """
-        size, sizes = 0, Counter[int]()
-        for found in self._all():
-            size += found.size
-            sizes[found.used_minute] += found.size
-        room = free_space(self._root) - self._min_free
-        allowed = min(self._size_limit, size + room) - incoming
-        excess = size - max(0, allowed - allowed // _SPARE) if size > allowed else 0
-        removed = self._remove(sizes, excess) if excess > 0 else 0
-        self._size, self._written = size - removed, 0
-        return removed
-
-    def _remove(self, sizes: Counter[int], excess: int) -> int:
-        last, covered = 0, 0
-        for minute in sorted(sizes):
-            last, covered = minute, covered + sizes[minute]
-            if covered >= excess:
-                break
-        removed = 0
-        # The frames of the last minute are not in order. As many of them go as are needed.
-        for is_last in (False, True):
-            for found in self._all():
-                if removed >= excess:
-                    return removed
-                if found.used_minute == last if is_last else found.used_minute < last:
-                    with suppress(FileNotFoundError):  # another process was faster
-                        Path(found.path).unlink()
-                        removed += found.size
-        return removed
-
-    def _all(self) -> Iterator[_Found]:
-        """Yield all frames below the root. What killed processes left is removed."""
-        for folder in self._root.glob("*/*/??"):
-            with suppress(FileNotFoundError), os.scandir(folder) as entries:
-                for entry in entries:
-                    with suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        if is_atomic_staging(entry.name) and time.time() - status.st_mtime > _STAGING_SECONDS:
-                            Path(entry.path).unlink()
-                        else:
-                            yield _Found(entry.path, in_blocks(status.st_size), int(status.st_mtime) // 60)
-
     def _make_space(self, size: int) -> bool:
         if not (self._has_space(size) and self._written * _BLIND <= self._size_limit):
             if size > self._size_limit or time.monotonic() < self._full_until:
                 return False
-            self.sweep(incoming=size)
+            swept = _sweep(self._root, size_limit=self._size_limit, min_free=self._min_free, incoming=size)
+            self._size, self._written = swept.left, 0
             if not self._has_space(size):
                 self._full_until = time.monotonic() + _FULL_SECONDS
                 return False
@@ -212,3 +167,61 @@ class FrameFolder:
     def _path(self, digest: Digest) -> Path:
         name = str(digest)
         return self._folder / name[:2] / name
+
+
+class _Swept(NamedTuple):
+    left: int
+    removed: int
+
+
+def sweep(root: Path, *, size_limit: int, min_free: int) -> int:
+    """Remove the frames below `root` that were not used for longest, until the limits hold. Return how many bytes were removed.
+
+    Raises StorageError.
+    """
+    with storage_errors(root, translate=write_error):
+        return _sweep(root, size_limit=size_limit, min_free=min_free).removed if root.exists() else 0
+
+
+def _sweep(root: Path, *, size_limit: int, min_free: int, incoming: int = 0) -> _Swept:
+    """Do what `sweep` does, so that `incoming` more bytes fit. It reads the names of all frames, and keeps none in memory."""
+    size, sizes = 0, Counter[int]()
+    for found in _all(root):
+        size += found.size
+        sizes[found.used_minute] += found.size
+    allowed = min(size_limit, size + free_space(root) - min_free) - incoming
+    excess = size - max(0, allowed - allowed // _SPARE) if size > allowed else 0
+    removed = _remove(root, sizes, excess) if excess > 0 else 0
+    return _Swept(size - removed, removed)
+
+
+def _remove(root: Path, sizes: Counter[int], excess: int) -> int:
+    last, covered = 0, 0
+    for minute in sorted(sizes):
+        last, covered = minute, covered + sizes[minute]
+        if covered >= excess:
+            break
+    removed = 0
+    # The frames of the last minute are not in order. As many of them go as are needed.
+    for is_last in (False, True):
+        for found in _all(root):
+            if removed >= excess:
+                return removed
+            if found.used_minute == last if is_last else found.used_minute < last:
+                with suppress(FileNotFoundError):  # another process was faster
+                    Path(found.path).unlink()
+                    removed += found.size
+    return removed
+
+
+def _all(root: Path) -> Iterator[_Found]:
+    """Yield all frames below the root. What killed processes left is removed."""
+    for folder in root.glob("*/*/??"):
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    if is_atomic_staging(entry.name) and time.time() - status.st_mtime > _STAGING_SECONDS:
+                        Path(entry.path).unlink()
+                    else:
+                        yield _Found(entry.path, in_blocks(status.st_size), int(status.st_mtime) // 60)

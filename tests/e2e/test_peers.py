@@ -124,3 +124,24 @@ def test_it_needs_a_server_and_permission_to_listen(home: Home) -> None:
     assert "--insecure permits it" in home.failure("cache", "serve", "--listen", "0.0.0.0:0", "--url", "http://127.0.0.1:1")
     wrong = home.run("cache", "serve", "--listen", "8600")
     assert (2, True) == (wrong.returncode, "such as 10.0.0.7:8600" in wrong.stderr)
+
+
+def test_the_cache_of_a_peer_is_a_cache(server: RunningServer, home: Home, tmp_path: Path) -> None:
+    """It can be filled by `warm` afterwards, and `prune` knows the frames. A folder with other things becomes none."""
+    environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": server.token, "FILESTORE_CACHE": str(tmp_path / "cache")}
+    digests, data = of(stored(server, seed=8))
+    source = tmp_path / "model.bin"
+    source.write_bytes(b"weights")
+    home.result("push", source, environ=environ)
+    with running_peer(server, tmp_path / "cache") as peer:
+        assert data == peer.frames(digests)
+        home.result("cache", "warm", "model.bin", environ=environ)
+        home.result("cache", "prune", environ=environ)
+        assert len(data) == len(peer.kept())
+        home.result("cache", "prune", "--peer-size-limit", "0", environ=environ)
+        assert [] == peer.kept()
+        assert data == peer.frames(digests)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "novel.txt").write_text("...")
+    assert "is not a cache" in home.failure("cache", "serve", environ=environ | {"FILESTORE_CACHE": str(other)})
