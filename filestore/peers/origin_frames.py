@@ -78,9 +78,10 @@ class OriginFrames:
     @asynccontextmanager
     async def held(self, digests: Sequence[Digest]) -> AsyncIterator[HeldFrames]:
         """Find frames, and hold them during the block. Raises Busy if they are not here in time."""
-        flights = {digest: self._flights.get(digest) or _Flight(digest) for digest in digests}
-        new = [flight for flight in flights.values() if not flight.waiters]
+        # One that everybody has left goes on nevertheless.
+        new = [_Flight(digest) for digest in dict.fromkeys(digests) if digest not in self._flights]
         self._flights |= {flight.digest: flight for flight in new}
+        flights = {digest: self._flights[digest] for digest in digests}
         for flight in flights.values():
             flight.waiters += 1
         try:
