@@ -8,7 +8,8 @@ it from the server. A peer that comes or goes changes only the ranks of its own 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -30,34 +31,44 @@ _BLOCK = 1 << 16
 """How many pairs of a digest and a peer are computed in one call. They take some MiB."""
 
 
-def choose(digests: Sequence[Digest], peers: Sequence[str], *, client: bytes) -> list[tuple[int, ...]]:
-    """Return for each digest the numbers of its first `COPIES` peers, in the order in which this client asks them.
+def choose(
+    digests: Sequence[Digest], peers: Sequence[str], *, client: bytes, left_out: Collection[str] = ()
+) -> list[tuple[int, ...]]:
+    """Return for each digest the numbers of the peers to ask, in the order in which this client asks them.
+
+    These are its first `COPIES` peers, without those that are `left_out`. If none is left, it is the next one in the ranking: one
+    that is not asked by others, and would get the frame from the server too. No number means that all peers are left out.
 
     `peers` are texts such as HOST:PORT, each of them once. `client` is random. It decides which of them this client asks first:
-    for each chunk, about the same number of clients ask each of them.
-
-    There are fewer numbers if there are fewer peers. It takes about 5 ns for each pair of a digest and a peer.
+    for each chunk, about the same number of clients ask each of them. It takes about 5 ns for each pair of a digest and a peer.
     """
     import numpy as np  # noqa: PLC0415  # on first use
 
     if not peers:
         return [()] * len(digests)
     keys = np.array([_key(peer.encode()) for peer in peers], np.uint64)
+    works = np.array([peer not in left_out for peer in peers])
     names = np.frombuffer(b"".join(digests), "<u8")[:: DIGEST_SIZE // 8].astype(np.uint64)
+    turns = _mixed(names ^ np.uint64(_key(client))).tolist()
     step = max(1, _BLOCK // len(peers))
-    # One row for each copy.
-    best = np.empty((min(COPIES, len(peers)), len(digests)), np.intp)
+    found: list[tuple[int, ...]] = []
     for start in range(0, len(digests), step):
-        part = slice(start, start + step)
-        scores = _mixed(names[part, None] ^ keys)
-        for row in best:
-            row[part] = scores.argmax(axis=1)
-            scores[np.arange(len(scores)), row[part]] = 0
-    turns = (_mixed(names ^ np.uint64(_key(client))) % np.uint64(len(best))).astype(np.intp)
-    rows = (np.arange(len(best))[:, None] + turns) % len(best)
-    return [tuple(each) for each in np.take_along_axis(best, rows, axis=0).T.tolist()]
+        scores = _mixed(names[start : start + step, None] ^ keys)
+        every = np.arange(len(scores))
+        best = []
+        for _ in range(min(COPIES, len(peers))):
+            best.append(scores.argmax(axis=1))
+            scores[every, best[-1]] = 0
+        following = np.where(works, scores, np.uint64(0)).argmax(axis=1) if left_out else best[0]
+        for place, first in enumerate(zip(*(each.tolist() for each in best), strict=True)):
+            turn = turns[start + place] % len(first)
+            asked = tuple(number for number in first[turn:] + first[:turn] if works[number])
+            rest = int(following[place])
+            found.append(asked or ((rest,) if works[rest] else ()))
+    return found
 
 
+@lru_cache(maxsize=1 << 13)
 def _key(text: bytes) -> int:
     return int.from_bytes(blake3(text).digest(8), "little")
 
@@ -84,10 +95,10 @@ class Health:
         """How often each peer has failed since it last worked."""
         self._left_out_until: dict[str, float] = {}
 
-    def working(self, peers: Iterable[str]) -> list[str]:
-        """Return those of the peers that are not left out now."""
+    def left_out(self) -> set[str]:
+        """Return the peers that are left out now."""
         now = self._clock()
-        return [peer for peer in peers if self._left_out_until.get(peer, now) <= now]
+        return {peer for peer, until in self._left_out_until.items() if until > now}
 
     def note_failure(self, peer: str) -> bool:
         """Leave a peer out for some time. Return False if it is left out already, as by a request at the same time."""
@@ -106,5 +117,5 @@ class Health:
 
     def note_success(self, peer: str) -> None:
         """Note that a peer works. One that is left out stays so until its time ends."""
-        if self._failures and self.working([peer]):
+        if self._failures and self._left_out_until.get(peer, 0.0) <= self._clock():
             self._failures.pop(peer, None)

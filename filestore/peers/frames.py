@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -73,7 +74,7 @@ class Link(Protocol):
 class PeerFrames:
     """Gets frames from peers, and from the server what they do not give. For one event loop.
 
-    A client asks one of the two peers of a chunk, then the other one, and the next ones in their order while these are left out.
+    A client asks one of the two peers of a chunk, then the other one. Only if both are left out, it asks the next one.
     A peer that is full is asked again after a pause. What no peer gives comes from the server.
 
     Frames that come in a batch are not verified here, because the caller's decoder does that, and to do it twice takes as much
@@ -90,8 +91,9 @@ class PeerFrames:
         open_link: Callable[[Peer], Link],
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
+        client: bytes = b"",
     ) -> None:
-        """`get` and `ticket` ask the server. `clock` returns monotonic seconds.
+        """`get` and `ticket` ask the server. `clock` returns monotonic seconds. `client` is random bytes, made if none are given.
 
         Without an event loop, it may be made and dropped.
         """
@@ -99,7 +101,7 @@ class PeerFrames:
         self._get = get
         self._open_link = open_link
         self._clock, self._sleep = clock, sleep
-        self._client = secrets.token_bytes(16)
+        self._client = client or secrets.token_bytes(16)
         self._tickets = _Tickets(ticket, clock=clock)
         self._health = Health(clock=clock)
         self._links = _Links(open_link)
@@ -143,7 +145,7 @@ class PeerFrames:
         pauses = _Pauses(self._clock, self._sleep)
         for turn in count():
             peers = {peer.address: peer for peer in await self._addresses.peers()}
-            groups = await self._groups(batch.digests, waiting, self._health.working(peers), turn)
+            groups = await self._groups(batch.digests, waiting, list(peers), turn)
             ticket = await self._tickets.current() if groups else None
             if ticket is None:
                 return
@@ -179,16 +181,13 @@ class PeerFrames:
         self, digests: Sequence[Digest], numbers: Sequence[int], peers: Sequence[str], turn: int
     ) -> dict[str, list[int]]:
         """Return which peer to ask for which frames, by their numbers. In the next turn, it is the other peer of a frame."""
-        if not peers:
-            return {}
         wanted = [digests[number] for number in numbers]
-        if len(wanted) * len(peers) > _INLINE_LIMIT:
-            chosen = await in_cpu_thread(choose, wanted, peers, client=self._client)
-        else:
-            chosen = choose(wanted, peers, client=self._client)
+        how = partial(choose, wanted, peers, client=self._client, left_out=self._health.left_out())
+        chosen = await in_cpu_thread(how) if len(wanted) * len(peers) > _INLINE_LIMIT else how()
         groups: dict[str, list[int]] = defaultdict(list)
         for number, ranked in zip(numbers, chosen, strict=True):
-            groups[peers[ranked[turn % len(ranked)]]].append(number)
+            if ranked:
+                groups[peers[ranked[turn % len(ranked)]]].append(number)
         return groups
 
     async def _ask(

@@ -22,7 +22,7 @@ from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.hostile_server import Answer, Asked, HostileServer, answering, head, hostile_server
 from tests.support.links import Link, running_link
-from tests.support.peers import FULL, asked_digests, frames_answer, giving
+from tests.support.peer_answers import FULL, asked_digests, frames_answer, giving
 from tests.support.relay import UNSPOILED, Spoiled, running_relay
 from tests.support.server import TOKEN, running_server
 

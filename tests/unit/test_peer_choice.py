@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from filestore.core.digest import chunk_digest
+from filestore.core.digest import Digest, chunk_digest
 from filestore.peers import choice
 from filestore.peers.choice import COPIES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Health, choose
 from tests.support.clock import Clock
@@ -60,6 +60,23 @@ def test_a_peer_that_goes_changes_only_its_own_chunks() -> None:
         assert gone in before or before == after
 
 
+def test_left_out_peers() -> None:
+    """The other peer of a chunk is asked, and the next one in the ranking only if both are left out."""
+    for digest, both in zip(DIGESTS[:200], sets(PEERS)[:200], strict=True):
+        for gone in both:
+            asked = choose([digest], PEERS, client=b"", left_out={gone})
+            assert [both - {gone}] == [{PEERS[number] for number in each} for each in asked]
+        rest = [peer for peer in PEERS if peer not in both]
+        [[number]] = choose([digest], PEERS, client=b"", left_out=both)
+        assert PEERS[number] in sets_of(digest, rest)
+    assert [()] == choose(DIGESTS[:1], PEERS, client=b"", left_out=PEERS)
+
+
+def sets_of(digest: Digest, peers: list[str]) -> frozenset[str]:
+    """The peers of one chunk."""
+    return frozenset(peers[number] for number in choose([digest], peers, client=b"")[0])
+
+
 def test_few_peers() -> None:
     """One peer is the only one of each chunk, and without peers there is nobody to ask."""
     assert [(0,), (0,)] == choose(DIGESTS[:2], PEERS[:1], client=b"")
@@ -81,9 +98,9 @@ def test_failed_peer_is_left_out_for_longer_each_time() -> None:
     pauses = []
     for _ in range(10):
         assert health.note_failure("a")
-        assert ["b"] == health.working(["a", "b"])
+        assert {"a"} == health.left_out()
         began = clock.now
-        while not health.working(["a"]):
+        while health.left_out():
             clock.now += 1.0
         pauses.append(clock.now - began)
     assert [FIRST_PAUSE_SECONDS * 2**number for number in range(6)] == pauses[:6]
@@ -91,7 +108,7 @@ def test_failed_peer_is_left_out_for_longer_each_time() -> None:
     health.note_success("a")
     health.note_failure("a")
     clock.now += FIRST_PAUSE_SECONDS
-    assert ["a"] == health.working(["a"])
+    assert not health.left_out()
 
 
 def test_failures_at_the_same_time_count_once() -> None:
@@ -100,9 +117,9 @@ def test_failures_at_the_same_time_count_once() -> None:
     health = Health(clock=clock)
     assert [True, False, False] == [health.note_failure("a") for _ in range(3)]
     health.note_success("a")
-    assert [] == health.working(["a"])
+    assert {"a"} == health.left_out()
     clock.now += FIRST_PAUSE_SECONDS
-    assert ["a"] == health.working(["a"])
+    assert not health.left_out()
 
 
 def test_old_failures_are_forgotten() -> None:
@@ -116,4 +133,4 @@ def test_old_failures_are_forgotten() -> None:
     health.note_failure("b")
     health.note_failure("a")
     clock.now += FIRST_PAUSE_SECONDS
-    assert ["a", "b"] == health.working(["a", "b"])
+    assert not health.left_out()
