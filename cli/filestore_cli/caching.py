@@ -128,14 +128,17 @@ def cache_rm(context: CommandContext, wanted: tuple[str, ...], *, dry_run: bool)
 @cache.command("prune", short_help="Remove leftovers and free space.")
 @_filters
 @_dry_run
-@takes("cache", "cache_size_limit", "cache_min_free")
+@takes("cache", "cache_size_limit", "cache_min_free", "peer_size_limit")
 def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool) -> None:
     """Remove what interrupted fetches left, and evict the least recently used entries until the limits hold.
+
+    The frames that `filestore cache serve` keeps for peers have a limit of their own.
 
     With --filter, remove all entries that match instead. Entries in use stay.
     """
     from filestore.cache.inventory import unfinished  # heavy
     from filestore.cache.quota import Quota  # heavy
+    from filestore.peers.frame_folder import FOLDER, sweep  # heavy
     from filestore.system.files import remove_if_possible  # heavy
 
     settings = context.settings
@@ -148,6 +151,9 @@ def cache_prune(context: CommandContext, filters: list[Filter], *, dry_run: bool
         if not dry_run:
             for path in unfinished(stock.root):
                 remove_if_possible(path)
+            freed = sweep(stock.root / FOLDER, size_limit=settings.peer_size_limit, min_free=settings.cache_min_free)
+            if freed:
+                context.note(f"Frames for peers were removed too: {in_units(freed)}.")
     _remove(context, stock, found, dry_run=dry_run)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import time
 import uuid
 from collections import Counter
@@ -65,7 +64,6 @@ class FrameFolder:
         self._full_until = 0.0
         self._proven: set[Digest] = set()
         """Frames that this process has verified. A frame that is not among them is verified before it is given."""
-        self._lock = threading.Lock()
 
     def sizes(self, digests: Sequence[Digest]) -> list[int]:
         """Return the sizes of frames, and note that they are used now. 0 means that one is not here, or was damaged."""
@@ -79,7 +77,10 @@ class FrameFolder:
             return None
 
     def keep(self, frames: Sequence[Frame]) -> set[Digest]:
-        """Keep verified frames. Return the digests of those that are here now. Raises StorageError, StorageFull."""
+        """Keep verified frames. Return the digests of those that are here now. Call it in one thread at a time.
+
+        Raises StorageError, StorageFull.
+        """
         size = sum(in_blocks(len(frame.data)) for frame in frames)
         with storage_errors(self._root, translate=write_error):
             make_private(self._folder)
@@ -90,74 +91,23 @@ class FrameFolder:
         self._note_proven([frame.digest for frame in frames])
         return {frame.digest for frame in frames}
 
-    def sweep(self, *, incoming: int = 0) -> int:
-        """Remove frames that were not used for longest, so that `incoming` more bytes fit. Return how many bytes are removed.
-
-        It reads the names of all frames twice, and keeps none in memory. Raises OSError.
-        """
-        size, sizes = 0, Counter[int]()
-        for found in self._all():
-            size += found.size
-            sizes[found.used_minute] += found.size
-        room = free_space(self._root) - self._min_free
-        allowed = min(self._size_limit, size + room) - incoming
-        excess = size - max(0, allowed - allowed // _SPARE) if size > allowed else 0
-        removed = self._remove(sizes, excess) if excess > 0 else 0
-        self._size, self._written = size - removed, 0
-        return removed
-
-    def _remove(self, sizes: Counter[int], excess: int) -> int:
-        last, covered = 0, 0
-        for minute in sorted(sizes):
-            last, covered = minute, covered + sizes[minute]
-            if covered >= excess:
-                break
-        removed = 0
-        # The frames of the last minute are not in order. As many of them go as are needed.
-        for is_last in (False, True):
-            for found in self._all():
-                if removed >= excess:
-                    return removed
-                if found.used_minute == last if is_last else found.used_minute < last:
-                    with suppress(FileNotFoundError):  # another process was faster
-                        Path(found.path).unlink()
-                        removed += found.size
-        return removed
-
-    def _all(self) -> Iterator[_Found]:
-        """Yield all frames below the root. What killed processes left is removed."""
-        for folder in self._root.glob("*/*/??"):
-            with suppress(FileNotFoundError), os.scandir(folder) as entries:
-                for entry in entries:
-                    with suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        if is_atomic_staging(entry.name) and time.time() - status.st_mtime > _STAGING_SECONDS:
-                            Path(entry.path).unlink()
-                        else:
-                            yield _Found(entry.path, in_blocks(status.st_size), int(status.st_mtime) // 60)
-
     def _make_space(self, size: int) -> bool:
-        with self._lock:
-            if self._has_space(size) and self._written * _BLIND <= self._size_limit:
-                self._note_written(size)
-                return True
+        if not (self._has_space(size) and self._written * _BLIND <= self._size_limit):
             if size > self._size_limit or time.monotonic() < self._full_until:
                 return False
-            self.sweep(incoming=size)
+            swept = _sweep(self._root, size_limit=self._size_limit, min_free=self._min_free, incoming=size)
+            self._size, self._written = swept.left, 0
             if not self._has_space(size):
                 self._full_until = time.monotonic() + _FULL_SECONDS
                 return False
-            self._note_written(size)
-            return True
+        self._size = (self._size or 0) + size
+        self._written += size
+        return True
 
     def _has_space(self, size: int) -> bool:
         if self._size is None or self._size + size > self._size_limit:
             return False
         return free_space(self._root) - size >= self._min_free
-
-    def _note_written(self, size: int) -> None:
-        self._size = (self._size or 0) + size
-        self._written += size
 
     def _write(self, frame: Frame) -> None:
         path = self._path(frame.digest)
@@ -217,3 +167,61 @@ class FrameFolder:
     def _path(self, digest: Digest) -> Path:
         name = str(digest)
         return self._folder / name[:2] / name
+
+
+class _Swept(NamedTuple):
+    left: int
+    removed: int
+
+
+def sweep(root: Path, *, size_limit: int, min_free: int) -> int:
+    """Remove the frames below `root` that were not used for longest, until the limits hold. Return how many bytes were removed.
+
+    Raises StorageError.
+    """
+    with storage_errors(root, translate=write_error):
+        return _sweep(root, size_limit=size_limit, min_free=min_free).removed if root.exists() else 0
+
+
+def _sweep(root: Path, *, size_limit: int, min_free: int, incoming: int = 0) -> _Swept:
+    """Do what `sweep` does, so that `incoming` more bytes fit. It reads the names of all frames, and keeps none in memory."""
+    size, sizes = 0, Counter[int]()
+    for found in _all(root):
+        size += found.size
+        sizes[found.used_minute] += found.size
+    allowed = min(size_limit, size + free_space(root) - min_free) - incoming
+    excess = size - max(0, allowed - allowed // _SPARE) if size > allowed else 0
+    removed = _remove(root, sizes, excess) if excess > 0 else 0
+    return _Swept(size - removed, removed)
+
+
+def _remove(root: Path, sizes: Counter[int], excess: int) -> int:
+    last, covered = 0, 0
+    for minute in sorted(sizes):
+        last, covered = minute, covered + sizes[minute]
+        if covered >= excess:
+            break
+    removed = 0
+    # The frames of the last minute are not in order. As many of them go as are needed.
+    for is_last in (False, True):
+        for found in _all(root):
+            if removed >= excess:
+                return removed
+            if found.used_minute == last if is_last else found.used_minute < last:
+                with suppress(FileNotFoundError):  # another process was faster
+                    Path(found.path).unlink()
+                    removed += found.size
+    return removed
+
+
+def _all(root: Path) -> Iterator[_Found]:
+    """Yield all frames below the root. What killed processes left is removed."""
+    for folder in root.glob("*/*/??"):
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    if is_atomic_staging(entry.name) and time.time() - status.st_mtime > _STAGING_SECONDS:
+                        Path(entry.path).unlink()
+                    else:
+                        yield _Found(entry.path, in_blocks(status.st_size), int(status.st_mtime) // 60)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 from filestore.core.digest import Digest
-from filestore.errors import Busy, FilestoreError, StorageError
+from filestore.errors import Busy, FilestoreError, StorageError, StorageFull
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.http.server.errors import FailureLog
 from filestore.peers.frame_folder import FrameFolder
@@ -31,6 +31,7 @@ MEMORY_LIMIT = 256 << 20
 WAIT_SECONDS = 20.0
 """How long a request waits for the origin. It is less than clients wait. The frames that arrive later are kept."""
 PEER = "the peer"
+_TRIES = 3
 
 
 class Held(NamedTuple):
@@ -69,6 +70,7 @@ class OriginFrames:
         self._memory = 0
         self._flights: dict[Digest, _Flight] = {}
         self._pulls = asyncio.Semaphore(PULLS)
+        self._keeping = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._origin_failures = FailureLog("frames cannot be had from the origin", level=logging.WARNING)
         self._disk_failures = FailureLog("frames cannot be kept, and are given from memory", level=logging.WARNING)
@@ -76,9 +78,10 @@ class OriginFrames:
     @asynccontextmanager
     async def held(self, digests: Sequence[Digest]) -> AsyncIterator[HeldFrames]:
         """Find frames, and hold them during the block. Raises Busy if they are not here in time."""
-        flights = {digest: self._flights.get(digest) or _Flight(digest) for digest in digests}
-        new = [flight for flight in flights.values() if not flight.waiters]
+        # One that everybody has left goes on nevertheless.
+        new = [_Flight(digest) for digest in dict.fromkeys(digests) if digest not in self._flights]
         self._flights |= {flight.digest: flight for flight in new}
+        flights = {digest: self._flights[digest] for digest in digests}
         for flight in flights.values():
             flight.waiters += 1
         try:
@@ -87,7 +90,7 @@ class OriginFrames:
             waiting = [flight.done for flight in flights.values() if not flight.done.done()]
             if waiting and (await asyncio.wait(waiting, timeout=WAIT_SECONDS))[1]:
                 raise Busy(PEER, "its origin is slow")
-            yield HeldFrames(self._folder, {digest: flight.result() for digest, flight in flights.items()})
+            yield HeldFrames(self, self._folder, {digest: flight.result() for digest, flight in flights.items()})
         finally:
             for flight in flights.values():
                 flight.waiters -= 1
@@ -179,11 +182,17 @@ class OriginFrames:
 
     async def _keep(self, frames: Sequence[Frame]) -> set[Digest]:
         try:
-            kept = await in_disk_thread(self._folder.keep, frames)
+            async with self._keeping:
+                kept = await in_disk_thread(self._folder.keep, frames)
         except StorageError as error:
             self._disk_failures.failed(error)
             return set()
-        self._disk_failures.succeeded()
+        if kept or not frames:
+            self._disk_failures.succeeded()
+        else:
+            self._disk_failures.failed(
+                StorageFull("the folder of frames", "the limits of its size and of free space leave no room")
+            )
         return kept
 
     def _settle(self, flight: _Flight, size: int) -> None:
@@ -202,31 +211,44 @@ class OriginFrames:
 class HeldFrames:
     """Frames that somebody asks for: a `FrameSource`."""
 
-    def __init__(self, folder: FrameFolder, held: Mapping[Digest, Held]) -> None:
+    def __init__(self, origin: OriginFrames, folder: FrameFolder, held: Mapping[Digest, Held]) -> None:
         """`held` has the size of each frame, and those that are only in memory."""
+        self._origin = origin
         self._folder = folder
         self._held = held
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Do what `FrameSource.open` does. Raises Busy if a frame was evicted meanwhile."""
-        kept = [digest for digest in digests if self._held[digest].size and self._held[digest].content is None]
-        files = dict(zip(kept, await in_disk_thread(self._open_each, kept), strict=True)) if kept else {}
-        return [files[digest] if digest in files else self._in_memory(digest) for digest in digests]
+        """Do what `FrameSource.open` does. Raises Busy."""
+        async with AsyncExitStack() as stack:
+            files: list[BinaryIO | None] = []
+            for digest, file in zip(digests, await in_disk_thread(self.open_each, digests), strict=True):
+                found = file
+                if found is None and self._held[digest].size:
+                    found = await self._open_again(digest)
+                if found is not None:
+                    stack.callback(found.close)
+                files.append(found)
+            stack.pop_all()
+        return files
 
     async def frame_sizes(self, digests: Sequence[Digest]) -> list[int]:
         return [self._held[digest].size for digest in digests]
 
-    def _in_memory(self, digest: Digest) -> BinaryIO | None:
-        content = self._held[digest].content
-        return None if content is None else BytesIO(content)
+    def open_each(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        """Open frames. None also stands for one that was evicted since it was found. Blocks."""
+        return [self._open(digest) for digest in digests]
 
-    def _open_each(self, digests: Sequence[Digest]) -> list[BinaryIO]:
-        with ExitStack() as stack:
-            files = []
-            for digest in digests:
-                file = self._folder.open(digest)
-                if file is None:
-                    raise Busy(PEER, "a frame was evicted a moment ago")
-                files.append(stack.enter_context(file))
-            stack.pop_all()
-        return files
+    def _open(self, digest: Digest) -> BinaryIO | None:
+        held = self._held[digest]
+        if held.content is not None:
+            return BytesIO(held.content)
+        return self._folder.open(digest) if held.size else None
+
+    async def _open_again(self, digest: Digest) -> BinaryIO:
+        """Open a frame that was evicted since it was found, because the folder is small for all that is asked for."""
+        for _ in range(_TRIES):
+            async with self._origin.held([digest]) as again:
+                [file] = await in_disk_thread(again.open_each, [digest])
+            if file is not None:
+                return file
+        raise Busy(PEER, "its folder is too small")

@@ -152,6 +152,8 @@ class Peer:
             raise web.HTTPLengthRequired(text="a request for frames needs a Content-Length")
         if size > _BODY_LIMIT:
             raise LimitExceeded("the size of the request body in bytes", size, _BODY_LIMIT, "")
+        if not size:
+            return b""
         with arriving():
             async with moving(self._stall_seconds):
                 return await request.content.readexactly(size)
