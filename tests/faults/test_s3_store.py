@@ -26,7 +26,7 @@ from filestore.repository.stores.s3_credentials import CredentialsFile, find_fil
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
-from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit
+from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit, FrameMemory
 from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
@@ -535,6 +535,28 @@ def test_a_byte_limit_gives_back() -> None:
     assert not limit.try_take(5)
     limit.give_back(6)
     assert limit.try_take(10)
+
+
+def test_memory_of_frames_is_used_again_when_nobody_reads_it() -> None:
+    """Not while the engine has a part of it still. What waits to be used counts as what is in use (I6)."""
+    memory = FrameMemory(4 * PIECES_SIZE)
+    first, second = (memory.try_copy(bytes([number]) * (PIECES_SIZE + 1)) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert memory.try_copy(bytes(PIECES_SIZE)) is None
+    kept, (buffer, other) = memoryview(second), (first.obj, second.obj)
+    memory.free(first)
+    memory.free(second)
+    assert [buffer] == list(memory._free)
+    again = memory.try_copy(bytes(2 * PIECES_SIZE))
+    assert again is not None
+    assert buffer is again.obj
+    assert bytes([2]) * (PIECES_SIZE + 1) == kept
+    assert other is not again.obj
+    memory.free(again)
+    large = memory.try_copy(bytes(3 * PIECES_SIZE))
+    assert large is not None
+    assert [] == list(memory._free)
 
 
 async def test_a_frame_is_read_by_its_url(store: IndexedStore) -> None:

@@ -31,7 +31,7 @@ from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import FORMAT_KEY, FRAMES, MANIFESTS, damaged_key, frame_key, manifest_key, parse_key
 from filestore.repository.stores.s3_staging import (
     MEMORY_SIZE,
-    ByteLimit,
+    FrameMemory,
     Puts,
     S3Placement,
     S3Staging,
@@ -86,7 +86,7 @@ class S3Store:
         self._folder = folder
         self._read_only = read_only
         self._puts = Puts(client)
-        self._memory = ByteLimit(MEMORY_SIZE)
+        self._memory = FrameMemory(MEMORY_SIZE)
         self._spooled = Budget(_SPOOLED_SIZE)
         self._pid = os.getpid()
         self._format: bytes | None = None
