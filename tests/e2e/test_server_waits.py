@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from filestore.http.wire import API
 from tests.support.ceph import Bucket
 from tests.support.commands import SCRIPTS, Home
 from tests.support.postgres import Postgres, PostgresServer, running_postgres
@@ -106,6 +110,30 @@ def test_a_worker_that_dies_in_an_outage_is_replaced_after_it(home: Home, bucket
         rest, _ = process.communicate(timeout=60)
         assert 0 == process.returncode, rest
         assert "another one takes its place" not in rest
+
+
+def test_the_log_of_an_outage_is_short(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """The first request that fails, each kind of work that waits, and a line with the number when it is over."""
+    with starting(home, place(bucket, database.postgres.new_database()), "--create") as process:
+        said = until(process, "listening on ")
+        (token,) = re.findall(r"export FILESTORE_TOKEN=(\S+)", "".join(said))
+        url = said[-1].removeprefix("listening on ").strip()
+        request = urllib.request.Request(f"{url}{API}/files", headers={"Authorization": f"Bearer {token}"})
+        database.stop()
+        try:
+            for _ in range(50):
+                with pytest.raises(urllib.error.HTTPError) as raised:
+                    urllib.request.urlopen(request, timeout=60)
+                with raised.value as answer:
+                    assert 503 == answer.code
+        finally:
+            database.start()
+        said = until(process, ": no request fails any more; 50 failed in ")
+        lines = [line for line in said if " ERROR " in line or " WARNING " in line]
+        assert 1 == sum(" failed, request " in line for line in lines)
+        assert len(lines) == len({re.sub("^.*(ERROR|WARNING) ", "", line) for line in lines}) <= 8
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert 200 == answer.status
 
 
 def test_a_server_waits_for_the_object_store(home: Home, bucket: Bucket, postgres: Postgres) -> None:

@@ -29,6 +29,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.metrics import METRICS, Metrics, show_metrics
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
+from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.quotas import Quotas, throttle_of
 from filestore.http.server.rechecks import Rechecks
@@ -201,6 +202,7 @@ def make_app(
     app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
+    app[OUTAGES] = Outages()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
