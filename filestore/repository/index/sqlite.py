@@ -142,7 +142,7 @@ class SqliteIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
+        live = await self.refreshed_sizes(namespace, digests)
         return [digest for digest in dict.fromkeys(digests) if digest not in live]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
@@ -156,6 +156,9 @@ class SqliteIndex:
             # I9: a chunk that a collection condemned since the read above is reported missing.
             removed = set(old) - set(await self._write(partial(_refresh, namespace=namespace, digests=old, now=self._now())))
         return [state.row for state in states if state.row.digest not in removed]
+
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        return {row.digest: row.size for row in await self.refreshed_rows(namespace, digests)}
 
     async def removals(self, namespace: str) -> int:
         return await self._reader.run(tasks.select_removals, namespace)
