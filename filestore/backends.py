@@ -30,6 +30,7 @@ from filestore.repository.folder import (
 )
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
+from filestore.repository.index.postgres.opening import CONNECTIONS
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
@@ -78,6 +79,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    peers: str | Sequence[str] | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
 
@@ -108,6 +110,8 @@ def connect(
     min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
         is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
+    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, or a list
+        of `http://HOST:PORT`. Frames come from them, and from the server only what they do not give.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
@@ -140,6 +144,7 @@ def connect(
         certificate=(tls_client_cert, tls_client_key),
         min_free=min_free,
         presigned_reads=presigned_reads,
+        peers=peers,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
 
@@ -160,6 +165,7 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
     presigned_reads: bool,
+    peers: str | Sequence[str] | None,
 ) -> AsyncIterator[Repository]:
     if not isinstance(url, str | Path):
         url = _one_text(url)
@@ -177,8 +183,11 @@ async def _connected(
         )
     elif (folder := home_path(url) if isinstance(url, Path) else repository_folder(url)) is None:
         from filestore.http.client.repository import RemoteRepository  # noqa: PLC0415  # heavy
+        from filestore.peers.addresses import parse_peers  # noqa: PLC0415  # heavy
+        from filestore.peers.repository import PeerRepository  # noqa: PLC0415  # heavy
 
-        repository = RemoteRepository(
+        make = RemoteRepository if peers is None else partial(PeerRepository, peers=parse_peers(peers))
+        repository = make(
             str(url),
             token=token,
             connections=connections,
@@ -277,10 +286,12 @@ async def open_backend(
     accepts_index: bool = False,
     min_free: int | None = None,
     scratch: Path | None = None,
+    index_connections: int = CONNECTIONS,
 ) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
-    For an object store, `open_object_repository` says more. `accepts_index` is for folders, and `scratch` for object stores.
+    For an object store, `open_object_repository` says more. `accepts_index` is for folders, `scratch` and
+    `index_connections` for object stores.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
@@ -290,7 +301,14 @@ async def open_backend(
     is empty although content is there, or is not the one with which the repository was last written.
     """
     if isinstance(root, ObjectLocation):
-        return await open_object_repository(root, create=create, read_only=read_only, scratch=scratch, min_free=min_free)
+        return await open_object_repository(
+            root,
+            create=create,
+            read_only=read_only,
+            scratch=scratch,
+            min_free=min_free,
+            index_connections=index_connections,
+        )
     if create:
         await create_repository(root)
     await in_disk_thread(_check_repository, root)

@@ -120,6 +120,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    peers: str | Sequence[str] | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
 
@@ -150,6 +151,7 @@ def connect(
                 tls_client_key=tls_client_key,
                 min_free=min_free,
                 presigned_reads=presigned_reads,
+                peers=peers,
             )
         )
     )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from filestore.errors import NotARepository
-from filestore_cli.context import CommandContext, takes
+from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import hold_lines, number_of
-from filestore_cli.folders import maintained_folder, refuse_objects
+from filestore_cli.folders import maintained_place, opened_folder, refuse_objects
 from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
 from filestore_cli.start import run_to_end, say
@@ -21,6 +21,7 @@ from filestore_cli.text import exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
+    from filestore.repository.maintenance.backup import Backup
     from filestore.repository.maintenance.content import ContentCounts, DamagedFile
 
 _SHOWN_FILES = 20
@@ -29,7 +30,7 @@ _SHOWN_FILES = 20
 rate_option = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
 
 
-@click.command(short_help="Back up a local repository.")
+@click.command(short_help="Back up a repository.")
 @click.argument("target", type=NonemptyPath())
 @click.option("--full", is_flag=True, help="Copy content too, as far as TARGET lacks it.")
 @click.option(
@@ -40,25 +41,23 @@ rate_option = click.option("--rate", type=Rate(), metavar="SIZE", help="The most
 def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate: int | None) -> None:
     """Back up names, records, tokens and pipelines to the folder TARGET, while servers run.
 
+    The repository is in a folder, or in an object store with its index.
+
     With --full, TARGET also gets the content, and everything can be restored from it.
     """
-    folder = maintained_folder(context, "backup")
+    place = maintained_place(context, "backup")
 
     async def run() -> None:
-        from filestore.repository.maintenance.backup import back_up  # heavy
         from filestore.repository.maintenance.content import ContentCounts  # heavy
 
         counts = ContentCounts()
         async with _told(context, "backup", counts):
-            try:
-                made = await back_up(folder, target, full=full, kept=kept, rate=rate, counts=counts)
-            except NotARepository as error:
-                raise context.advised(error) from None
+            made = await _back_up(context, place, target, full=full, kept=kept, rate=rate, counts=counts)
         content = f"{counts.chunk_count} chunks, {in_units(counts.stored_size)}" if full else "not copied; --full does that"
         context.show(
             {
                 "backup": str(made.path),
-                "root": str(folder),
+                "root": str(place),
                 "has_content": full,
                 "records": counts.record_count,
                 "chunks": counts.chunk_count,
@@ -69,7 +68,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
             },
             *table(
                 backup=for_display(made.path),
-                folder=for_display(folder),
+                **{"folder" if isinstance(place, Path) else "repository": for_display(place)},
                 records=counts.record_count,
                 content=content,
                 **({"copied": exactly(counts.copied_size)} if full else {}),
@@ -84,6 +83,23 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
             )
 
     run_to_end(run())
+
+
+async def _back_up(
+    context: CommandContext, place: Place, target: Path, *, full: bool, kept: int, rate: int | None, counts: ContentCounts
+) -> Backup:
+    from filestore.repository.maintenance.backup import back_up, back_up_objects  # heavy
+
+    if isinstance(place, Path):
+        try:
+            return await back_up(place, target, full=full, kept=kept, rate=rate, counts=counts)
+        except NotARepository as error:
+            raise context.advised(error) from None
+    from filestore.repository.index.postgres.index import PostgresIndex  # heavy
+
+    async with opened_folder(context, place, read_only=True) as (store, index):
+        assert isinstance(index, PostgresIndex)  # noqa: S101  # it is that of an object store
+        return await back_up_objects(store, index, target, location=str(place), full=full, kept=kept, rate=rate, counts=counts)
 
 
 @click.command(short_help="Restore a repository from backup.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ from filestore_cli.filters import Filter
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, show_progress
+from filestore_cli.serving import NOT_SERVED, check_listening, tls_files
 from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table
 
@@ -43,7 +45,7 @@ def cache() -> None:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes(
-    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "peers"),
     *("cache", "cache_size_limit", "cache_min_free"),
 )
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
@@ -169,6 +171,50 @@ def cache_verify(context: CommandContext, folder: Path | None) -> None:
     if removed:
         were, are = ("entry was", "it is") if len(removed) == 1 else ("entries were", "they are")
         raise click.ClickException(f"{len(removed)} damaged {were} removed from the cache; {are} fetched again when needed")
+
+
+@cache.command("serve", short_help="Give what other machines fetch.")
+@takes(
+    *("listen", "url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("cache", "peer_size_limit", "cache_min_free", "tls_cert", "tls_key", "tls_client_ca", "connections_limit"),
+    *("address_connections_limit", "head_seconds", "drain_seconds"),
+)
+def cache_serve(context: CommandContext) -> None:
+    """Give other machines what they fetch from the same server, as one of its peers, until Ctrl-C or SIGTERM.
+
+    Each piece is fetched from the server once, kept on disk, and given to all machines that may read it. They are told of their
+    peers by --peers.
+    """
+    from filestore.system.own_process import tune_process  # heavy
+
+    tune_process()
+    from filestore.http.client.repository import RemoteRepository  # heavy
+    from filestore.peers.server import serve  # heavy
+
+    settings = context.settings
+    host, port = settings.listen
+    check_listening(settings, on=host)
+    if context.is_local:
+        raise click.ClickException("a peer gives what a server has; name the server by --url or FILESTORE_URL")
+
+    @asynccontextmanager
+    async def origin() -> AsyncIterator[RemoteRepository]:
+        async with context.repository(read_only=True, asks_peers=False) as repository:
+            assert isinstance(repository, RemoteRepository)  # noqa: S101  # it is not local
+            yield repository
+
+    root = settings.cache.absolute()
+    serve(
+        origin,
+        host=host,
+        port=port,
+        cache=root,
+        announce=lambda url: context.show({"url": url, "cache": str(root)}, f"listening on {url}", otherwise=NOT_SERVED),
+        size_limit=settings.peer_size_limit,
+        min_free=settings.cache_min_free,
+        limits=settings.server_limits,
+        tls=tls_files(settings),
+    )
 
 
 async def _warm(context: CommandContext, references: list[Reference], *, keeps_zip: bool, unzip: bool) -> None:

@@ -60,10 +60,10 @@ class CommandContext:
         return self.default_root is not None and self.settings.root.absolute() == self.default_root.absolute()
 
     @asynccontextmanager
-    async def repository(self, *, read_only: bool = False) -> AsyncIterator[Repository]:
+    async def repository(self, *, read_only: bool = False, asks_peers: bool = True) -> AsyncIterator[Repository]:
         """Open the repository at the URL of the settings, or else the local folder. The end of the block closes it.
 
-        A command that only reads gives `read_only`.
+        A command that only reads gives `read_only`. A peer does not ask peers: they would wait for each other.
         """
         from filestore.backends import connect  # heavy: aiohttp
 
@@ -84,6 +84,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
+            peers=settings.peers if asks_peers else None,
         )
         async with AsyncExitStack() as stack:
             try:

@@ -23,6 +23,8 @@ from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
+from filestore.peers.addresses import parse_peers
+from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 from filestore.system.retries import RETRY_SECONDS
@@ -47,6 +49,7 @@ AGE_UNIT = "time such as 24h (units s, min, h, d, w)"
 _HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
 UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
+_PORT_LIMIT = 65535
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -95,6 +98,16 @@ def _urls(value: object) -> str:
     return ",".join(map(_text, value))
 
 
+def _peers(value: object) -> str:
+    """Return one text, which `connect` takes apart again if it names several peers."""
+    text = ",".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
+    try:
+        parse_peers(text)
+    except InvalidSetting as error:
+        raise ValueError(error.reason) from None
+    return text
+
+
 def _host(value: object) -> str:
     host = _text(value)
     try:
@@ -102,6 +115,15 @@ def _host(value: object) -> str:
     except UnicodeError:
         raise ValueError(f"{host!r} is not a host name or an address") from None
     return host
+
+
+def _host_and_port(value: object) -> tuple[str, int]:
+    if isinstance(value, tuple):
+        return value  # it was parsed already
+    host, colon, port = _text(value).rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _PORT_LIMIT:
+        raise ValueError("a host name or an address, a colon and a port are expected, such as 10.0.0.7:8600 or [::1]:8600")
+    return _host(host[1:-1] if host.startswith("[") and host.endswith("]") else host), int(port)
 
 
 def _token(value: object) -> str:
@@ -412,6 +434,25 @@ class Settings:
             parse=_size(0),
         ),
     )
+    peer_size_limit: int = field(
+        default=10 << 30,
+        metadata=_setting(
+            "Bytes of disk that the frames of `filestore cache serve` may take, beside the entries of the cache",
+            unit=_SIZE_UNIT,
+            parse=_size(0),
+            default="10GiB",
+        ),
+    )
+    listen: tuple[str, int] = field(
+        default=("127.0.0.1", 8600),
+        metadata=_setting(
+            "Where `filestore cache serve` listens; port 0 takes any free one",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="127.0.0.1:8600",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",
@@ -484,7 +525,7 @@ class Settings:
     port: int = field(
         default=8080,
         metadata=_setting(
-            "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, 65535)
+            "The port that `filestore serve` listens on; 0 takes any free one", unit="port", parse=_whole(0, _PORT_LIMIT)
         ),
     )
     workers: int | None = field(
@@ -572,6 +613,15 @@ class Settings:
             parse=_seconds(365 * 86400),
         ),
     )
+    index_connections: int = field(
+        default=CONNECTIONS,
+        metadata=_setting(
+            "The most connections of one server process to PostgreSQL, for requests, long reads and locks; "
+            "each is made when it is needed",
+            unit="count",
+            parse=_whole(LEAST_CONNECTIONS, 1000),
+        ),
+    )
     min_free: int | None = field(
         default=None,
         metadata=_setting(
@@ -587,6 +637,17 @@ class Settings:
             "Whether a server gives URLs by which frames are read from its object store, and whether a client uses them",
             unit="yes or no",
             parse=_claim,
+        ),
+    )
+    peers: str | None = field(
+        default=None,
+        metadata=_setting(
+            "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
+            "they do not give",
+            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            parse=_peers,
+            default="none",
+            is_repeatable=True,
         ),
     )
     connections_limit: int = field(

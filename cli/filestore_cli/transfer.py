@@ -203,7 +203,7 @@ def _server_words(context: CommandContext) -> str:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
 @click.option("--unzip", is_flag=True, help="Write the content of a zip file that was stored as a file.")
 @click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
-@takes(*_CONNECTION, "presigned_reads")
+@takes(*_CONNECTION, "presigned_reads", "peers")
 def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
     """Write a stored file or directory to TARGET, and verify every byte.
 

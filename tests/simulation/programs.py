@@ -10,7 +10,8 @@ from pathlib import Path
 from filestore.backends import open_backend
 from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
-from filestore.http.server.worker import BACKLOG, Service, no_extension, run_worker
+from filestore.http.server.running import BACKLOG
+from filestore.http.server.worker import Service, no_extension, run_worker
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
 from tests.simulation.kernel.process import Process

@@ -82,6 +82,7 @@ def test_only_a_high_scope_removes_or_changes() -> None:
     harmless = {"POST /native/v1/chunks/get", "POST /native/v1/chunks/verify", "POST /native/v1/files/freed"}
     harmless |= {
         "POST /native/v1/files/{id}/sign",
+        "POST /native/v1/peer-ticket",
         "POST /api/{type}/{repository}/paths-info/{revision}",
         "POST /api/validate-yaml",
     }

@@ -187,12 +187,17 @@ class BatchAnswer:
         if count != len(self._digests) or [entry.digest for entry in entries] != list(self._digests):
             raise InvalidBatch(f"{self._location} answered with other chunks than those that were asked for")
         size = sum(entry.stored_size for entry in entries)
-        if size > len(self._buffer):
-            raise InvalidBatch(f"{self._location} answered with larger frames than these chunks can have")
+        batch = self._claim(size)
         if self._announced is not None and self._announced > len(self._header) + size:
             raise longer_than_announced(self._location)
         self._entries = entries
-        self._batch = self._buffer[:size]
+        self._batch = batch
+
+    def _claim(self, size: int) -> memoryview:
+        """Return memory for the frames. Raises InvalidBatch."""
+        if size > len(self._buffer):
+            raise InvalidBatch(f"{self._location} answered with larger frames than these chunks can have")
+        return self._buffer[:size]
 
 
 def longer_than_announced(location: str) -> Interrupted:

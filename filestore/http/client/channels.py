@@ -48,6 +48,11 @@ class Places:
         """Let `channels` use these places."""
         self._users.append(channels)
 
+    def remove(self, channels: Channels) -> None:
+        """Forget `channels`, which are closed."""
+        if channels in self._users:
+            self._users.remove(channels)
+
     def close_idle(self, *, except_for: Channels | None = None) -> None:
         """Close the connections that carry no request, except those of `except_for`."""
         for channels in self._users:
@@ -84,11 +89,14 @@ class Channels:
         token: str | None,
         places: Places,
         stall_seconds: float,
+        connect_seconds: float | None = None,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
         api: str = wire.API,
     ) -> None:
         """`location` is an `http://` or `https://` URL, `token` printable ASCII. `api` is what all paths of requests begin with.
+
+        A new connection may take `connect_seconds`, or `stall_seconds` if that is None.
 
         Without TLS, a proxy is sent whole URLs (RFC 9112, section 3.2.2). With TLS, it is asked for a tunnel, and sees neither
         token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None.
@@ -114,6 +122,7 @@ class Channels:
         self._proxy = proxy
         self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds
+        self._connect_seconds = stall_seconds if connect_seconds is None else connect_seconds
         self._places = places
         places.add(self)
         self._idle: list[Channel] = []
@@ -140,6 +149,7 @@ class Channels:
 
     def close(self) -> None:
         """Close idle channels and end the requests that are under way."""
+        self._places.remove(self)
         self.close_idle()
         for channel in self._busy:
             channel.abort()
@@ -164,13 +174,13 @@ class Channels:
         loop = asyncio.get_running_loop()
         host, port = self._address
         try:
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(self._connect_seconds):
                 addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
         except OSError as error:
             # A TimeoutError without a number comes from the timer above, any other one from the system.
             if isinstance(error, TimeoutError) and error.errno is None:
-                raise Stalled(self._peer.location, self._stall_seconds) from None
+                raise Stalled(self._peer.location, self._connect_seconds) from None
             raise self._unreachable(error) from None
         except UnicodeError as error:
             raise self._unreachable(error) from None

@@ -14,6 +14,7 @@ from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import parse_run_path
 from filestore.core.records import Record, parse_json, record_from_json, value_count
 from filestore.core.signing import is_signed_path, unsigned_path
+from filestore.core.tickets import PeerTicket, ticket_from_json
 from filestore.errors import FilestoreError, InvalidBatch, InvalidName, InvalidReference, ServerError, UnexpectedRecord
 from filestore.http import wire
 from filestore.http.client.foreign import EARLIER_SERVER
@@ -177,6 +178,14 @@ def parse_signed_path(location: str, document: dict[str, Any], *, file_id: str) 
     if found != file_id:
         raise UnexpectedRecord(location, f"a path of {found!r}", f"one of {file_id!r}")
     return path
+
+
+def parse_ticket(location: str, document: dict[str, Any]) -> PeerTicket:
+    """Parse a ticket of peers."""
+    try:
+        return ticket_from_json(document)
+    except (KeyError, TypeError, ValueError):
+        raise _malformed(location, "its ticket is malformed") from None
 
 
 def parse_digests_among(location: str, asked: Sequence[Digest], answer: bytes) -> list[Digest]:

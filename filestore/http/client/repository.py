@@ -26,6 +26,7 @@ from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import split_full_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.tickets import PeerTicket
 from filestore.core.urls import split_urls
 from filestore.errors import (
     ChunksMissing,
@@ -56,6 +57,7 @@ from filestore.http.client.documents import (
     parse_record,
     parse_records,
     parse_signed_path,
+    parse_ticket,
     parse_usage,
     parse_versions,
 )
@@ -162,8 +164,8 @@ class RemoteRepository:
         self.location = locations[0]
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
-        self._options = partial(
-            RemoteRepository,
+        self._options: Callable[..., RemoteRepository] = partial(
+            type(self),
             token=token,
             connections=connections,
             transfer_limits=transfer_limits,
@@ -496,6 +498,13 @@ class RemoteRepository:
             return self._checked(parse_record(self._server, document), Reference(id=file_id))
 
         return await self._requests.retried(ask)
+
+    async def peer_ticket(self) -> PeerTicket:
+        """Return the ticket by which peers give frames of the namespace of the token.
+
+        Raises NotFound if the server is of a version without tickets.
+        """
+        return parse_ticket(self._server, await self._requests.json("POST", "/peer-ticket"))
 
     async def status(self) -> dict[str, Any]:
         """Return the report of the server about its work.

@@ -49,19 +49,28 @@ class Transport:
         token: str | None,
         places: Places,
         stall_seconds: float,
+        connect_seconds: float | None = None,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
         api: str = wire.API,
     ) -> None:
         """Make a transport without connecting.
 
-        `location` is the URL of the server, `token` is printable ASCII. `tls` is what `client_tls` returns; None means what it
-        returns without a certificate. `api` is what the paths of all requests begin with.
+        `location` is the URL of the server, `token` is printable ASCII. `connect_seconds` is how long a new connection may take;
+        None means `stall_seconds`. `tls` is what `client_tls` returns; None means what it returns without a certificate. `api`
+        is what the paths of all requests begin with.
         """
         self._location = location
         self._has_token = token is not None
         self._channels = Channels(
-            location, token=token, places=places, stall_seconds=stall_seconds, proxy=proxy, tls=tls, api=api
+            location,
+            token=token,
+            places=places,
+            stall_seconds=stall_seconds,
+            connect_seconds=connect_seconds,
+            proxy=proxy,
+            tls=tls,
+            api=api,
         )
         self.has_answered = False
         """Whether an answer of the server has ever arrived."""

@@ -88,6 +88,7 @@ ROUTES = (
     Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
     Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
     Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
+    Route("POST", f"{API}/peer-ticket", native.give_peer_ticket, Scope.READ),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
     Route("GET", f"{API}/status", native.describe_status, Scope.ADMIN, is_for_prefixes=False),
@@ -303,6 +304,7 @@ class RequestAuthenticator:
         self._limits = limits
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
+        self._reader_budget = Budget(limits.memory_limit // 2)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
@@ -386,6 +388,7 @@ class RequestAuthenticator:
         return RequestContext(
             request=request,
             budget=self._budget,
+            reader_budget=self._reader_budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
             trees=self._trees,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from aiofiles.threadpool.binary import AsyncBufferedReader, AsyncFileIO
 from aiohttp import web
 
 from filestore.core.signing import SigningKeys, signed_path
-from filestore.errors import FilestoreError, Interrupted, LimitExceeded, Stalled
-from filestore.http.server.body.connection import PEER, PIECE, duplicate
+from filestore.errors import FilestoreError, LimitExceeded
+from filestore.http.server.body.answer import answering, arriving, connection_of, moving
+from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
@@ -34,7 +35,6 @@ from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
 from filestore.system.buffers import Budget
-from filestore.system.connection_errors import failure_reason
 from filestore.system.files import storage_errors
 from filestore.system.metrics import SharedTimes
 from filestore.system.stalls import StallTimer
@@ -49,6 +49,8 @@ class RequestContext:
 
     request: web.Request
     budget: Budget
+    reader_budget: Budget
+    """The half of `budget` that plain reads of files share. They take from this one first, and then from `budget`."""
     push_budget: Budget
     """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     manifests: SharedManifests
@@ -96,10 +98,7 @@ class RequestContext:
     @property
     def transport(self) -> asyncio.Transport:
         """The connection of the client. Raises ConnectionError when the client has closed it."""
-        transport = self.request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        return transport
+        return connection_of(self.request)
 
     @property
     def noted(self) -> RequestRecord:
@@ -226,35 +225,15 @@ class RequestContext:
 
         Raises Stalled, ConnectionError.
         """
-        response.content_length = size
-        await response.prepare(self.request)
-        # aiohttp sends the head, and another descriptor sends the body. So the head must be out first.
-        self.transport.set_write_buffer_limits(high=0)
-        async with self.moving():
-            await self.request.writer.drain()
-        with duplicate(self.transport) as connection:
-            writer = BodyWriter(connection, stall_seconds=self.stall_seconds, throttle=self.throttle)
-            try:
-                yield writer
-                await response.write_eof()
-            except BaseException:
-                # The cut tells the client that the answer is incomplete.
-                if self.request.transport is not None:
-                    self.request.transport.abort()
-                raise
-            else:
-                self.noted.note_body(0)
-            finally:
-                self.noted.bytes_sent += writer.sent
+        seconds, throttle = self.stall_seconds, self.throttle
+        async with answering(self.request, response, size=size, stall_seconds=seconds, throttle=throttle) as writer:
+            yield writer
 
     @asynccontextmanager
     async def moving(self, seconds: float | None = None) -> AsyncIterator[None]:
         """Limit the time of a step that only waits for the client, to `stall_seconds` by default. Raises Stalled."""
-        try:
-            async with asyncio.timeout(self.stall_seconds if seconds is None else seconds):
-                yield
-        except TimeoutError:
-            raise Stalled(PEER, self.stall_seconds) from None
+        async with moving(self.stall_seconds if seconds is None else seconds, told=self.stall_seconds):
+            yield
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises Interrupted, Stalled."""
@@ -316,15 +295,6 @@ def make_spool_folder(folder: Path) -> None:
     """Make the spool folder again if somebody removed it since the server started. Raises StorageFull, StorageError."""
     with spooling():
         folder.mkdir(0o700, exist_ok=True)
-
-
-@contextmanager
-def arriving() -> Iterator[None]:
-    """Raise Interrupted if the client ends the connection or sends a malformed body in the block."""
-    try:
-        yield
-    except (ConnectionError, web.RequestPayloadError) as error:
-        raise Interrupted(PEER, failure_reason(error)) from error
 
 
 spooling = partial(storage_errors, "the spool folder of the server")

@@ -23,6 +23,7 @@ _PER_CONNECTION = 4
 """Descriptors of a connection with a request: its socket, a duplicate, a file, and a share of `OpenFrames`."""
 _LEAST_CONNECTIONS = 4
 _LOG_SECONDS = 60.0
+_FILES_LIMIT = 65536
 _OUT = (errno.EMFILE, errno.ENFILE)
 
 
@@ -32,6 +33,17 @@ def connections_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         soft = 1 << 20
     return max(_LEAST_CONNECTIONS, (soft - _KEPT_FREE) // _PER_CONNECTION)
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files, which is 1024 on many systems.
+
+    Each connection and each frame that is sent is an open file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_LIMIT if hard == resource.RLIM_INFINITY else min(_FILES_LIMIT, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class OpenFrames:

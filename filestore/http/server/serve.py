@@ -8,7 +8,6 @@ workers accept from it (`acceptor`).
 from __future__ import annotations
 
 import logging
-import resource
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,21 +18,22 @@ from aiohttp import BadContentDispositionHeader, BadContentDispositionParam
 from filestore.core.digest import Digest
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.http.server.acceptor import SharedLoads
+from filestore.http.server.descriptors import allow_many_files
 from filestore.http.server.errors import concerns_us
 from filestore.http.server.jwt_tokens import JwtOptions, check_options
 from filestore.http.server.listener import listening, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
 from filestore.http.server.request_logs import NO_LOGS, LogOptions
+from filestore.http.server.running import BACKLOG
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
-from filestore.http.server.worker import BACKLOG, Extension, OpenBackend, Service, no_extension, run_worker
+from filestore.http.server.worker import Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.event_loop import run_in_loop
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
 
 logger = logging.getLogger("filestore.server")
-_FILES_LIMIT = 65536
 
 
 def serve(
@@ -102,7 +102,7 @@ def serve(
     )
     scheme = "http" if tls is None else "https"
     logs.check()
-    _allow_many_files()
+    allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     # What a runtime does is worth a line, and so are the result of work between requests and each wrong token. All other
     # parts, and other libraries, only warn.
@@ -132,14 +132,3 @@ def serve(
                     announce_stop=announce_stop,
                 )
             )
-
-
-def _allow_many_files() -> None:
-    """Raise the limit of open files, which is 1024 on many systems.
-
-    Each connection and each frame that is sent is an open file.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES_LIMIT if hard == resource.RLIM_INFINITY else min(_FILES_LIMIT, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

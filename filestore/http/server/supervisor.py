@@ -20,8 +20,9 @@ from filestore.errors import FilestoreError
 from filestore.http import wire
 from filestore.http.server.errors import log_failure
 from filestore.http.server.log import log_by_thread
+from filestore.http.server.running import STOP_SIGNALS, stop_signals
 from filestore.http.server.traffic import StopWords
-from filestore.http.server.worker import CLEANUP_SECONDS, STOP_SIGNALS, Service, run_worker, stop_signals
+from filestore.http.server.worker import CLEANUP_SECONDS, Service, run_worker
 from filestore.system.event_loop import run_in_loop
 
 logger = logging.getLogger("filestore.server")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from aiohttp import web
 
 from filestore.core.digest import Digest
 from filestore.http.limits import ServerLimits
@@ -18,8 +16,6 @@ from filestore.http.server.acceptor import SharedLoads
 from filestore.http.server.app import make_app
 from filestore.http.server.auth import Tokens
 from filestore.http.server.background import background_work
-from filestore.http.server.connections import ConnectionSite
-from filestore.http.server.descriptors import AcceptErrors
 from filestore.http.server.digest_pass import DigestPass
 from filestore.http.server.jwt_tokens import JwtOptions, JwtTokens
 from filestore.http.server.metrics import count_request
@@ -27,6 +23,7 @@ from filestore.http.server.request_logs import LogOptions, request_logs
 from filestore.http.server.request_record import Observer
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.route import Route
+from filestore.http.server.running import accepting, first_of, handled, stop_signals
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import note_uses_for_ever
 from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
@@ -35,10 +32,8 @@ from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
 
-BACKLOG = 512
 CLEANUP_SECONDS = 5.0
 """How long cancelled requests may take to clean up."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 OpenBackend = Callable[[], Awaitable[tuple[ChunkStore, Index]]]
 Extension = Callable[[ChunkStore, Index], AbstractAsyncContextManager[Sequence[Route]]]
@@ -100,7 +95,7 @@ async def run_worker(
         loop.add_reader(lifeline, _orphaned, lifeline, stopping)
     if service.tls is not None:
         handlers[signal.SIGHUP] = service.tls.reload
-    with _handled(loop, handlers, is_last=lifeline is not None):
+    with handled(loop, handlers, is_last=lifeline is not None):
         async with _certificate_watched(service.tls, tells=is_first):
             await _serve_until(service, listener, stopping, at_once, ready=ready, announce_stop=announce_stop)
 
@@ -122,7 +117,10 @@ async def _serve_until(
 
     The port stays open until then, since a transfer may need another connection and because new ones get an answer.
     """
-    store, index = await service.open_backend()
+    opened = await _opened(service.open_backend, stopping)
+    if opened is None:
+        return
+    store, index = opened
     traffic = Traffic(service.shared_transfers)
     digests = DigestPass(store, index, transfers=lambda: traffic.transfers)
     words = StopWords(service.shared_transfers, service.limits.drain_seconds, announce_stop)
@@ -152,75 +150,37 @@ async def _serve_until(
                 observers=observers,
                 digests=digests,
             )
-            async with _accepting(app, listener, service, observers) as site:
+            async with accepting(
+                app, listener, limits=service.limits, tls=service.tls, observers=observers, loads=service.loads
+            ) as site:
                 ready()
                 await stopping.wait()
                 traffic.drain()
                 site.drain()
                 words.begin()
-                await _first(traffic.drained(words.go_on), at_once.wait(), within=service.limits.drain_seconds)
+                await first_of(traffic.drained(words.go_on), at_once.wait(), within=service.limits.drain_seconds)
                 traffic.note_end()
                 await site.stop()
             # Cancelled requests still clean up after themselves, and need the store and the index for that.
-            await _first(traffic.idle(), within=CLEANUP_SECONDS)
+            await first_of(traffic.idle(), within=CLEANUP_SECONDS)
             words.end()
     finally:
         await index.close()
         await store.close()
 
 
-@contextmanager
-def _handled(
-    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], None]], *, is_last: bool
-) -> Iterator[None]:
-    """Let the loop handle these signals during the block, and restore the earlier handlers after it.
-
-    If `is_last` is true, the signals are ignored after the block, because the process has yet to report its result.
-
-    The handlers must be removed before the loop closes. When a loop closes, it first closes the socket that wakes it.
-    For a signal that arrives after that, Python prints an error on standard error.
-    """
-    before = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+async def _opened(open_backend: OpenBackend, stopping: asyncio.Event) -> tuple[ChunkStore, Index] | None:
+    """Open the repository, which may wait until it is there. Return None if the server is stopped before that."""
+    opening, stop = asyncio.ensure_future(open_backend()), asyncio.create_task(stopping.wait())
     try:
-        yield
+        await asyncio.wait([opening, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait([opening])
+        return None if opening.cancelled() else opening.result()
     finally:
-        # The loop restores the default handler, which ends the process. So the signals are blocked until our handler is
-        # set.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
-        for number in handlers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN if is_last else before[number] or signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def stop_signals() -> Sequence[signal.Signals]:
-    """Return the signals that stop a server. SIGHUP, the end of a terminal, is left out where nohup has it ignored."""
-    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN]
-
-
-@asynccontextmanager
-async def _accepting(
-    app: web.Application, listener: socket.socket, service: Service, observers: Sequence[Observer]
-) -> AsyncIterator[ConnectionSite]:
-    """Answer the connections of `listener` until the site is stopped.
-
-    The end of the block cancels requests in progress.
-    """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
-        tls = service.tls
-        context = None if tls is None else lambda: tls.context
-        site = ConnectionSite(
-            runner, listener, limits=service.limits, backlog=BACKLOG, tls=context, observers=observers, loads=service.loads
-        )
-        await site.start()
-        yield site
-    finally:
-        await runner.cleanup()
+        opening.cancel()
+        stop.cancel()
 
 
 @asynccontextmanager
@@ -233,11 +193,3 @@ async def _observing(options: LogOptions, *others: Observer) -> AsyncIterator[Se
 def _orphaned(lifeline: int, stopping: asyncio.Event) -> None:
     asyncio.get_running_loop().remove_reader(lifeline)
     stopping.set()
-
-
-async def _first(*events: Coroutine[None, None, object], within: float) -> None:
-    """Wait for the first of `events`, at most `within` seconds."""
-    waiting = [asyncio.create_task(event) for event in events]
-    await asyncio.wait(waiting, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-    for event in waiting:
-        event.cancel()

@@ -250,6 +250,15 @@ class SqliteIndex:
     async def usages(self) -> list[NamespaceUsage]:
         return await self._reader.run(usage.select_usages)
 
+    async def lost_frames(
+        self,
+        namespace: str,  # noqa: ARG002  # of the protocol
+        after: ObjectName | None = None,  # noqa: ARG002  # the same
+        *,
+        limit: int,  # noqa: ARG002  # the same
+    ) -> list[ObjectName]:
+        return []
+
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._reader.run(chunks.select_rows, namespace, after, limit)
 
@@ -524,8 +533,14 @@ class SqliteTransaction:
         await self._run(chunks.delete_chunks, namespace, digests)
         return [ObjectName(digest) for digest in digests]
 
-    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def lose_chunks(self, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+        digests = [name.digest for name in names]
+        without_row = set(await self._run(chunks.select_unknown, namespace, digests))
         await self._run(chunks.delete_chunks, namespace, digests)
+        return [digest for digest in digests if digest not in without_row]
+
+    async def forget_lost(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:  # noqa: ARG002  # of the protocol
+        return []
 
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:  # noqa: ARG002  # of the protocol
         return NO_OBJECT_ID

@@ -193,6 +193,7 @@ class Collection:
             if self._dry_run or not self._blocked or freed == self.report.freed.count:
                 break
         await self._remove_unknown_frames()
+        await self._remove_lost_frames()
         await self._remove_manifests()
         self.report.is_complete = not self._stop()
         if not self._dry_run and self.report.is_complete:
@@ -402,6 +403,21 @@ class Collection:
             await self._store.remove(self._namespace, [ObjectName(digest) for digest in unknown])
         for size in sizes:
             self.report.frames_without_rows.add(size)
+
+    async def _remove_lost_frames(self) -> None:
+        """Forget the objects that could not be read, of chunks that no record needs any more, and remove them."""
+        after: ObjectName | None = None
+        while not self._dry_run and (page := await self._index.lost_frames(self._namespace, after, limit=_ROWS_AT_ONCE)):
+            after = page[-1]
+            unneeded = self._not_needed(page)
+            if unneeded and not self._stop():
+                async with self._writing_marked() as transaction:
+                    unneeded = await transaction.forget_lost(self._namespace, self._not_needed(unneeded))
+                await self._store.remove(self._namespace, unneeded)
+
+    def _not_needed(self, names: Sequence[ObjectName]) -> list[ObjectName]:
+        contained = self._needed.contained(name.digest for name in names)
+        return [name for name, needed in zip(names, contained, strict=True) if not needed]
 
     async def _remove_manifests(self) -> None:
         async for digests in in_batches(self._store.manifests(self._namespace), _ROWS_AT_ONCE):

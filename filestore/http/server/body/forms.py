@@ -16,7 +16,8 @@ from aiohttp import BodyPartReader, MultipartReader, StreamReader
 from aiohttp.http import HttpProcessingError
 
 from filestore.errors import InvalidInput, LimitExceeded
-from filestore.http.server.context import RequestContext, arriving, spooling
+from filestore.http.server.body.answer import arriving
+from filestore.http.server.context import RequestContext, spooling
 from filestore.system.stalls import StallTimer
 
 T = TypeVar("T")

@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 from filestore.core.digest import Digest
 from filestore.errors import DamagedChunk
 from filestore.http import wire
 from filestore.http.server.body.writer import BodyWriter, FilePart
 from filestore.http.server.descriptors import OpenFrames
-from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 OPEN_TOGETHER = 16
@@ -23,6 +22,16 @@ OPEN_TOGETHER = 16
 _Files = list[BinaryIO | None]
 _NOTHING = BytesIO()
 """Stands for an absent frame, of which no byte is sent."""
+
+
+class FrameSource(Protocol):
+    """Where the frames of an answer are."""
+
+    async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
+        """Open the files of frames. None stands for an absent one. The caller closes them."""
+
+    async def frame_sizes(self, digests: Sequence[Digest]) -> list[int]:
+        """Return the sizes of frames in bytes. 0 stands for an absent one."""
 
 
 class Frames:
@@ -35,9 +44,9 @@ class Frames:
     The end of the block closes all files.
     """
 
-    def __init__(self, repository: LocalRepository, digests: Sequence[Digest], open_frames: OpenFrames | None = None) -> None:
+    def __init__(self, source: FrameSource, digests: Sequence[Digest], open_frames: OpenFrames | None = None) -> None:
         """`open_frames` limits the frames that are open in the process. One of each answer may be open in any case."""
-        self._repository = repository
+        self._source = source
         self._digests = digests
         self._open_frames = OpenFrames() if open_frames is None else open_frames
         self._together = OPEN_TOGETHER
@@ -55,7 +64,7 @@ class Frames:
         """Return an entry with the size of its frame for each digest. The size of an absent frame is 0.
 
         The head of the answer needs all sizes, and not all files can be open at once. So the sizes of more than one
-        group come from the repository.
+        group come from the source.
         """
         group = self._begin_opening(0)
         if group is None:
@@ -63,7 +72,7 @@ class Frames:
         if group.count == len(self._digests):
             sizes = [_size(file) for file in await group.opening]
         else:
-            sizes = await self._repository.frame_sizes(self._digests)
+            sizes = await self._source.frame_sizes(self._digests)
         return list(map(wire.BatchEntry, self._digests, sizes))
 
     async def send(self, answer: BodyWriter, entries: Sequence[wire.BatchEntry], *, header: bytes = b"") -> None:
@@ -95,7 +104,7 @@ class Frames:
             count = counted if self._groups else counted + 1
             if not count:
                 return None
-            opening = asyncio.create_task(self._repository.open(self._digests[place : place + count]))
+            opening = asyncio.create_task(self._source.open(self._digests[place : place + count]))
             self._groups[place] = _Group(place, count, counted, opening)
         return self._groups[place]
 

@@ -17,6 +17,7 @@ from functools import partial
 from filestore.core.unlocked import unlocked
 from filestore.errors import Stalled
 from filestore.format.codec import FRAME_LIMIT
+from filestore.http.server.body.answer import arriving
 from filestore.http.server.body.connection import (
     PATIENCE_MILLISECONDS,
     PEER,
@@ -30,7 +31,7 @@ from filestore.http.server.body.connection import (
     socket_of,
 )
 from filestore.http.server.connections import RequestConnection
-from filestore.http.server.context import RequestContext, arriving
+from filestore.http.server.context import RequestContext
 from filestore.http.server.throttle import Throttle
 from filestore.system.buffers import allocate_pages
 from filestore.system.machine import core_count

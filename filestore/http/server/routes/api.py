@@ -6,6 +6,7 @@ Source: `docs/http-api.md`, which is the specification.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from filestore.core.manifest import MANIFEST_LIMIT, stated_count, stated_size
 from filestore.core.names import DEFAULT_NAMESPACE, checked_new_full_name
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
+from filestore.core.tickets import make_ticket, ticket_as_json
 from filestore.errors import (
     Busy,
     Forbidden,
@@ -305,6 +307,12 @@ async def sign_file(context: RequestContext, repository: LocalRepository) -> web
     """Answer with a path at which anyone may read the file for a limited time."""
     file_id = context.noted.facts["record"] = context.request.match_info["id"]
     return web.json_response({"path": await repository.sign(file_id)})
+
+
+async def give_peer_ticket(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with the ticket by which peers give frames of the namespace."""
+    ticket = make_ticket(context.keys, repository.namespace, now=time.time())
+    return web.json_response(ticket_as_json(ticket), headers={"Cache-Control": "no-store"})
 
 
 async def get_manifest(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

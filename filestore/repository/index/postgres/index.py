@@ -42,12 +42,12 @@ from filestore.repository.index.postgres import (
     uses,
 )
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.connections import FAILURES, Connections
-from filestore.repository.index.postgres.errors import postgres_errors
+from filestore.repository.index.postgres.connections import Connections
+from filestore.repository.index.postgres.errors import FAILURES, postgres_errors
 from filestore.repository.index.postgres.integrity import find_problems
 from filestore.repository.index.postgres.listing import write_listing
 from filestore.repository.index.postgres.location import shown_location
-from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking, task_key
+from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking
 from filestore.repository.index.postgres.publish import Group
 from filestore.repository.index.postgres.revisions import KNOWN_REVISIONS, REVISION
 from filestore.repository.index.postgres.transaction import PostgresTransaction
@@ -105,7 +105,6 @@ class PostgresIndex:
         connections: Connections,
         *,
         location: str,
-        writers: int,
         busy_seconds: float,
         now: Callable[[], int],
         read_only: bool,
@@ -116,7 +115,7 @@ class PostgresIndex:
         self._busy_seconds = busy_seconds
         self._now = now
         self._read_only = read_only
-        self._writers = Writers(location, limit=writers)
+        self._writers = Writers(location, limit=connections.writers)
         self._publishing = Publishing(self._commit_next)
 
     @property
@@ -242,6 +241,9 @@ class PostgresIndex:
     async def usages(self) -> list[NamespaceUsage]:
         return await self._read(usage.select_usages)
 
+    async def lost_frames(self, namespace: str, after: ObjectName | None = None, *, limit: int) -> list[ObjectName]:
+        return await self._read(object_map.select_lost, namespace, after, limit)
+
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._read(chunks.select_rows, namespace, after, limit)
 
@@ -286,15 +288,10 @@ class PostgresIndex:
 
     @asynccontextmanager
     async def try_lock(self, name: str) -> AsyncIterator[bool]:
-        """Take a lock of the session of a new connection. It is lost if that fails, so it may only save work."""
-        async with self._connections.own() as connection:
-            with postgres_errors(self.location):
-                has_lock = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", task_key(name)))
-            try:
-                yield has_lock
-            finally:
-                # The session ends a moment after its connection is closed, and the next block may ask before.
-                await shield_until_done(_unlock(connection, name))
+        """Take a lock of the session that all locks of this process share. It is lost if that fails, so it may only save work."""
+        self._connections.check()
+        async with self._connections.locks.locked(name) as has_lock:
+            yield has_lock
 
     async def uses(self, namespace: str) -> list[Use]:
         return await self._read(uses.select_uses, namespace)
@@ -343,6 +340,15 @@ class PostgresIndex:
     async def row_page(self, table: Table, after: Row | None) -> list[Row]:
         """Return rows as `row_pages.RowSource` does."""
         return await self._read(row_pages.select_page, table, after)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[row_pages.Snapshot]:
+        """Give all rows as they are at the beginning of the block, whatever is written meanwhile. No writer waits."""
+        async with self._connections.lend_long() as connection:
+            with postgres_errors(self.location):
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # The connection is closed after the block, and the transaction with it.
+            yield row_pages.Snapshot(connection, self.location)
 
     async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
         """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
@@ -466,7 +472,6 @@ async def open_index(
     return PostgresIndex(
         pool,
         location=location,
-        writers=max(1, connections * 6 // 10),
         busy_seconds=busy_seconds,
         now=now,
         read_only=read_only,
@@ -520,11 +525,6 @@ async def _roll_back(connection: Connection) -> None:
     except FAILURES:
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
-
-
-async def _unlock(connection: Connection, name: str) -> None:
-    with suppress(*FAILURES):
-        await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
 async def _select_stored_size(connection: Connection) -> int:

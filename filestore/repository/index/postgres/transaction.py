@@ -83,8 +83,11 @@ class PostgresTransaction:
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:
         return await self._run_in(namespace, chunks.delete_chunks, digests)
 
-    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        await self._run_in(namespace, chunks.lose_chunks, digests)
+    async def lose_chunks(self, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+        return await self._run_in(namespace, chunks.lose_chunks, names)
+
+    async def forget_lost(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
+        return await self._run_in(namespace, object_map.delete_lost, names)
 
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:
         return await self._run_in(namespace, object_map.insert_manifest, name)

@@ -43,7 +43,7 @@ from filestore.system.files import write_all
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 LOCKS_LIMIT = 8
-"""The most uploads that a process cuts or finishes at once: each lock is a connection of the index."""
+"""The most uploads that a process cuts or finishes at once."""
 LOOK_SECONDS = 1.0
 """The time between two tries to get the lock of an upload that another server has."""
 CLEARED_SECONDS = 600.0

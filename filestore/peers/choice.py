@@ -1,0 +1,110 @@
+"""Choose which peer to ask for a chunk, and leave out those that fail.
+
+Source: D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 6(1),
+1998, for the choice (rendezvous hashing). All clients with the same peers rank them alike for a chunk, so that only few peers get
+it from the server. A peer that comes or goes changes only the ranks of its own chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from filestore.core.digest import DIGEST_SIZE, Digest
+from filestore.system.retries import Clock
+
+if TYPE_CHECKING:  # importing numpy takes 0.15 s
+    import numpy as np
+    from numpy.typing import NDArray
+
+COPIES = 2
+"""How many peers get each chunk. Each of them gets it from the server once."""
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 300.0
+"""How long a peer that fails again and again is left out at a time."""
+_GROWTH = 2
+_BLOCK = 1 << 16
+"""How many pairs of a digest and a peer are computed in one call. They take some MiB."""
+
+
+def choose(digests: Sequence[Digest], peers: Sequence[str], *, client: bytes) -> list[tuple[int, ...]]:
+    """Return for each digest the numbers of its first `COPIES` peers, in the order in which this client asks them.
+
+    `peers` are texts such as HOST:PORT, each of them once. `client` is random. It decides which of them this client asks first:
+    for each chunk, about the same number of clients ask each of them.
+
+    There are fewer numbers if there are fewer peers. It takes about 5 ns for each pair of a digest and a peer.
+    """
+    import numpy as np  # noqa: PLC0415  # on first use
+
+    if not peers:
+        return [()] * len(digests)
+    keys = np.array([_key(peer.encode()) for peer in peers], np.uint64)
+    names = np.frombuffer(b"".join(digests), "<u8")[:: DIGEST_SIZE // 8].astype(np.uint64)
+    step = max(1, _BLOCK // len(peers))
+    # One row for each copy.
+    best = np.empty((min(COPIES, len(peers)), len(digests)), np.intp)
+    for start in range(0, len(digests), step):
+        part = slice(start, start + step)
+        scores = _mixed(names[part, None] ^ keys)
+        for row in best:
+            row[part] = scores.argmax(axis=1)
+            scores[np.arange(len(scores)), row[part]] = 0
+    turns = (_mixed(names ^ np.uint64(_key(client))) % np.uint64(len(best))).astype(np.intp)
+    rows = (np.arange(len(best))[:, None] + turns) % len(best)
+    return [tuple(each) for each in np.take_along_axis(best, rows, axis=0).T.tolist()]
+
+
+def _key(text: bytes) -> int:
+    return int.from_bytes(blake3(text).digest(8), "little")
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spread 64 bits over all 64 bits.
+
+    Source: G. Steele, D. Lea, C. Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014 (the mixing of SplitMix).
+    """
+    import numpy as np  # noqa: PLC0415  # on first use
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class Health:
+    """Which peers are left out because they failed. A peer that fails again is left out for longer."""
+
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        """`clock` returns monotonic seconds."""
+        self._clock = clock
+        self._failures: dict[str, int] = {}
+        """How often each peer has failed since it last worked."""
+        self._left_out_until: dict[str, float] = {}
+
+    def working(self, peers: Iterable[str]) -> list[str]:
+        """Return those of the peers that are not left out now."""
+        now = self._clock()
+        return [peer for peer in peers if self._left_out_until.get(peer, now) <= now]
+
+    def note_failure(self, peer: str) -> bool:
+        """Leave a peer out for some time. Return False if it is left out already, as by a request at the same time."""
+        now = self._clock()
+        if self._left_out_until.get(peer, now) > now:
+            return False
+        # A peer that is not known any more takes no memory for ever.
+        for old in [each for each, until in self._left_out_until.items() if until + LONGEST_PAUSE_SECONDS < now]:
+            del self._left_out_until[old]
+            self._failures.pop(old, None)
+        failures = self._failures[peer] = self._failures.get(peer, 0) + 1
+        # The power is bounded, because a number that is too large is no float.
+        pause = FIRST_PAUSE_SECONDS * _GROWTH ** min(failures - 1, 16)
+        self._left_out_until[peer] = now + min(LONGEST_PAUSE_SECONDS, pause)
+        return True
+
+    def note_success(self, peer: str) -> None:
+        """Note that a peer works. One that is left out stays so until its time ends."""
+        if self._failures and self.working([peer]):
+            self._failures.pop(peer, None)
