@@ -115,28 +115,6 @@ async def test_a_read_that_is_cut_is_repeated(bucket: Bucket, tmp_path: Path, sp
         await store.close()
 
 
-async def test_a_stream_goes_on_where_it_was_cut(bucket: Bucket, tmp_path: Path) -> None:
-    """Its bytes are those of the object, from any place on."""
-    content = octets(2, 5_000_000)
-    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=2_500_000), times=1, method="GET", part="part")) as relay:
-        client = client_of(bucket, tmp_path, endpoint=relay.url)
-        await client.put("uploads/part", content)
-        assert content == b"".join([piece async for piece in client.stream("uploads/part")])
-        assert 2 == len(keys_asked(relay, "GET"))
-        assert content[4_000_000:] == b"".join([piece async for piece in client.stream("uploads/part", start=4_000_000)])
-    with pytest.raises(FileNotFoundError):
-        await anext(client_of(bucket, tmp_path).stream("uploads/absent"))
-
-
-async def test_a_stream_that_breaks_again_and_again_ends(bucket: Bucket, tmp_path: Path) -> None:
-    """It ends where nothing of it arrives any more, although each request is answered."""
-    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=0), times=1000, method="GET")) as relay:
-        client = client_of(bucket, tmp_path, endpoint=relay.url, retry_seconds=0.05)
-        await client.put("frames", b"content")
-        with pytest.raises(Busy, match="the connection to it broke"):
-            await anext(client.stream("frames"))
-
-
 async def test_the_endpoint_of_the_url_counts(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not one of the environment."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):

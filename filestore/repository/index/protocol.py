@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -464,6 +464,12 @@ class Index(Protocol):
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows of `digests`, in any order, and set their last-seen times as `missing` does."""
+
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> Mapping[Digest, int]:
+        """Return the decoded size of each of `digests` that has a live row, and set their last-seen times as `missing` does.
+
+        Only look digests up in it: its keys may be bytes that are equal to them.
+        """
 
     async def removals(self, namespace: str) -> int:
         """Return what `Transaction.removals` returns, without a transaction."""

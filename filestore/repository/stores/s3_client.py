@@ -44,7 +44,6 @@ _GETS_COUNT = 32
 """The most objects that are read at the same time."""
 _PART_SIZE = 8 << 20
 _PARTS_AT_ONCE = 4
-_PIECE_SIZE = 1 << 20
 _PAGE_LENGTH = 1000
 """Objects of one answer to a listing, which is the most that S3 has."""
 
@@ -132,30 +131,6 @@ class S3Client:
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._read(key, start, size))
 
-    async def stream(self, key: str, *, start: int = 0) -> AsyncIterator[bytes]:
-        """Yield the bytes of an object from `start` on, in pieces of about 1 MiB. Raises FileNotFoundError if there is none.
-
-        A stream that breaks goes on where it was. `start` is inside the object, or 0.
-        """
-        place, end = start, start + 1
-        tries = RequestRetries(self._retries)
-        while place < end:
-            found = await self._retried(lambda place=place: self._open(key, place))  # type: ignore[misc]  # the default
-            if found is None:
-                raise FileNotFoundError(key)
-            begun, end = place, found.meta["size"]
-            try:
-                async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
-                    place += len(piece)
-                    yield piece
-            except (BaseError, OSError) as error:
-                if place > begun:
-                    tries = RequestRetries(self._retries)
-                failure, pause = self._failed(error, tries)
-                if pause is None:
-                    raise failure from None
-                await self._retries.sleep(pause)
-
     async def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
         return await self._retried(lambda: self._size(key))
@@ -197,7 +172,7 @@ class S3Client:
     async def clock(self) -> datetime:
         """Return the time of the store. It puts an object of one byte to learn it."""
         await self.put(CLOCK_KEY, b"\n")
-        found = await self._retried(lambda: self._open(CLOCK_KEY, 0))
+        found = await self._retried(lambda: self._open(CLOCK_KEY))
         if found is None:
             raise FileNotFoundError(CLOCK_KEY)
         return found.meta["last_modified"]
@@ -216,12 +191,12 @@ class S3Client:
             return False
         return True
 
-    async def _open(self, key: str, start: int) -> obstore.GetResult:
-        return await obstore.get_async(self._engine, key, options={"range": {"offset": start}} if start else {})
+    async def _open(self, key: str) -> obstore.GetResult:
+        return await obstore.get_async(self._engine, key)
 
     async def _get(self, key: str, size: int | None) -> obstore.Bytes:
         if size is None:
-            return await (await self._open(key, 0)).bytes_async()
+            return await (await self._open(key)).bytes_async()
         try:
             return await obstore.get_range_async(self._engine, key, start=0, length=size + 1)
         except BaseError as error:

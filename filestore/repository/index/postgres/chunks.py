@@ -6,9 +6,10 @@ many rows the table has. A join with the array might read the whole table.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
-from filestore.core.digest import Digest
+from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.object_names import ObjectName
 from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import batches, read
@@ -19,7 +20,13 @@ _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen
 _FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
 _PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
-_SEEN = "SELECT digest, last_seen FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+# Packed in two values, because the client would need longer for thousands of rows than for all else of a check.
+_REFRESHED = (
+    "SELECT string_agg(digest || int8send(size), '') FILTER (WHERE last_seen >= $3),"
+    " string_agg(digest || int8send(size), '') FILTER (WHERE last_seen < $3)"
+    " FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+)
+_DIGEST_AND_SIZE = struct.Struct(f">{DIGEST_SIZE}sq")
 _SIZES = "SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _CONDEMNED = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND going"
 _KNOWN = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
@@ -104,9 +111,18 @@ async def select_live(connection: Connection, namespace: str, digests: Sequence[
     return [_state(row) for row in await read(connection, _LIVE, namespace, digests)]
 
 
-async def select_last_seen(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[bytes, int]:
-    """Return the last-seen time of each of `digests` that has a live row."""
-    return dict(await read(connection, _SEEN, namespace, digests))
+async def select_refreshed(
+    connection: Connection, namespace: str, digests: Sequence[Digest], horizon: int
+) -> tuple[dict[Digest, int], dict[Digest, int]]:
+    """Return the decoded size of each of `digests` that has a live row: of those that were seen since `horizon`, and of others.
+
+    The keys are bytes that are equal to digests.
+    """
+    recent, old = dict[Digest, int](), dict[Digest, int]()
+    for row in await read(connection, _REFRESHED, namespace, digests, horizon):
+        for sizes, packed in zip((recent, old), row, strict=True):
+            sizes.update(_DIGEST_AND_SIZE.iter_unpack(packed or b""))
+    return recent, old
 
 
 async def select_sizes(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:

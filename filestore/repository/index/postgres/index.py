@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -138,15 +138,20 @@ class PostgresIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        seen = await self._read(chunks.select_last_seen, namespace, digests)
-        removed = await self._refresh(namespace, seen)
-        return [digest for digest in dict.fromkeys(digests) if digest not in seen or digest in removed]
+        live = await self.refreshed_sizes(namespace, digests)
+        return [digest for digest in dict.fromkeys(digests) if digest not in live]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
         states = await self._read(chunks.select_live, namespace, digests)
-        removed = await self._refresh(namespace, {state.row.digest: state.last_seen for state in states})
+        horizon = self._now() - REFRESH_MICROSECONDS
+        old = {state.row.digest: state.row.size for state in states if state.last_seen < horizon}
+        removed = old.keys() - (await self._refresh(namespace, old)).keys()
         return [state.row for state in states if state.row.digest not in removed]
+
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        recent, old = await self._read(chunks.select_refreshed, namespace, digests, self._now() - REFRESH_MICROSECONDS)
+        return recent | await self._refresh(namespace, old)
 
     async def removals(self, namespace: str) -> int:
         return await self._read(tasks.select_removals, namespace)
@@ -375,16 +380,14 @@ class PostgresIndex:
             with postgres_errors(self.location):
                 return await function(connection, *args, **kwargs)
 
-    async def _refresh(self, namespace: str, seen: Mapping[bytes, int]) -> set[Digest]:
-        """Set the last-seen times that are old. Return the digests of rows that are not live any more."""
-        horizon = self._now() - REFRESH_MICROSECONDS
-        old = [Digest(digest) for digest, last_seen in seen.items() if last_seen < horizon]
+    async def _refresh(self, namespace: str, old: dict[Digest, int]) -> dict[Digest, int]:
+        """Set the last-seen times of live rows, if writing is allowed. Return the sizes of those that are still live."""
         if self._read_only or not old:
-            return set()
+            return old
         async with self.transaction(namespace) as transaction:
-            await transaction.refresh(namespace, old)
+            await transaction.refresh(namespace, list(old))
             # I9: a chunk that a collection condemned since it was read is reported missing.
-            return {*old} - {*await transaction.sizes(namespace, old)}
+            return await transaction.sizes(namespace, list(old))
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._busy_seconds
