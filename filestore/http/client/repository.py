@@ -503,7 +503,7 @@ class RemoteRepository:
 
         Raises NotFound if the server is of a version without tickets.
         """
-        return parse_ticket(self._server, await self._requests.json("POST", "/peer-ticket"))
+        return parse_ticket(self.location, await self._requests.json("POST", "/peer-ticket"))
 
     async def status(self) -> dict[str, Any]:
         """Return the report of the server about its work.
