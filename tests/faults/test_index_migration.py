@@ -13,7 +13,7 @@ from filestore.core.digest import chunk_digest, token_digest
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
-from filestore.errors import UnknownFormat
+from filestore.errors import RepositoryMoved, UnknownFormat
 from filestore.repository.index.protocol import ChunkRow, NamespaceUsage, Policy, TokenRow, Use
 from filestore.repository.index.sqlite import SCHEMA_VERSION, open_index, open_index_for_reading
 from tests.support.commands import start_module
@@ -132,6 +132,26 @@ async def test_a_newer_version_migrates_an_open_index(tmp_path: Path) -> None:
             await transaction.add_chunks(NAMESPACE, [ROW])
     assert [] == await index.chunk_rows(NAMESPACE, limit=10)
     await index.close()
+
+
+async def test_an_index_whose_repository_has_moved_is_newer_than_earlier_versions_know(tmp_path: Path) -> None:
+    """They do not know the note, and refuse to write as above. This version reads on, and says where the repository is."""
+    path = tmp_path / "index"
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        await transaction.add_chunks(NAMESPACE, [ROW])
+    async with index.transaction() as transaction:
+        await transaction.set_moved("s3://models")
+    with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    assert version > SCHEMA_VERSION
+    for opened in (index, await open_index(path), await open_index_for_reading(path)):
+        assert [ROW] == [state.row for state in await opened.chunk_rows(NAMESPACE, limit=10)]
+        assert "s3://models" == await opened.moved_to()
+        with pytest.raises(RepositoryMoved, match="s3://models"):
+            async with opened.transaction():
+                raise AssertionError
+        await opened.close()
 
 
 @pytest.mark.slow

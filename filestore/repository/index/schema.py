@@ -17,6 +17,8 @@ _RECORD_INDEXES = (
     "CREATE INDEX records_by_name ON records (namespace, name, position)",
     "CREATE INDEX records_by_digest ON records (namespace, digest, position)",
 )
+_MOVED = 1 << 20
+"""What `mark_moved` adds to the version of the tables."""
 _POSITION_CHECK = """CREATE TRIGGER records_have_position BEFORE INSERT ON records WHEN NEW.position <= 0 BEGIN
     SELECT RAISE(ABORT, 'a newer version of filestore has migrated this index; stop this process, and start that version');
 END"""
@@ -167,24 +169,36 @@ def has_tables(connection: sqlite3.Connection, path: str) -> bool:
 
 def check_not_newer(connection: sqlite3.Connection, path: str) -> None:
     """Raise UnknownFormat if a newer version of filestore has migrated the index. Call this in a write transaction."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _tables_version(connection)
     if version > SCHEMA_VERSION:
         raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
 
 
 def has_version(connection: sqlite3.Connection, version: int) -> bool:
     """Return whether the tables have at least this version. An index of an older one that is only read is not migrated."""
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    return bool(found >= version)
+    return _tables_version(connection) >= version
+
+
+def mark_moved(connection: sqlite3.Connection) -> None:
+    """Keep processes of earlier versions from writing to an index whose repository has moved. They do not know the note of it.
+
+    They take the index for one of a newer version: each transaction fails. One that begins does not open it.
+    """
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + _MOVED}")
+
+
+def _tables_version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version) % _MOVED
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
     """Return the version of the tables, or 0 if there are none. Raises UnknownFormat."""
     # In this order, because another process may make the tables, and with them the version, in between.
     (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _tables_version(connection)
     if version == 0 and count == 0:
         return 0
     if not _OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise UnknownFormat(path, str(version), str(SCHEMA_VERSION))
-    return int(version)
+    return version

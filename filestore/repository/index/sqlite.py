@@ -66,7 +66,7 @@ from filestore.repository.index.publishing import Publishing, Waiter, drop, next
 from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.row_pages import Row, Table, select_page
 from filestore.repository.index.rows import new_record
-from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
+from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, mark_moved, prepare
 from filestore.system.clock import system_now
 from filestore.system.files import storage_errors
 from filestore.system.locks import FileLock
@@ -656,6 +656,11 @@ class SqliteTransaction:
 
     async def set_task_state(self, namespace: str, task: str, state: dict[str, Any] | None) -> None:
         await self._run(tasks.replace_state, namespace, task, state)
+
+    async def set_moved(self, location: str) -> None:
+        """Note that the repository is at `location` from now on. After this transaction, each other one fails."""
+        await self._run(tasks.replace_state, "", tasks.MOVED, {"to": location})
+        await self._run(mark_moved)
 
 
 async def open_index(

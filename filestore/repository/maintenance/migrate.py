@@ -40,7 +40,6 @@ from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.protocol import ChunkRow, PositionedRecord
 from filestore.repository.index.row_pages import CHUNKS, TABLES, Row, RowSource, Table
 from filestore.repository.index.sqlite import SqliteIndex
-from filestore.repository.index.tasks import MOVED
 from filestore.repository.ingest import discard_all
 from filestore.repository.maintenance.content import DamagedFile, row_of, write_frame
 from filestore.repository.maintenance.pace import Pace
@@ -207,7 +206,7 @@ async def _nobody_writing(source: MigrationSource, target: MigrationTarget, *, i
     await source.index.secret()  # it is made here if nobody needed it so far
     async with source.index.transaction() as transaction:
         yield
-        await transaction.set_task_state(NO_NAMESPACE, MOVED, {"to": target.location})
+        await transaction.set_moved(target.location)
 
 
 class _Page(NamedTuple):
