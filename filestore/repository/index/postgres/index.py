@@ -347,8 +347,10 @@ class PostgresIndex:
         async with self._connections.lend_long() as connection:
             with postgres_errors(self.location):
                 await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            # The connection is closed after the block, and the transaction with it.
+            # If the block fails, the connection is closed, and the transaction with it.
             yield row_pages.Snapshot(connection, self.location)
+            with postgres_errors(self.location):
+                await connection.execute("COMMIT")
 
     async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
         """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
