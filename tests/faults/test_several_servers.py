@@ -70,6 +70,49 @@ async def test_a_server_that_never_answered_is_passed_over(servers: list[Running
         assert [] == await repository.records()
 
 
+async def test_an_address_that_stalls_is_left_for_another_one(
+    servers: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name has two addresses, and the host of the first one is cut off after it has answered. Connections to it still begin."""
+    server = servers[0]
+    away = asyncio.Event()
+    link = Link(server.port)
+
+    async def stop(piece: bytes) -> bytes:
+        await asyncio.Event().wait() if away.is_set() else None
+        return piece
+
+    link.down = stop
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    async def two_addresses(host: str, port: int, **options: Any) -> Any:
+        assert host == "models.test"
+        return [found for address in ("127.0.0.2", "127.0.0.1") for found in await resolve(address, port, **options)]
+
+    monkeypatch.setattr(loop, "getaddrinfo", two_addresses)
+    carried: list[asyncio.Task[None]] = []
+
+    def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carried.append(loop.create_task(link.carry(reader, writer)))
+
+    first = await asyncio.start_server(carry, "127.0.0.2", server.port)
+    try:
+        async with connect(f"http://models.test:{server.port}", token=TOKEN, stall_seconds=1) as repository:
+            await repository.records()
+            assert [1] == link.opened
+            away.set()
+            await repository.put(frames(1))
+            used = len(link.opened)
+            await repository.records()
+            assert used == len(link.opened)
+    finally:
+        first.close()
+        for task in carried:
+            task.cancel()
+        await asyncio.wait(carried)
+
+
 async def test_the_server_that_answered_is_named(servers: list[RunningServer], tmp_path: Path) -> None:
     """In results and messages, of the library and of commands. The first one is dead."""
     urls = [f"http://127.0.0.1:{free_port()}", servers[1].url]

@@ -78,7 +78,7 @@ def test_each_place_has_its_outage(outages: Outages, time: Time, caplog: pytest.
 
 
 def test_one_failure_has_no_end(outages: Outages, time: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """A lock that was held for too long once is not reported a second time."""
+    """A lock that was held for too long once is written once."""
     assert outages.is_first(Busy("the index", "another process is writing to it"))
     time.pass_seconds(2 * QUIET_SECONDS)
     assert ([], True) == (caplog.messages, time.is_idle)

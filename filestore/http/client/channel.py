@@ -65,8 +65,9 @@ class Channel:
     Its methods block, so call them in a thread.
     """
 
-    def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float) -> None:
-        """Take over `connected`, a socket in non-blocking mode."""
+    def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float, address: str = "") -> None:
+        """Take over `connected`, a socket in non-blocking mode. `address` is that of its other end."""
+        self.address = address
         self._connection: Connection = PlainConnection(connected)
         self._peer = peer
         self._stall_seconds = stall_seconds

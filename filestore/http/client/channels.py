@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 from yarl import URL
 
 from filestore.errors import ProxyUnreachable, Stalled, Unreachable
@@ -125,6 +125,8 @@ class Channels:
         self._connect_seconds = stall_seconds if connect_seconds is None else connect_seconds
         self._places = places
         places.add(self)
+        self._stalled: set[str] = set()
+        """Addresses of the server at which a request stalled, of those that its name has."""
         self._idle: list[Channel] = []
         self._busy: set[Channel] = set()
 
@@ -140,6 +142,11 @@ class Channels:
             self._busy.add(channel)
             try:
                 return await in_stoppable_thread(self._places.threads, channel.abort, _through, channel, request)
+            except Stalled:
+                # The host is away or cut off, and others with the same name may not be.
+                self._stalled.add(channel.address)
+                self.close_idle()
+                raise
             finally:
                 self._busy.remove(channel)
                 if channel.is_reusable:
@@ -176,7 +183,7 @@ class Channels:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
+                connected = await start_connection(self._chosen(addresses), happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
         except OSError as error:
             # A TimeoutError without a number comes from the timer above, any other one from the system.
             if isinstance(error, TimeoutError) and error.errno is None:
@@ -185,9 +192,18 @@ class Channels:
         except UnicodeError as error:
             raise self._unreachable(error) from None
         # Some systems refuse this for a connection that has just been closed; the request will then fail.
+        address = ""
         with suppress(OSError):
+            address = str(connected.getpeername()[0])
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Channel(connected, self._peer, stall_seconds=self._stall_seconds)
+        return Channel(connected, self._peer, stall_seconds=self._stall_seconds, address=address)
+
+    def _chosen(self, addresses: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
+        """Return the addresses at which no request stalled, or all if none is left."""
+        left = [address for address in addresses if str(address[4][0]) not in self._stalled]
+        if not left:
+            self._stalled.clear()
+        return left or addresses
 
     def _unreachable(self, error: Exception) -> Unreachable:
         if self._proxy is not None:

@@ -136,7 +136,7 @@ LOOKED_AT = (
     Family("disk_free_bytes", _G, "Free bytes of the file system of the repository."),
     Family("disk_min_free_bytes", _G, "With less free space nothing new is stored (setting min_free)."),
     Family("index_size_bytes", _G, "Size of the files of the index."),
-    Family("uploads_open", _G, "Unfinished uploads by form or in parts."),
+    Family("uploads_open", _G, "Unfinished uploads of this host, by form or in parts; with an object store, forms only."),
     Family("uploads_open_bytes", _G, "Disk space that unfinished uploads take or have announced."),
     Family("namespaces", _G, "Namespaces of the repository."),
     Family("namespace_files", _G, "Files, with all versions.", ("namespace",)),
