@@ -81,6 +81,8 @@ class Measured(NamedTuple):
     """Bytes of all clients in a second."""
     client_cpu: float
     server_cpu: float
+    server_memory: int
+    """Bytes of resident memory of the server's process at the peak of this download."""
 
 
 def main() -> None:
@@ -164,24 +166,26 @@ class _Bench:
             home.mkdir(parents=True)
             # As if the client had looked for a newer version of itself today.
             (home / ".check_for_update_done").touch()
+        peer.service.forget_peak_memory()
         used = peer.service.cpu_seconds()
         done = run_all([self._command(peer, home) for home in homes])
         server_cpu = peer.service.cpu_seconds() - used
+        server_memory = peer.service.peak_memory()
         for home in homes:
             (snapshot,) = home.glob("hub/models--*/snapshots/*")
             # It is a folder of links, which are followed.
             run(["diff", "-rq", self._source, snapshot])
         shutil.rmtree(self._folder)
-        return _measured(done, size=self._size * clients, server_cpu=server_cpu)
+        return _measured(done, size=self._size * clients, server_cpu=server_cpu, server_memory=server_memory)
 
     def _command(self, peer: Peer, home: Path) -> Command:
         environ = {"HF_ENDPOINT": peer.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return Command([self._hf, "download", _NAME], environ)
 
 
-def _measured(done: list[Done], *, size: int, server_cpu: float) -> Measured:
+def _measured(done: list[Done], *, size: int, server_cpu: float, server_memory: int) -> Measured:
     slowest = max(one.seconds for one in done)
-    return Measured(size / slowest, sum(one.cpu_seconds for one in done), server_cpu)
+    return Measured(size / slowest, sum(one.cpu_seconds for one in done), server_cpu, server_memory)
 
 
 def _compare(bench: _Bench, peers: list[Peer], *, rounds: int, clients: int) -> None:
@@ -193,9 +197,9 @@ def _compare(bench: _Bench, peers: list[Peer], *, rounds: int, clients: int) -> 
     many = "client" if clients == 1 else "clients at once"
     print(f"{clients} {many:24} {'MB/s':>8} {'CPU s, client':>14} {'server':>8} {'peak MiB, server':>17}")
     for peer in peers:
-        rate, client_cpu, server_cpu = (statistics.median(column) for column in zip(*found[peer.name], strict=True))
-        memory = peer.service.peak_memory() / (1 << 20)
-        print(f"  {peer.name:24} {rate / 1e6:8.0f} {client_cpu:14.2f} {server_cpu:8.2f} {memory:17.0f}")
+        columns = zip(*found[peer.name], strict=True)
+        rate, client_cpu, server_cpu, memory = (statistics.median(column) for column in columns)
+        print(f"  {peer.name:24} {rate / 1e6:8.0f} {client_cpu:14.2f} {server_cpu:8.2f} {memory / (1 << 20):17.0f}")
     ratios = [ours.rate / theirs.rate for ours, theirs in zip(found["filestore"], found["nginx"], strict=True)]
     goal = f"goal {_GOAL}: {'reached' if statistics.median(ratios) >= _GOAL else 'missed'}" if clients == 1 else ""
     print(f"  of nginx: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) {goal}".rstrip())

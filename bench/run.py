@@ -186,6 +186,11 @@ class Service:
         """Return the peak of resident memory of its largest process, in bytes."""
         return max(_peak_memory(pid) for pid in family(self._process.pid))
 
+    def forget_peak_memory(self) -> None:
+        """Let `peak_memory` begin at the memory of now."""
+        for pid in family(self._process.pid):
+            Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
     def stop(self) -> None:
         """Ask it to end, and wait; a second call does nothing."""
         if self._process.poll() is None:

@@ -30,6 +30,7 @@ from filestore.repository.folder import (
 )
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
+from filestore.repository.index.postgres.opening import CONNECTIONS
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.reading import SHARED_MEMORY
 from filestore.repository.index.sqlite import open_index, open_index_for_reading
@@ -285,10 +286,12 @@ async def open_backend(
     accepts_index: bool = False,
     min_free: int | None = None,
     scratch: Path | None = None,
+    index_connections: int = CONNECTIONS,
 ) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
-    For an object store, `open_object_repository` says more. `accepts_index` is for folders, and `scratch` for object stores.
+    For an object store, `open_object_repository` says more. `accepts_index` is for folders, `scratch` and
+    `index_connections` for object stores.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
@@ -298,7 +301,14 @@ async def open_backend(
     is empty although content is there, or is not the one with which the repository was last written.
     """
     if isinstance(root, ObjectLocation):
-        return await open_object_repository(root, create=create, read_only=read_only, scratch=scratch, min_free=min_free)
+        return await open_object_repository(
+            root,
+            create=create,
+            read_only=read_only,
+            scratch=scratch,
+            min_free=min_free,
+            index_connections=index_connections,
+        )
     if create:
         await create_repository(root)
     await in_disk_thread(_check_repository, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lead a run, unless this is a worker of one."""
     if not hasattr(config, "workerinput"):
         lead_run()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse an expression after `-m` that names no marker.
+
+    Workers of pytest-xdist refuse it too, but all that it shows of that is an error of its own.
+    """
+    known = {re.split("[:(]", line)[0].strip() for line in session.config.getini("markers")}
+    without_arguments = re.sub(r"(?<=\w)\([^()]*\)", "", session.config.option.markexpr)
+    unknown = set(re.findall(r"[^\W\d]\w*", without_arguments)) - known - {"and", "or", "not"}
+    if unknown:
+        message = f"-m names no marker: {', '.join(sorted(unknown))}"
+        raise pytest.UsageError(message)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from filestore.errors import NotARepository
-from filestore_cli.context import CommandContext, takes
+from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import hold_lines, number_of
-from filestore_cli.folders import maintained_folder, refuse_objects
+from filestore_cli.folders import maintained_place, opened_folder
 from filestore_cli.parameters import NonemptyPath, Rate
 from filestore_cli.progress import LINE_SECONDS
 from filestore_cli.start import run_to_end, say
@@ -21,7 +21,10 @@ from filestore_cli.text import exactly, for_display, in_units, table
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
+    from filestore.core.object_location import ObjectLocation
+    from filestore.repository.maintenance.backup import Backup
     from filestore.repository.maintenance.content import ContentCounts, DamagedFile
+    from filestore.repository.maintenance.migrate import MigrationCounts
 
 _SHOWN_FILES = 20
 
@@ -29,7 +32,7 @@ _SHOWN_FILES = 20
 rate_option = click.option("--rate", type=Rate(), metavar="SIZE", help="The most bytes to copy per second.  [default: no limit]")
 
 
-@click.command(short_help="Back up a local repository.")
+@click.command(short_help="Back up a repository.")
 @click.argument("target", type=NonemptyPath())
 @click.option("--full", is_flag=True, help="Copy content too, as far as TARGET lacks it.")
 @click.option(
@@ -40,25 +43,23 @@ rate_option = click.option("--rate", type=Rate(), metavar="SIZE", help="The most
 def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate: int | None) -> None:
     """Back up names, records, tokens and pipelines to the folder TARGET, while servers run.
 
+    The repository is in a folder, or in an object store with its index.
+
     With --full, TARGET also gets the content, and everything can be restored from it.
     """
-    folder = maintained_folder(context, "backup")
+    place = maintained_place(context, "backup")
 
     async def run() -> None:
-        from filestore.repository.maintenance.backup import back_up  # heavy
         from filestore.repository.maintenance.content import ContentCounts  # heavy
 
         counts = ContentCounts()
         async with _told(context, "backup", counts):
-            try:
-                made = await back_up(folder, target, full=full, kept=kept, rate=rate, counts=counts)
-            except NotARepository as error:
-                raise context.advised(error) from None
+            made = await _back_up(context, place, target, full=full, kept=kept, rate=rate, counts=counts)
         content = f"{counts.chunk_count} chunks, {in_units(counts.stored_size)}" if full else "not copied; --full does that"
         context.show(
             {
                 "backup": str(made.path),
-                "root": str(folder),
+                "root": str(place),
                 "has_content": full,
                 "records": counts.record_count,
                 "chunks": counts.chunk_count,
@@ -69,7 +70,7 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
             },
             *table(
                 backup=for_display(made.path),
-                folder=for_display(folder),
+                **{"folder" if isinstance(place, Path) else "repository": for_display(place)},
                 records=counts.record_count,
                 content=content,
                 **({"copied": exactly(counts.copied_size)} if full else {}),
@@ -86,6 +87,23 @@ def backup(context: CommandContext, target: Path, *, full: bool, kept: int, rate
     run_to_end(run())
 
 
+async def _back_up(
+    context: CommandContext, place: Place, target: Path, *, full: bool, kept: int, rate: int | None, counts: ContentCounts
+) -> Backup:
+    from filestore.repository.maintenance.backup import back_up, back_up_objects  # heavy
+
+    if isinstance(place, Path):
+        try:
+            return await back_up(place, target, full=full, kept=kept, rate=rate, counts=counts)
+        except NotARepository as error:
+            raise context.advised(error) from None
+    from filestore.repository.index.postgres.index import PostgresIndex  # heavy
+
+    async with opened_folder(context, place, read_only=True) as (store, index):
+        assert isinstance(index, PostgresIndex)  # noqa: S101  # it is that of an object store
+        return await back_up_objects(store, index, target, location=str(place), full=full, kept=kept, rate=rate, counts=counts)
+
+
 @click.command(short_help="Restore a repository from backup.")
 @click.argument("source", type=NonemptyPath())
 @rate_option
@@ -94,8 +112,13 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
     """Restore the newest backup in SOURCE, into a new folder or over a repository that has lost its index.
 
     No server and no command may have the folder open. Content that is there stays; the old index is renamed.
+
+    With --store and --index, it is restored to an object store and a database that have nothing yet.
     """
-    refuse_objects(context.objects(unless=("root",)), "restore")
+    objects = context.objects(unless=("root",))
+    if objects is not None:
+        run_to_end(_restore_objects(context, source, objects, rate))
+        return
     root = context.settings.root.absolute()
 
     async def run() -> None:
@@ -141,6 +164,52 @@ def restore(context: CommandContext, source: Path, *, rate: int | None) -> None:
     run_to_end(run())
 
 
+async def _restore_objects(context: CommandContext, source: Path, place: ObjectLocation, rate: int | None) -> None:
+    from filestore.repository.folder import RUNTIME_DATABASES  # heavy
+    from filestore.repository.maintenance.migrate import MigrationCounts, MigrationTarget  # heavy
+    from filestore.repository.maintenance.restore_objects import restore_objects  # heavy
+    from filestore.repository.object_repository import open_target  # heavy
+
+    counts = MigrationCounts()
+    async with AsyncExitStack() as stack:
+        store, index = await open_target(place)
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(index.close)
+        await stack.enter_async_context(_told(context, "restore", counts))
+        target = MigrationTarget(store=store, index=index, location=str(place))
+        restored = await restore_objects(source, target, rate=rate, counts=counts)
+    context.show(
+        {
+            "root": str(place),
+            "backup": str(restored.backup),
+            "has_content": restored.has_content,
+            "records": counts.record_count,
+            "chunks": restored.chunk_count,
+            "stored_size": restored.stored_size,
+            "bytes_copied": counts.copied_size,
+            "damaged": damaged_as_json(counts.damaged),
+            "set_aside": [],
+            "held": [],
+        },
+        *table(
+            repository=for_display(place),
+            backup=for_display(restored.backup),
+            records=f"{counts.record_count}, {counts.record_count - len(counts.damaged)} of them whole",
+            content=f"{restored.chunk_count} chunks, {in_units(restored.stored_size)}",
+            copied=exactly(counts.copied_size),
+        ),
+        *damaged_lines(counts.damaged),
+    )
+    if any(restored.backup.glob(RUNTIME_DATABASES)):
+        context.note("The pipelines of runtimes stay in the backup: no runtime works on an object store yet.")
+    if counts.damaged:
+        why = "" if restored.has_content else ", which was made without --full"
+        raise click.ClickException(
+            f"the repository was restored, but {_how_many(counts)} not whole, because some of their content is not in the"
+            f" backup{why}; push these files again"
+        )
+
+
 @asynccontextmanager
 async def telling(context: CommandContext, line: Callable[[], str]) -> AsyncIterator[None]:
     """Print what `line` returns every few seconds during the block."""
@@ -160,11 +229,11 @@ async def telling(context: CommandContext, line: Callable[[], str]) -> AsyncIter
                 await task
 
 
-def _told(context: CommandContext, verb: str, counts: ContentCounts) -> AbstractAsyncContextManager[None]:
+def _told(context: CommandContext, verb: str, counts: ContentCounts | MigrationCounts) -> AbstractAsyncContextManager[None]:
     return telling(context, lambda: f"{verb}: {counts.chunk_count} chunks, {in_units(counts.copied_size)} copied")
 
 
-def _how_many(counts: ContentCounts) -> str:
+def _how_many(counts: ContentCounts | MigrationCounts) -> str:
     count = len(counts.damaged)
     return f"{count} of {counts.record_count} {'file is' if count == 1 else 'files are'}"
 

@@ -261,11 +261,13 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
         received = sum(each.resolved.bytes_received for each in done)
         reused = sum(each.resolved.bytes_reused for each in done)
         seconds = sum(each.resolved.seconds for each in done)
+        peers = context.peers_result(repository)
         context.show(
             {
                 "files": [each.as_json() for each in done],
                 "bytes_received": received,
                 "bytes_reused": reused,
+                **peers,
                 "seconds": seconds,
                 "cache": str(root),
                 "repository": repository.location,
@@ -273,6 +275,7 @@ async def _warm(context: CommandContext, references: list[Reference], *, keeps_z
             *(each.line() for each in done),
             *table(
                 received=exactly(received),
+                **{name.removeprefix("bytes_"): exactly(size) for name, size in peers.items()},
                 reused=exactly(reused),
                 time=duration(seconds),
                 cache=for_display(root),

@@ -15,7 +15,7 @@ from filestore.core.object_location import shown_url
 from filestore.core.progress import Progress
 from filestore_cli.context import CommandContext, Place, takes
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
-from filestore_cli.folders import maintained_folder, maintained_place, opened_folder
+from filestore_cli.folders import maintained_place, opened_folder
 from filestore_cli.parameters import Rate
 from filestore_cli.progress import CHECK, TICK_SECONDS, show_progress
 from filestore_cli.start import run_to_end
@@ -80,7 +80,7 @@ def check(
     if sources and not repair:
         raise click.UsageError("--from names good copies for --repair; give both")
     if repair:
-        _repair(context, maintained_folder(context, "check --repair"), sources, fraction, rate)
+        _repair(context, maintained_place(context, "check --repair"), sources, fraction, rate)
         return
     report = run_to_end(_check(context, maintained_place(context, "check"), fraction, rate))
     context.show(report.as_json(), *report.lines(), report.summary())
@@ -88,13 +88,13 @@ def check(
         raise click.ClickException(for_display(f"{report.failure()}; {_HOW_TO_REPAIR}"))
 
 
-def _repair(context: CommandContext, folder: Path, sources: tuple[str, ...], fraction: Fraction | None, rate: int | None) -> None:
+def _repair(context: CommandContext, place: Place, sources: tuple[str, ...], fraction: Fraction | None, rate: int | None) -> None:
     from filestore.repository.maintenance.check import ReadPlan  # heavy
-    from filestore_cli.repairing import failure, repair_folder, report_as_json, report_lines
+    from filestore_cli.repairing import failure, repair_place, report_as_json, report_lines
 
     plan = None if fraction is None else ReadPlan(fraction=fraction, rate=rate)
-    report = run_to_end(repair_folder(context, folder, sources, plan))
-    context.show(report_as_json(folder, report), *report_lines(folder, report))
+    report = run_to_end(repair_place(context, place, sources, plan))
+    context.show(report_as_json(place, report), *report_lines(place, report))
     remains = failure(report)
     if remains is not None:
         raise click.ClickException(for_display(remains))

@@ -111,6 +111,12 @@ class CommandContext:
             self.note_created(place.absolute() if isinstance(place, Path) else place)
         return created
 
+    def peers_result(self, repository: Repository) -> dict[str, int]:
+        """Return what the result of a command says about peers: how many bytes came from them, if it asks some."""
+        from filestore.repository.protocol import AsksPeers  # heavy
+
+        return {"bytes_from_peers": repository.peers_size} if isinstance(repository, AsksPeers) else {}
+
     @property
     def is_local(self) -> bool:
         """Whether the command works on the repository itself, and not through a server."""

@@ -30,12 +30,6 @@ def maintained_place(context: CommandContext, command: str) -> Place:
     return context.objects(unless=("url", "root")) or _folder(context, command)
 
 
-def maintained_folder(context: CommandContext, command: str) -> Path:
-    """Return the folder that --root or the URL of the settings names. Raises ClickException for anything else."""
-    refuse_objects(context.objects(unless=("url", "root")), command)
-    return _folder(context, command)
-
-
 def refuse_objects(objects: ObjectLocation | None, command: str) -> None:
     """Raise ClickException if the repository is in an object store."""
     if objects is not None:

@@ -21,7 +21,7 @@ HINTS = {
     "create-repository": "on the command line, `filestore serve --create` or `filestore push --create` makes it",
     "end-hold": "`filestore gc --end-hold` ends it",
     "exclude": "--exclude does that",
-    "finish-migration": "`filestore migrate` from the same folder does it",
+    "finish-migration": "`filestore migrate` from the same folder does it, or `filestore restore` of the same backup",
     "finish-repository": "`filestore serve --create` and `filestore push --create` finish it",
     "free-quota": "`filestore du` shows what takes space and the limits of its namespace, and `filestore rm` removes files",
     "free-repository": "`filestore rm` removes files, and on the machine of the repository `filestore gc` with --grace 0s frees "

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from filestore.errors import FilestoreError
-from filestore_cli.context import CommandContext
+from filestore_cli.context import CommandContext, Place
 from filestore_cli.findings import file_as_json, file_words, finding_as_json, finding_words, hold_lines, number_of
 from filestore_cli.folders import opened_folder
 from filestore_cli.plain_http import check_plain_http
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 _SHOWN_LIMIT = 1000
 
 
-async def repair_folder(context: CommandContext, folder: Path, sources: Sequence[str], plan: ReadPlan | None) -> RepairReport:
-    """Repair the repository in a folder, with good copies from `sources`."""
+async def repair_place(context: CommandContext, place: Place, sources: Sequence[str], plan: ReadPlan | None) -> RepairReport:
+    """Repair the repository in a folder or an object store, with good copies from `sources`."""
     from filestore.repository.maintenance.repair import RepairReport, repair  # heavy
 
     report = RepairReport()
     async with AsyncExitStack() as stack:
-        store, index = await stack.enter_async_context(opened_folder(context, folder, accepts_index=True))
+        store, index = await stack.enter_async_context(opened_folder(context, place, accepts_index=True))
         donors = []
         for source in sources:
             try:
@@ -71,10 +70,10 @@ async def _donor(context: CommandContext, source: str, stack: AsyncExitStack) ->
     return RepositoryDonor(repository)
 
 
-def report_as_json(folder: Path, report: RepairReport) -> dict[str, object]:
+def report_as_json(place: Place, report: RepairReport) -> dict[str, object]:
     """Return what a repair did as a JSON object."""
     return {
-        "repository": str(folder),
+        "repository": str(place),
         "damage": [finding_as_json(finding) for finding in report.damage],
         "damage_count": report.damage_count,
         "rows_forgotten": report.rows_forgotten,
@@ -94,7 +93,7 @@ def report_as_json(folder: Path, report: RepairReport) -> dict[str, object]:
     }
 
 
-def report_lines(folder: Path, report: RepairReport) -> list[str]:
+def report_lines(place: Place, report: RepairReport) -> list[str]:
     """Return lines for a person: the damage, what became of it, and a summary."""
     lines = [f"damaged   {finding_words(finding)}" for finding in report.damage]
     lines += _more("damaged", report.damage_count, len(report.damage))
@@ -106,7 +105,7 @@ def report_lines(folder: Path, report: RepairReport) -> list[str]:
     lines += [f"remains   {finding_words(finding)}" for finding in report.remaining]
     lines += _more("remains", report.remaining_count, len(report.remaining))
     lines += hold_lines(report.holds)
-    return [*lines, _summary(folder, report)]
+    return [*lines, _summary(place, report)]
 
 
 def failure(report: RepairReport) -> str | None:
@@ -122,7 +121,7 @@ def failure(report: RepairReport) -> str | None:
     )
 
 
-def _summary(folder: Path, report: RepairReport) -> str:
+def _summary(place: Place, report: RepairReport) -> str:
     counts = report.counts
     looked = f"{number_of(counts.chunk_count, 'chunk')}, {in_units(counts.stored_size)}"
     done = [
@@ -132,7 +131,7 @@ def _summary(folder: Path, report: RepairReport) -> str:
         f"restored {number_of(report.chunks_restored, 'chunk')} and {number_of(report.manifests_restored, 'manifest')}",
     ]
     end = failure(report) or "everything is whole"
-    return f"checked {looked} in {for_display(folder)}: {', '.join(done)}; {end}"
+    return f"checked {looked} in {for_display(place)}: {', '.join(done)}; {end}"
 
 
 def _files(what: str, files: Sequence[AffectedFile]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shlex
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from filestore.http.server.jwt_tokens import JwtOptions
     from filestore.http.server.tls import TlsFiles
     from filestore.repository.index.protocol import Index
+    from filestore.repository.stores.protocol import ChunkStore
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ NOT_SERVED = "nothing is served, because the start cannot be reported on standar
 
 @click.command(short_help="Serve a folder over HTTP.")
 @creates
-@takes("root", "host", "port", "workers", "token", *UPSTREAM_SETTINGS, *SERVER_SETTINGS)
+@takes("root", "host", "port", "workers", "index_connections", "token", *UPSTREAM_SETTINGS, *SERVER_SETTINGS)
 def serve(context: CommandContext, *, create: bool) -> None:
     """Serve a folder over HTTP until Ctrl-C or SIGTERM stops it; then complete the current transfers.
 
@@ -105,8 +107,11 @@ def serve(context: CommandContext, *, create: bool) -> None:
             otherwise=NOT_SERVED,
         )
 
+    def opening() -> Awaitable[tuple[ChunkStore, Index]]:
+        return open_backend(place, min_free=settings.min_free, scratch=spool_folder, index_connections=settings.index_connections)
+
     serve_forever(
-        lambda: open_backend(place, min_free=settings.min_free, scratch=spool_folder),
+        lambda: _once_there(place, opening, tell=logging.getLogger("filestore.server").warning),
         workers=settings.workers,
         tokens=given,
         announce=announce,
@@ -179,11 +184,22 @@ def open_served(
     """
     may_create = create or (isinstance(root, Path) and context.has_default_root)
 
+    created = False
+
     async def opened() -> tuple[bool, str | None]:
-        created = await create_folder(root) if may_create else False
+        nonlocal created
+        # Once made, it is new also if the next step fails and is tried again.
+        created |= await create_folder(root) if may_create else False
         return created, await with_index(context, root, partial(_prepared, given=given, with_token=with_token))
 
-    return in_child(lambda: run_to_end(opened()))
+    return in_child(lambda: run_to_end(_once_there(root, opened, tell=lambda sentence: say(f"Warning: {sentence}."))))
+
+
+async def _once_there(root: Place, open_place: Callable[[], Awaitable[T]], *, tell: Callable[[str], None]) -> T:
+    """Open a place. What is on other hosts may not be there yet, such as after a power cut, and is waited for."""
+    from filestore.http.server.waiting import once_there  # heavy
+
+    return await (open_place() if isinstance(root, Path) else once_there(open_place, tell=tell))
 
 
 def folder_words(root: Place, *, created: bool) -> str:
@@ -315,6 +331,10 @@ def in_child(function: Callable[[], T]) -> T:
     sender.close()
     try:
         succeeded, result = receiver.recv()
+    except KeyboardInterrupt:
+        # Only this process may have got the signal.
+        child.terminate()
+        raise
     except EOFError:
         raise click.ClickException("the process that opens the folder died; look for the reason in the system's log") from None
     finally:

@@ -24,6 +24,7 @@ from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.peers.addresses import parse_peers
+from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
 from filestore.system.retries import RETRY_SECONDS
@@ -610,6 +611,15 @@ class Settings:
             "How long an upload in parts may take before a server removes it, whatever arrives",
             unit="seconds",
             parse=_seconds(365 * 86400),
+        ),
+    )
+    index_connections: int = field(
+        default=CONNECTIONS,
+        metadata=_setting(
+            "The most connections of one server process to PostgreSQL, for requests, long reads and locks; "
+            "each is made when it is needed",
+            unit="count",
+            parse=_whole(LEAST_CONNECTIONS, 1000),
         ),
     )
     min_free: int | None = field(

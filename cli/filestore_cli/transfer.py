@@ -236,6 +236,7 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
             "file_count": 1 if done.file_count is None else done.file_count,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": fetched.bytes_reused,
+            **done.peers,
             "seconds": fetched.seconds,
             "repository": done.location,
             **({"entry_path": wanted.entry_path} if wanted.entry_path else {}),
@@ -247,6 +248,7 @@ def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_
             size=exactly(fetched.size),
             **_files(done.file_count or 0, is_tree=done.file_count is not None),
             received=exactly(fetched.bytes_received),
+            **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
             reused=exactly(fetched.bytes_reused),
             time=_time(fetched.seconds, fetched.size),
             repository=done.place,
@@ -342,6 +344,8 @@ class Done(NamedTuple):
     """The number of files in a tree. None for a file."""
     place: str
     location: str
+    peers: dict[str, int]
+    """What the result says about peers."""
 
 
 def target_path(wanted: FetchRequest, name: str) -> Path:
@@ -442,11 +446,18 @@ async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
         place, location = context.place(repository), repository.location
         if reference.entry_path:
             fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference)
-            return Done(record, fetched, file_count, place, location)
+            return Done(record, fetched, file_count, place, location, context.peers_result(repository))
         if wanted.is_tree(record):
             unpacked = await _fetch_tree(context, repository, record, wanted)
-            return Done(record, unpacked, unpacked.file_count, place, location)
-        return Done(record, await _fetch_file(context, repository, record, wanted), None, place, location)
+            return Done(record, unpacked, unpacked.file_count, place, location, context.peers_result(repository))
+        return Done(
+            record,
+            await _fetch_file(context, repository, record, wanted),
+            None,
+            place,
+            location,
+            context.peers_result(repository),
+        )
 
 
 async def _fetch_file(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchResult:

@@ -37,8 +37,12 @@ class PeerRepository(RemoteRepository):
 
     @property
     def peers_size(self) -> int:
-        """Bytes of the frames that peers have given to this object."""
+        """Bytes of the frames that peers have given, to the worker processes of ended jobs too."""
         return self._peers.received_size
+
+    @peers_size.setter
+    def peers_size(self, size: int) -> None:
+        self._peers.received_size = size
 
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         return await self._peers.get(digests, buffer, moved)

@@ -77,10 +77,10 @@ class CommitCheck:
         return True
 
     async def _sizes(self, digests: Sequence[Digest]) -> Mapping[Digest, int]:
-        rows = await self._index.refreshed_rows(self._namespace, digests)
+        sizes = await self._index.refreshed_sizes(self._namespace, digests)
         # Now, because the index keeps only the last removals.
         await self._note_removed()
-        return {row.digest: row.size for row in rows}
+        return sizes
 
     async def _note_removed(self) -> None:
         """Note what was removed meanwhile, outside of a transaction. A transaction can look at all of a small manifest."""

@@ -97,7 +97,7 @@ def append_lines(file: BinaryIO, records: Iterable[PositionedRecord], growth: Li
         growth.size += sum(map(len, lines))
         lines.clear()
 
-    for position, record in records:
+    for position, record, _ in records:
         lines.append(line(position, record))
         if len(lines) == LINES_AT_ONCE or time.monotonic() >= due:
             write()
@@ -114,7 +114,7 @@ async def read_lines(file: BinaryIO) -> AsyncIterator[Record]:
         await in_disk_thread(file.seek, 0)
     last, namespace = 1 << 63, None
     while found := await in_disk_thread(_next_records, file):
-        for position, record in found:
+        for position, record, _ in found:
             if not 0 <= position < last:
                 raise ValueError("its list of files is not in order")
             if namespace not in {None, record.namespace}:

@@ -203,13 +203,19 @@ class LocalRepository:
         missing: list[Digest] = []
         for start in range(0, len(asked), SLICE):
             part = asked[start : start + SLICE]
-            rows = await self._index.refreshed_rows(self._namespace, part)
-            lost = await self._lost_frames.forget_among(rows)
-            present = {row.digest: row.size for row in rows if row.digest not in lost}
+            present = await self._present(part)
             count(Event.CHUNKS_SHARED, amount=len(present))
             count(Event.CHUNKS_SHARED_SIZE, amount=sum(present.values()))
             missing += [digest for digest in part if digest not in present]
         return missing
+
+    async def _present(self, digests: Sequence[Digest]) -> Mapping[Digest, int]:
+        """Return the decoded size of each of `digests` that need not be sent."""
+        if self._store.has_object_ids:
+            return await self._index.refreshed_sizes(self._namespace, digests)
+        rows = await self._index.refreshed_rows(self._namespace, digests)
+        lost = await self._lost_frames.forget_among(rows)
+        return {row.digest: row.size for row in rows if row.digest not in lost}
 
     async def put(self, frames: Sequence[Frame], *, moved: Moved | None = None) -> None:
         async with self.space_for(sum(len(frame.data) + BLOCK_SIZE for frame in frames)), self.ingest() as ingest:

@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from filestore.core.digest import Digest
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.core.object_names import ObjectName
 from filestore.errors import Busy, StorageError
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.index.protocol import ChunkRow, Index
@@ -20,7 +21,7 @@ from filestore.system.threads import in_cpu_thread
 READ_ONE_IN = 100
 """One frame of so many is read when a push asks whether its chunk is missing."""
 _SLICE = 64
-"""The most frames that are read in one write transaction."""
+"""The most frames that are read before, or in, one write transaction."""
 
 
 class LostFrames:
@@ -56,22 +57,34 @@ class LostFrames:
         `suspects`.
         """
         damaged: list[Digest] = []
-        # Others wait while the frames of a slice are read, and an object store takes long to say that it has none.
-        at_once = 1 if self._store.has_object_ids else _SLICE
-        for start in range(0, len(suspects), at_once):
-            part = suspects[start : start + at_once]
+        forget = self._forget_objects if self._store.has_object_ids else self._forget_files
+        for start in range(0, len(suspects), _SLICE):
+            part = suspects[start : start + _SLICE]
             try:
-                async with self._index.transaction(self._namespace) as transaction:
-                    # Another push may have repaired it since. During a write transaction none can.
-                    live = await transaction.sizes(self._namespace, part)
-                    found = await self.damaged(list(live))
-                    await transaction.lose_chunks(self._namespace, found)
-                    damaged += found
+                damaged += await forget(part)
             except (StorageError, Busy):
                 if not self._read_only:
                     raise
                 damaged += part
         return damaged
+
+    async def _forget_files(self, suspects: Sequence[Digest]) -> list[Digest]:
+        async with self._index.transaction(self._namespace) as transaction:
+            # Another push may have repaired it since. During a write transaction none can.
+            live = await transaction.sizes(self._namespace, suspects)
+            damaged = await self.damaged(list(live))
+            return await transaction.lose_chunks(self._namespace, [ObjectName(digest) for digest in damaged])
+
+    async def _forget_objects(self, suspects: Sequence[Digest]) -> list[Digest]:
+        """Read first: an object store may take long, and writers would wait. A row goes only if it names what was read."""
+        rows = await self._index.refreshed_rows(self._namespace, suspects)
+        damaged = set(await self.damaged([row.digest for row in rows]))
+        if not damaged:
+            return []
+        async with self._index.transaction(self._namespace) as transaction:
+            # A push may have put another object since.
+            names = [ObjectName(row.digest, row.object_id) for row in rows if row.digest in damaged]
+            return await transaction.lose_chunks(self._namespace, names)
 
     async def damaged(self, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests whose frames are absent or damaged. This needs memory for one frame and one chunk."""

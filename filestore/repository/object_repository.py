@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from filestore.core.object_location import ObjectLocation
 from filestore.errors import IndexDamaged, NotARepository
 from filestore.repository.format_file import read_format
-from filestore.repository.index.postgres.opening import open_postgres_index
+from filestore.repository.index.postgres.opening import CONNECTIONS, open_postgres_index
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.repository.stores.s3_location import parse_location
@@ -47,19 +47,21 @@ async def open_object_repository(
     read_only: bool = False,
     scratch: Path | None = None,
     min_free: int | None = None,
+    index_connections: int = CONNECTIONS,
 ) -> tuple[ChunkStore, Index]:
     """Open the object store and the index of a repository. The caller closes both.
 
     With `create`, it is made if neither of them has anything yet. Of several processes that do so at once, one makes it.
 
     `scratch` is a folder on a disk of this machine for content that is on its way, of whose space `min_free` bytes stay free. By
-    default it is a new folder among the temporary ones, and removed at the end.
+    default it is a new folder among the temporary ones, and removed at the end. `index_connections` is the most that this process
+    has to the database.
 
     Raises NotARepository if there is none, or if store and index do not belong together; IndexDamaged if the index is empty
     although content is there; InvalidUrl, MissingPackage, UnknownFormat, StorageError, Busy.
     """
     client = new_s3_client(parse_location(location.store))
-    index = await open_postgres_index(location.index, makes_tables=create, read_only=read_only)
+    index = await open_postgres_index(location.index, makes_tables=create, read_only=read_only, connections=index_connections)
     return await joined(
         lambda: open_s3_store(client, index, scratch=scratch, min_free=min_free, read_only=read_only),
         index,
@@ -101,8 +103,8 @@ async def joined(
     """Open the store that belongs to `index`, which is closed if this fails. Raises what `open_object_repository` raises."""
     try:
         if await index.task_state(NO_NAMESPACE, MIGRATION) is not None:
-            found = "a migration to it has not ended"
-            raise NotARepository(location, found, "migrate from the same folder until it ends", hint="finish-migration")
+            found = "a migration to it has not ended, or a restore"
+            raise NotARepository(location, found, "do the same again until it ends", hint="finish-migration")
         store = await open_store()
         try:
             await (_create if create else _check)(store, index, location)

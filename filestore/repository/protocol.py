@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
@@ -194,6 +194,22 @@ def usage_from_json(values: dict[str, Any]) -> Usage:
     limits = values.get("quota")
     quota = quota_from_json(limits) if isinstance(limits, dict) else None
     return Usage(**members | {"damaged": tuple(members["damaged"]), "names": tuple(names), "hold": hold, "quota": quota})
+
+
+@runtime_checkable
+class AsksPeers(Protocol):
+    """A repository that asks peers for frames, and counts what they give."""
+
+    peers_size: int
+    """Bytes of the frames that peers have given, to the worker processes of ended jobs too."""
+
+
+def take_peers_size(repository: Repository) -> int:
+    """Return how many bytes peers gave since the last call, in a worker process. They are added in the process that transfers."""
+    if not isinstance(repository, AsksPeers):
+        return 0
+    taken, repository.peers_size = repository.peers_size, 0
+    return taken
 
 
 class Repository(Protocol):

@@ -16,6 +16,7 @@ from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import Index, Transaction
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.versions import summary
+from filestore.repository.manifest_batches import read_of_records
 from filestore.repository.manifest_check import read_manifest
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.repository.unneeded import Unneeded
@@ -96,7 +97,9 @@ class UnneededChunks:
         record = await self._index.record(self._namespace, Reference(id=self._without))
         if record is None:
             raise NotFound(self._without)
-        self._chunks = await self._chunks_of(record)
+        manifest = await self._manifest_of(record)
+        if manifest is not None:
+            self._chunks = dict.fromkeys(chunk.digest for chunk in manifest.chunks)
         await self.leave_out_needed()
 
     @asynccontextmanager
@@ -118,23 +121,24 @@ class UnneededChunks:
     async def leave_out_needed(self, *, chunk_limit: float = math.inf) -> bool:
         """Leave out the chunks that records need. Only records that were stored since the last call are read.
 
-        Return False if more records follow after those that together have `chunk_limit` chunks.
+        Return False after records that together have `chunk_limit` chunks: more may follow.
         """
         count = 0
         while self._chunks:
             page = await self._index.records_after(self._namespace, self._since, limit=_RECORDS_AT_ONCE)
             if not page:
                 break
-            for position, record in page:
+            others = (found for found in page if found.record.id != self._without)
+            async for batch in read_of_records(others, self._manifest_of, chunk_limit=chunk_limit):
+                for _, manifest in batch:
+                    for chunk in () if manifest is None else manifest.chunks:
+                        count += 1
+                        self._chunks.pop(chunk.digest, None)
+                # Last: after an error, these records are read again.
+                self._since = batch[-1][0].position
                 if count >= chunk_limit:
                     return False
-                if record.id != self._without:
-                    needed = await self._chunks_of(record)
-                    count += len(needed)
-                    for digest in needed:
-                        self._chunks.pop(digest, None)
-                # Last: after an error, this record is read again.
-                self._since = position
+            self._since = page[-1].position
         return True
 
     async def remove(self, manifest: Digest) -> None:
@@ -170,18 +174,17 @@ class UnneededChunks:
                 await unneeded.remove_frames(transaction, condemned)
             await unneeded.remove_objects()
 
-    async def _chunks_of(self, record: Record) -> dict[Digest, None]:
-        """Return the chunks that a record needs. Return no chunks if the record was removed meanwhile.
+    async def _manifest_of(self, record: Record) -> Manifest | None:
+        """Return the manifest of a record. Return None if the record was removed meanwhile.
 
         Raises DamagedRecord if its manifest is missing or damaged, and StorageError.
         """
         try:
             encoded = await read_manifest(self._store, self._namespace, record.digest)
-            manifest = await in_cpu_thread(Manifest.parse, encoded)
+            return await in_cpu_thread(Manifest.parse, encoded)
         except (NotFound, InvalidManifest) as error:
             # A record is removed before its manifest (I2), and an id is never used again.
             if await self._index.record(self._namespace, Reference(id=record.id)) is None:
-                return {}
+                return None
             how = "missing" if isinstance(error, NotFound) else "damaged"
             raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is {how}") from error
-        return dict.fromkeys(chunk.digest for chunk in manifest.chunks)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.manifest import Chunk
 from filestore.format.zip.checksum import crc32
+from filestore.repository.protocol import take_peers_size
 from filestore.system.buffers import BufferPool
 from filestore.system.mappings import SharedFile
 from filestore.transfer.receive_batch import BatchReceiver
@@ -35,6 +36,8 @@ class Received(NamedTuple):
     """Bytes of the frames that were received."""
     checksums: array[int]
     """The CRC-32 of each chunk, if the job was asked for them."""
+    peers_size: int
+    """Bytes that peers gave to the process since the job before."""
 
 
 class WriteFailed(Exception):
@@ -102,7 +105,7 @@ class ReceiveJob:
         writer = _FileWriter(self, descriptors)
         async with worker.kept(f"batches of {self.buffer_size}", make).take() as buffer:
             size = await BatchReceiver(worker.repository, moved=worker.moved).receive(chunks, buffer, writer)
-        return Received(size, writer.checksums)
+        return Received(size, writer.checksums, take_peers_size(worker.repository))
 
 
 class _FileWriter:

@@ -190,7 +190,9 @@ class Receiver:
         batches = round_robin(chains, max(self._own_count, processes * slots))
         modules = [ReceiveJob.__module__]
         async with worker_pool(self._repository, count=processes, slots=slots, modules=modules) as pool:
-            with closing(WorkerBatches(sink, pool, processes=processes, slots=slots, options=self._options)) as shared:
+            with closing(
+                WorkerBatches(self._repository, sink, pool, processes=processes, slots=slots, options=self._options)
+            ) as shared:
                 async with task_group() as group:
                     self._begin_tasks(self._own_count, _Download(batches, sink, group, shared, processes * slots))
 

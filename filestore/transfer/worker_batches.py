@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from filestore.repository.protocol import Moved
+from filestore.repository.protocol import AsksPeers, Moved, Repository
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.places import Place
 from filestore.transfer.receive_job import ReceiveJob, Write, WriteFailed
@@ -38,8 +38,18 @@ class WorkerBatches:
     Call `close` at the end.
     """
 
-    def __init__(self, sink: Sink, pool: WorkerPool, *, processes: int, slots: int, options: TransferOptions) -> None:
-        """Each of the processes receives `slots` batches at a time."""
+    def __init__(
+        self,
+        repository: Repository,
+        sink: Sink,
+        pool: WorkerPool,
+        *,
+        processes: int,
+        slots: int,
+        options: TransferOptions,
+    ) -> None:
+        """Each of the processes receives `slots` batches at a time. `repository` is that of the fetch."""
+        self._repository = repository
         self._sink = sink
         self._pool = pool
         self._slots = slots
@@ -101,6 +111,8 @@ class WorkerBatches:
                 received = await self._pool.run(job, descriptors=descriptors, moved=moved)
             except WriteFailed as error:
                 raise self._sink.write_error(offsets[error.place], OSError(error.number, error.reason)) from None
+        if isinstance(self._repository, AsksPeers):
+            self._repository.peers_size += received.peers_size
         if self._sink.needs_checksums:
             await in_disk_thread(_note_written, self._sink, places, received.checksums)
         else:

@@ -263,17 +263,18 @@ def _number(counter: mmap.mmap) -> int:
 async def test_commits_during_a_removal(index: SqliteIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunks that files need which are stored meanwhile stay. A transaction reads few of those files."""
     monkeypatch.setattr(removal, "_READ_CHUNKS", 4)
-    repository, transaction, chunks_of = _repository(MemoryStore(), index, ATTACKER), index.transaction, UnneededChunks._chunks_of
+    repository, transaction = _repository(MemoryStore(), index, ATTACKER), index.transaction
+    manifest_of = UnneededChunks._manifest_of
     shared, own = contents(10), contents(3, seed=1)
     await repository.put([encoded(content) for content in [*shared, *own]])
     removed = await repository.commit(manifest([*shared, *own]).encoded, name="removed")
     read: list[int] = []
     waiting = [manifest(shared[start : start + 2]).encoded for start in range(0, 10, 2)]
 
-    async def counted(self: UnneededChunks, record: Record) -> dict[Digest, None]:
-        found = await chunks_of(self, record)
-        if index._writing._holder is not None:
-            read.append(len(found))
+    async def counted(self: UnneededChunks, record: Record) -> Manifest | None:
+        found = await manifest_of(self, record)
+        if index._writing._holder is not None and found is not None:
+            read.append(len(found.chunks))
         return found
 
     @asynccontextmanager
@@ -284,7 +285,7 @@ async def test_commits_during_a_removal(index: SqliteIndex, monkeypatch: pytest.
         async with transaction(namespace) as begun:
             yield begun
 
-    monkeypatch.setattr(UnneededChunks, "_chunks_of", counted)
+    monkeypatch.setattr(UnneededChunks, "_manifest_of", counted)
     monkeypatch.setattr(index, "transaction", after_commits)
     await repository.remove(removed.id, with_chunks=True)
     # The first transaction is left after two files, and the others are read before the second one.

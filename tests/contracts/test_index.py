@@ -156,6 +156,21 @@ async def test_refreshed_rows_are_live_and_count_as_seen(index: Index, clock: Cl
     assert [] == await mark(index, [live], unseen_since=clock.now)
 
 
+async def test_refreshed_sizes_are_of_live_rows_which_count_as_seen(index: Index, clock: Clock) -> None:
+    """I9: as above. Rows that were seen lately come with those that were not, and with one that is condemned meanwhile."""
+    recent, old, condemned, absent = digests(4)
+    await add(index, [old, condemned])
+    clock.advance(seconds=HOUR + MINUTE)
+    await add(index, [recent])
+    await mark(index, [condemned], unseen_since=clock.now)
+    for _ in range(2):
+        sizes = await index.refreshed_sizes(A, [absent, condemned, old, recent, recent])
+        assert {recent: row(recent).size, old: row(old).size} == sizes
+    assert {} == await index.refreshed_sizes(B, [recent])
+    assert {} == await index.refreshed_sizes(A, [])
+    assert [] == await mark(index, [recent, old], unseen_since=clock.now)
+
+
 async def test_removals_tell_that_rows_were_condemned_or_removed(open_shared: OpenIndex, clock: Clock) -> None:
     """I2: while the number is the same, what was live is live. It is one number for each namespace and all processes."""
     index, other = await open_shared(), await open_shared()

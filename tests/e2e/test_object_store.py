@@ -204,6 +204,29 @@ def test_commands_work_on_the_repository_itself(pair: Pair, tmp_path: Path) -> N
         pair.run(*command)
 
 
+def test_a_repair_makes_files_whole_beside_the_servers(pair: Pair, tmp_path: Path) -> None:
+    """A server notices what is lost. What comes back is read again, and what does not is taken from a copy."""
+    bucket, content = pair.place.bucket, CONTENT[1:] * 2
+    before = set(bucket.list_keys("models/frames/"))
+    path = pushed(pair, pair.one, tmp_path, "damaged.bin", content)
+    (moved, *others) = sorted(set(bucket.list_keys("models/frames/")) - before)
+    taken = bucket.read(moved)
+    bucket.delete(moved)
+    bucket.put(others[0], b"damaged")
+    lost = pair.home.run("fetch", "damaged.bin", "--output", tmp_path / "lost", environ=pair.client(pair.one))
+    assert 1 == lost.returncode
+    done = pair.home.run("check", "--repair", "--read-data", environ=pair.place.environ)
+    assert (1, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert "1 file is still damaged; push what you have of them again" in done.stderr
+    bucket.put(moved, taken)
+    report = pair.home.result("check", "--repair", "--from", path, environ=pair.place.environ)
+    assert (1, 1, 0) == (report["rows_written"], report["chunks_restored"], report["lost_count"])
+    assert f"s3://{bucket.name}/models with the index postgresql://" in report["repository"]
+    assert 1 == len(bucket.list_keys("models/damaged/"))
+    pair.home.result("fetch", "damaged.bin", "--output", tmp_path / "whole", environ=pair.client(pair.two))
+    assert (tmp_path / "whole").read_bytes() == content
+
+
 def test_no_output_has_the_password(pair: Pair) -> None:
     """Neither of a server nor of a command that fails."""
     index = pair.place.index_url.replace("@", ":a-secret@") if "@" in pair.place.index_url else pair.place.index_url

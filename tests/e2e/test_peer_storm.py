@@ -82,4 +82,5 @@ async def test_many_machines_fetch_at_once(tmp_path: Path) -> None:
                 process.kill()
             warmed += await asyncio.gather(*(warm(home, machine, "model.bin", peers) for machine in machines[half:]))
             assert link.down_size - before < 3 * SIZE
+    assert all(each["bytes_from_peers"] == each["bytes_received"] for each in warmed)
     assert [content] * MACHINES == [Path(each["files"][0]["path"]).read_bytes() for each in warmed]

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import aiohttp
 import pytest
 
 from tests.support.commands import Home, scripts_of
@@ -172,6 +173,22 @@ def test_the_sdk_reads_the_stream_of_lines(runtime: RunningRuntime, misbehaving:
     assert [[], lines_of(runtime, printing), []] == json.loads(done.stdout.splitlines()[-1])
     assert "Log stream disconnected" in done.stdout
     assert "Run run_0 not found" in done.stdout
+
+
+async def test_a_client_that_ends_a_stream_of_lines_is_answered(runtime: RunningRuntime, misbehaving: str) -> None:
+    """While the run goes on: the SDK waits for that answer. One that sends what no client sends is cut off."""
+    hanging = runtime.begin(misbehaving, "lines and hang", is_async=True).json["id"]
+    url = f"{runtime.server.url}/v3/logs/run/{hanging}"
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session, session.ws_connect(url) as stream:
+        assert "before it hangs" in (await stream.receive_str())
+        await stream.close()
+        assert aiohttp.WSCloseCode.OK == stream.close_code
+        async with session.ws_connect(url) as refused:
+            await refused.send_bytes(bytes(1 << 20))
+            async for _ in refused:
+                pass
+        assert aiohttp.WSCloseCode.MESSAGE_TOO_BIG == refused.close_code
+    runtime.ask("POST", f"/v3/runs/{hanging}/cancel")
 
 
 def test_a_stream_of_lines_needs_a_websocket_and_a_token(runtime: RunningRuntime, misbehaving: str) -> None:

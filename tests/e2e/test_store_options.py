@@ -24,9 +24,6 @@ def home(tmp_path: Path) -> Home:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("backup", "target"), "backup works on folders so far"),
-        (("restore", "source"), "restore works on folders so far"),
-        (("check", "--repair"), "check --repair works on folders so far"),
         (("runtime", "serve"), "runtime serve works on folders so far"),
         (("serve", "--upstream", "https://hub.example"), "upstream cannot be used"),
     ],

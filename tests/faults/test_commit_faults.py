@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -209,15 +209,15 @@ async def test_others_write_while_a_manifest_of_many_slices_is_checked(
     """Between two slices no transaction is open, so that another process can write."""
     monkeypatch.setattr(manifest_check, "SLICE", 2)
     looked_up: list[int] = []
-    refreshed_rows = index.refreshed_rows
+    refreshed_sizes = index.refreshed_sizes
 
-    async def seen(namespace: str, digests: list[Digest]) -> list[ChunkRow]:
+    async def seen(namespace: str, digests: list[Digest]) -> Mapping[Digest, int]:
         async with index.transaction() as transaction:
             await transaction.set_task_state(namespace, "other", {"number": len(looked_up)})
         looked_up.append(len(digests))
-        return await refreshed_rows(namespace, digests)
+        return await refreshed_sizes(namespace, digests)
 
-    monkeypatch.setattr(repository._index, "refreshed_rows", seen)  # in the middle of the check
+    monkeypatch.setattr(repository._index, "refreshed_sizes", seen)  # in the middle of the check
     record = await repository.commit(manifest(CONTENTS).encoded, name="model.bin")
     assert [record] == await repository.records()
     assert [2, 2, 1] == looked_up

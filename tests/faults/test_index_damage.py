@@ -76,7 +76,7 @@ async def test_an_invalid_record_is_named_and_the_others_are_still_listed(tmp_pa
     assert problem.is_record
     index = await open_index(path)
     found = await index.records_after(A, 0, limit=1, only_valid=True)
-    assert ["two"] == [record.name for _, record in found]
+    assert ["two"] == [record.name for _, record, _ in found]
     await index.close()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from multiprocessing.connection import Connection as Pipe
 
 import asyncpg
@@ -29,7 +30,7 @@ from filestore.repository.index.postgres import tables_base
 from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.index.postgres.transaction import PostgresTransaction
-from filestore.repository.index.protocol import ChunkRow, Use
+from filestore.repository.index.protocol import ChunkRow, ListingGrowth, Use
 from tests.contracts.conftest import Clock
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.postgres import Postgres
@@ -333,6 +334,83 @@ async def test_a_lock_ends_with_its_connection(open_shared: OpenIndex, watcher: 
         assert again
 
 
+@pytest.mark.parametrize("connections", [4, 5, 12])
+async def test_all_work_shares_few_connections(
+    postgres: Postgres, postgres_index_url: str, clock: Clock, connections: int
+) -> None:
+    """PostgreSQL itself refuses one more. Writers that read meanwhile, long reads and locks all come to their end."""
+    user, password = postgres.new_user()
+    database = postgres_index_url.rpartition("/")[2].partition("?")[0]
+    for what in ("TABLES", "SEQUENCES"):
+        postgres.execute(f"GRANT ALL ON ALL {what} IN SCHEMA public TO {user}", url=postgres_index_url)
+    index = await open_postgres_index(postgres.url(database, user=f"{user}:{password}"), now=clock, connections=connections)
+    try:
+        await add(index, rows(1))
+        postgres.execute(f"ALTER ROLE {user} CONNECTION LIMIT {connections}")
+        namespaces = [f"n{number}" for number in range(20)]
+
+        async def write_and_read(namespace: str) -> None:
+            async with index.transaction(namespace) as transaction:
+                await transaction.add_chunks(namespace, rows(1, 2))
+                # Another connection reads it, while this one has the lock.
+                assert [] == await index.chunk_rows(namespace, limit=9)
+                async with index.try_lock(f"inside-{namespace}") as is_ours:
+                    assert is_ours
+
+        async def lock(namespace: str) -> None:
+            async with index.try_lock(namespace) as is_ours:
+                assert is_ours
+                assert [] == await index.problems()
+                await write_and_read(namespace)
+
+        async def list_records(namespace: str) -> None:
+            with tempfile.TemporaryFile() as file:
+                await index.write_listing(namespace, file, ListingGrowth())
+
+        await asyncio.gather(
+            *map(lock, namespaces),
+            *map(list_records, namespaces),
+            *(index.note_token_uses([]) for _ in namespaces),
+            *(publish(index, namespace) for namespace in (A, B)),
+        )
+        assert sorted([A, B, *namespaces]) == sorted(await index.namespaces())
+        assert 0 == index.waiting["index-looks"]
+    finally:
+        await index.close()
+
+
+async def test_locks_share_a_connection(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """Any number of them, of one process. Each of them excludes another process and another block of this one."""
+    index, other = await open_shared(), await open_shared()
+    names = [f"lock-{number}" for number in range(30)]
+    sessions = "SELECT count(DISTINCT pid), count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    async with AsyncExitStack() as held:
+        assert all([await held.enter_async_context(index.try_lock(name)) for name in names])
+        assert (1, 30) == tuple(await watcher.fetchrow(sessions))
+        for another in (index, other):
+            async with another.try_lock(names[7]) as is_ours:
+                assert not is_ours
+    async with other.try_lock(names[7]) as is_ours:
+        assert is_ours
+
+
+async def test_a_failed_lock_frees_the_others(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
+    """They share a session, which is gone. The blocks go on, and the next one takes its lock in a new session."""
+    index, other = await open_shared(), await open_shared()
+    async with index.try_lock("first") as first, index.try_lock("second") as second:
+        assert (True, True) == (first, second)
+        await end_others(watcher)
+        with suppress(Busy):  # if this process has not heard of it yet
+            async with index.try_lock("third"):
+                pass
+        async with index.try_lock("third") as third, other.try_lock("first") as theirs:
+            assert (True, True) == (third, theirs)
+        async with index.try_lock("second") as again:
+            assert not again
+    async with index.try_lock("second") as again:
+        assert again
+
+
 CANCELLED: dict[str, Callable[[PostgresIndex], Awaitable[object]]] = {
     "publish": publish,
     "commit": commit,
@@ -350,7 +428,7 @@ async def test_a_cancel_at_any_await_leaves_the_pool_usable(
     open_shared: OpenIndex, watcher: asyncpg.Connection, clock: Clock, call: str
 ) -> None:
     """Both connections of the pool can be used, and no lock or transaction is left."""
-    index = await open_shared(connections=2)
+    index = await open_shared(connections=4)
     await add(index, rows(1, 2))
 
     async def run() -> None:
@@ -488,14 +566,27 @@ async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
         await index.manifest_object(B, manifest.digest),
     )
     async with index.transaction(A) as transaction:
-        await transaction.lose_chunks(A, [live.digest])
+        assert [] == await transaction.lose_chunks(A, [stale])
+        assert [live.digest] == await transaction.lose_chunks(A, [names[2]])
     assert ([live.digest], [names[0], stale]) == (
         await index.missing(A, [live.digest]),
         await index.unnamed_frames(A, [*names, stale]),
     ), "a frame that was not found keeps its name"
+    assert ([names[2]], [], []) == (
+        await index.lost_frames(A, limit=10),
+        await index.lost_frames(A, names[2], limit=10),
+        await index.lost_frames(B, limit=10),
+    )
+    assert [A] == await index.namespaces()
     async with index.transaction(A) as transaction:
         await transaction.add_chunks(A, [live._replace(object_id=b"11111111")])
     assert [names[0], names[2], stale] == await index.unnamed_frames(A, [*names, stale])
+    assert [] == await index.lost_frames(A, limit=10), "the chunk is there again"
+    async with index.transaction(A) as transaction:
+        again = ObjectName(live.digest, b"11111111")
+        assert [live.digest] == await transaction.lose_chunks(A, [again])
+        assert [[again], []] == [await transaction.forget_lost(A, [stale, again]) for _ in range(2)]
+    assert [again] == await index.unnamed_frames(A, [again])
     async with index.transaction(A) as transaction:
         assert [names[1]] == await transaction.forget_chunks(A, asked[:2])
         assert [manifest, ObjectName(manifest.digest)] == [
@@ -505,7 +596,7 @@ async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
 
 async def test_each_verb_is_one_statement(open_shared: OpenIndex, clock: Clock) -> None:
     """A round trip takes longer than the work, so a batch takes one."""
-    index = await open_shared(connections=1)
+    index = await open_shared(connections=4)
     many = [ChunkRow(chunk_digest(b"%d" % number), 10, 10) for number in range(10_000)]
     digests = [row.digest for row in many]
     statements: list[str] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from filestore.backends import connect
-from filestore.core.manifest import Chunk
+from filestore.core.manifest import Chunk, Manifest
+from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Frame
 from filestore.http import wire
 from filestore.http.server.frame_urls import LEAST_SIZE
@@ -97,6 +100,26 @@ async def test_a_file_is_fetched_from_the_store(tmp_path: Path) -> None:
         fetched = await fetch(here.repository, pushed.record, target=tmp_path / "target")
         assert here.link.down_size - before < FRAME_SIZE
     assert source.read_bytes() == fetched.path.read_bytes()
+
+
+@pytest.mark.parametrize("presigned_reads", [True, False])
+async def test_few_requests_tell_where_all_frames_are(tmp_path: Path, presigned_reads: bool) -> None:  # noqa: FBT001  # of a test
+    """The first answer shows that the server gives URLs. One more request asks about all frames that follow in the manifest."""
+    async with world(tmp_path, presigned_reads_=int(presigned_reads)) as here:
+        sent = frames(17, count=16)
+        await here.repository.put(sent)
+        chunks = [Chunk(frame.digest, FRAME_SIZE) for frame in sent]
+        record = await here.repository.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name="file")
+        asked: list[bytes] = []
+
+        async def note(piece: bytes) -> bytes:
+            asked.extend(re.findall(rb"POST /native/v1/chunks/get ", piece))
+            return piece
+
+        here.link.up = note
+        await here.repository.manifest(record.digest)
+        await asyncio.gather(*(here.get(sent[start : start + 2]) for start in range(0, len(sent), 2)))
+        assert (2 if presigned_reads else 8) == len(asked)
 
 
 @pytest.mark.parametrize("presigned_reads", [True, False])

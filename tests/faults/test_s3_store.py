@@ -26,7 +26,7 @@ from filestore.repository.stores.s3_credentials import CredentialsFile, find_fil
 from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
-from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit
+from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit, FrameMemory
 from filestore.repository.stores.s3_sweep import Sweep
 from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
@@ -113,28 +113,6 @@ async def test_a_read_that_is_cut_is_repeated(bucket: Bucket, tmp_path: Path, sp
         with file:
             assert content == file.read()
         await store.close()
-
-
-async def test_a_stream_goes_on_where_it_was_cut(bucket: Bucket, tmp_path: Path) -> None:
-    """Its bytes are those of the object, from any place on."""
-    content = octets(2, 5_000_000)
-    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=2_500_000), times=1, method="GET", part="part")) as relay:
-        client = client_of(bucket, tmp_path, endpoint=relay.url)
-        await client.put("uploads/part", content)
-        assert content == b"".join([piece async for piece in client.stream("uploads/part")])
-        assert 2 == len(keys_asked(relay, "GET"))
-        assert content[4_000_000:] == b"".join([piece async for piece in client.stream("uploads/part", start=4_000_000)])
-    with pytest.raises(FileNotFoundError):
-        await anext(client_of(bucket, tmp_path).stream("uploads/absent"))
-
-
-async def test_a_stream_that_breaks_again_and_again_ends(bucket: Bucket, tmp_path: Path) -> None:
-    """It ends where nothing of it arrives any more, although each request is answered."""
-    with running_relay(bucket.endpoint, spoil=first(Spoiled(kept_size=0), times=1000, method="GET")) as relay:
-        client = client_of(bucket, tmp_path, endpoint=relay.url, retry_seconds=0.05)
-        await client.put("frames", b"content")
-        with pytest.raises(Busy, match="the connection to it broke"):
-            await anext(client.stream("frames"))
 
 
 async def test_the_endpoint_of_the_url_counts(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,14 +206,16 @@ async def test_an_object_with_other_bytes_is_left_to_its_readers(store: IndexedS
 
 
 async def test_what_is_set_aside_stays_below_damaged(store: IndexedStore, bucket: Bucket) -> None:
-    """Its own key is gone, so no reader finds it."""
+    """It is there before its own key is removed."""
     (damaged,) = put(store, b"content")
     key = key_of(store, damaged)
-    where = await store.set_aside(N, damaged)
+    name = ObjectName(damaged, store.objects.frames[N, damaged].object_id)
+    where = await store.set_aside(N, name)
     assert where is not None
     assert b"content" == bucket.read(where.removeprefix(f"s3://{bucket.name}/"))
-    assert f"models/one/{key}" not in bucket.list_keys()
-    assert await store.set_aside(N, damaged) is None
+    assert f"models/one/{key}" in bucket.list_keys()
+    await store.remove(N, [name])
+    assert await store.set_aside(N, name) is None
 
 
 # Who may use the bucket.
@@ -535,21 +515,44 @@ def test_a_byte_limit_gives_back() -> None:
     assert limit.try_take(10)
 
 
+def test_memory_of_frames_is_used_again_when_nobody_reads_it() -> None:
+    """Not while the engine has a part of it still. What waits to be used counts as what is in use (I6)."""
+    memory = FrameMemory(4 * PIECES_SIZE)
+    first, second = (memory.try_copy(bytes([number]) * (PIECES_SIZE + 1)) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert memory.try_copy(bytes(PIECES_SIZE)) is None
+    kept, (buffer, other) = memoryview(second), (first.obj, second.obj)
+    memory.free(first)
+    memory.free(second)
+    assert [buffer] == list(memory._free)
+    again = memory.try_copy(bytes(2 * PIECES_SIZE))
+    assert again is not None
+    assert buffer is again.obj
+    assert bytes([2]) * (PIECES_SIZE + 1) == kept
+    assert other is not again.obj
+    memory.free(again)
+    large = memory.try_copy(bytes(3 * PIECES_SIZE))
+    assert large is not None
+    assert [] == list(memory._free)
+
+
 async def test_a_frame_is_read_by_its_url(store: IndexedStore) -> None:
-    """Without credentials, and unchanged. An absent frame has none."""
-    (digest,) = put(store, b"content")
-    found, absent = await store.frame_urls(N, [digest, chunk_digest(b"absent")], seconds=60)
-    assert found is not None
+    """Without credentials, and unchanged, whoever signs it. An absent frame has none."""
+    contents = [b"content", b"another content"]
+    *urls, absent = await store.frame_urls(N, [*put(store, *contents), chunk_digest(b"absent")], seconds=60)
     assert absent is None
-    assert 7 == found.size
 
     def fetch(url: str) -> bytes:
         with urlopen(url) as answer:
             return bytes(answer.read())
 
-    assert b"content" == await asyncio.to_thread(fetch, found.url)
-    with pytest.raises(OSError, match="403"):
-        await asyncio.to_thread(fetch, found.url[:-1] + ("0" if found.url[-1] != "0" else "1"))
+    for content, found in zip(contents, urls, strict=True):
+        assert found is not None
+        assert len(content) == found.size
+        assert content == await asyncio.to_thread(fetch, found.url)
+        with pytest.raises(OSError, match="403"):
+            await asyncio.to_thread(fetch, found.url[:-1] + ("0" if found.url[-1] != "0" else "1"))
 
 
 async def test_a_temporary_folder_belongs_to_one_user(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

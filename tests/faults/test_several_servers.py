@@ -70,6 +70,25 @@ async def test_a_server_that_never_answered_is_passed_over(servers: list[Running
         assert [] == await repository.records()
 
 
+async def test_the_server_that_answered_is_named(servers: list[RunningServer], tmp_path: Path) -> None:
+    """In results and messages, of the library and of commands. The first one is dead."""
+    urls = [f"http://127.0.0.1:{free_port()}", servers[1].url]
+    async with connect(urls, token=TOKEN) as repository:
+        assert urls[0] == repository.location
+        await repository.records()
+        assert urls[1] == repository.location
+    (tmp_path / "home").mkdir()
+    (tmp_path / "model.bin").write_bytes(b"content")
+    environ = {"FILESTORE_URL": ",".join(urls), "FILESTORE_TOKEN": TOKEN}
+    home = Home(tmp_path / "home")
+    for command in (("push", tmp_path / "model.bin"), ("ls",), ("fetch", "model.bin", "--output", tmp_path / "fetched")):
+        done = await asyncio.to_thread(home.result, *command, environ=environ)
+        assert urls[1] == done["repository"]
+    done = await asyncio.to_thread(home.run, "push", tmp_path / "model.bin", environ=environ)
+    assert urls[1] in done.stdout
+    assert urls[0] not in done.stdout
+
+
 async def test_all_servers_are_named_if_none_can_be_used() -> None:
     """A user sees why each of them failed."""
     urls = [f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"]

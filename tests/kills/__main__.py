@@ -3,7 +3,7 @@
     python -m tests.kills --seconds 3600 FOLDER             # an hour, with another seed each time
     python -m tests.kills --workers 2 --seed 7 FOLDER       # at least once at each step
     python -m tests.kills --only cache,trees FOLDER         # processes that share a cache, fetches and pushes of directories
-    python -m tests.kills --only cluster --random 30 FOLDER # 100 kills of servers that share an object store and PostgreSQL
+    python -m tests.kills --only cluster --random 30 FOLDER # kill servers that share Ceph and PostgreSQL, and these
 
 FOLDER must not exist. The kinds of trials take turns until the time is over, and those of servers have one worker and two
 in turn. Each trial prints a JSON object with what was done; the exit status is 1 if something was lost or a rule was

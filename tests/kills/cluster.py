@@ -1,4 +1,4 @@
-"""The trial of several servers that share an object store and a database: one after the other is killed.
+"""The trial of several servers that share an object store and a database: servers, users, collectors and engines are killed.
 
 Each server is a process as on a host of its own: it has a folder of its own for what it receives. Users send each command to any
 of them, so what one server has begun, another one goes on with. All servers collect, and a collector does so beside them.
@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from tests.kills.forking import Outcome, Running
 from tests.kills.harness import Actor, PlannedKill, Trial, around, never, plan_of
@@ -19,17 +20,17 @@ from tests.kills.maintenance import GRACE
 from tests.kills.model import Model, check_bytes
 from tests.kills.servers import TOKEN, WORK, ServerKiller
 from tests.kills.transfers import User
-from tests.support.ceph import Bucket, running_gateway
+from tests.support.ceph import Bucket, running_gateway_server
 from tests.support.object_repositories import object_repository, sweep
-from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.postgres import running_postgres
 from tests.support.soak import needed_and_found_in
 
 SERVERS = 3
 PREFIX = "kills"
 WORK_STEPS = around("put object", "commit rows", "delete objects")
-DATABASE = "database"
-DATABASE_SECONDS = 5.0
-"""How long the database lives on average, until it was killed as often as planned."""
+COLLECT_STEPS = around("commit rows", "delete objects")
+ENGINE_SECONDS = 3.0
+"""How long an engine lives on average, until it was killed as often as planned."""
 _USERS = 2
 
 
@@ -56,11 +57,11 @@ def cluster_plan(random_count: int) -> list[PlannedKill]:
     return plan_of(WORK, *WORK_STEPS, random_count=random_count)
 
 
-def met_no_database(trial: Trial, outcome: Outcome) -> bool:
-    """Whether a process found the database killed. It says so in one sentence."""
+def met_no_engine(trial: Trial, outcome: Outcome) -> bool:
+    """Whether a process found the database or the gateway killed. It says so in one sentence."""
     found = any(text in outcome.error for text in (" is busy: ", "the database cannot be reached"))
     if found:
-        trial.note("processes that met no database")
+        trial.note("processes that met no engine")
     return found
 
 
@@ -75,8 +76,7 @@ class ClusterServer(ServerKiller):
     """Runs one of the servers."""
 
     def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], engines: Engines) -> None:
-        super().__init__(trial, name, plan, workers=1)
-        self._engines = engines
+        super().__init__(trial, name, plan, workers=1, **engines.environ)
 
     @property
     def url(self) -> str:
@@ -84,12 +84,11 @@ class ClusterServer(ServerKiller):
         return self.environ["FILESTORE_URL"]
 
     def _may_not_start(self, outcome: Outcome) -> bool:
-        return super()._may_not_start(outcome) or met_no_database(self.trial, outcome)
+        return super()._may_not_start(outcome) or met_no_engine(self.trial, outcome)
 
     def _begin(self) -> Running:
         arguments = ("--root", self.trial.folder / self.name, "--create", "--port", str(self._port), "--workers", "1")
-        environ = {"FILESTORE_TOKEN": TOKEN, **self._engines.environ}
-        return self.forker.start("serve", *arguments, "--gc-grace", GRACE, environ=environ)
+        return self.forker.start("serve", *arguments, "--gc-grace", GRACE, environ={"FILESTORE_TOKEN": TOKEN})
 
 
 class ClusterUser(User):
@@ -110,23 +109,33 @@ class ClusterCollector(Actor):
 
     def act(self) -> None:
         """Collect once."""
-        self.command("gc", "gc", "--grace", GRACE, "--json", may_fail=partial(met_no_database, self.trial))
+        self.command("gc", "gc", "--grace", GRACE, "--json", may_fail=partial(met_no_engine, self.trial))
 
 
-class DatabaseKiller(Actor):
-    """Kills the database with all its processes, and starts it again."""
+class Engine(Protocol):
+    """A database or a gateway that is running."""
 
-    def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], server: PostgresServer) -> None:
-        super().__init__(trial, name, plan)
-        self._server = server
+    def kill(self) -> None:
+        """Kill it with all that it does."""
+
+    def start(self) -> None:
+        """Start it again. Return once it answers."""
+
+
+class EngineKiller(Actor):
+    """Kills an engine and starts it again."""
+
+    def __init__(self, trial: Trial, name: str, random_count: int, engine: Engine) -> None:
+        super().__init__(trial, name, plan_of(name, random_count=random_count))
+        self._engine = engine
 
     def act(self) -> None:
         """Kill it at a random moment."""
         if not self._todo:
             return
-        self.trial.stopping.wait(self.random.uniform(0, 2 * DATABASE_SECONDS))
-        self._server.kill()
-        self._server.start()
+        self.trial.stopping.wait(self.random.uniform(0, 2 * ENGINE_SECONDS))
+        self._engine.kill()
+        self._engine.start()
         self.happened(self._todo[0], did=True)
 
 
@@ -137,7 +146,8 @@ def run_cluster(folder: Path, *, seed: int, random_count: int, seconds: float = 
     trial = Trial(folder, seed=seed, seconds=seconds, repeat=repeat)
     with ExitStack() as stack:
         database = stack.enter_context(running_postgres())
-        engines = Engines(stack.enter_context(running_gateway()).new_bucket(), database.postgres.new_database())
+        gateway = stack.enter_context(running_gateway_server())
+        engines = Engines(gateway.gateway.new_bucket(), database.postgres.new_database())
         model = Model()
         servers = [ClusterServer(trial, f"server-{number}", cluster_plan(random_count), engines) for number in range(SERVERS)]
         for server in servers:
@@ -145,8 +155,9 @@ def run_cluster(folder: Path, *, seed: int, random_count: int, seconds: float = 
         actors = [
             *servers,
             *(ClusterUser(trial, model, f"user-{number}", user_plan(random_count), servers) for number in range(_USERS)),
-            ClusterCollector(trial, "collector", [], **engines.environ),
-            DatabaseKiller(trial, "database", plan_of(DATABASE, random_count=2 * random_count), database),
+            ClusterCollector(trial, "collector", plan_of("gc", *COLLECT_STEPS, random_count=random_count), **engines.environ),
+            EngineKiller(trial, "database", random_count, database),
+            EngineKiller(trial, "gateway", random_count, gateway),
         ]
         trial.run(actors)
         if not trial.failures:

@@ -1,6 +1,6 @@
 """Run commands and servers as processes that another process forks, so that a start takes a few milliseconds.
 
-`python -m tests.kills.forking FOLDER NAME` imports what commands import, waits for requests on its standard input, and
+`python -m tests.kills.forking FOLDER NAME MODULES` imports what commands import, waits for requests on its standard input, and
 forks one process after the other. Each of them is the real command: the same code from its entry to its end, with its
 own arguments, environment, folder and output. The parent of them has no threads.
 """
@@ -49,6 +49,13 @@ _MODULES = (
     "filestore.transfer.fetch_tree",
     "filestore.transfer.push",
 )
+_ENGINE_MODULES = (
+    "asyncpg",
+    "filestore.repository.object_repository",
+    "filestore.repository.index.postgres.index",
+    "obstore.store",
+)
+"""What processes import that use an object store and a database."""
 _PR_SET_PDEATHSIG = 1
 _SECONDS = 120.0
 """How long any command may take on a busy machine. A command that takes longer hangs."""
@@ -130,7 +137,7 @@ class Forker:
         self._files = folder / f"{name}.out", folder / f"{name}.err"
         self._environ = dict(environ)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kills.forking", folder, name],
+            [sys.executable, "-m", "tests.kills.forking", folder, name, *_modules_for(self._environ)],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -203,6 +210,10 @@ class Forker:
         return int(line)
 
 
+def _modules_for(environ: Mapping[str, str]) -> tuple[str, ...]:
+    return (*_MODULES, *_ENGINE_MODULES) if "FILESTORE_STORE" in environ else _MODULES
+
+
 def _end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, so that nothing is left of a trial that was killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -252,7 +263,7 @@ def _say(number: int) -> None:
 def _main(arguments: Sequence[str]) -> None:
     _end_with_parent()
     folder = Path(arguments[0])
-    for name in _MODULES:
+    for name in arguments[2:]:
         importlib.import_module(name)
     assert threading.active_count() == 1
     switch = Switch(folder / f"{arguments[1]}.switch")

@@ -58,8 +58,9 @@ def server_plan(workers: int, random_count: int) -> list[PlannedKill]:
 class ServerKiller(Actor):
     """Runs a server, kills it, and starts it again on the same port."""
 
-    def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], *, workers: int) -> None:
-        super().__init__(trial, name, plan)
+    def __init__(self, trial: Trial, name: str, plan: Sequence[PlannedKill], *, workers: int, **environ: str) -> None:
+        """Start no server yet. `environ` is for the server."""
+        super().__init__(trial, name, plan, **environ)
         self._workers = workers
         self._port = lasting_port()
         self._server: Running | None = None

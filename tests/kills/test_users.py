@@ -18,14 +18,17 @@ SEED = 1
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "least_kills"), [("cache", 55), ("trees", 32), ("cluster", 20)])
-def test_nothing_is_lost_when_one_of_several_users_is_killed(tmp_path: Path, kind: str, least_kills: int) -> None:
+@pytest.mark.parametrize(("kind", "random_count", "least_kills"), [("cache", 1, 55), ("trees", 1, 32), ("cluster", 7, 100)])
+def test_nothing_is_lost_when_one_of_several_users_is_killed(
+    tmp_path: Path, kind: str, random_count: int, least_kills: int
+) -> None:
     """`python -m tests.kills --only cache,trees,cluster` runs it for longer. It forks, so it has a process of its own."""
     if kind == "cluster":
         postgres_program("initdb")
         gateway_programs()
+    options = ["--only", kind, "--seed", str(SEED), "--random", str(random_count)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", "--only", kind, "--seed", str(SEED), "--random", "1", tmp_path / "trial"],
+        [sys.executable, "-m", "tests.kills", *options, tmp_path / "trial"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,12 +13,12 @@ import secrets
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.daemons import START_SECONDS, Daemons, accepts, engine_folder, program
+from tests.support.daemons import START_SECONDS, Daemons, accepts, engine_folder, lasting_port, program
 from tests.support.nginx import free_port
 from tests.support.s3_requests import REGION, Credentials, S3Answer, request, texts
 
@@ -195,8 +195,33 @@ def gateway_programs() -> dict[str, str]:
     return {name: program(name) for name in ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")}
 
 
+class GatewayServer:
+    """The process of a gateway, which a test may kill and start again. Its objects stay in the OSD."""
+
+    def __init__(self, daemons: Daemons, command: Sequence[str | Path], gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._daemons = daemons
+        self._command = command
+        self._process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start the gateway. Return once it accepts connections."""
+        self._process = self._daemons.start("radosgw", self._command, answers=lambda: accepts(self.gateway.port))
+
+    def kill(self) -> None:
+        """Kill the gateway with all requests that it carries out."""
+        self._daemons.kill(self._process)
+
+
 @contextmanager
 def running_gateway() -> Iterator[Gateway]:
+    """Run a gateway, as `running_gateway_server` does, which nobody kills."""
+    with running_gateway_server() as server:
+        yield server.gateway
+
+
+@contextmanager
+def running_gateway_server() -> Iterator[GatewayServer]:
     """Run a monitor, an OSD and a gateway until the end of the block. They start in about 2 s. Their objects end with them."""
     # Before the folder is made: where one is missing, the tests are skipped.
     programs = gateway_programs()
@@ -209,9 +234,9 @@ def running_gateway() -> Iterator[Gateway]:
             daemons.stop(signal.SIGKILL)
 
 
-def _start(daemons: Daemons, folder: Path, programs: dict[str, str]) -> Gateway:
+def _start(daemons: Daemons, folder: Path, programs: dict[str, str]) -> GatewayServer:
     path = folder / "ceph.conf"
-    port, monitor_port = free_port(), free_port()
+    port, monitor_port = lasting_port(), free_port()
     cluster, disk = str(uuid.uuid4()), str(uuid.uuid4())
     path.write_text(_CONFIGURATION.format(fsid=cluster, folder=folder, port=port, monitor_port=monitor_port))
 
@@ -234,8 +259,9 @@ def _start(daemons: Daemons, folder: Path, programs: dict[str, str]) -> Gateway:
     disk_daemon = command("ceph-osd", "-f", "-i", "0", "--no-mon-config")
     daemons.start("ceph-osd", disk_daemon, answers=lambda: "osd.0 up" in ask("osd", "dump"))
     owner = _create(path, "user", "create", "--uid=owner", "--display-name=owner", "--max-buckets=100000")
-    daemons.start("radosgw", command("radosgw", "-f", "-n", "client.rgw"), answers=lambda: accepts(port))
-    return Gateway(port, str(path), owner)
+    server = GatewayServer(daemons, command("radosgw", "-f", "-n", "client.rgw"), Gateway(port, str(path), owner))
+    server.start()
+    return server
 
 
 def _administer(configuration: Path, *arguments: str) -> str:

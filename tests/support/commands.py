@@ -44,7 +44,7 @@ def notes(done: subprocess.CompletedProcess[str]) -> str:
     return _PROGRESS.sub("", done.stderr)
 
 
-def start_module(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
+def start_module(module: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a module of these tests as a process, with both outputs as pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -52,6 +52,7 @@ def start_module(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=env,
     )
 
 

@@ -105,6 +105,12 @@ class Daemons:
                 process.kill()
                 process.wait()
 
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill one of the processes. The others go on."""
+        self._running.remove(process)
+        process.kill()
+        process.wait()
+
     def ends_of_logs(self) -> str:
         """The last lines of each log."""
         ends = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_open import open_s3_store
 from filestore.repository.stores.s3_sweep import Sweep
+from filestore.system.clock import system_now
 from tests.support.ceph import Bucket
 from tests.support.s3_requests import Credentials
 
@@ -30,9 +31,15 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
 
 @asynccontextmanager
 async def object_repository(
-    bucket: Bucket, index_url: str, folder: Path, *, prefix: str = PREFIX, retry_seconds: float = 10
+    bucket: Bucket,
+    index_url: str,
+    folder: Path,
+    *,
+    prefix: str = PREFIX,
+    retry_seconds: float = 10,
+    now: Callable[[], int] = system_now,
 ) -> AsyncIterator[LocalRepository]:
-    """Open the repository in a bucket and a database. Make it if there is none.
+    """Open the repository in a bucket and a database. Make it if there is none. `now` is the clock of the server.
 
     `folder`, which may exist, gets the file `credentials` with those of the bucket, and what is on its way.
     """
@@ -41,7 +48,7 @@ async def object_repository(
     write_credentials(credentials, bucket.credentials)
     location = parse_location(bucket.location(prefix))
     client = S3Client(location, credentials=CredentialsFile(credentials), retry_seconds=retry_seconds)
-    index = await open_postgres_index(index_url)
+    index = await open_postgres_index(index_url, now=now)
     try:
         store = await open_s3_store(client, index, scratch=folder / "scratch")
     except BaseException:

@@ -9,7 +9,7 @@ from filestore.core.object_names import ObjectName
 from filestore.errors import Busy, FilestoreError, InvalidUrl, StorageError, StorageFull, StoreRefused
 from filestore.repository.stores.s3_errors import translated
 from filestore.repository.stores.s3_keys import frame_key, manifest_key, parse_key
-from filestore.repository.stores.s3_location import S3Location, is_s3_url, parse_location
+from filestore.repository.stores.s3_location import S3Location, parse_location
 from filestore.repository.stores.s3_open import new_s3_client
 
 
@@ -43,7 +43,6 @@ def test_locations(url: str, location: S3Location, shown: str) -> None:
     found = parse_location(url)
     assert (location, shown) == (found, str(found))
     assert found == parse_location(found.url)
-    assert is_s3_url(url)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +91,6 @@ def test_a_password_is_not_shown(url: str) -> None:
     with pytest.raises(InvalidUrl) as caught:
         parse_location(url)
     assert "topsecret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["s3:models", "models/s3://", "https://models", "/srv/models", ""])
-def test_other_urls(url: str) -> None:
-    """They are those of other kinds of repository, or wrong."""
-    assert not is_s3_url(url)
 
 
 def test_keys_are_read_again() -> None:

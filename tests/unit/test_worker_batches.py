@@ -13,6 +13,7 @@ import pytest
 
 from filestore.core.digest import chunk_digest
 from filestore.core.manifest import Chunk
+from filestore.repository.protocol import Repository
 from filestore.transfer.places import Place
 from filestore.transfer.receive_job import WriteFailed
 from filestore.transfer.schedule import TransferOptions
@@ -58,7 +59,10 @@ class FullDisk:
 def batches_of(sink: FakeSink, pool: object, *, processes: int = 1, slots: int = 1) -> WorkerBatches:
     """The batches of a download from a repository that is never used."""
     options = TransferOptions(batch_count=40)
-    return WorkerBatches(cast("Sink", sink), cast("WorkerPool", pool), processes=processes, slots=slots, options=options)
+    repository = cast("Repository", None)
+    return WorkerBatches(
+        repository, cast("Sink", sink), cast("WorkerPool", pool), processes=processes, slots=slots, options=options
+    )
 
 
 def places_of(*counts: int) -> list[Place]:

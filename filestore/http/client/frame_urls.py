@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -103,9 +103,10 @@ def _parse_place(value: dict[str, Any], *, accepts_http: bool) -> FramePlace:
 class PlacesAnswer:
     """An `AnswerBody` for a batch of frames, or for a document that says where they are."""
 
-    def __init__(self, location: str, batch: BatchAnswer) -> None:
-        """`batch` gets the frames, if the server sends them."""
+    def __init__(self, location: str, batch: BatchAnswer, *, frames_come: Callable[[], object]) -> None:
+        """`batch` gets the frames, if the server sends them. `frames_come` is then called before the first, in any thread."""
         self._location = location
+        self._frames_come = frames_come
         self._body: AnswerBody = batch
         self.document: SmallAnswer | None = None
         """The document, if the server sends that."""
@@ -117,6 +118,8 @@ class PlacesAnswer:
     def expect(self, size: int | None, media_type: str) -> None:
         if media_type == wire.FRAME_URLS:
             self._body = self.document = SmallAnswer(self._location, limit=DOCUMENT_LIMIT)
+        else:
+            self._frames_come()
         self._body.expect(size, media_type)
 
     def memory(self) -> memoryview:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from filestore.core.digest import Digest
@@ -54,14 +55,17 @@ class FrameReader:
         )
 
         self._known = KnownPlaces()
-        self._has_urls = False
-        """Whether the server has given URLs when it was asked last."""
+        self._has_urls: bool | None = None
+        """Whether the server has given URLs when it was asked last. None: it has not answered yet."""
+        self._first: asyncio.Event | None = None
+        """Set when the first answer shows whether the server gives URLs."""
         self._asking = asyncio.Lock()
 
     def after_fork(self, concurrency: Concurrency) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""
         self._concurrency = concurrency
         self._asking = asyncio.Lock()
+        self._first = None
         self._stores.after_fork(self._requests.places if self._requests.is_limited else None)
 
     async def close(self) -> None:
@@ -84,15 +88,37 @@ class FrameReader:
 
         while len(found) < len(digests):
             places = None
-            if takes_urls and self._has_urls:
-                asked, _ = self._left(digests, buffer, found)
-                places = await self._places_of(asked)
+            if takes_urls:
+                while self._has_urls is None and self._first is not None:
+                    # A server that gives URLs is then asked about all these frames at once.
+                    await self._first.wait()
+                if self._has_urls:
+                    asked, _ = self._left(digests, buffer, found)
+                    places = await self._places_of(asked)
             if places is None:
-                places = await self._requests.retried(rest)
-                self._has_urls = places is not None
+                with self._first_answer() if takes_urls and self._has_urls is None else nullcontext():
+                    places = await self._requests.retried(rest)
+                    if takes_urls:
+                        self._has_urls = places is not None
             if places is not None:
                 found += await self._get_directly(*self._left(digests, buffer, found), places, moved)
         return found
+
+    @contextmanager
+    def _first_answer(self) -> Iterator[None]:
+        """Let other calls wait until the answer to a request in the block shows whether the server gives URLs."""
+        self._first = first = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._first = None
+            first.set()
+
+    def _note_frames(self) -> None:
+        """Note that the server sends frames where it might have given URLs."""
+        self._has_urls = False
+        if self._first is not None:
+            self._first.set()
 
     async def _places_of(self, digests: Sequence[Digest]) -> FramePlaces | None:
         """Return where frames are. If it is not known, ask about these frames and about those that follow them.
@@ -139,7 +165,8 @@ class FrameReader:
         fields = {"Accept": f"{wire.FRAME_URLS}, {wire.OCTETS}"} if takes_urls else {}
         request = Request(method="POST", path="/chunks/get", fields=fields, body=b"".join(digests), stage=Stage.RECEIVE)
         batch = BatchAnswer(self._requests.location, digests, buffer, moved=meter.add)
-        answer = PlacesAnswer(self._requests.location, batch)
+        loop = asyncio.get_running_loop()
+        answer = PlacesAnswer(self._requests.location, batch, frames_come=partial(loop.call_soon_threadsafe, self._note_frames))
         try:
             async with self._concurrency.place():
                 await self._requests.exchange(request, answer if takes_urls else batch)

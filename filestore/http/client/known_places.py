@@ -9,9 +9,9 @@ from filestore.core.digest import DIGEST_AND_NUMBER, DIGEST_SIZE, Digest
 from filestore.core.manifest import HEADER_SIZE
 from filestore.http.client.frame_urls import FramePlace, FramePlaces
 
-AHEAD = 512
-"""How many frames a server is asked about at a time. Their URLs have about 220 KB."""
-_KNOWN_LIMIT = 4 * AHEAD
+AHEAD = 1024
+"""How many frames a server is asked about at a time, which is as many URLs as it gives. They have about 450 KB."""
+_KNOWN_LIMIT = 2 * AHEAD
 _MANIFEST_LIMIT = 8 << 20
 """Bytes of the largest manifest that is kept for its order: that of a file of about 200 GB."""
 

@@ -161,7 +161,6 @@ class RemoteRepository:
         if token is not None and not _TOKEN.fullmatch(token):
             # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
-        self.location = locations[0]
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
         self._options: Callable[..., RemoteRepository] = partial(
@@ -241,8 +240,8 @@ class RemoteRepository:
         self._frames.after_fork(self._concurrency)
 
     @property
-    def _server(self) -> str:
-        """The URL of the server to which requests go now, for errors about its answers."""
+    def location(self) -> str:
+        """The URL of the server to which requests go now: the one that answered last, if one has."""
         return self._requests.location
 
     @property
@@ -257,7 +256,7 @@ class RemoteRepository:
         if self._requests.is_closed:
             raise closed_error(self.location)
         if self._identity is None:
-            self._identity = parse_identity(self._server, await self._requests.json("GET", "/repository"))
+            self._identity = parse_identity(self.location, await self._requests.json("GET", "/repository"))
         return self._identity
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
@@ -298,29 +297,29 @@ class RemoteRepository:
         try:
             answer = await self._requests.json("POST", f"/files?{query}", body=manifest, headers=headers)
         except LimitExceeded as error:
-            if error.what != answer_size_of(self._server):
+            if error.what != answer_size_of(self.location):
                 raise
             # An earlier server lists all missing chunks, and this list may be larger than any accepted answer.
             absent = await self.missing([chunk.digest for chunk in (await in_cpu_thread(Manifest.parse, manifest)).chunks])
             if not absent:
                 raise
             raise ChunksMissing(*map(str, absent[: ChunksMissing.limit])) from None
-        record = parse_record(self._server, answer)
+        record = parse_record(self.location, answer)
         owner, last = split_full_name(name)
         committed = Reference(digest=manifest_digest(manifest), name=last)
         if record.owner != owner:
-            raise UnexpectedRecord(self._server, f"the record of {record.full_name!r}", f"{name!r}")
+            raise UnexpectedRecord(self.location, f"the record of {record.full_name!r}", f"{name!r}")
         if record.size != stated_size(manifest[:MANIFEST_HEADER_SIZE]):
-            raise UnexpectedRecord(self._server, f"a file of {record.size} bytes", f"{name!r}")
+            raise UnexpectedRecord(self.location, f"a file of {record.size} bytes", f"{name!r}")
         if record.kind is not kind:
-            raise UnexpectedRecord(self._server, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
+            raise UnexpectedRecord(self.location, f"a {record.kind.value}", f"a {kind.value} called {name!r}")
         return self._checked(record, committed)
 
     async def manifest(self, digest: Digest) -> bytes:
         async def ask() -> bytes:
             encoded = await self._requests.octets_once("GET", f"/manifests/{digest}", limit=MANIFEST_LIMIT)
             if manifest_digest(encoded) != digest:
-                raise InvalidManifest(f"what {self._server} gives for {digest} has another digest")
+                raise InvalidManifest(f"what {self.location} gives for {digest} has another digest")
             return encoded
 
         encoded = await self._requests.retried(ask)
@@ -341,9 +340,9 @@ class RemoteRepository:
         if reference.revision is not None:
             return (await self._versions(reference, limit=1)).records[0]
         if reference.id is not None:
-            return parse_record(self._server, await self._requests.json("GET", f"/files/{quote(reference.id, safe='')}"))
+            return parse_record(self.location, await self._requests.json("GET", f"/files/{quote(reference.id, safe='')}"))
         query = _query(digest=reference.digest, name=reference.full_name)
-        return parse_record(self._server, await self._requests.json("GET", f"/files/find?{query}"))
+        return parse_record(self.location, await self._requests.json("GET", f"/files/find?{query}"))
 
     async def check_new_name(self, name: str, *, branch: str = MAIN) -> None:
         await self._requests.json("GET", f"/names/check?{_query(name=name, branch=branch)}")
@@ -358,7 +357,7 @@ class RemoteRepository:
         while len(found) < limit:
             count = min(limit - len(found), _COMMITS_AT_ONCE)
             query = _query(name=name, revision=revision, limit=count, before=before)
-            page = parse_commits(self._server, await self._requests.json("GET", f"/commits?{query}"), limit=count, before=before)
+            page = parse_commits(self.location, await self._requests.json("GET", f"/commits?{query}"), limit=count, before=before)
             found += page
             if len(page) < count or page[-1].parent is None:
                 break
@@ -367,7 +366,7 @@ class RemoteRepository:
         return found
 
     async def labels(self, name: str) -> list[Label]:
-        return parse_labels(self._server, await self._requests.json("GET", f"/labels?{_query(name=name)}"))
+        return parse_labels(self.location, await self._requests.json("GET", f"/labels?{_query(name=name)}"))
 
     async def set_label(
         self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
@@ -375,7 +374,7 @@ class RemoteRepository:
         checked_label(label, what=kind.value)
         forced = "true" if force else None
         query = _query(name=name, label=label, kind=kind.value, revision=revision, force=forced)
-        return parse_label(self._server, await self._requests.json("PUT", f"/labels?{query}"), name=label)
+        return parse_label(self.location, await self._requests.json("PUT", f"/labels?{query}"), name=label)
 
     async def remove_label(self, name: str, label: str) -> Label:
         # Read it first: once it is removed and the answer was lost, it cannot be had any more.
@@ -392,13 +391,13 @@ class RemoteRepository:
                 if is_again:
                     return kept
                 raise
-            return parse_label(self._server, parse_document(self._server, answer), name=label)
+            return parse_label(self.location, parse_document(self.location, answer), name=label)
 
         return await self._requests.retried(ask)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
-        found = parse_records(self._server, await self._requests.json("GET", page), limit=limit, before=before)
+        found = parse_records(self.location, await self._requests.json("GET", page), limit=limit, before=before)
         for record in found:
             self._check_namespace(record, "the list of files")
         return found
@@ -408,7 +407,7 @@ class RemoteRepository:
         with listing_file() as file:
 
             async def receive() -> None:
-                await self._requests.exchange(request, FileAnswer(self._server, file, limit=LISTING_LIMIT))
+                await self._requests.exchange(request, FileAnswer(self.location, file, limit=LISTING_LIMIT))
 
             await self._requests.retried(receive)
             try:
@@ -417,7 +416,7 @@ class RemoteRepository:
                     yield record
             except ValueError as error:
                 # I4: a server says this.
-                raise ServerError(self._server, HTTPStatus.OK, str(error)) from None
+                raise ServerError(self.location, HTTPStatus.OK, str(error)) from None
 
     async def versions(
         self,
@@ -451,7 +450,7 @@ class RemoteRepository:
         }
         query = _query(**given)
         answer = await self._requests.json("GET", f"/versions?{query}")
-        page = parse_versions(self._server, answer, limit=limit, before=before)
+        page = parse_versions(self.location, answer, limit=limit, before=before)
         for record in page.records:
             self._checked(record, reference)
         if reference.revision is not None and len(page.records) != 1:
@@ -460,15 +459,15 @@ class RemoteRepository:
 
     async def freed_by(self, file_ids: Sequence[str]) -> FreedContent:
         body = json.dumps({"ids": list(file_ids)}).encode()
-        return parse_freed(self._server, await self._requests.late_json("POST", "/files/freed", body=body))
+        return parse_freed(self.location, await self._requests.late_json("POST", "/files/freed", body=body))
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         grace = "" if grace_seconds is None else f"&grace_seconds={grace_seconds}"
-        return parse_usage(self._server, await self._requests.late_json("GET", f"/usage?names={name_limit}{grace}"))
+        return parse_usage(self.location, await self._requests.late_json("GET", f"/usage?names={name_limit}{grace}"))
 
     async def sign(self, file_id: str) -> str:
         answer = await self._requests.json("POST", f"/files/{quote(file_id, safe='')}/sign")
-        return parse_signed_path(self._server, answer, file_id=file_id)
+        return parse_signed_path(self.location, answer, file_id=file_id)
 
     async def remove(
         self,
@@ -490,12 +489,12 @@ class RemoteRepository:
         async def ask() -> Record:
             is_again = next(tries) > 1
             try:
-                document = parse_late_document(self._server, await self._requests.octets_once("DELETE", path, is_late=True))
+                document = parse_late_document(self.location, await self._requests.octets_once("DELETE", path, is_late=True))
             except NotFound as error:
                 if is_again and type(error) is NotFound and error.args == (file_id,):
                     return record
                 raise
-            return self._checked(parse_record(self._server, document), Reference(id=file_id))
+            return self._checked(parse_record(self.location, document), Reference(id=file_id))
 
         return await self._requests.retried(ask)
 
@@ -504,7 +503,7 @@ class RemoteRepository:
 
         Raises NotFound if the server is of a version without tickets.
         """
-        return parse_ticket(self._server, await self._requests.json("POST", "/peer-ticket"))
+        return parse_ticket(self.location, await self._requests.json("POST", "/peer-ticket"))
 
     async def status(self) -> dict[str, Any]:
         """Return the report of the server about its work.
@@ -551,7 +550,7 @@ class RemoteRepository:
         """Ask about chunks. Return those of them that the server names."""
         limit = len(digests) * DIGEST_SIZE
         answer = await self._requests.octets_once("POST", path, body=b"".join(digests), limit=limit)
-        return parse_digests_among(self._server, digests, answer)
+        return parse_digests_among(self.location, digests, answer)
 
     async def _put_batch(self, frames: Sequence[Frame], moved: Moved | None) -> None:
         entries = [wire.BatchEntry(frame.digest, len(frame.data)) for frame in frames]
@@ -568,7 +567,7 @@ class RemoteRepository:
         kept = 0
         try:
             async with self._concurrency.place():
-                seconds = await self._requests.exchange(request, SmallAnswer(self._server))
+                seconds = await self._requests.exchange(request, SmallAnswer(self.location))
             kept = size
         finally:
             meter.settle(kept)
@@ -588,13 +587,13 @@ class RemoteRepository:
         """Return the record if it is the one that was asked for. Raises UnexpectedRecord."""
         self._check_namespace(record, repr(str(reference)))
         if not reference.means(record):
-            raise UnexpectedRecord(self._server, f"the record of {record.path}", repr(str(reference)))
+            raise UnexpectedRecord(self.location, f"the record of {record.path}", repr(str(reference)))
         return record
 
     def _check_namespace(self, record: Record, wanted: str) -> None:
         """Raise UnexpectedRecord if `record` is of another namespace than that of the token, where this is known."""
         if self._identity is not None and record.namespace != self._identity.namespace:
-            raise UnexpectedRecord(self._server, f"the record of {record.path}", wanted)
+            raise UnexpectedRecord(self.location, f"the record of {record.path}", wanted)
 
 
 def _checked_location(url: str) -> str:

@@ -29,6 +29,7 @@ from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.metrics import METRICS, Metrics, show_metrics
 from filestore.http.server.origin import Origin, TrustedProxies, client_group
+from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.quotas import Quotas, throttle_of
 from filestore.http.server.rechecks import Rechecks
@@ -201,6 +202,7 @@ def make_app(
     app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
+    app[OUTAGES] = Outages()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
@@ -304,6 +306,7 @@ class RequestAuthenticator:
         self._limits = limits
         self._shared_times = shared_times
         self._budget = Budget(limits.memory_limit)
+        self._reader_budget = Budget(limits.memory_limit // 2)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
@@ -387,6 +390,7 @@ class RequestAuthenticator:
         return RequestContext(
             request=request,
             budget=self._budget,
+            reader_budget=self._reader_budget,
             push_budget=self._push_budget,
             manifests=self._manifests,
             trees=self._trees,

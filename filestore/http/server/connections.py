@@ -18,7 +18,7 @@ from functools import partial
 from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage, WebSocketReader
 from aiohttp.streams import StreamReader
 
 from filestore.errors import Busy
@@ -307,6 +307,12 @@ class RequestConnection(web.RequestHandler):
         if self._unread:
             self._hold()
 
+    def set_parser(self, parser: WebSocketReader, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Give all that comes from here on to the reader of a WebSocket."""
+        super().set_parser(parser, data_received_cb)
+        self._body_left = None
+        self._advance()
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -364,6 +370,11 @@ class RequestConnection(web.RequestHandler):
                 if self._is_body_held:
                     break
                 self._feed_body(self._next_of_body())
+            elif self._payload_parser is not None:
+                if self._is_body_held:
+                    break
+                data, self._unread = self._unread, b""
+                super().data_received(data)
             elif self._is_serving:
                 break
             else:

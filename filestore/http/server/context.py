@@ -49,6 +49,8 @@ class RequestContext:
 
     request: web.Request
     budget: Budget
+    reader_budget: Budget
+    """The half of `budget` that plain reads of files share. They take from this one first, and then from `budget`."""
     push_budget: Budget
     """Separate budget for pushes. With a shared one a push could deadlock, because it also takes from `budget`."""
     manifests: SharedManifests

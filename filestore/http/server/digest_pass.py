@@ -29,6 +29,7 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, FilestoreError, InvalidArchive, InvalidDigest, LimitExceeded, NotAnArchive, StorageFull
 from filestore.http.server.digest_queue import DigestQueue, Due
+from filestore.http.server.errors import FailureLog
 from filestore.http.server.request_record import RequestRecord
 from filestore.http.server.stored_trees import SERVED_TREES
 from filestore.repository.index.protocol import ContentDigests, Index
@@ -170,6 +171,7 @@ class DigestPass:
     async def run(self) -> None:
         """Do passes until this is cancelled. Failures are written to the log."""
         seconds = FIRST_SECONDS
+        failures = FailureLog("the secondary digests of stored files are computed later", level=logging.WARNING)
         while True:
             is_woken = await self._wait(seconds * random.uniform(0.5, 1))  # noqa: S311  # so that processes do not meet
             seconds = LOOK_SECONDS
@@ -183,9 +185,10 @@ class DigestPass:
                         if may_answer:
                             await self._answer()
             except FilestoreError as error:
-                logger.warning("the secondary digests of stored files are computed later: %s", error)
+                failures.failed(error)
                 await asyncio.sleep(BUSY_SECONDS if isinstance(error, Busy) else STORAGE_SECONDS)
                 continue
+            failures.succeeded()
             if not is_over:
                 await asyncio.sleep(TURN_REST_SECONDS if is_ours else AGAIN_SECONDS)
                 self.wake()

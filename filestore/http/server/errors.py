@@ -34,6 +34,7 @@ from filestore.errors import (
 )
 from filestore.http import wire
 from filestore.http.server.auth import CHALLENGE
+from filestore.http.server.outages import OUTAGES
 from filestore.http.server.request_record import REQUEST_ID_HEADER, ProblemAnswer, note_error, record_of
 
 logger = logging.getLogger("filestore.server")
@@ -74,7 +75,8 @@ def problem(request: web.Request, error: Exception) -> web.Response:
     if _is_out_of_descriptors(error):
         return problem_answer(Busy("the server", OUT_OF_DESCRIPTORS))
     request_id = record_of(request).id
-    log_failure(f"{request.method} {redact_signature(request.path)!r} failed, request {request_id}", error)
+    if not isinstance(error, FilestoreError) or request.app[OUTAGES].is_first(error):
+        log_failure(f"{request.method} {redact_signature(request.path)!r} failed, request {request_id}", error)
     told = _without_secrets(error, request_id)
     return _answer(wire.encode_problem(told), _headers_of(told))
 

@@ -117,7 +117,10 @@ async def _serve_until(
 
     The port stays open until then, since a transfer may need another connection and because new ones get an answer.
     """
-    store, index = await service.open_backend()
+    opened = await _opened(service.open_backend, stopping)
+    if opened is None:
+        return
+    store, index = opened
     traffic = Traffic(service.shared_transfers)
     digests = DigestPass(store, index, transfers=lambda: traffic.transfers)
     words = StopWords(service.shared_transfers, service.limits.drain_seconds, announce_stop)
@@ -164,6 +167,20 @@ async def _serve_until(
     finally:
         await index.close()
         await store.close()
+
+
+async def _opened(open_backend: OpenBackend, stopping: asyncio.Event) -> tuple[ChunkStore, Index] | None:
+    """Open the repository, which may wait until it is there. Return None if the server is stopped before that."""
+    opening, stop = asyncio.ensure_future(open_backend()), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([opening, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait([opening])
+        return None if opening.cancelled() else opening.result()
+    finally:
+        opening.cancel()
+        stop.cancel()
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -95,6 +95,8 @@ class PositionedRecord(NamedTuple):
 
     position: int
     record: Record
+    manifest_size: int = 0
+    """The bytes of its manifest. 0 where they are not known: in a listing, and for a record of an earlier version."""
 
 
 @dataclass(slots=True)
@@ -217,12 +219,15 @@ class Transaction(Protocol):
     async def needed_bases(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
         """Return the digests that are the base of a chunk that has a row, live or condemned, in order."""
 
-    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        """Remove the rows of `digests`, whose frames could not be read.
+    async def lose_chunks(self, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+        """Remove the rows that name these frames, which could not be read. Return the digests of the rows that were removed.
 
-        The reason may pass, so an index for an object store keeps the names of their objects: until a chunk is put again, its old
-        object has a name, and `ChunkStore.remove_abandoned` leaves it.
+        A row stays that names another object by now. The reason may pass, so an index for an object store keeps the names: until
+        the chunk is put again, `Index.lost_frames` has the name, and `ChunkStore.remove_abandoned` leaves the object.
         """
+
+    async def forget_lost(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
+        """Forget names that `lose_chunks` has kept. Return those that were kept. Nothing names these objects afterwards."""
 
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:
         """Let the manifest with a digest be this object, unless it is one already. Return the id of the object that it is.
@@ -460,6 +465,12 @@ class Index(Protocol):
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows of `digests`, in any order, and set their last-seen times as `missing` does."""
 
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> Mapping[Digest, int]:
+        """Return the decoded size of each of `digests` that has a live row, and set their last-seen times as `missing` does.
+
+        Only look digests up in it: its keys may be bytes that are equal to them.
+        """
+
     async def removals(self, namespace: str) -> int:
         """Return what `Transaction.removals` returns, without a transaction."""
 
@@ -584,6 +595,12 @@ class Index(Protocol):
 
     async def usages(self) -> list[NamespaceUsage]:
         """Return what each namespace keeps, in their order. A namespace that keeps nothing may be left out."""
+
+    async def lost_frames(self, namespace: str, after: ObjectName | None = None, *, limit: int) -> list[ObjectName]:
+        """Return at most `limit` names that `Transaction.lose_chunks` has kept and that are larger than `after`, in their order.
+
+        An index that keeps no ids of objects has none.
+        """
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         """Return at most `limit` rows whose digest is larger than `after`, live and condemned ones, in order of digests."""

@@ -32,7 +32,7 @@ _NEWEST_RECORDS = (
 _COUNT = "SELECT count(*) FROM records WHERE namespace = ?{}"
 _TWO_DIGESTS = "SELECT DISTINCT digest FROM records WHERE namespace = ?{} LIMIT 2"
 _RECORDS_AFTER = (
-    "SELECT {0}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
+    "SELECT {0}, {1}, id, name, digest, size, kind, namespace, created_at, updated_at FROM records"
     " WHERE namespace = ? AND {0} > ? ORDER BY {0} LIMIT ?"
 )
 _LISTING = (
@@ -160,10 +160,11 @@ def select_records_after(
     """Return the records with a larger position than `position`, in this order, with all graphs."""
     found: list[PositionedRecord] = []
     # Not only the first `limit` rows, because rows that are not valid are left out.
-    rows = connection.execute(_RECORDS_AFTER.format(_position(connection)), (namespace, position, -1 if only_valid else limit))
-    for place, *row in rows:
+    statement = _RECORDS_AFTER.format(_position(connection), "manifest_size" if has_version(connection, 5) else "0")
+    rows = connection.execute(statement, (namespace, position, -1 if only_valid else limit))
+    for place, manifest_size, *row in rows:
         if not only_valid or invalid_reason(tuple(row)) is None:
-            found.append(PositionedRecord(place, _record(connection, tuple(row))))
+            found.append(PositionedRecord(place, _record(connection, tuple(row)), manifest_size))
         if len(found) == limit:
             break
     rows.close()

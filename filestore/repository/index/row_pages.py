@@ -7,6 +7,7 @@ its rows itself.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -93,6 +94,16 @@ CHUNKS = Table(
 """The rows of chunks, live and condemned, which are not in `TABLES`."""
 
 
+WHOLE_CHUNKS = Table(
+    "chunks",
+    ("namespace", "digest"),
+    ("size", "stored_size", "last_seen", "going", "frame_digest"),
+    "text bytea bigint bigint bigint boolean bytea",
+    page=10_000,
+)
+"""The rows of chunks with all that an index without ids of objects keeps."""
+
+
 class RowSource(Protocol):
     """An index whose rows can be read."""
 
@@ -113,3 +124,9 @@ def select_page(connection: sqlite3.Connection, table: Table, after: Row | None)
     if not any(is_boolean):
         return rows.fetchall()
     return [tuple(bool(value) if flag else value for value, flag in zip(row, is_boolean, strict=True)) for row in rows]
+
+
+def insert_rows(connection: sqlite3.Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Insert rows into an index in SQLite that has none of them."""
+    places = ", ".join("?" * len(table.all_columns))
+    connection.executemany(f"INSERT INTO {table.name} ({', '.join(table.all_columns)}) VALUES ({places})", rows)  # noqa: S608  # constants

@@ -5,6 +5,7 @@ They are checked because the index may belong to another user, and names become 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -61,6 +62,22 @@ def _checked(convert: Callable[[Row], T], row: Row, *, what: str, which: int) ->
         return convert(row)
     except (TypeError, ValueError, AttributeError, FilestoreError) as error:
         raise DamagedRow(f"its {what} {row[which]!r} is not valid ({error})") from None
+
+
+def new_record(namespace: str, *, name: str, digest: Digest, size: int, kind: Kind) -> Record:
+    """Return a record with a new id. Its times are set when it is stored. `name` may have an owner."""
+    owner, name = split_full_name(name)
+    return Record(
+        id=f"file_{secrets.token_hex(16)}",
+        owner=owner,
+        name=name,
+        digest=digest,
+        size=size,
+        kind=kind,
+        namespace=namespace,
+        created_at=0,
+        updated_at=0,
+    )
 
 
 def _record(row: Row) -> Record:

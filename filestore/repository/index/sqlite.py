@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from filestore.core.commits import PLAIN_COMMIT, Commit, Label, NewCommit
 from filestore.core.digest import Digest
-from filestore.core.names import split_full_name
 from filestore.core.object_names import NO_OBJECT_ID, ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
@@ -66,6 +65,7 @@ from filestore.repository.index.publish_group import Group
 from filestore.repository.index.publishing import Publishing, Waiter, drop, next_waiters
 from filestore.repository.index.reading import may_be_written
 from filestore.repository.index.row_pages import Row, Table, select_page
+from filestore.repository.index.rows import new_record
 from filestore.repository.index.schema import SCHEMA_VERSION, check_not_newer, free_pages, has_tables, prepare
 from filestore.system.clock import system_now
 from filestore.system.files import storage_errors
@@ -142,7 +142,7 @@ class SqliteIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        live = {row.digest for row in await self.refreshed_rows(namespace, digests)}
+        live = await self.refreshed_sizes(namespace, digests)
         return [digest for digest in dict.fromkeys(digests) if digest not in live]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
@@ -156,6 +156,9 @@ class SqliteIndex:
             # I9: a chunk that a collection condemned since the read above is reported missing.
             removed = set(old) - set(await self._write(partial(_refresh, namespace=namespace, digests=old, now=self._now())))
         return [state.row for state in states if state.row.digest not in removed]
+
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        return {row.digest: row.size for row in await self.refreshed_rows(namespace, digests)}
 
     async def removals(self, namespace: str) -> int:
         return await self._reader.run(tasks.select_removals, namespace)
@@ -246,6 +249,15 @@ class SqliteIndex:
 
     async def usages(self) -> list[NamespaceUsage]:
         return await self._reader.run(usage.select_usages)
+
+    async def lost_frames(
+        self,
+        namespace: str,  # noqa: ARG002  # of the protocol
+        after: ObjectName | None = None,  # noqa: ARG002  # the same
+        *,
+        limit: int,  # noqa: ARG002  # the same
+    ) -> list[ObjectName]:
+        return []
 
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._reader.run(chunks.select_rows, namespace, after, limit)
@@ -521,8 +533,14 @@ class SqliteTransaction:
         await self._run(chunks.delete_chunks, namespace, digests)
         return [ObjectName(digest) for digest in digests]
 
-    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
+    async def lose_chunks(self, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+        digests = [name.digest for name in names]
+        without_row = set(await self._run(chunks.select_unknown, namespace, digests))
         await self._run(chunks.delete_chunks, namespace, digests)
+        return [digest for digest in digests if digest not in without_row]
+
+    async def forget_lost(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:  # noqa: ARG002  # of the protocol
+        return []
 
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:  # noqa: ARG002  # of the protocol
         return NO_OBJECT_ID
@@ -568,18 +586,7 @@ class SqliteTransaction:
         manifest_size: int = 0,
         commit: NewCommit = PLAIN_COMMIT,
     ) -> Record:
-        owner, name = split_full_name(name)
-        record = Record(
-            id=f"file_{secrets.token_hex(16)}",
-            owner=owner,
-            name=name,
-            digest=digest,
-            size=size,
-            kind=kind,
-            namespace=namespace,
-            created_at=0,
-            updated_at=0,
-        )
+        record = new_record(namespace, name=name, digest=digest, size=size, kind=kind)
         self.has_record = True
         return await self._run(records.insert_record, record, self._now(), manifest_size, commit)
 

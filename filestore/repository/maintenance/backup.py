@@ -20,11 +20,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
@@ -62,6 +62,9 @@ from filestore.system.locks import FileLock
 from filestore.system.sqlite_copy import copy_database
 from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
+
+if TYPE_CHECKING:
+    from filestore.repository.index.postgres.index import PostgresIndex
 
 BACKUP_VERSION = 1
 KEPT_BACKUPS = 7
@@ -112,19 +115,65 @@ async def back_up(
     NotARepository, IndexDamaged, StorageError, StorageFull.
     """
     root, target = await in_disk_thread(_checked_paths, root, target)
-    source = store_for_reading(root)
-    repository_id, _ = await read_format(source, location=str(root))
-    counts = ContentCounts() if counts is None else counts
+    store = store_for_reading(root)
     # An index that is empty or too old must not replace the good ones of earlier backups.
-    live = await open_index_for_reading(root / INDEX_NAME, last_commit=root / LAST_COMMIT_NAME)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(live.close)
-        store = await stack.enter_async_context(_open_target(target, repository_id))
+    index = await open_index_for_reading(root / INDEX_NAME, last_commit=root / LAST_COMMIT_NAME)
+    try:
+        source = _Source(store, index, str(root), lambda staging: in_disk_thread(_copy_files, root, staging, rate))
+        return await _back_up(source, target, full=full, kept=kept, rate=rate, counts=counts or ContentCounts())
+    finally:
+        await shield_until_done(index.close())
+
+
+async def back_up_objects(
+    store: ChunkStore,
+    index: PostgresIndex,
+    target: Path,
+    *,
+    location: str,
+    full: bool = False,
+    kept: int = KEPT_BACKUPS,
+    rate: int | None = None,
+    counts: ContentCounts | None = None,
+) -> Backup:
+    """Back up the repository in an object store, and the index that belongs to it, as `back_up` does with a folder.
+
+    Both may be open for reading only. `location` names them in errors. `rate` limits the content. Raises NotABackup, Busy,
+    StorageError, StorageFull.
+    """
+    from filestore.repository.maintenance.index_copy import copy_index  # noqa: PLC0415  # it needs asyncpg
+
+    target = await in_disk_thread(target.absolute)
+
+    async def copy(staging: Path) -> None:
+        await in_disk_thread(_make_staging, staging)
+        await copy_index(index, staging / INDEX_NAME, where=str(target))
+        # It has a format file, so nothing is stored.
+        await in_disk_thread(_write, staging / FORMAT_NAME, await store.initialise(b""))
+
+    source = _Source(store, index, location, copy)
+    return await _back_up(source, target, full=full, kept=kept, rate=rate, counts=counts or ContentCounts())
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The repository that is backed up."""
+
+    store: ChunkStore
+    index: Index
+    location: str
+    copy: Callable[[Path], Awaitable[None]]
+    """Makes the staging folder of a backup, and copies there what every backup has."""
+
+
+async def _back_up(source: _Source, target: Path, *, full: bool, kept: int, rate: int | None, counts: ContentCounts) -> Backup:
+    repository_id, _ = await read_format(source.store, location=source.location)
+    async with _open_target(target, repository_id) as store:
         staging = target / BACKUPS_NAME / f"{_STAGING}{secrets.token_hex(8)}"
         try:
-            await in_disk_thread(_copy_files, root, staging, rate)
+            await source.copy(staging)
             if full:
-                await _copy_content(live, staging, source=source, store=store, counts=counts, rate=rate)
+                await _copy_content(source.index, staging, source=source.store, store=store, counts=counts, rate=rate)
             else:
                 counts.record_count = await _count_records(staging / INDEX_NAME)
             facts = {
@@ -278,9 +327,18 @@ def target_id(target: Path) -> str:
         raise NotABackup(str(target), f"its file {MARK_NAME} is damaged", "give another folder") from None
 
 
-def _copy_files(root: Path, staging: Path, rate: int | None) -> None:
+def _make_staging(staging: Path) -> None:
     with storage_errors(staging):
         staging.mkdir(0o700, parents=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with storage_errors(path):
+        path.write_bytes(content)
+
+
+def _copy_files(root: Path, staging: Path, rate: int | None) -> None:
+    _make_staging(staging)
     for database in sorted(root.glob(RUNTIME_DATABASES)):
         copy = staging / database.relative_to(root)
         with storage_errors(staging):

@@ -254,7 +254,7 @@ class NamespaceCheck:
         position = 0
         while page := await self._index.records_after(self._namespace, position, limit=_RECORDS, only_valid=True):
             position = page[-1].position
-            for _, record in page:
+            for _, record, _ in page:
                 self._counts.record_count += 1
                 if known.get(record.digest) == record.size:
                     continue

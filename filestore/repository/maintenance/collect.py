@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from filestore.core.batches import in_batches
@@ -37,6 +38,7 @@ from filestore.repository.maintenance.collection_plan import TASK
 from filestore.repository.maintenance.digest_filter import DigestFilter
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.policy import apply_policy, old_versions
+from filestore.repository.manifest_batches import read_of_records, read_together
 from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.repository.unneeded import Unneeded
@@ -191,6 +193,7 @@ class Collection:
             if self._dry_run or not self._blocked or freed == self.report.freed.count:
                 break
         await self._remove_unknown_frames()
+        await self._remove_lost_frames()
         await self._remove_manifests()
         self.report.is_complete = not self._stop()
         if not self._dry_run and self.report.is_complete:
@@ -204,7 +207,7 @@ class Collection:
         for file_id in self._old - removed:
             record = await self._index.record(self._namespace, Reference(id=file_id))
             if record is not None:
-                await self._mark_record(record)
+                await self._mark_chunks(await self._manifest_of(record))
         if not self._dry_run:
             self._old = set()
 
@@ -229,12 +232,13 @@ class Collection:
         self._removed = DigestFilter(count, size_limit=_SMALL_FILTER)
         self._waiting = DigestFilter(count, size_limit=_SMALL_FILTER)
         await self._mark_new_records()
-        async for digests in in_batches(self._store.manifests(self._namespace), _ROWS_AT_ONCE):
-            contained = self._needed.contained(digests)
-            for digest in [digest for digest, found in zip(digests, contained, strict=True) if not found]:
-                manifest = await self._manifest(digest)
-                if manifest is not None:
-                    await in_cpu_thread(self._removed.add_chunks, manifest.chunks)
+        async for page in self._store.manifest_pages(self._namespace):
+            contained = self._needed.contained([digest for digest, _ in page])
+            removed = [found for found, is_needed in zip(page, contained, strict=True) if not is_needed]
+            async for batch in read_together(removed, lambda found: self._manifest(found[0]), size=itemgetter(1)):
+                for _, manifest in batch:
+                    if manifest is not None:
+                        await in_cpu_thread(self._removed.add_chunks, manifest.chunks)
 
     async def _estimate_rows(self) -> int:
         """Return about how many rows there are: digests are random, so a few of them show how dense all are."""
@@ -246,32 +250,38 @@ class Collection:
     async def _mark_new_records(self, *, chunk_limit: float = math.inf) -> bool:
         """Mark what the records need that were stored since the last call. Raises DamagedRecord.
 
-        Return False if more records follow after those that together have `chunk_limit` chunks.
+        Return False after records that together have `chunk_limit` chunks: more may follow.
         """
         count = 0
         while page := await self._index.records_after(self._namespace, self._position, limit=_RECORDS_AT_ONCE):
-            marked: set[Digest] = set()
-            for position, record in page:
+            needed = (found for found in page if found.record.id not in self._old)
+            async for batch in read_of_records(needed, self._manifest_of, chunk_limit=chunk_limit):
+                for _, manifest in batch:
+                    count += await self._mark_chunks(manifest)
+                self._position = batch[-1][0].position
                 if count >= chunk_limit:
                     return False
-                if record.id not in self._old and record.digest not in marked:
-                    count += await self._mark_record(record)
-                    marked.add(record.digest)
-                self._position = position
+            self._position = page[-1].position
         return True
 
-    async def _mark_record(self, record: Record) -> int:
-        """Mark the chunks of a record. Return their number."""
+    async def _mark_chunks(self, manifest: Manifest | None) -> int:
+        """Mark a manifest and its chunks. Return their number."""
+        if manifest is None:
+            return 0
+        self._needed.add([manifest.digest])
+        await in_cpu_thread(self._needed.add_chunks, manifest.chunks)
+        return len(manifest.chunks)
+
+    async def _manifest_of(self, record: Record) -> Manifest | None:
+        """Return the manifest of a record, or None if neither it nor another one needs the manifest any more."""
         for _ in range(_MANIFEST_ATTEMPTS):
             manifest = await self._manifest(record.digest)
             if manifest is not None:
-                self._needed.add([record.digest])
-                await in_cpu_thread(self._needed.add_chunks, manifest.chunks)
-                return len(manifest.chunks)
+                return manifest
             # I2: a record is removed before its manifest. It may also have been stored again since, and others may need it.
             user = await self._index.record(self._namespace, Reference(digest=record.digest))
             if user is None:
-                return 0
+                return None
             record = user
         raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is missing or damaged")
 
@@ -393,6 +403,21 @@ class Collection:
             await self._store.remove(self._namespace, [ObjectName(digest) for digest in unknown])
         for size in sizes:
             self.report.frames_without_rows.add(size)
+
+    async def _remove_lost_frames(self) -> None:
+        """Forget the objects that could not be read, of chunks that no record needs any more, and remove them."""
+        after: ObjectName | None = None
+        while not self._dry_run and (page := await self._index.lost_frames(self._namespace, after, limit=_ROWS_AT_ONCE)):
+            after = page[-1]
+            unneeded = self._not_needed(page)
+            if unneeded and not self._stop():
+                async with self._writing_marked() as transaction:
+                    unneeded = await transaction.forget_lost(self._namespace, self._not_needed(unneeded))
+                await self._store.remove(self._namespace, unneeded)
+
+    def _not_needed(self, names: Sequence[ObjectName]) -> list[ObjectName]:
+        contained = self._needed.contained(name.digest for name in names)
+        return [name for name, needed in zip(names, contained, strict=True) if not needed]
 
     async def _remove_manifests(self) -> None:
         async for digests in in_batches(self._store.manifests(self._namespace), _ROWS_AT_ONCE):

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
-from filestore.errors import InvalidManifest, LimitExceeded, NotFound, StorageError
+from filestore.errors import InvalidManifest, LimitExceeded, NotFound, StorageError, StoreRefused
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.ingest import discard_all, is_intact
@@ -28,6 +30,9 @@ _PAGE = 1000
 _BATCH_SIZE = 32 << 20
 _BATCH_COUNT = 256
 """Frames are synced and renamed in batches of at most so many bytes and frames."""
+_READ_TOGETHER = 16
+_READ_SIZE = 16 << 20
+"""So many frames, and bytes of them, are read together from an object store."""
 
 
 class DamagedFile(NamedTuple):
@@ -92,7 +97,10 @@ class _NamespaceCopy:
         self._counts = counts
         self._pace = pace
         self._buffer = memoryview(bytearray(FRAME_LIMIT))
-        """The frame that is being looked at."""
+        """The frame of the own store that is being looked at."""
+        self._read_together = _READ_TOGETHER if source is not None and source.has_object_ids else 1
+        self._read_ahead = memoryview(bytearray(_READ_SIZE if self._read_together > 1 else FRAME_LIMIT))
+        """The frames of the source that are being looked at."""
 
     async def frames(self) -> None:
         """Copy the frames that the store lacks, and correct the rows."""
@@ -130,8 +138,8 @@ class _NamespaceCopy:
         staged: list[tuple[Digest, Staging]] = []
         try:
             size = 0
-            for row in rows:
-                found = await self._find(row, staged)
+            async for row, frame in self._of_source(rows):
+                found = await self._find(row, frame, staged)
                 if found is None:
                     lost.append(row.digest)
                     self._counts.forgotten_count += 1
@@ -152,9 +160,24 @@ class _NamespaceCopy:
                 await transaction.add_chunks(self._namespace, changed)
                 await transaction.forget_chunks(self._namespace, lost)
 
-    async def _find(self, row: ChunkRow, staged: list[tuple[Digest, Staging]]) -> ChunkRow | None:
+    async def _of_source(self, rows: Sequence[ChunkRow]) -> AsyncIterator[tuple[ChunkRow, memoryview | None]]:
+        """Yield each row with its frame of the source, which is valid until the next one is asked for, or None.
+
+        Several are read together from an object store, each of whose answers takes some time.
+        """
+        parts = batched_by_size(rows, _read_size, limit=len(self._read_ahead), count_limit=self._read_together)
+        for part in parts:
+            frames = await self._read_frames(self._source, part, self._read_ahead)
+            if frames is not None:
+                for row, frame in zip(part, frames, strict=True):
+                    yield row, frame
+                continue
+            for row in part:
+                one = await self._read_frames(self._source, [row], self._read_ahead)
+                yield row, None if one is None else one[0]
+
+    async def _find(self, row: ChunkRow, frame: memoryview | None, staged: list[tuple[Digest, Staging]]) -> ChunkRow | None:
         """Return the row of the frame that the store has, or that was staged for it. Return None if there is none."""
-        frame = None if self._source is None else await self._read_frame(self._source, row.digest)
         found = None if frame is None else await in_cpu_thread(row_of, row, frame)
         if frame is not None and found is not None:
             await self._pace.take(len(frame))
@@ -166,8 +189,8 @@ class _NamespaceCopy:
             self._counts.on_progress()
             return found
         # A push may have stored the chunk again with another codec.
-        frame = await self._read_frame(self._store, row.digest)
-        return None if frame is None else await in_cpu_thread(row_of, row, frame)
+        own = await self._read_frames(self._store, [row], self._buffer)
+        return None if own is None or own[0] is None else await in_cpu_thread(row_of, row, own[0])
 
     async def _publish(self, staged: list[tuple[Digest, Staging]]) -> None:
         if not staged:
@@ -193,6 +216,8 @@ class _NamespaceCopy:
     async def _intact_manifest(self, store: ChunkStore, digest: Digest) -> bytes | None:
         try:
             return await read_manifest(store, self._namespace, digest)
+        except StoreRefused:
+            raise
         except (NotFound, InvalidManifest, StorageError):
             return None  # what cannot be read is damaged
 
@@ -217,17 +242,36 @@ class _NamespaceCopy:
                 missing += await self._index.missing(self._namespace, found)
         return missing
 
-    async def _read_frame(self, store: ChunkStore, digest: Digest) -> memoryview | None:
-        """Return a frame, until the next one is read. Return None if it is absent, or cannot be read."""
+    async def _read_frames(
+        self, store: ChunkStore | None, rows: Sequence[ChunkRow], buffer: memoryview
+    ) -> list[memoryview | None] | None:
+        """Return the frames of chunks, each None if it is absent. Return None if not all can be read together."""
+        if store is None:
+            return [None] * len(rows)
         try:
-            (frame,) = await store.read_into(self._namespace, [digest], self._buffer)
-        except StorageError:
-            return None  # what cannot be read is damaged
-        return frame
+            return await store.read_into(self._namespace, [row.digest for row in rows], buffer)
+        except StoreRefused:
+            raise
+        except (StorageError, ValueError):
+            return None  # what cannot be read, or is larger than a frame, is damaged
 
     def _count(self, rows: Sequence[ChunkRow]) -> None:
         self._counts.chunk_count += len(rows)
         self._counts.stored_size += sum(row.stored_size for row in rows)
+
+
+async def replace_manifest(store: ChunkStore, index: Index, namespace: str, digest: Digest, encoded: bytes) -> None:
+    """Store the manifest of a record whose manifest is missing or damaged. Raises StorageError, StorageFull, Busy."""
+    if not store.has_object_ids:
+        # A collection removes manifests without a record inside a write transaction.
+        async with index.transaction(namespace):
+            await store.put_manifest(namespace, digest, encoded)
+        return
+    object_id = await store.put_manifest(namespace, digest, encoded)
+    async with index.transaction(namespace) as transaction:
+        # The object that the row named has no name from now on, and is removed as abandoned.
+        await transaction.forget_manifest(namespace, digest)
+        await transaction.keep_manifest(namespace, ObjectName(digest, object_id))
 
 
 async def _records(index: Index, namespace: str) -> AsyncIterator[Record]:
@@ -236,6 +280,10 @@ async def _records(index: Index, namespace: str) -> AsyncIterator[Record]:
         for found in page:
             yield found.record
         position = page[-1].position
+
+
+def _read_size(row: ChunkRow) -> int:
+    return row.stored_size if 0 < row.stored_size <= FRAME_LIMIT else FRAME_LIMIT
 
 
 def row_of(row: ChunkRow, frame: memoryview) -> ChunkRow | None:

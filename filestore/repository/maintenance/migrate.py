@@ -1,22 +1,25 @@
 """Move a repository from a folder to an object store and PostgreSQL, while servers go on serving the folder.
 
 Content is copied in passes, in which the rows of both indexes are compared, so what is there is not copied again. Each pass is
-shorter than the one before, because it copies only what was stored meanwhile. Then the rows of all other tables are made the
-same. The last pass has the lock by which all writers to the folder exclude each other. At its end, and in the same transaction,
-the folder notes where the repository is now. So what a writer was told is stored is either in the last pass, or was refused. Only
-after that the target becomes a repository.
+shorter than the one before, because it copies only what was stored meanwhile, and compares only those parts of the rows of
+chunks that have changed since. Then the rows of all other tables are made the same. The last pass has the lock by which all
+writers to the folder exclude each other. At its end, and in the same transaction, the folder notes where the repository is now.
+So what a writer was told is stored is either in the last pass, or was refused. Only after that the target becomes a repository.
 
 A migration that is interrupted is continued by the next. Until the end, the target cannot be opened.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import marshal
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
+
+from blake3 import blake3
 
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest
@@ -88,11 +91,13 @@ class MigrationCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSource:
-    """The repository in a folder."""
+    """The repository in a folder, or a copy of its index with a store that has its content."""
 
     store: ChunkStore
     index: SqliteIndex
     location: str
+    repository_id: str | None = None
+    """None means that of the format file in `store`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,7 @@ async def migrate(
     StoreRefused, StorageFull.
     """
     counts = MigrationCounts() if counts is None else counts
-    counts.repository_id, _ = await read_format(source.store, location=source.location)
+    counts.repository_id = source.repository_id or (await read_format(source.store, location=source.location))[0]
     async with target.index.try_lock(LOCK) as has_lock:
         if not has_lock:
             raise Busy(target.location, "another migration to it runs")
@@ -211,6 +216,16 @@ class _Page(NamedTuple):
     source: list[Row]
     differing: list[tuple[Row | None, Row | None]]
     """The rows that differ: that of the source, and that of the target with the same key."""
+    end: Row | None
+    """The key with which it ends. None for the end of the table."""
+
+
+class _Part(NamedTuple):
+    """A part of the rows of chunks, after the one before it."""
+
+    end: Row | None
+    fingerprint: bytes | None
+    """The hash of the rows of the source for which the target has all. None if something is lost."""
 
 
 class _Copy:
@@ -221,6 +236,8 @@ class _Copy:
         self._target = target
         self._counts = counts
         self._dry_run = dry_run
+        self._parts: list[_Part] = []
+        """All parts of the rows of chunks, as the last pass has left them. Only this migration writes to the target."""
         self._buffers = [memoryview(bytearray(FRAME_LIMIT)) for _ in range(_TOGETHER)]
 
     async def content(self, pace: Pace) -> None:
@@ -254,7 +271,9 @@ class _Copy:
             self._counts.row_count += count
 
     async def _frames(self, pace: Pace) -> None:
-        async for page in self._compared(CHUNKS):
+        known, self._parts = self._parts, []
+        async for page in _changed(self._source.index, self._target.index, CHUNKS, known):
+            lost_count = self._counts.lost_count
             live = [row for row in page.source if not _IS_CONDEMNED(row)]
             self._counts.chunk_count += len(live)
             self._counts.stored_size += sum(map(_STORED_SIZE, live))
@@ -269,6 +288,8 @@ class _Copy:
                 await self._copy_frames(namespace, rows, pace)
             for namespace, digests in removed.items():
                 await self._remove_frames(namespace, digests)
+            is_lost = self._counts.lost_count != lost_count
+            self._parts.append(_Part(page.end, None if is_lost else await in_cpu_thread(_fingerprint, page.source)))
 
     async def _remove_frames(self, namespace: str, removed: Sequence[Digest]) -> None:
         if not self._dry_run:
@@ -391,17 +412,56 @@ async def _compared(source: RowSource, target: RowSource, table: Table) -> Async
     """
     after: Row | None = None
     while True:
-        async with task_group() as group:
-            reading, reading_target = (group.create_task(index.row_page(table, after)) for index in (source, target))
-        rows, target_rows = reading.result(), reading_target.result()
-        # Beyond the end of a page that is full, there may be more rows.
-        end = min((table.key_of(page[-1]) for page in (rows, target_rows) if len(page) == table.page), default=None)
-        if end is not None:
-            rows, target_rows = ([row for row in page if table.key_of(row) <= end] for page in (rows, target_rows))
-        yield _Page(rows, [] if rows == target_rows else _differing(rows, target_rows, table))
-        if end is None:
+        yield (page := await _compared_page(source, target, table, after, until=None))
+        if page.end is None:
             return
-        after = end
+        after = page.end
+
+
+async def _changed(source: RowSource, target: RowSource, table: Table, known: Sequence[_Part]) -> AsyncIterator[_Page]:
+    """Do what `_compared` does. The target is not read for those `known` parts whose rows in the source are the same."""
+    parts = deque(known)
+    after: Row | None = None
+    while True:
+        part = parts[0] if parts else _Part(None, None)
+        page = None if part.fingerprint is None else await _unchanged_page(source, table, after, part)
+        if page is None:
+            page = await _compared_page(source, target, table, after, until=part.end)
+        yield page
+        if page.end is None:
+            return
+        if page.end == part.end:
+            parts.popleft()
+        after = page.end
+
+
+async def _unchanged_page(source: RowSource, table: Table, after: Row | None, part: _Part) -> _Page | None:
+    """Return the rows of a part, or None if they have changed."""
+    page = await source.row_page(table, after)
+    rows = _up_to(part.end, page, table)
+    is_whole = len(page) < table.page or (part.end is not None and table.key_of(page[-1]) >= part.end)
+    is_same = is_whole and await in_cpu_thread(_fingerprint, rows) == part.fingerprint
+    return _Page(rows, [], part.end) if is_same else None
+
+
+async def _compared_page(source: RowSource, target: RowSource, table: Table, after: Row | None, *, until: Row | None) -> _Page:
+    async with task_group() as group:
+        reading = [group.create_task(index.row_page(table, after)) for index in (source, target)]
+    pages = [task.result() for task in reading]
+    # Beyond the end of a page that is full, there may be more rows.
+    ends = [table.key_of(page[-1]) for page in pages if len(page) == table.page]
+    end = min(ends if until is None else [*ends, until], default=None)
+    rows, target_rows = (_up_to(end, page, table) for page in pages)
+    return _Page(rows, [] if rows == target_rows else _differing(rows, target_rows, table), end)
+
+
+def _up_to(end: Row | None, rows: list[Row], table: Table) -> list[Row]:
+    return rows if end is None else [row for row in rows if table.key_of(row) <= end]
+
+
+def _fingerprint(rows: list[Row]) -> bytes:
+    # In its first version, equal values have equal bytes. A later one tells apart which of them are one object.
+    return blake3(marshal.dumps(rows, 0)).digest()
 
 
 def _differing(source: list[Row], target: list[Row], table: Table) -> list[tuple[Row | None, Row | None]]:

@@ -14,18 +14,20 @@ from typing import Protocol
 from filestore.core.batches import batched_by_size
 from filestore.core.digest import Digest, manifest_digest
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
+from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
 from filestore.errors import FilestoreError, InvalidFrame, InvalidManifest, LimitExceeded, NotFound, StorageError
 from filestore.format.codec import FRAME_LIMIT, Decoder, Frame, frame_limit
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import CheckCounts, NamespaceCheck, ReadPlan, index_findings
+from filestore.repository.maintenance.content import replace_manifest
 from filestore.repository.maintenance.findings import FRAME_LOST, AffectedFile, Finding, FindingKind
-from filestore.repository.maintenance.frames import judge_frame
+from filestore.repository.maintenance.frames import Verdict, judge_frame
 from filestore.repository.maintenance.hold import Hold, holds
 from filestore.repository.protocol import Repository
 from filestore.repository.stores.protocol import ChunkStore
-from filestore.system.threads import in_cpu_thread
+from filestore.system.threads import in_cpu_thread, task_group
 
 KEPT_LIMIT = 1000
 """The most findings, files and frames that a report names. All are counted."""
@@ -33,6 +35,7 @@ KEPT_LIMIT = 1000
 _PAGE = 1024
 _BATCH_SIZE = 16 << 20
 _RECORDS = 256
+_OBJECTS_TOGETHER = 8
 
 
 class Donor(Protocol):
@@ -216,25 +219,48 @@ class _NamespaceRepair:
 
     async def _forget(self, digest: Digest) -> None:
         """Forget a row without an intact frame, and set aside what is in the place of the frame."""
+        if self._store.has_object_ids:
+            # An object is set aside with those that readers could not read.
+            self._report.rows_forgotten += len(await self._repository.verify_chunks([digest]))
+            return
         async with self._index.transaction(self._namespace) as transaction:
             # A push may have sent the chunk since. During a write transaction none can.
             if await self._intact_row(digest) is not None:
                 return
-            await self._set_aside(digest)
+            await self._set_aside(ObjectName(digest))
             if await transaction.sizes(self._namespace, [digest]):
                 await transaction.forget_chunks(self._namespace, [digest])
                 self._report.rows_forgotten += 1
 
     async def _repair_row(self, digest: Digest) -> None:
         """Write the row of an intact frame again. A row that is being collected stays condemned."""
+        if self._store.has_object_ids:
+            await self._repair_row_of_object(digest)
+            return
         async with self._index.transaction(self._namespace) as transaction:
             row = await self._intact_row(digest)
             if row is not None and await transaction.sizes(self._namespace, [digest]):
                 await transaction.add_chunks(self._namespace, [row])
                 self._report.rows_written += 1
 
+    async def _repair_row_of_object(self, digest: Digest) -> None:
+        for row in await self._index.refreshed_rows(self._namespace, [digest]):
+            name = ObjectName(digest, row.object_id)
+            frame = await self._store.read_object(self._namespace, name)
+            right = None if frame is None else (await self._judged(digest, memoryview(frame))).right_row
+            if right is None:
+                continue
+            async with self._index.transaction(self._namespace) as transaction:
+                # A push may have put another object since.
+                if await transaction.lose_chunks(self._namespace, [name]):
+                    await transaction.add_chunks(self._namespace, [right._replace(object_id=name.object_id)])
+                    self._report.rows_written += 1
+
     async def _adopt_frames(self, checking: NamespaceCheck) -> None:
         """Write rows for intact frames without a row (I5), and set the others aside."""
+        if self._store.has_object_ids:
+            await self._adopt_lost()
+            return
         batch: list[Digest] = []
         async for finding in checking.frames():
             if finding.digest is not None:
@@ -259,7 +285,44 @@ class _NamespaceRepair:
                 self._report.rows_written += len(intact)
                 for digest in new:
                     if rows[digest] is None and await self._intact_row(digest) is None:
-                        await self._set_aside(digest)
+                        await self._set_aside(ObjectName(digest))
+
+    async def _adopt_lost(self) -> None:
+        """Read the objects that could not be read once. Give the intact ones their rows, and set the damaged ones aside.
+
+        Those that are missing stay as they are: they may be behind an address that leads to another store for an hour.
+        """
+        after: ObjectName | None = None
+        while names := await self._index.lost_frames(self._namespace, after, limit=_OBJECTS_TOGETHER):
+            after = names[-1]
+            # They are read outside of a transaction, because that takes long. An object never changes (I1).
+            async with task_group() as group:
+                reads = [group.create_task(self._store.read_object(self._namespace, name)) for name in names]
+            intact: dict[ObjectName, ChunkRow] = {}
+            damaged: list[ObjectName] = []
+            for name, frame in zip(names, (read.result() for read in reads), strict=True):
+                if frame is not None:
+                    row = (await self._judged(name.digest, memoryview(frame))).right_row
+                    if row is None:
+                        damaged.append(name)
+                    else:
+                        intact[name] = row._replace(object_id=name.object_id)
+            await self._adopt_objects(intact, damaged)
+
+    async def _adopt_objects(self, intact: Mapping[ObjectName, ChunkRow], damaged: Sequence[ObjectName]) -> None:
+        # A copy is durable before the name of the object is forgotten, and the object goes last.
+        aside = [name for name in damaged if await self._set_aside(name)]
+        async with self._index.transaction(self._namespace) as transaction:
+            # A push may have put a chunk again since, and another repair may have been here.
+            kept = set(await transaction.forget_lost(self._namespace, [*intact, *aside]))
+            live = await transaction.sizes(self._namespace, [name.digest for name in intact])
+            rows = [row for name, row in intact.items() if name in kept and name.digest not in live]
+            await transaction.add_chunks(self._namespace, rows)
+        self._report.rows_written += len(rows)
+        await self._store.remove(self._namespace, [name for name in aside if name in kept])
+
+    async def _judged(self, digest: Digest, frame: memoryview) -> Verdict:
+        return await in_cpu_thread(judge_frame, ChunkRow(digest, 0, 0), frame, self._decoder, self._content)
 
     async def _intact_row(self, digest: Digest) -> ChunkRow | None:
         """Read and decode a frame. Return the row that it should have, or None if it is absent or damaged."""
@@ -272,12 +335,15 @@ class _NamespaceRepair:
         )
         return getattr(verdict, "right_row", None)
 
-    async def _set_aside(self, digest: Digest) -> None:
+    async def _set_aside(self, name: ObjectName) -> bool:
+        """Set a frame aside, and return whether it is."""
         try:
-            self._report.note_aside(await self._store.set_aside(self._namespace, digest))
+            where = await self._store.set_aside(self._namespace, name)
         except StorageError:
             # The disk may not be able to move what it cannot read. The next push replaces it.
-            return
+            return False
+        self._report.note_aside(where)
+        return where is not None
 
     async def _restore_manifests(self, wanted: Mapping[Digest, Record]) -> None:
         for digest in wanted:
@@ -288,9 +354,7 @@ class _NamespaceRepair:
                     self._report.failed_donors[donor.name] = str(error)
                     continue
                 if encoded is not None and manifest_digest(encoded) == digest:
-                    # A collection removes manifests without a record inside a write transaction.
-                    async with self._index.transaction(self._namespace):
-                        await self._store.put_manifest(self._namespace, digest, encoded)
+                    await replace_manifest(self._store, self._index, self._namespace, digest, encoded)
                     self._report.manifests_restored += 1
                     break
 
@@ -329,7 +393,7 @@ class _NamespaceRepair:
         position = 0
         while page := await self._index.records_after(self._namespace, position, limit=_RECORDS, only_valid=True):
             position = page[-1].position
-            for digest in dict.fromkeys(record.digest for _, record in page):
+            for digest in dict.fromkeys(record.digest for _, record, _ in page):
                 try:
                     encoded = await self._store.manifest(self._namespace, digest)
                     manifest = await in_cpu_thread(Manifest.parse, encoded or b"")

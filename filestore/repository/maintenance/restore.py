@@ -127,7 +127,7 @@ async def restore(source: Path, root: Path, *, rate: int | None = None, counts: 
 
 
 async def _restore(source: Path, root: Path, *, rate: int | None, counts: ContentCounts | None) -> Restored:
-    backup = await in_disk_thread(_find_backup, source)
+    backup = await in_disk_thread(find_backup, source)
     root = await in_disk_thread(root.absolute)
     facts = await in_disk_thread(read_facts, backup)
     counts = ContentCounts() if counts is None else counts
@@ -175,7 +175,8 @@ class _Held:
         self._stack.close()
 
 
-def _find_backup(source: Path) -> Path:
+def find_backup(source: Path) -> Path:
+    """Return the backup that a person means by `source`: the newest one in a target, or itself. Blocks. Raises NotABackup."""
     source = source.absolute()
     with storage_errors(source):
         if (source / FACTS_NAME).is_file():
@@ -325,7 +326,7 @@ def _stamp(restoring: Path, repository_id: str) -> str:
 def _put_in_place(backup: Path, root: Path, index: Path, stamp: str) -> list[Path]:
     """Give the new index and the databases of runtimes their names. Return the new paths of the old files."""
     with sqlite_errors(str(index)), storage_errors(root):
-        version = _renew(index)
+        version = renew(index)
         sync_path(index)
         set_aside = [*_replace(root / INDEX_NAME, index, stamp)]
         for copy in sorted(backup.glob(RUNTIME_DATABASES)):
@@ -350,7 +351,7 @@ def _put_in_place(backup: Path, root: Path, index: Path, stamp: str) -> list[Pat
     return set_aside
 
 
-def _renew(path: Path) -> IndexVersion:
+def renew(path: Path) -> IndexVersion:
     """Give an index another id, because the commits after the backup are not in it. Forget the states of tasks.
 
     Holds stay, and so do the tokens of `given_tokens`.

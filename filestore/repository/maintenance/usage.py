@@ -20,6 +20,7 @@ from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidManifest, LimitExceeded
 from filestore.repository.index.protocol import Index
 from filestore.repository.maintenance.hold import hold_of
+from filestore.repository.manifest_batches import manifest_size, read_together
 from filestore.repository.protocol import FreedContent, NameUsage, Usage
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread
@@ -28,8 +29,6 @@ PART_COUNT = 2 << 20
 """How many chunks are in memory at the same time, about. Each takes less than 80 bytes."""
 _PAGE = 1000
 _ROWS = 8192
-_BATCH_SIZE = 8 << 20
-"""Bytes of the manifests that one thread reads together."""
 _HOUR = 3600
 _SECOND = 1_000_000
 _NONE = -1
@@ -47,6 +46,7 @@ class _Version(NamedTuple):
     digest: Digest
     record: Record | None
     """None for a manifest that no record has."""
+    manifest_size: int
 
 
 class _Part:
@@ -172,7 +172,7 @@ async def measure_usage(
                 waiting.add(version.digest)
 
         damaged |= dict.fromkeys(await _read_manifests(store, index, namespace, versions, note))
-        await _read_manifests(store, index, namespace, [_Version("", digest, None) for digest in left], note_left)
+        await _read_manifests(store, index, namespace, [_Version("", digest, None, left[digest]) for digest in left], note_left)
         own += await in_cpu_thread(part.sums_by_name, len(names))
         sums.add(part, is_whole=not prefix)
     # Collection removes a manifest after its chunks.
@@ -295,7 +295,9 @@ async def _versions(index: Index, namespace: str) -> list[_Version]:
     while page := await index.records_after(namespace, position, limit=_PAGE):
         position = page[-1].position
         # A record that is stored again meanwhile comes again.
-        found |= {record.id: _Version(record.full_name, record.digest, record) for _, record in page}
+        for each in page:
+            record = each.record
+            found[record.id] = _Version(record.full_name, record.digest, record, manifest_size(each))
     return list(found.values())
 
 
@@ -373,31 +375,24 @@ async def _read_manifests(
     Return the names of the records whose manifests are missing or damaged.
     """
     damaged: list[str] = []
-    batch: list[tuple[_Version, bytes]] = []
-    size = 0
 
-    def note_batch() -> None:
+    def note_batch(batch: Sequence[tuple[_Version, bytes | None]]) -> None:
         for version, encoded in batch:
-            entries = _entries(encoded, version.digest)
-            if entries is None:
-                damaged.append(version.name)
-            else:
+            entries = None if encoded is None else _entries(encoded, version.digest)
+            if entries is not None:
                 note(version, entries)
+            elif encoded is not None:
+                damaged.append(version.name)
 
-    for version in versions:
-        encoded = await store.manifest(namespace, version.digest)
-        if encoded is None:
+    async for batch in read_together(
+        versions, lambda version: store.manifest(namespace, version.digest), size=lambda version: version.manifest_size
+    ):
+        await in_cpu_thread(note_batch, batch)
+        for version, encoded in batch:
             # It may have been removed since, and then its manifest too.
             record = version.record
-            if record is not None and await index.record(namespace, Reference(id=record.id)) is not None:
+            if encoded is None and record is not None and await index.record(namespace, Reference(id=record.id)) is not None:
                 damaged.append(version.name)
-            continue
-        batch.append((version, encoded))
-        size += len(encoded)
-        if size >= _BATCH_SIZE:
-            await in_cpu_thread(note_batch)
-            batch, size = [], 0
-    await in_cpu_thread(note_batch)
     return damaged
 
 

@@ -142,8 +142,11 @@ class DiskStore:
     ) -> list[T | FrameState]:
         return await in_disk_thread(self._read_each, namespace, digests, buffer, visit)
 
-    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
-        return await in_disk_thread(self._set_frame_aside, self._root / chunk_key(namespace, digest))
+    async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
+        return await in_disk_thread(self._set_frame_aside, self._root / chunk_key(namespace, name.digest))
+
+    async def read_object(self, namespace: str, name: ObjectName) -> None:  # noqa: ARG002  # of the protocol
+        return None
 
     async def namespaces(self) -> list[str]:
         return sorted(path.name for path in await in_disk_thread(contents_of, self._root / "chunks", self._root))

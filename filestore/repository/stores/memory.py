@@ -181,13 +181,16 @@ class MemoryStore:
             return FrameState(0, FrameProblem.MISSING, "it is missing")
         return FrameState(len(frame))
 
-    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
-        frame = self._frames.pop((namespace, digest), None)
+    async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
+        frame = self._frames.pop((namespace, name.digest), None)
         if frame is None:
             return None
-        where = f"{namespace}/{digest}.{len(self._set_aside)}"
+        where = f"{namespace}/{name.digest}.{len(self._set_aside)}"
         self._set_aside[where] = frame
         return where
+
+    async def read_object(self, namespace: str, name: ObjectName) -> None:  # noqa: ARG002  # of the protocol
+        return None
 
     async def namespaces(self) -> list[str]:
         return sorted({namespace for namespace, _ in list(self._frames)})  # a copy, since a thread may add frames

@@ -23,7 +23,7 @@ class ObjectMap(Protocol):
     async def unnamed_frames(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
         """Return those of `names` that no row of a chunk names, live or condemned, in order.
 
-        An object that could not be read has its name until the chunk is put again: see `Transaction.lose_chunks`.
+        An object that could not be read has its name as long as `Index.lost_frames` has it: see `Transaction.lose_chunks`.
         """
 
     async def unnamed_manifests(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:

@@ -247,11 +247,19 @@ class ChunkStore(Protocol):
         of the disk, if the store can tell. Damage is not an error, as in `inspect`.
         """
 
-    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
+    async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
         """Move what is in the place of a frame to where no reader finds it, and return where it is now.
 
         Return None if nothing is there. Call this inside a write transaction of the index, so that a push does not put a
-        frame at the same time.
+        frame at the same time. Where the store `has_object_ids`, it is copied: no transaction is needed, and the caller removes
+        the object when nothing names it any more.
+        """
+
+    async def read_object(self, namespace: str, name: ObjectName) -> Buffer | None:
+        """Return the bytes of the object of a frame, whether a row names it or not. Return None if there is none.
+
+        Of an object that is larger than a frame can be, only the first bytes are returned, more than a frame has. A store that
+        does not `has_object_ids` has no objects. Raises StorageError, Busy.
         """
 
     async def namespaces(self) -> list[str]:

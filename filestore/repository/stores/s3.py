@@ -31,7 +31,7 @@ from filestore.repository.stores.s3_format import initialise
 from filestore.repository.stores.s3_keys import FORMAT_KEY, FRAMES, MANIFESTS, damaged_key, frame_key, manifest_key, parse_key
 from filestore.repository.stores.s3_staging import (
     MEMORY_SIZE,
-    ByteLimit,
+    FrameMemory,
     Puts,
     S3Placement,
     S3Staging,
@@ -86,7 +86,7 @@ class S3Store:
         self._folder = folder
         self._read_only = read_only
         self._puts = Puts(client)
-        self._memory = ByteLimit(MEMORY_SIZE)
+        self._memory = FrameMemory(MEMORY_SIZE)
         self._spooled = Budget(_SPOOLED_SIZE)
         self._pid = os.getpid()
         self._format: bytes | None = None
@@ -169,11 +169,8 @@ class S3Store:
     async def frame_urls(self, namespace: str, digests: Sequence[Digest], *, seconds: float) -> list[FrameUrl | None]:
         objects = await self._objects.frame_objects(namespace, digests)
         keys = [frame_key(namespace, ObjectName(digest, found.object_id)) for digest, found in objects.items()]
-        urls = await self.client.urls(keys, seconds=seconds) if keys else []
-        found_urls = {
-            digest: FrameUrl(url, found.stored_size) for (digest, found), url in zip(objects.items(), urls, strict=True)
-        }
-        return [found_urls.get(digest) for digest in digests]
+        urls = dict(zip(objects, await self.client.urls(keys, seconds=seconds) if keys else (), strict=True))
+        return [FrameUrl(urls[digest], objects[digest].stored_size) if digest in urls else None for digest in digests]
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> list[int]:
         """Return the sizes that the rows state. The object store is not asked."""
@@ -231,17 +228,16 @@ class S3Store:
                     results.append(await in_cpu_thread(visit, digest, memoryview(whole)))
         return results
 
-    async def set_aside(self, namespace: str, digest: Digest) -> str | None:
-        """Copy the object to a key below `damaged`. Its own key is removed later, when no row names it any more."""
-        found = (await self._objects.frame_objects(namespace, [digest])).get(digest)
-        if found is None:
-            return None
-        name = ObjectName(digest, found.object_id)
+    async def set_aside(self, namespace: str, name: ObjectName) -> str | None:
+        """Copy the object to a key below `damaged`. The caller removes it when nothing names it any more."""
         where = damaged_key(namespace, name)
         if not await self.client.copy(frame_key(namespace, name), where):
             return None
-        await self.remove(namespace, [name])
         return f"{self.client.location}/{where}"
+
+    async def read_object(self, namespace: str, name: ObjectName) -> Buffer | None:
+        found = await self.client.get(frame_key(namespace, name), size=FRAME_LIMIT)
+        return None if found is None else memoryview(found)
 
     async def namespaces(self) -> list[str]:
         return await self.client.folders(FRAMES)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -18,8 +18,12 @@ from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_errors import STALE_CODES, answer_of, is_absent, is_empty, translated
 from filestore.repository.stores.s3_keys import CLOCK_KEY
 from filestore.repository.stores.s3_location import S3Location
+from filestore.repository.stores.s3_signing import NotedCredentials, UrlSigner, environment_secret
 from filestore.system.buffers import Budget
 from filestore.system.retries import RequestRetries, Retries
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
 
 T = TypeVar("T")
 
@@ -40,7 +44,6 @@ _GETS_COUNT = 32
 """The most objects that are read at the same time."""
 _PART_SIZE = 8 << 20
 _PARTS_AT_ONCE = 4
-_PIECE_SIZE = 1 << 20
 _PAGE_LENGTH = 1000
 """Objects of one answer to a listing, which is the most that S3 has."""
 
@@ -71,7 +74,7 @@ class S3Client:
         self.location = location
         self._credentials = credentials
         try:
-            self._engine, self._signer = self._new_engines()
+            self._engine, self._signer, self._url_signer = self._new_engines()
         except BaseError as error:
             raise translated(error, str(location)) from None
         self._engine_at = time.monotonic()
@@ -128,30 +131,6 @@ class S3Client:
         async with self._gets.take(max(_PART_SIZE if size is None else size, _GETS_SIZE // _GETS_COUNT)):
             return await self._retried(lambda: self._read(key, start, size))
 
-    async def stream(self, key: str, *, start: int = 0) -> AsyncIterator[bytes]:
-        """Yield the bytes of an object from `start` on, in pieces of about 1 MiB. Raises FileNotFoundError if there is none.
-
-        A stream that breaks goes on where it was. `start` is inside the object, or 0.
-        """
-        place, end = start, start + 1
-        tries = RequestRetries(self._retries)
-        while place < end:
-            found = await self._retried(lambda place=place: self._open(key, place))  # type: ignore[misc]  # the default
-            if found is None:
-                raise FileNotFoundError(key)
-            begun, end = place, found.meta["size"]
-            try:
-                async for piece in found.stream(min_chunk_size=_PIECE_SIZE):
-                    place += len(piece)
-                    yield piece
-            except (BaseError, OSError) as error:
-                if place > begun:
-                    tries = RequestRetries(self._retries)
-                failure, pause = self._failed(error, tries)
-                if pause is None:
-                    raise failure from None
-                await self._retries.sleep(pause)
-
     async def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
         return await self._retried(lambda: self._size(key))
@@ -178,19 +157,22 @@ class S3Client:
         return await self._retried(lambda: self._copy(key, to)) is not None
 
     async def urls(self, keys: Sequence[str], *, seconds: float) -> list[str]:
-        """Return a URL for each key, by which anybody can read the object for so many seconds. No request is made for it.
+        """Return a URL for each of at least one key, by which anybody can read the object for so many seconds.
 
+        No request is made for it.
         A URL does not outlive the credentials that signed it.
         """
-        signed = await self._retried(
-            lambda: obstore.sign_async(self._signer, "GET", list(keys), timedelta(seconds=seconds))  # at most seven days
-        )
-        return list(signed or ())
+        valid = timedelta(seconds=seconds)  # at most seven days
+        first = await self._retried(lambda: obstore.sign_async(self._signer, "GET", keys[0], valid))
+        urls = None if first is None else self._url_signer.urls(first, keys)
+        if urls is not None:
+            return urls
+        return list(await self._retried(lambda: obstore.sign_async(self._signer, "GET", list(keys), valid)) or ())
 
     async def clock(self) -> datetime:
         """Return the time of the store. It puts an object of one byte to learn it."""
         await self.put(CLOCK_KEY, b"\n")
-        found = await self._retried(lambda: self._open(CLOCK_KEY, 0))
+        found = await self._retried(lambda: self._open(CLOCK_KEY))
         if found is None:
             raise FileNotFoundError(CLOCK_KEY)
         return found.meta["last_modified"]
@@ -209,12 +191,12 @@ class S3Client:
             return False
         return True
 
-    async def _open(self, key: str, start: int) -> obstore.GetResult:
-        return await obstore.get_async(self._engine, key, options={"range": {"offset": start}} if start else {})
+    async def _open(self, key: str) -> obstore.GetResult:
+        return await obstore.get_async(self._engine, key)
 
     async def _get(self, key: str, size: int | None) -> obstore.Bytes:
         if size is None:
-            return await (await self._open(key, 0)).bytes_async()
+            return await (await self._open(key)).bytes_async()
         try:
             return await obstore.get_range_async(self._engine, key, start=0, length=size + 1)
         except BaseError as error:
@@ -294,16 +276,21 @@ class S3Client:
 
     def _renew_credentials(self) -> None:
         if time.monotonic() - self._engine_at > _RENEWED_AFTER_SECONDS:
-            self._engine, self._signer = self._new_engines()
+            self._engine, self._signer, self._url_signer = self._new_engines()
             self._engine_at = time.monotonic()
 
-    def _new_engines(self) -> tuple[Engine, Engine]:
-        """Return one for requests, and one that only signs URLs: the host is a part of what is signed."""
-        engine = self._new_engine(self.location.endpoint)
+    def _new_engines(self) -> tuple[Engine, Engine, UrlSigner]:
+        """Return an engine for requests, one that signs a URL (a signature includes the host), and what signs further ones."""
+        noted = None if self._credentials is None else NotedCredentials(self._credentials)
+        found = environment_secret(os.environ)
+        url_signer = UrlSigner((lambda: found) if noted is None else noted.secret)
         public = self.location.public_endpoint
-        return engine, engine if public is None else self._new_engine(public)
+        if public is None:
+            engine = self._new_engine(self.location.endpoint, noted)
+            return engine, engine, url_signer
+        return self._new_engine(self.location.endpoint, self._credentials), self._new_engine(public, noted), url_signer
 
-    def _new_engine(self, endpoint: str | None) -> Engine:
+    def _new_engine(self, endpoint: str | None, credentials: Callable[[], S3Credential] | None) -> Engine:
         location = self.location
         if endpoint is not None and not location.path_style:
             scheme, _, host = endpoint.partition("://")
@@ -322,7 +309,7 @@ class S3Client:
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),
             },
             retry_config={"max_retries": 0},
-            credential_provider=self._credentials,
+            credential_provider=credentials,
             virtual_hosted_style_request=not location.path_style,
             # Without TLS, the store compares the bytes that arrive with a SHA-256 in the request.
             unsigned_payload=location.is_encrypted,

@@ -51,5 +51,5 @@ def parse_key(key: str) -> ObjectName | None:
 
 
 def _hashed(name: ObjectName) -> str:
-    text = str(name.digest)
+    text = name.digest.hex()
     return f"{text[:2]}/{text}.{name.object_id.hex()}"

@@ -55,11 +55,6 @@ class S3Location:
         return self.endpoint is None or self.endpoint.startswith("https://")
 
 
-def is_s3_url(url: str) -> bool:
-    """Return whether a text begins as the URL of an object store does."""
-    return url.partition("://")[0].lower() == S3_SCHEME and "://" in url
-
-
 def parse_location(url: str) -> S3Location:
     """Return the location that `url` names. Raises InvalidUrl, which never shows a password."""
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import wait
+from typing import cast
 
 from filestore.core.digest import Buffer, Digest
 from filestore.core.object_names import NO_OBJECT_ID, OBJECT_ID_SIZE, ObjectName
@@ -56,10 +58,59 @@ class ByteLimit:
             self._changed.notify_all()
 
 
+class FrameMemory(ByteLimit):
+    """Memory for whole frames, which is used again: to get new pages of memory costs more than the copy of a frame.
+
+    What is in use and what waits to be used are never more than the limit.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._free: deque[bytearray] = deque()
+
+    def try_copy(self, data: Buffer) -> memoryview | None:
+        """Return a copy of `data` if there is room for it. Give it back by `free`."""
+        size = _whole_pieces(len(data))
+        if not self.try_take(size):
+            return None
+        with self._changed:
+            place = next((place for place, free in enumerate(self._free) if len(free) == size), None)
+            found = None
+            if place is not None:
+                found = self._free[place]
+                del self._free[place]
+            self._drop()
+        part = memoryview(bytearray(size) if found is None else found)[: len(data)]
+        part[:] = data
+        return part
+
+    def free(self, part: memoryview) -> None:
+        """Take memory back. It is used again only if nobody else can read it any more."""
+        buffer = cast(bytearray, part.obj)  # of `try_copy`
+        self.give_back(_whole_pieces(len(part)))
+        try:
+            part.release()
+            # It cannot change its size while anybody has a view of it.
+            buffer.append(buffer.pop())
+        except BufferError:
+            return  # obstore has it still, after a request that failed
+        with self._changed:
+            self._free.append(buffer)
+            self._drop()
+
+    def _drop(self) -> None:
+        while sum(map(len, self._free)) > self._left:
+            self._free.popleft()
+
+
+def _whole_pieces(size: int) -> int:
+    return -(-size // PIECES_SIZE) * PIECES_SIZE
+
+
 class S3Staging:
     """A frame that is being received: in memory if it is small or arrives whole, and if there is room; else in a staging file."""
 
-    def __init__(self, memory: ByteLimit, new_file: Callable[[], DiskStaging]) -> None:
+    def __init__(self, memory: FrameMemory, new_file: Callable[[], DiskStaging]) -> None:
         self.size = 0
         self.object_id = NO_OBJECT_ID
         self.put_at = 0.0
@@ -67,17 +118,23 @@ class S3Staging:
         self._memory = memory
         self._new_file = new_file
         self._content = bytearray()
+        self._whole: memoryview | None = None
+        """A frame of more than PIECES_SIZE that has arrived whole."""
         self._file: DiskStaging | None = None
 
     def write(self, data: Buffer) -> None:
         if self._file is None:
-            may_stay = not self.size or self.size + len(data) <= PIECES_SIZE
-            if may_stay and self._memory.try_take(len(data)):
+            if not self.size and len(data) > PIECES_SIZE:
+                self._whole = self._memory.try_copy(data)
+                if self._whole is not None:
+                    self.size = len(data)
+                    return
+            elif self.size + len(data) <= PIECES_SIZE and self._memory.try_take(len(data)):
                 self._content += data
                 self.size += len(data)
                 return
             self._file = self._new_file()
-            self._file.write(self._content)
+            self._file.write(self._in_memory())
             self._forget_content()
         self._file.write(data)
         self.size = self._file.size
@@ -88,14 +145,14 @@ class S3Staging:
 
     def read_into(self, buffer: memoryview) -> None:
         if self._file is None:
-            buffer[: self.size] = self._content
+            buffer[: self.size] = self._in_memory()
         else:
             self._file.read_into(buffer)
 
     def put(self, client: S3Client, key: str, limit: ByteLimit) -> None:
         """Put the bytes that were written. Blocks."""
         if self._file is None:
-            client.put_blocking(key, memoryview(self._content))
+            client.put_blocking(key, self._in_memory())
             return
         taken = min(self.size, _PUTS_SIZE)
         limit.take(taken)
@@ -116,7 +173,13 @@ class S3Staging:
         if self._file is not None:
             self._file.discard()
 
+    def _in_memory(self) -> memoryview:
+        return memoryview(self._content) if self._whole is None else self._whole
+
     def _forget_content(self) -> None:
+        if self._whole is not None:
+            self._memory.free(self._whole)
+            self._whole = None
         self._memory.give_back(len(self._content))
         # Not emptied: obstore may still read it.
         self._content = bytearray()

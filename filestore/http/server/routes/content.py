@@ -35,9 +35,9 @@ LOAD_COUNT = 256
 """Chunks that are read and decoded together, if they are tiny."""
 LOADS_AHEAD = 2
 """The number of loads that are in progress while another one is sent."""
-AHEAD_PART = 4
-"""Loads are made ahead while less than one part of so many of the budget is in use. One reader is faster by them. Many readers
-keep the cores busy anyway, and each would hold three loads in the place of one.
+AHEAD_PART = 2
+"""Loads are made ahead while less than one part of so many of the readers' budget is in use. One reader is faster by them. Many
+readers keep the cores busy anyway, and each would hold three loads in the place of one.
 """
 OBJECTS_SIZE = 512
 """Bytes of the objects of one chunk that is loaded, apart from its content."""
@@ -114,7 +114,8 @@ class _Content:
     """
 
     def __init__(self, context: RequestContext, repository: LocalRepository, digest: Digest, wanted: range) -> None:
-        self._budget = context.budget
+        self._budget = context.reader_budget
+        self._whole_budget = context.budget
         self._manifests = context.manifests
         self._repository = repository
         self._digest = digest
@@ -200,7 +201,8 @@ class _Content:
         space = sum(_rounded(frame_limit(chunk.size)) for chunk in load.chunks)
         objects_size = OBJECTS_SIZE * len(load.chunks)
         async with AsyncExitStack() as stack:
-            taken = await stack.enter_async_context(self._budget.take(2 * space + objects_size))
+            budgets = self._budget, self._whole_budget
+            taken = [await stack.enter_async_context(budget.take(2 * space + objects_size)) for budget in budgets]
             digests = [chunk.digest for chunk in load.chunks]
             frames = await self._repository.get(digests, _memory(space))
             try:
@@ -214,7 +216,8 @@ class _Content:
                 raise
             if len({id(part.obj) for part in parts}) == 1:
                 # Only one of the two memories is needed any more.
-                taken.shrink(space + objects_size)
+                for part in taken:
+                    part.shrink(space + objects_size)
             return _LoadedParts(parts, stack.pop_all())
 
 

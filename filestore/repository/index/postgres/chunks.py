@@ -6,9 +6,10 @@ many rows the table has. A join with the array might read the whole table.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
-from filestore.core.digest import Digest
+from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.object_names import ObjectName
 from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import batches, read
@@ -19,12 +20,20 @@ _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen
 _FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
 _PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
-_SEEN = "SELECT digest, last_seen FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+# Packed in two values, because the client would need longer for thousands of rows than for all else of a check.
+_REFRESHED = (
+    "SELECT string_agg(digest || int8send(size), '') FILTER (WHERE last_seen >= $3),"
+    " string_agg(digest || int8send(size), '') FILTER (WHERE last_seen < $3)"
+    " FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+)
+_DIGEST_AND_SIZE = struct.Struct(f">{DIGEST_SIZE}sq")
 _SIZES = "SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _CONDEMNED = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND going"
 _KNOWN = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+# A chunk that is there again needs none of its objects that could not be read.
 _INSERT = (
-    "INSERT INTO chunks (namespace, digest, size, stored_size, frame_digest, object_id, last_seen, going)"
+    "WITH found_again AS (DELETE FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[]))"
+    " INSERT INTO chunks (namespace, digest, size, stored_size, frame_digest, object_id, last_seen, going)"
     " SELECT $1, *, $7::bigint, false"
     " FROM unnest($2::bytea[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[])"
     " ON CONFLICT (namespace, digest) DO UPDATE SET size = excluded.size, stored_size = excluded.stored_size,"
@@ -36,7 +45,7 @@ _SEE = (
 )
 # A statement that removes rows, and counts this as one removal if there were any.
 _REMOVE = (
-    "WITH {}gone AS ({} RETURNING digest, object_id),"
+    "WITH {}gone AS ({} RETURNING chunks.digest, chunks.object_id),"
     " removal AS (INSERT INTO removals (namespace, number, digests) SELECT $1,"
     " 1 + (SELECT coalesce(max(number), 0) FROM removals WHERE namespace = $1),"
     f" CASE WHEN count(*) <= {KEPT_DIGESTS} THEN string_agg(digest, ''::bytea) END FROM gone HAVING count(*) > 0"
@@ -56,8 +65,11 @@ _DELETED = (
 )
 _DELETE = _REMOVE.format(*_DELETED, "")
 _LOSE = _REMOVE.format(
-    *_DELETED,
-    ", lost AS (INSERT INTO lost_frames (namespace, digest, object_id) SELECT $1, digest, object_id FROM gone"
+    "named AS (SELECT * FROM unnest($2::bytea[], $3::bytea[]) AS given(digest, object_id)), ",
+    "DELETE FROM chunks USING named WHERE chunks.namespace = $1 AND chunks.digest = ANY($2::bytea[])"
+    " AND chunks.digest = named.digest AND chunks.object_id = named.object_id",
+    ", edges AS (DELETE FROM bases WHERE namespace = $1 AND digest IN (SELECT digest FROM gone)),"
+    " lost AS (INSERT INTO lost_frames (namespace, digest, object_id) SELECT $1, digest, object_id FROM gone"
     " ON CONFLICT DO NOTHING)",
 )
 _SET_FRAME_DIGESTS = (
@@ -79,9 +91,11 @@ _OF_TABLE = (
     " SELECT (SELECT min(namespace) FROM {1} WHERE namespace > {0}.namespace) FROM {0} WHERE namespace IS NOT NULL)"
 )
 _NAMESPACES = (
-    f"WITH RECURSIVE {_OF_TABLE.format('of_chunks', 'chunks')}, {_OF_TABLE.format('of_records', 'records')}"
+    f"WITH RECURSIVE {_OF_TABLE.format('of_chunks', 'chunks')}, {_OF_TABLE.format('of_records', 'records')},"
+    f" {_OF_TABLE.format('of_lost', 'lost_frames')}"
     " SELECT namespace FROM of_chunks WHERE namespace IS NOT NULL UNION"
     " SELECT namespace FROM of_records WHERE namespace IS NOT NULL UNION"
+    " SELECT namespace FROM of_lost WHERE namespace IS NOT NULL UNION"
     " SELECT namespace FROM access_tokens UNION SELECT namespace FROM quotas WHERE namespace != '' UNION"
     " SELECT namespace FROM policies UNION SELECT namespace FROM tasks WHERE task = 'collect'"
 )
@@ -97,9 +111,18 @@ async def select_live(connection: Connection, namespace: str, digests: Sequence[
     return [_state(row) for row in await read(connection, _LIVE, namespace, digests)]
 
 
-async def select_last_seen(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[bytes, int]:
-    """Return the last-seen time of each of `digests` that has a live row."""
-    return dict(await read(connection, _SEEN, namespace, digests))
+async def select_refreshed(
+    connection: Connection, namespace: str, digests: Sequence[Digest], horizon: int
+) -> tuple[dict[Digest, int], dict[Digest, int]]:
+    """Return the decoded size of each of `digests` that has a live row: of those that were seen since `horizon`, and of others.
+
+    The keys are bytes that are equal to digests.
+    """
+    recent, old = dict[Digest, int](), dict[Digest, int]()
+    for row in await read(connection, _REFRESHED, namespace, digests, horizon):
+        for sizes, packed in zip((recent, old), row, strict=True):
+            sizes.update(_DIGEST_AND_SIZE.iter_unpack(packed or b""))
+    return recent, old
 
 
 async def select_sizes(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
@@ -126,9 +149,12 @@ async def delete_chunks(connection: Connection, namespace: str, digests: Sequenc
     return [ObjectName(Digest(digest), object_id) for digest, object_id in rows]
 
 
-async def lose_chunks(connection: Connection, namespace: str, digests: Sequence[Digest]) -> None:
-    """Delete rows as `delete_chunks` does, and keep the names of their objects."""
-    await read(connection, _LOSE, namespace, digests)
+async def lose_chunks(connection: Connection, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+    """Delete rows as `delete_chunks` does, if they name these objects, and keep the names. Return the digests of these rows."""
+    lost: list[Digest] = []
+    for batch in batches(names):
+        lost += [Digest(digest) for digest, _ in await connection.fetch(_LOSE, namespace, *map(list, zip(*batch, strict=True)))]
+    return lost
 
 
 async def update_condemned(connection: Connection, namespace: str, digests: Sequence[Digest], unseen_since: int) -> list[Digest]:
@@ -180,5 +206,5 @@ async def select_needed_bases(connection: Connection, namespace: str, digests: S
 
 
 async def select_namespaces(connection: Connection) -> list[str]:
-    """Return the namespaces with a row, a record, a token, a policy, a quota or the state of a collection, in their order."""
+    """Return the namespaces that have anything: rows, lost frames, records, tokens, policies, quotas or collections. In order."""
     return sorted(namespace for (namespace,) in await connection.fetch(_NAMESPACES))

@@ -12,7 +12,9 @@ import asyncpg
 
 from filestore.errors import UsedAfterFork
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.errors import postgres_errors
+from filestore.repository.index.postgres.errors import BROKEN, FAILURES, postgres_errors
+from filestore.repository.index.postgres.opening import LEAST_CONNECTIONS
+from filestore.repository.index.postgres.session_locks import SessionLocks
 from filestore.system.threads import shield_until_done
 
 _CONNECT_SECONDS = 10
@@ -35,92 +37,96 @@ _SETTINGS = {
     "tcp_keepalives_count": "3",
     "idle_in_transaction_session_timeout": "300000",
 }
-_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""After these, a connection is in a state that nobody knows. After an error of the server it is not."""
-FAILURES = (asyncpg.PostgresError, *_BROKEN)
-"""What asyncpg raises about a connection. Its pool raises an internal error if one ends at the moment that it is given back."""
 
 
 class Connections:
-    """A pool of connections, and connections outside of it. All belong to one process and one event loop."""
+    """All connections of one process and one event loop: a pool, a small one for long reads, and one that has the locks.
+
+    A connection is made when it is needed, and closed when nobody has used it for some minutes. Whoever has one of the pool waits
+    at most for another one of the pool, and `writers` of them leave one for that. So nobody waits for ever.
+    """
 
     def __init__(self, url: str, where: str, *, limit: int) -> None:
-        """The pool has at most `limit` connections, and half as many are made for long reads. None is made yet.
+        """There are at most `limit` connections, which is at least `LEAST_CONNECTIONS`. None is made yet.
 
         `where` names the index in messages.
         """
+        if limit < LEAST_CONNECTIONS:
+            raise ValueError(f"{limit} connections to a database are too few; {LEAST_CONNECTIONS} are the least")
         self._where = where
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._arguments: dict[str, Any] = {"dsn": url, "timeout": _CONNECT_SECONDS, "server_settings": _SETTINGS}
-        self._pool = asyncpg.create_pool(
-            **self._arguments,
-            min_size=0,
-            max_size=limit,
-            max_queries=_QUERIES,
-            max_inactive_connection_lifetime=_UNUSED_SECONDS,
-            command_timeout=_STATEMENT_SECONDS,
-            # Prepared statements stay: without them, each takes two round trips.
-            max_cached_statement_lifetime=0,
-            # Nothing of ours outlasts a transaction, so nothing is to be undone, which would be one more round trip.
-            reset=_keep,
-        )
-        self._long = asyncio.Semaphore(max(1, limit // 2))
+        long = max(1, limit // 5)
+        short = limit - long - 1
+        self.writers = max(1, short * 6 // 10)
+        """How many of the pool may write at a time."""
+        self._pool = self._new_pool(short, seconds=_STATEMENT_SECONDS)
+        self._long = self._new_pool(long, seconds=None)
+        self.locks = SessionLocks(self._connect, where)
+        """The locks of this process."""
         self._used: set[Connection] = set()
         self._closed = False
         self.waiting = 0
         """How many tasks wait for a connection."""
 
+    def _new_pool(self, limit: int, *, seconds: float | None) -> asyncpg.Pool[asyncpg.Record]:
+        return asyncpg.create_pool(
+            **self._arguments,
+            min_size=0,
+            max_size=limit,
+            max_queries=_QUERIES,
+            max_inactive_connection_lifetime=_UNUSED_SECONDS,
+            command_timeout=seconds,
+            # Prepared statements stay: without them, each takes two round trips.
+            max_cached_statement_lifetime=0,
+            # Nothing of ours outlasts a transaction, so nothing is to be undone, which would be one more round trip.
+            reset=_keep,
+        )
+
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:
         """Lend a connection of the pool for the block, which must end its transaction. Raises Busy, StorageError."""
-        self.check()
-        self.waiting += 1
-        try:
-            with postgres_errors(self._where):
-                await self._pool  # the first call prepares the pool, and the others do nothing
-                connection = await self._pool.acquire()
-        finally:
-            self.waiting -= 1
-        self._used.add(connection)
-        try:
-            yield connection
-        except BaseException as error:
-            if isinstance(error.__cause__, _BROKEN):
-                # asyncpg may not know yet that nobody answers any more.
-                with suppress(asyncpg.InterfaceError):
-                    connection.terminate()
-            raise
-        finally:
-            self._used.discard(connection)
-            await shield_until_done(self._give_back(connection))
+        async with self._lend(self._pool) as connection:
+            try:
+                yield connection
+            except BaseException as error:
+                if isinstance(error.__cause__, BROKEN):
+                    # asyncpg may not know yet that nobody answers any more.
+                    _terminate(connection)
+                raise
 
     @asynccontextmanager
     async def lend_long(self) -> AsyncIterator[Connection]:
         """Lend a connection for a block that may take long, so that those of the pool are left for others."""
-        self.waiting += 1
-        try:
-            await self._long.acquire()
-        finally:
-            self.waiting -= 1
-        try:
-            async with self.own() as connection:
+        async with self._lend(self._long) as connection:
+            try:
                 yield connection
-        finally:
-            self._long.release()
+            except BaseException:
+                # Its transaction may go on, or wait for an answer that is long.
+                _terminate(connection)
+                raise
 
     @asynccontextmanager
-    async def own(self) -> AsyncIterator[Connection]:
-        """Make a connection for the block, with a session of its own. Raises Busy, StorageError."""
+    async def _lend(self, pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Connection]:
         self.check()
-        with postgres_errors(self._where):
-            connection = await asyncpg.connect(**self._arguments)
+        self.waiting += 1
+        try:
+            with postgres_errors(self._where):
+                await pool  # the first call prepares the pool, and the others do nothing
+                connection = await pool.acquire()
+        finally:
+            self.waiting -= 1
         self._used.add(connection)
         try:
             yield connection
         finally:
             self._used.discard(connection)
-            connection.terminate()
+            await shield_until_done(_give_back(pool, connection))
+
+    async def _connect(self) -> Connection:
+        self.check()
+        return await asyncpg.connect(**self._arguments)
 
     def check(self) -> None:
         """Raise UsedAfterFork in another process, and RuntimeError in another event loop or after `close`."""
@@ -138,16 +144,24 @@ class Connections:
         self._closed = True
         for connection in list(self._used):
             connection.terminate()
-        await shield_until_done(self._close_pool())
+        self.locks.close()
+        await shield_until_done(self._close_pools())
 
-    async def _close_pool(self) -> None:
-        with suppress(*FAILURES):
-            await self._pool.close()
+    async def _close_pools(self) -> None:
+        for pool in (self._pool, self._long):
+            with suppress(*FAILURES):
+                await pool.close()
 
-    async def _give_back(self, connection: Connection) -> None:
-        # What fails here is a connection that cannot be used any more. The pool replaces it.
-        with suppress(*FAILURES):
-            await self._pool.release(connection, timeout=_CONNECT_SECONDS)
+
+def _terminate(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Connection) -> None:
+    # What fails here is a connection that cannot be used any more. The pool replaces it.
+    with suppress(*FAILURES):
+        await pool.release(connection, timeout=_CONNECT_SECONDS)
 
 
 async def _keep(_connection: Connection) -> None:

@@ -35,13 +35,18 @@ _DAMAGED = (
     "XX002",  # an index of a table is damaged
 )
 
+BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""After these, a connection is in a state that nobody knows. After an error of the server it is not."""
+FAILURES = (asyncpg.PostgresError, *BROKEN)
+"""What asyncpg raises about a connection. Its pool raises an internal error if one ends at the moment that it is given back."""
+
 
 @contextmanager
 def postgres_errors(where: str, *, opening: bool = False) -> Iterator[None]:
     """Raise each error of asyncpg and each OSError of the block as a FilestoreError about the index at `where`.
 
     What may pass is Busy: a lock that is held, and a connection that fails. Only while the index is opened, a server that cannot
-    be reached is a StorageError. Also raises StorageFull, NotPermitted, IndexDamaged, UnknownFormat.
+    be reached is a StorageError, which is retryable. Also raises StorageFull, NotPermitted, IndexDamaged, UnknownFormat.
     """
     try:
         yield
@@ -58,9 +63,11 @@ def translated(error: Exception, where: str, *, opening: bool = False) -> Filest
         return StorageError(where, "a value cannot be stored in the database")
     if not isinstance(error, asyncpg.PostgresError):
         if opening and isinstance(error, OSError):
-            return StorageError(
+            away = StorageError(
                 where, f"the database cannot be reached: {reason}; check the address, and that PostgreSQL runs there"
             )
+            away.retryable = True
+            return away
         return Busy(where, f"the connection to the database failed: {reason}")
     return _of_state(error.sqlstate or "", where, reason)
 

@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -42,12 +42,12 @@ from filestore.repository.index.postgres import (
     uses,
 )
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.connections import FAILURES, Connections
-from filestore.repository.index.postgres.errors import postgres_errors
+from filestore.repository.index.postgres.connections import Connections
+from filestore.repository.index.postgres.errors import FAILURES, postgres_errors
 from filestore.repository.index.postgres.integrity import find_problems
 from filestore.repository.index.postgres.listing import write_listing
 from filestore.repository.index.postgres.location import shown_location
-from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking, task_key
+from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking
 from filestore.repository.index.postgres.publish import Group
 from filestore.repository.index.postgres.revisions import KNOWN_REVISIONS, REVISION
 from filestore.repository.index.postgres.transaction import PostgresTransaction
@@ -105,7 +105,6 @@ class PostgresIndex:
         connections: Connections,
         *,
         location: str,
-        writers: int,
         busy_seconds: float,
         now: Callable[[], int],
         read_only: bool,
@@ -116,7 +115,7 @@ class PostgresIndex:
         self._busy_seconds = busy_seconds
         self._now = now
         self._read_only = read_only
-        self._writers = Writers(location, limit=writers)
+        self._writers = Writers(location, limit=connections.writers)
         self._publishing = Publishing(self._commit_next)
 
     @property
@@ -139,15 +138,20 @@ class PostgresIndex:
         return waiter.new
 
     async def missing(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        seen = await self._read(chunks.select_last_seen, namespace, digests)
-        removed = await self._refresh(namespace, seen)
-        return [digest for digest in dict.fromkeys(digests) if digest not in seen or digest in removed]
+        live = await self.refreshed_sizes(namespace, digests)
+        return [digest for digest in dict.fromkeys(digests) if digest not in live]
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
         states = await self._read(chunks.select_live, namespace, digests)
-        removed = await self._refresh(namespace, {state.row.digest: state.last_seen for state in states})
+        horizon = self._now() - REFRESH_MICROSECONDS
+        old = {state.row.digest: state.row.size for state in states if state.last_seen < horizon}
+        removed = old.keys() - (await self._refresh(namespace, old)).keys()
         return [state.row for state in states if state.row.digest not in removed]
+
+    async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
+        recent, old = await self._read(chunks.select_refreshed, namespace, digests, self._now() - REFRESH_MICROSECONDS)
+        return recent | await self._refresh(namespace, old)
 
     async def removals(self, namespace: str) -> int:
         return await self._read(tasks.select_removals, namespace)
@@ -237,6 +241,9 @@ class PostgresIndex:
     async def usages(self) -> list[NamespaceUsage]:
         return await self._read(usage.select_usages)
 
+    async def lost_frames(self, namespace: str, after: ObjectName | None = None, *, limit: int) -> list[ObjectName]:
+        return await self._read(object_map.select_lost, namespace, after, limit)
+
     async def chunk_rows(self, namespace: str, after: Digest | None = None, *, limit: int) -> list[ChunkState]:
         return await self._read(chunks.select_rows, namespace, after, limit)
 
@@ -281,15 +288,10 @@ class PostgresIndex:
 
     @asynccontextmanager
     async def try_lock(self, name: str) -> AsyncIterator[bool]:
-        """Take a lock of the session of a new connection. It is lost if that fails, so it may only save work."""
-        async with self._connections.own() as connection:
-            with postgres_errors(self.location):
-                has_lock = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", task_key(name)))
-            try:
-                yield has_lock
-            finally:
-                # The session ends a moment after its connection is closed, and the next block may ask before.
-                await shield_until_done(_unlock(connection, name))
+        """Take a lock of the session that all locks of this process share. It is lost if that fails, so it may only save work."""
+        self._connections.check()
+        async with self._connections.locks.locked(name) as has_lock:
+            yield has_lock
 
     async def uses(self, namespace: str) -> list[Use]:
         return await self._read(uses.select_uses, namespace)
@@ -339,6 +341,15 @@ class PostgresIndex:
         """Return rows as `row_pages.RowSource` does."""
         return await self._read(row_pages.select_page, table, after)
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[row_pages.Snapshot]:
+        """Give all rows as they are at the beginning of the block, whatever is written meanwhile. No writer waits."""
+        async with self._connections.lend_long() as connection:
+            with postgres_errors(self.location):
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # The connection is closed after the block, and the transaction with it.
+            yield row_pages.Snapshot(connection, self.location)
+
     async def replace_rows(self, table: Table, removed: Sequence[Row], added: Sequence[Row]) -> int:
         """Delete the rows with the keys `removed`, and then insert `added`, in one transaction. Nobody else may write.
 
@@ -369,16 +380,14 @@ class PostgresIndex:
             with postgres_errors(self.location):
                 return await function(connection, *args, **kwargs)
 
-    async def _refresh(self, namespace: str, seen: Mapping[bytes, int]) -> set[Digest]:
-        """Set the last-seen times that are old. Return the digests of rows that are not live any more."""
-        horizon = self._now() - REFRESH_MICROSECONDS
-        old = [Digest(digest) for digest, last_seen in seen.items() if last_seen < horizon]
+    async def _refresh(self, namespace: str, old: dict[Digest, int]) -> dict[Digest, int]:
+        """Set the last-seen times of live rows, if writing is allowed. Return the sizes of those that are still live."""
         if self._read_only or not old:
-            return set()
+            return old
         async with self.transaction(namespace) as transaction:
-            await transaction.refresh(namespace, old)
+            await transaction.refresh(namespace, list(old))
             # I9: a chunk that a collection condemned since it was read is reported missing.
-            return {*old} - {*await transaction.sizes(namespace, old)}
+            return await transaction.sizes(namespace, list(old))
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._busy_seconds
@@ -463,7 +472,6 @@ async def open_index(
     return PostgresIndex(
         pool,
         location=location,
-        writers=max(1, connections * 6 // 10),
         busy_seconds=busy_seconds,
         now=now,
         read_only=read_only,
@@ -517,11 +525,6 @@ async def _roll_back(connection: Connection) -> None:
     except FAILURES:
         with suppress(asyncpg.InterfaceError):
             connection.terminate()
-
-
-async def _unlock(connection: Connection, name: str) -> None:
-    with suppress(*FAILURES):
-        await connection.execute("SELECT pg_advisory_unlock($1)", task_key(name), timeout=_ROLLBACK_SECONDS)
 
 
 async def _select_stored_size(connection: Connection) -> int:

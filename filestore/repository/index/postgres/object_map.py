@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from filestore.core.digest import Digest
 from filestore.core.object_names import NO_OBJECT_ID, FrameObject, ObjectName
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.statements import read
+from filestore.repository.index.postgres.statements import batches, read
 
 _FRAMES = "SELECT digest, object_id, stored_size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
 _NAMED_FRAMES = (
     "SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) UNION ALL"
-    " SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT EXISTS (SELECT 1"
-    " FROM chunks WHERE chunks.namespace = lost_frames.namespace AND chunks.digest = lost_frames.digest AND NOT chunks.going)"
+    " SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+)
+_LOST = "SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND (digest, object_id) > ($2, $3) ORDER BY 1, 2 LIMIT $4"
+_FORGET_LOST = (
+    "DELETE FROM lost_frames AS lost USING unnest($2::bytea[], $3::bytea[]) AS given(digest, object_id)"
+    " WHERE lost.namespace = $1 AND lost.digest = ANY($2::bytea[]) AND lost.digest = given.digest"
+    " AND lost.object_id = given.object_id RETURNING lost.digest, lost.object_id"
 )
 _NAMED_MANIFESTS = "SELECT digest, object_id FROM manifests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
 # The row that is there stays. It is written, so that it is returned, also if it is newer than this statement.
@@ -30,8 +35,23 @@ async def select_frames(connection: Connection, namespace: str, digests: Sequenc
 
 
 async def select_unnamed_frames(connection: Connection, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
-    """Return those of `names` that neither a row of a chunk names nor, until the chunk is put again, one of a lost frame."""
+    """Return those of `names` that neither a row of a chunk names nor one of a lost frame, in order."""
     return await _unnamed(connection, _NAMED_FRAMES, namespace, names)
+
+
+async def select_lost(connection: Connection, namespace: str, after: ObjectName | None, limit: int) -> list[ObjectName]:
+    """Return names of lost frames that are larger than `after`, in their order."""
+    rows = await connection.fetch(_LOST, namespace, *(after or (b"", b"")), limit)
+    return [ObjectName(Digest(digest), object_id) for digest, object_id in rows]
+
+
+async def delete_lost(connection: Connection, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
+    """Delete the rows of lost frames with these names. Return what was deleted."""
+    deleted: list[ObjectName] = []
+    for batch in batches(names):
+        rows = await connection.fetch(_FORGET_LOST, namespace, *map(list, zip(*batch, strict=True)))
+        deleted += [ObjectName(Digest(digest), object_id) for digest, object_id in rows]
+    return deleted
 
 
 async def select_unnamed_manifests(connection: Connection, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from filestore.repository.index.postgres.index import PostgresIndex
 
 BUSY_SECONDS = 60.0
-CONNECTIONS = 10
-"""The most connections of one process, besides those of long reads and of locks."""
+CONNECTIONS = 12
+"""The most connections of one process: 9 for requests, 2 for long reads, and one that has the locks."""
+LEAST_CONNECTIONS = 4
+"""One for a write, one for what is read meanwhile, one for a long read, and one for locks."""
 _PACKAGES = frozenset({"alembic", "asyncpg", "sqlalchemy"})
 
 
@@ -29,7 +31,8 @@ async def open_postgres_index(
     """Open the index in the database at `url`, such as `postgresql://USER@HOST/DATABASE`.
 
     Tables are made if there are none and `makes_tables` is set; those of an older version are migrated. With `read_only`, neither
-    is done, and reads write nothing. `busy_seconds` is how long a write waits for other writers.
+    is done, and reads write nothing. `busy_seconds` is how long a write waits for other writers. `connections` is the
+    most that this process has to the database, at least 4. They are made when they are needed.
 
     Raises InvalidUrl, MissingPackage, NotARepository if there are no tables, UnknownFormat if a newer version or another
     program has made them, StorageError, Busy. No message has the password of the URL.

@@ -39,7 +39,9 @@ _HEAD_RECORD = (
     f"SELECT {COLUMNS} FROM records WHERE namespace = $1 AND id = (SELECT file_id FROM commits"
     " WHERE namespace = $1 AND name = $2 AND branch = 'main' ORDER BY number DESC LIMIT 1)"
 )
-_RECORDS_AFTER = f"SELECT position, {COLUMNS} FROM records WHERE namespace = $1 AND position > $2 ORDER BY position LIMIT $3"
+_RECORDS_AFTER = (
+    f"SELECT position, manifest_size, {COLUMNS} FROM records WHERE namespace = $1 AND position > $2 ORDER BY position LIMIT $3"
+)
 _SUPERSEDED = (
     f"SELECT position, {COLUMNS} FROM records WHERE namespace = $1 AND position > $2"
     " AND ($3::bigint IS NULL OR updated_at < $3) AND $4 <= (SELECT count(*) FROM (SELECT 1 FROM records AS newer"
@@ -143,9 +145,9 @@ async def select_records_after(
     while len(found) < limit:
         wanted = limit - len(found)
         rows = await connection.fetch(_RECORDS_AFTER, namespace, position, wanted)
-        for place, *row in rows:
+        for place, manifest_size, *row in rows:
             if not only_valid or invalid_reason(tuple(row)) is None:
-                found.append(PositionedRecord(place, record_of(tuple(row))))
+                found.append(PositionedRecord(place, record_of(tuple(row)), manifest_size))
         if len(rows) < wanted:
             break
         position = rows[-1]["position"]

@@ -6,13 +6,33 @@ from collections.abc import Sequence
 
 from filestore.core.digest import Digest
 from filestore.core.signing import SigningKeys
+from filestore.repository.index.postgres import tokens
 from filestore.repository.index.postgres.connection import Connection
+from filestore.repository.index.postgres.errors import postgres_errors
 from filestore.repository.index.postgres.statements import read
 from filestore.repository.index.row_pages import Row, Table
 from filestore.repository.index.signing_keys import pack_keys
 
 _KEPT_MANIFESTS = "SELECT digest FROM manifests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
 _KEEP = "INSERT INTO secrets (kind, value) VALUES ($1, $2) ON CONFLICT (kind) DO UPDATE SET value = excluded.value"
+
+
+class Snapshot:
+    """An index as it was when a transaction began, on the connection of this transaction. It is a `row_pages.RowSource`."""
+
+    def __init__(self, connection: Connection, where: str) -> None:
+        self._connection = connection
+        self._where = where
+
+    async def row_page(self, table: Table, after: Row | None) -> list[Row]:
+        """Return rows as `row_pages.RowSource` does."""
+        with postgres_errors(self._where):
+            return await select_page(self._connection, table, after)
+
+    async def secrets(self) -> list[bytes]:
+        """Return the secret, if there is one, and the value that keeps the keys that sign URLs, if there is one."""
+        with postgres_errors(self._where):
+            return await tokens.select_secrets(self._connection)
 
 
 async def select_page(connection: Connection, table: Table, after: Row | None) -> list[Row]:

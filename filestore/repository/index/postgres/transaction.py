@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from filestore.core.commits import PLAIN_COMMIT, Label, NewCommit
 from filestore.core.digest import Digest
-from filestore.core.names import split_full_name
 from filestore.core.object_names import ObjectName
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
@@ -39,6 +37,7 @@ from filestore.repository.index.protocol import (
     TokenRow,
     Use,
 )
+from filestore.repository.index.rows import new_record
 from filestore.repository.index.signing_keys import parse_keys
 
 P = ParamSpec("P")
@@ -84,8 +83,11 @@ class PostgresTransaction:
     async def forget_chunks(self, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:
         return await self._run_in(namespace, chunks.delete_chunks, digests)
 
-    async def lose_chunks(self, namespace: str, digests: Sequence[Digest]) -> None:
-        await self._run_in(namespace, chunks.lose_chunks, digests)
+    async def lose_chunks(self, namespace: str, names: Sequence[ObjectName]) -> list[Digest]:
+        return await self._run_in(namespace, chunks.lose_chunks, names)
+
+    async def forget_lost(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
+        return await self._run_in(namespace, object_map.delete_lost, names)
 
     async def keep_manifest(self, namespace: str, name: ObjectName) -> bytes:
         return await self._run_in(namespace, object_map.insert_manifest, name)
@@ -132,18 +134,7 @@ class PostgresTransaction:
         commit: NewCommit = PLAIN_COMMIT,
     ) -> Record:
         self._check(namespace)
-        owner, name = split_full_name(name)
-        record = Record(
-            id=f"file_{secrets.token_hex(16)}",
-            owner=owner,
-            name=name,
-            digest=digest,
-            size=size,
-            kind=kind,
-            namespace=namespace,
-            created_at=0,
-            updated_at=0,
-        )
+        record = new_record(namespace, name=name, digest=digest, size=size, kind=kind)
         return await self._run(records.insert_record, record, self._now(), manifest_size, commit)
 
     async def claim_owner(self, namespace: str, owner: str) -> None:

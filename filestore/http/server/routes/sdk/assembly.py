@@ -26,7 +26,7 @@ from filestore.errors import (
     UploadNotFound,
 )
 from filestore.format.chunking import Chunker
-from filestore.http.server.errors import log_failure
+from filestore.http.server.errors import FailureLog, log_failure
 from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
@@ -191,23 +191,27 @@ class Assembly:
 
     async def _sweep(self) -> None:
         """Remove abandoned uploads, at regular intervals."""
+        failures = FailureLog("abandoned uploads cannot be removed")
         while True:
             try:
                 # The state of the uploads is written before any of them is removed.
                 await with_reserve(self._store, self._expire)
+                failures.succeeded()
             except (OSError, FilestoreError) as error:
-                log_failure("abandoned uploads cannot be removed", error)
+                failures.failed(error)
             await asyncio.sleep(min(self.idle_seconds / 4, self._limit_seconds / 4, SWEEP_SECONDS))
 
     async def _remove_revoked(self) -> None:
         """Remove the uploads of each namespace that loses its last token, soon after that."""
+        failures = FailureLog("uploads of removed tokens cannot be removed", level=logging.WARNING)
         while True:
             try:
                 revoked = await self._revoked_namespaces()
                 if revoked:
                     await self.uploads.remove_all(revoked)
+                failures.succeeded()
             except (OSError, FilestoreError) as error:
-                log_failure("uploads of removed tokens cannot be removed", error, level=logging.WARNING)
+                failures.failed(error)
             await asyncio.sleep(REVOKED_SECONDS)
 
     async def _expire(self) -> None:

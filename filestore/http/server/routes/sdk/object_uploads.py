@@ -34,6 +34,7 @@ from filestore.http.server.lfs_objects import HEAD_LIMIT, LfsObject, parsed_obje
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ArrivingPart, Cut, ServedUpload
+from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals
 from filestore.http.server.routes.sdk.uploads import encoded_cut, new_id, parsed_cut
 from filestore.http.server.upload_quota import UPLOAD_ID
 from filestore.repository.index.protocol import Index
@@ -43,7 +44,7 @@ from filestore.system.files import write_all
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 LOCKS_LIMIT = 8
-"""The most uploads that a process cuts or finishes at once: each lock is a connection of the index."""
+"""The most uploads that a process cuts or finishes at once."""
 LOOK_SECONDS = 1.0
 """The time between two tries to get the lock of an upload that another server has."""
 CLEARED_SECONDS = 600.0
@@ -52,6 +53,7 @@ EXPIRY_LOCK = "uploads"
 """The lock in the index of the server that looks for abandoned uploads."""
 _DESCRIPTION, _PARTS, _CUT, _FINISHED = "upload.json", "parts", "cut", "finished.json"
 _OBJECTS = "objects"
+_NO_LIMIT = 1 << 62
 
 
 class ObjectPart(NamedTuple):
@@ -98,6 +100,7 @@ class ObjectUploads:
         """The locks of the uploads that this process works on."""
         self.places = asyncio.Semaphore(LOCKS_LIMIT)
         self._cleared_at: dict[str, float] = {}
+        self._totals = ListedTotals(self._list_totals)
 
     async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None) -> ObjectUpload:
         upload_id = new_id() if upload_id is None else upload_id
@@ -149,27 +152,37 @@ class ObjectUploads:
         found = await self.objects.get(_object_key(namespace, sha256))
         return None if found is None else await in_disk_thread(parsed_whole, sha256, found)
 
-    async def check_size(self, namespace: str, more: int) -> None:
-        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit."""
-        if self._size_limit is None:
+    async def check_size(self, namespace: str, more: int, *, takes: bool) -> None:
+        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit.
+
+        With `takes`, the caller puts a part of so many bytes next.
+        """
+        limit = self._size_limit
+        if limit is None:
             return
-        found = await self.objects.names(namespace)
-        finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
-        used = more + sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
-        if used > self._size_limit:
+        limits = UploadTotals(_NO_LIMIT, limit)
+        used = (await self._totals.used_with(namespace, UploadTotals(0, more), limits, takes=takes)).size
+        if used > limit:
             what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
-            raise UploadsTooLarge(what, used, self._size_limit, "uploads_size_limit")
+            raise UploadsTooLarge(what, used, limit, "uploads_size_limit")
 
     async def _check_count(self, namespace: str, limit: int | None) -> None:
         setting = "uploads_limit" if limit is None else ""
         limit = self._count_limit if limit is None else limit
         if limit is None:
             return
-        kinds = Counter(each.name.rpartition("/")[2] for each in await self.objects.names(namespace))
-        count = 1 + kinds[_DESCRIPTION] - kinds[_FINISHED]
+        limits = UploadTotals(limit, _NO_LIMIT)
+        count = (await self._totals.used_with(namespace, UploadTotals(1, 0), limits, takes=True)).uploads
         if count > limit:
             what = f"the number of uploads in progress of the namespace {namespace}"
             raise TooManyUploads(what, count, limit, setting)
+
+    async def _list_totals(self, namespace: str) -> UploadTotals:
+        found = await self.objects.names(namespace)
+        kinds = Counter(each.name.rpartition("/")[2] for each in found)
+        finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
+        size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
+        return UploadTotals(kinds[_DESCRIPTION] - kinds[_FINISHED], size)
 
     async def _expire_namespace(self, namespace: str, ages: _Ages) -> None:
         found = await self.objects.names(namespace)
@@ -215,7 +228,7 @@ class ObjectUpload:
 
     @asynccontextmanager
     async def arriving(self, size: int) -> AsyncIterator[ArrivingPart]:
-        await self._uploads.check_size(self.namespace, size)
+        await self._uploads.check_size(self.namespace, size, takes=False)
         begun: list[_FilePart] = []
         try:
             await in_disk_thread(_begin_part, self._uploads.spool_folder, begun)
@@ -233,7 +246,7 @@ class ObjectUpload:
         if tags and arrived.tag not in tags:
             raise PartRefused(number)
         check_size(arrived.size + sum(other.size for other in parts if other.number != number))
-        await self._uploads.check_size(self.namespace, arrived.size)
+        await self._uploads.check_size(self.namespace, arrived.size, takes=True)
         name = self.key(f"{_PARTS}/{number:05}/{arrived.size}-{arrived.tag}")
         await self._objects.put(name, arrived.file if arrived.size else b"")
         return ObjectPart(number, arrived.tag, arrived.size, name, self._objects, asyncio.get_running_loop())

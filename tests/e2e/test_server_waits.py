@@ -1,0 +1,171 @@
+"""A server that starts while what it needs is away waits for it, and ends at once if waiting does not help."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from filestore.http.wire import API
+from tests.support.ceph import Bucket
+from tests.support.commands import SCRIPTS, Home
+from tests.support.postgres import Postgres, PostgresServer, running_postgres
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgresServer]:
+    """A database server that a test may stop. It must start it again."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A user."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return Home(folder)
+
+
+@contextmanager
+def starting(home: Home, environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a server, without waiting for it. Its standard error goes to its standard output."""
+    with subprocess.Popen(
+        [SCRIPTS / "filestore", "serve", "--root", home.folder / "received", "--port", "0", *arguments],
+        env=home.environ | dict(environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(process: subprocess.Popen[str], found: str) -> list[str]:
+    """Read lines up to the first one that has this text."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if found in line:
+            return said
+    raise AssertionError("".join(said))
+
+
+def place(bucket: Bucket, index_url: str) -> dict[str, str]:
+    """What a server finds in its environment."""
+    return {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": index_url}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_waits_for_the_database(home: Home, bucket: Bucket, database: PostgresServer, workers: str) -> None:
+    """It says so in one line, and serves when the database is there. A stop ends it while it waits."""
+    environ = place(bucket, database.postgres.new_database())
+    database.stop()
+    try:
+        with starting(home, environ, "--create", "--workers", workers) as process:
+            (line,) = until(process, "Warning: waiting for at most ")
+            assert "the database cannot be reached" in line
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+            assert (128 + signal.SIGTERM, "Interrupted by SIGTERM.\n") == (process.returncode, said), said
+        with starting(home, environ, "--create", "--workers", workers) as process:
+            until(process, "Warning: waiting for at most ")
+            database.start()
+            assert not [line for line in until(process, "listening on ") if line.startswith("Warning: ")]
+            process.send_signal(signal.SIGTERM)
+            assert 0 == process.wait(60)
+    finally:
+        if not database._answers():
+            database.start()
+
+
+def test_a_worker_that_dies_in_an_outage_is_replaced_after_it(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """The new one waits, and does not end again and again. The server itself goes on."""
+    environ = place(bucket, database.postgres.new_database())
+    with starting(home, environ, "--create", "--workers", "2") as process:
+        until(process, "listening on ")
+        database.stop()
+        try:
+            worker, *_ = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+            os.kill(worker, signal.SIGKILL)
+            said = until(process, "waiting for at most ")
+            assert 1 == sum(" ended; another one takes its place" in line for line in said)
+        finally:
+            database.start()
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+        assert 0 == process.returncode, rest
+        assert "another one takes its place" not in rest
+
+
+def test_the_log_of_an_outage_is_short(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """The first request that fails, each kind of work that waits, and a line with the number when it is over."""
+    with starting(home, place(bucket, database.postgres.new_database()), "--create") as process:
+        said = until(process, "listening on ")
+        (token,) = re.findall(r"export FILESTORE_TOKEN=(\S+)", "".join(said))
+        url = said[-1].removeprefix("listening on ").strip()
+        request = urllib.request.Request(f"{url}{API}/files", headers={"Authorization": f"Bearer {token}"})
+        database.stop()
+        try:
+            for _ in range(50):
+                with pytest.raises(urllib.error.HTTPError) as raised:
+                    urllib.request.urlopen(request, timeout=60)
+                with raised.value as answer:
+                    assert 503 == answer.code
+        finally:
+            database.start()
+        said = until(process, ": no request fails any more; 50 failed in ")
+        lines = [line for line in said if " ERROR " in line or " WARNING " in line]
+        assert 1 == sum(" failed, request " in line for line in lines)
+        assert len(lines) == len({re.sub("^.*(ERROR|WARNING) ", "", line) for line in lines}) <= 8
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert 200 == answer.status
+
+
+def test_a_server_waits_for_the_object_store(home: Home, bucket: Bucket, postgres: Postgres) -> None:
+    """Nothing listens at its address."""
+    environ = place(bucket, postgres.new_database())
+    environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
+    with starting(home, environ, "--create") as process:
+        (line,) = until(process, "Warning: waiting for at most ")
+        assert "cannot be reached" in line
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert 128 + signal.SIGTERM == process.returncode
+
+
+@pytest.mark.parametrize("wrong", ["password", "database", "repository", "keys"])
+def test_a_server_does_not_wait_for_what_stays_wrong(home: Home, bucket: Bucket, postgres: Postgres, wrong: str) -> None:
+    """A wrong password, a database that does not exist, a foreign repository, and keys that the store refuses."""
+    environ, url = place(bucket, postgres.new_database()), postgres.new_database()
+    with starting(home, environ, "--create") as process:
+        until(process, "listening on ")
+        process.send_signal(signal.SIGTERM)
+        assert 0 == process.wait(60)
+    if wrong == "password":
+        user, password = postgres.new_user()
+        environ["FILESTORE_INDEX"] = postgres.url("postgres", user=f"{user}:not-{password}")
+    if wrong == "database":
+        environ["FILESTORE_INDEX"] = f"{url}-missing"
+    if wrong == "repository":
+        environ["FILESTORE_INDEX"] = url
+    if wrong == "keys":
+        environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
+    with starting(home, environ) as process:
+        said, _ = process.communicate(timeout=60)
+    assert 1 == process.returncode
+    assert ["Error"] == [line.partition(":")[0] for line in said.splitlines() if line]

@@ -1,0 +1,92 @@
+"""The limits of uploads in an object store: few listings, and a bound for all servers together."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from filestore.http.server.routes.sdk.upload_totals import KEPT_SECONDS, SHARES, ListedTotals, UploadTotals
+
+LIMITS = UploadTotals(10_000, 128_000)
+PART = UploadTotals(0, 100)
+
+
+class Uploads:
+    """What is in the object store, and how often it was listed."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.used = UploadTotals(0, 0)
+        self.listings = 0
+
+    async def totals(self, _: str) -> UploadTotals:
+        """List them."""
+        self.listings += 1
+        return self.used
+
+    def server(self) -> ListedTotals:
+        """Return what one process knows of them."""
+        return ListedTotals(self.totals, clock=lambda: self.now)
+
+    async def add(self, server: ListedTotals, more: UploadTotals) -> bool:
+        """Add uploads at a server. Return whether it has accepted them."""
+        used = await server.used_with("a", more, LIMITS, takes=True)
+        if used.uploads > LIMITS.uploads or used.size > LIMITS.size:
+            return False
+        self.used = UploadTotals(self.used.uploads + more.uploads, self.used.size + more.size)
+        return True
+
+
+@pytest.fixture
+def uploads() -> Uploads:
+    """Uploads in a store that has none yet."""
+    return Uploads()
+
+
+async def test_far_from_the_limit_a_listing_serves_many_parts(uploads: Uploads) -> None:
+    """A share of the limit. To ask twice before a part arrives takes nothing of it."""
+    server = uploads.server()
+    for _ in range(1 + LIMITS.size // SHARES // PART.size):
+        await server.used_with("a", PART, LIMITS, takes=False)
+        assert await uploads.add(server, PART)
+    assert 2 == uploads.listings
+
+
+async def test_what_was_listed_counts_for_a_time(uploads: Uploads) -> None:
+    """Another namespace has a listing of its own."""
+    server = uploads.server()
+    assert await uploads.add(server, PART)
+    assert await uploads.add(server, PART)
+    assert 1 == uploads.listings
+    uploads.now += KEPT_SECONDS
+    assert await uploads.add(server, PART)
+    assert 2 == uploads.listings
+    await server.used_with("b", PART, LIMITS, takes=True)
+    assert 3 == uploads.listings
+
+
+@pytest.mark.parametrize("more", [PART, UploadTotals(1, 0)])
+async def test_the_limit_holds_for_all_servers_together(uploads: Uploads, more: UploadTotals) -> None:
+    """Servers that take turns fill it to the last byte, and none accepts more."""
+    servers = [uploads.server() for _ in range(8)]
+    refused = 0
+    for server in itertools.cycle(servers):
+        uploads.now += KEPT_SECONDS / 100
+        refused = 0 if await uploads.add(server, more) else refused + 1
+        if refused == len(servers):
+            break
+    assert LIMITS[bool(more.size)] == uploads.used[bool(more.size)]
+
+
+async def test_a_limit_that_fills_at_once_is_passed_by_a_share_of_each_server(uploads: Uploads) -> None:
+    """The worst case: all have listed nothing, and one of them fills the limit before the others accept a share."""
+    servers = [uploads.server() for _ in range(8)]
+    for server in servers:
+        assert await uploads.add(server, PART)
+    while await uploads.add(servers[0], PART):
+        pass
+    for server in servers[1:]:
+        while await uploads.add(server, PART):
+            pass
+    assert LIMITS.size <= uploads.used.size <= LIMITS.size + len(servers) * LIMITS.size // SHARES
