@@ -15,6 +15,7 @@ from tests.support.commands import Home
 from tests.support.frames import contents, encoded, frames
 from tests.support.peers import GET, frames_of, running_peer, sent_by
 from tests.support.server import RunningServer, reply, running_server
+from tests.support.tls import CERTIFICATE, client_tls
 
 MIB = 1 << 20
 ABSENT = chunk_digest(b"nobody has it")
@@ -145,3 +146,13 @@ def test_the_cache_of_a_peer_is_a_cache(server: RunningServer, home: Home, tmp_p
     other.mkdir()
     (other / "novel.txt").write_text("...")
     assert "is not a cache" in home.failure("cache", "serve", environ=environ | {"FILESTORE_CACHE": str(other)})
+
+
+def test_it_speaks_tls(server: RunningServer, tmp_path: Path) -> None:
+    """With the certificate that it is given."""
+    digests, data = of(stored(server, seed=9))
+    trusting = client_tls()
+    trusting.check_hostname = False  # it is asked by its address
+    with running_peer(server, tmp_path / "cache", "--tls-cert", str(CERTIFICATE)) as peer:
+        assert peer.url.startswith("https://")
+        assert data == peer._replace(tls=trusting).frames(digests)
