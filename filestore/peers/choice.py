@@ -110,7 +110,7 @@ class Health:
             del self._left_out_until[old]
             self._failures.pop(old, None)
         failures = self._failures[peer] = self._failures.get(peer, 0) + 1
-        # The power is bounded, because a number that is too large cannot be a float.
+        # The power is bounded: a larger number cannot become a float.
         pause = FIRST_PAUSE_SECONDS * _GROWTH ** min(failures - 1, 16)
         self._left_out_until[peer] = now + min(LONGEST_PAUSE_SECONDS, pause)
         return True
