@@ -98,6 +98,7 @@ def hints_used() -> set[str]:
     return found - {""}
 
 
+@pytest.mark.slow
 def test_every_hint_has_its_sentence() -> None:
     """Every hint that a class or a constructor states; the others are computed, and are in the file that computes them."""
     computed = {"cache-min-free", "cache-size-limit", "cache-size-limit-too-small"}

@@ -33,6 +33,7 @@ def test_the_page_has_promises() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "shown_by"), PROMISES, ids=[number for number, _ in PROMISES])
 def test_a_promise_names_tests_that_exist(number: str, shown_by: str) -> None:
     """Each promise names at least one test, and every test that it names is in the file that it names."""

@@ -136,6 +136,7 @@ async def _add_rows(index: Index, namespace: str, count: int) -> list[Chunk]:
     return added
 
 
+@pytest.mark.slow
 async def test_commits_of_large_manifests(index: SqliteIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of a manifest with many chunks looks at 2,048 rows in each turn, outside of transactions."""
     store = MemoryStore()

@@ -128,6 +128,7 @@ def test_190_mib_of_json(scheme: str, start: bytes) -> None:
         assert server.sent < DOCUMENT_LIMIT + 32 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", [b"[]", b"{}", b"0", b'{"a":{}}', b'[""]', b"1.5"])
 def test_document_of_a_million_values(item: bytes) -> None:
     """A document of 4 MiB that is all small values would take 30 times its size as objects of Python. It is not parsed."""
@@ -315,6 +316,7 @@ def test_trailers_without_end(scheme: str) -> None:
     assert server.sent < len(server.asked) * (TRAILERS_LIMIT + 32 * MIB)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("line", [b"1;" + b"x" * 4000 + b"\r\n \r\n", b"1;" + b"x" * 50_000, b"0" * 50_000])
 def test_chunk_extensions_without_end(scheme: str, line: bytes) -> None:

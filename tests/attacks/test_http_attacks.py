@@ -363,6 +363,7 @@ def test_many_requests_at_once_on_one_connection(server: RunningServer) -> None:
 # Tests of ranges.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header",
     [

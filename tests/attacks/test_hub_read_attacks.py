@@ -173,6 +173,7 @@ def test_a_directory_with_a_huge_ratio_is_refused(warned: RunningServer, tmp_pat
     assert resolve(warned, "bomb.bin", name="team/bomb").status in {413, 422}
 
 
+@pytest.mark.slow
 def test_clients_that_hang_up_leave_nothing(server: RunningServer) -> None:
     """Others are served meanwhile and afterwards."""
     chunk = Chunk(encoded(bytes(CHUNK_LIMIT)).digest, CHUNK_LIMIT)

@@ -313,6 +313,7 @@ def test_a_url_of_a_token_that_is_removed(server: RunningServer, repository: Hub
     eventually(is_refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"upload_limit": 100_000}, {"uploads_size_limit": 100_000}])
 def test_limits_of_uploads(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Those of forms and parts are those of objects too."""
@@ -328,6 +329,7 @@ def test_limits_of_uploads(tmp_path: Path, settings: dict[str, Any]) -> None:
         assert (413, "uploads-too-large") == ((sent := repository.commit(put_file("a", CONTENT))).status, sent.slug)
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_full(tmp_path: Path) -> None:
     """Objects and commits are refused, with what the client shows."""
     set_quota(tmp_path / "root", Quota(size=2_000_000))

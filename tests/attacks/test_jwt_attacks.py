@@ -365,6 +365,7 @@ async def test_the_certificate_of_the_provider(tmp_path: Path, monkeypatch: pyte
                 assert (200 if trusted else 401) == answer.status
 
 
+@pytest.mark.slow
 async def test_a_provider_that_is_not_trusted() -> None:
     """No request is sent to it."""
     async with running_origin(answers(whole(jwks(RSA), "Connection: close")), tls=server_tls()) as origin:

@@ -88,6 +88,7 @@ def test_metrics_hold_no_secret_and_no_name(server: RunningServer) -> None:
         assert secret not in answer
 
 
+@pytest.mark.slow
 async def test_many_namespaces_are_a_limited_number_of_series(tmp_path: Path) -> None:
     """Whoever may make namespaces makes no more than a hundred series of each metric."""
     index = await open_index(tmp_path / "index.sqlite")

@@ -213,6 +213,7 @@ def test_bodies_beyond_the_bandwidth_wait_and_arrive(tmp_path: Path) -> None:
         assert batch(put) == answer.body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quota", [Quota(name_count=1), Quota(size=SIZE), Quota(stored_size=SIZE + 100)])
 def test_files_that_are_refused_leave_no_manifests(tmp_path: Path, quota: Quota) -> None:
     """A manifest may be as large as a request, and one that no record has does not count. Many of them would fill the disk."""

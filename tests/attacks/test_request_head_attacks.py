@@ -343,6 +343,7 @@ def test_many_refused_connections_are_closed_at_once(tmp_path: Path) -> None:
         assert sum(was_told(connection) for connection in refused) < 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_refused_connections_whose_clients_have_gone_log_nothing(tmp_path: Path, *, is_reset: bool) -> None:
     """The server cannot end its answer on them. `running_server` fails if it logs that as an error."""

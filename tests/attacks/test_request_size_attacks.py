@@ -188,6 +188,7 @@ def test_ids_of_records_that_grow(server: RunningServer, ids: bytes) -> None:
     assert grown() < 32 * MIB
 
 
+@pytest.mark.slow
 async def test_a_body_in_pieces_of_two_bytes() -> None:
     """A small body is collected in one buffer: as objects of their own, its pieces would take 20 times their bytes."""
 

@@ -121,6 +121,7 @@ def test_a_wrong_signature_does_not_open_a_public_output(opened: Opened) -> None
     assert opened.status(f"/{prefix}/other/{expires}/{signature}/{rest}") == 403
 
 
+@pytest.mark.slow
 def test_the_id_of_an_output_does_not_follow_from_its_content(opened: Opened, closed: Opened) -> None:
     """The same content has another path on another server, and it cannot be computed."""
     assert opened.path.rpartition("/")[2] == closed.path.rpartition("/")[2]

@@ -61,6 +61,7 @@ def slow(server: RunningServer, method: str, path: str, *, body: bytes = b"") ->
     return connection
 
 
+@pytest.mark.slow
 def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: RunningServer) -> None:
     """Two ranges of one byte, by a signed URL, read one chunk each, and the manifest once for both."""
     server.put([encoded(b"x")])
@@ -80,6 +81,7 @@ def test_a_byte_of_a_file_of_two_million_chunks_costs_its_manifest_once(server: 
         assert grown() < 5 * MIB
 
 
+@pytest.mark.slow
 def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -> None:
     """Sixty slow readers of a file of 200 GB took 18.6 MiB each."""
     chunk = bytes(768 << 10)
@@ -93,6 +95,7 @@ def test_slow_readers_of_a_huge_file_share_its_manifest(server: RunningServer) -
         assert grown() < 170 * MIB
 
 
+@pytest.mark.slow
 def test_readers_that_stop_in_the_middle_share_the_budget(tmp_path: Path) -> None:
     """Sixteen readers of one file that take a part of it and then nothing: `memory_limit` bounds them all together (I6)."""
     contents = [octets(number, MIB) for number in range(24)]
@@ -112,6 +115,7 @@ def test_readers_that_stop_in_the_middle_share_the_budget(tmp_path: Path) -> Non
             assert b"".join(contents[9:]) == take(readers[0], 15 * MIB)
 
 
+@pytest.mark.slow
 def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningServer) -> None:
     """Each took a copy in the spool folder, here of 18 MiB. Now the kernel sends the stored file."""
     server.put([encoded(b"x")])
@@ -126,6 +130,7 @@ def test_slow_readers_of_a_manifest_take_no_memory_and_no_disk(server: RunningSe
         assert len(descriptors(server)) < 3 * CROWD + 60
 
 
+@pytest.mark.slow
 def test_slow_readers_of_batches_hold_one_frame_each(server: RunningServer) -> None:
     """Each held 33 descriptors: the frames of two groups, and the connection."""
     sent = [encoded(octets(number, MIB), codec=Codec.RAW) for number in range(40)]
@@ -182,6 +187,7 @@ def read_size(server: RunningServer) -> int:
     return int(size)
 
 
+@pytest.mark.slow
 def test_a_manifest_of_absurdly_many_chunks_is_refused(server: RunningServer) -> None:
     """A file of 20,000 chunks of one byte is not recorded, and one that was recorded before is still read."""
     server.put([encoded(b"x")])

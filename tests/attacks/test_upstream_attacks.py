@@ -62,6 +62,7 @@ def _is_cut(server: RunningServer, path: str) -> bool:
             return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, MIB, len(BIG) - 1])
 def test_other_bytes_of_the_stated_size(hub: HubUpstream, server: RunningServer, tmp_path: Path, place: int) -> None:
     """No client gets a whole answer with a wrong byte, and nothing of the file is kept."""
@@ -74,6 +75,7 @@ def test_other_bytes_of_the_stated_size(hub: HubUpstream, server: RunningServer,
     assert server.ask("GET", f"{PATH}big").body == BIG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [f"{len(BIG) - 100}-", "-1", f"{len(BIG) - HELD_SIZE}-{len(BIG) - HELD_SIZE}"])
 def test_a_range_of_other_bytes(hub: HubUpstream, server: RunningServer, part: str) -> None:
     """Ranges of the end wait for the digest of the whole file, so a wrong one is an error, and nobody gets all of its parts."""
@@ -85,6 +87,7 @@ def test_a_range_of_other_bytes(hub: HubUpstream, server: RunningServer, part: s
     assert server.ask("GET", f"{PATH}big").body == BIG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"SMALL", SMALL + b"!", SMALL[:-1], b""])
 def test_a_small_file_that_is_another_one(hub: HubUpstream, server: RunningServer, content: bytes) -> None:
     """A small file is verified before its answer begins."""
@@ -94,6 +97,7 @@ def test_a_small_file_that_is_another_one(hub: HubUpstream, server: RunningServe
     assert b"SMALL" not in answer.body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [BIG + b"!", BIG[:-1], BIG * 3])
 def test_another_size_than_the_stated_one(hub: HubUpstream, server: RunningServer, content: bytes) -> None:
     """A file that is longer or shorter than it says is not served as whole."""
@@ -102,6 +106,7 @@ def test_another_size_than_the_stated_one(hub: HubUpstream, server: RunningServe
     assert (answer.status, answer.slug) == (502, "upstream-failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", [Behaviour(html=True), Behaviour(status=500), Behaviour(status=204)])
 def test_a_page_in_place_of_the_description(hub: HubUpstream, server: RunningServer, behaviour: Behaviour) -> None:
     """What is not the description of a repository is an error of the upstream, and clients use their caches."""
@@ -135,6 +140,7 @@ def test_an_upstream_that_cuts(hub: HubUpstream, tmp_path: Path) -> None:
     assert hub.sent["big"] == len(BIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.2", "10.1.2.3", "169.254.169.254", "[::1]", "0x7f000003"])
 def test_redirects_to_addresses_that_are_not_public(hub: HubUpstream, server: RunningServer, host: str) -> None:
     """A redirect leads only to public addresses, and to the one that the upstream was configured at."""
@@ -166,6 +172,7 @@ def test_a_token_of_ours_as_one_of_the_upstream(hub: HubUpstream, server: Runnin
     assert {asked.authorization for asked in hub.asked} == {None}
 
 
+@pytest.mark.slow
 async def test_a_token_for_the_namespace_of_the_upstream(tmp_path: Path) -> None:
     """It would open what was fetched for others. The command makes none, and a server accepts none."""
     home = Home(tmp_path)
@@ -181,6 +188,7 @@ async def test_a_token_for_the_namespace_of_the_upstream(tmp_path: Path) -> None
         assert "token" in home.failure("ls", environ=environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["hf_x", "Basic hf_x", "Bearer hf x", "Bearer " + "x" * 600, "Bearer \x7f"])
 def test_malformed_tokens(hub: HubUpstream, server: RunningServer, value: str) -> None:
     """A malformed header is the caller's mistake, and nothing of it goes to the upstream."""
@@ -188,6 +196,7 @@ def test_malformed_tokens(hub: HubUpstream, server: RunningServer, value: str) -
     assert hub.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from filestore.backends import connect
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.index.protocol import Index
 from filestore.repository.index.sqlite import open_index
@@ -18,8 +20,9 @@ from filestore.repository.protocol import Repository
 from filestore.repository.stores.disk import open_store
 from filestore.repository.stores.memory import MemoryStore
 from filestore.repository.stores.protocol import ChunkStore
+from tests.support.jwts import jwks, save, signer
 from tests.support.s3_stores import open_indexed_store
-from tests.support.server import running_server
+from tests.support.server import RunningServer, running_server
 from tests.support.tls import client_of
 
 OpenIndex = Callable[..., Awaitable[Index]]
@@ -107,27 +110,45 @@ def _local_disk(folder: Path) -> AbstractAsyncContextManager[Repository]:
     return connect(str(folder / "repository"), create=True)
 
 
-@asynccontextmanager
-async def _remote(folder: Path, *, scheme: str) -> AsyncIterator[Repository]:
-    with running_server(folder / "repository") as server:
-        async with client_of(server.port, scheme, token=server.token) as repository:
-            yield repository
-
-
 REPOSITORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Repository]]] = {
     "local-memory-store": lambda folder: _local_memory_store(open_index(folder / "index.sqlite")),
     "local-disk": _local_disk,
-    "remote": partial(_remote, scheme="http"),
-    "remote-over-tls": partial(_remote, scheme="https"),
 }
+SCHEMES = {"remote": "http", "remote-over-tls": "https"}
 
 
-@pytest.fixture(params=[*REPOSITORIES, "local-postgres"])
-async def repository(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Repository]:
-    """An empty repository."""
+def serving(folder: Path) -> AbstractContextManager[RunningServer]:
+    """Serve an empty repository. The server takes tokens of `signer()`."""
+    return running_server(folder / "repository", jwt_keys=str(save(folder / "keys.json", jwks(signer()))))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that all tests of a module share: to start it takes longer than most of them."""
+    with serving(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> str:
+    """The namespace of `repository`. At a server that tests share, each has its own."""
+    is_shared = request.node.callspec.params["repository"] in SCHEMES
+    return f"test-{secrets.token_hex(8)}" if is_shared else DEFAULT_NAMESPACE
+
+
+def _remote(server: RunningServer, scheme: str, namespace: str) -> AbstractAsyncContextManager[Repository]:
+    token = signer().token(filestore_namespace=namespace, scope="filestore:delete")
+    return client_of(server.port, scheme, token=token)
+
+
+@pytest.fixture(params=[*REPOSITORIES, *SCHEMES, "local-postgres"])
+async def repository(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -> AsyncIterator[Repository]:
+    """An empty repository, or an empty namespace of one that is served."""
     opened: AbstractAsyncContextManager[Repository]
     if request.param == "local-postgres":
         opened = _local_memory_store(open_postgres_index(request.getfixturevalue("postgres_index_url")))
+    elif request.param in SCHEMES:
+        opened = _remote(request.getfixturevalue("server"), SCHEMES[request.param], namespace)
     else:
         opened = REPOSITORIES[request.param](tmp_path)
     async with opened as repository:

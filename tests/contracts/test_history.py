@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +23,18 @@ from filestore.errors import (
     VersionLabelled,
 )
 from filestore.repository.protocol import Repository
+from tests.contracts.conftest import serving
 from tests.support.frames import encoded, manifest
+from tests.support.server import RunningServer
 
 NAME = "team/my-model"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of each test: they use the same owners, and an owner belongs to one namespace of a repository."""
+    with serving(tmp_path) as server:
+        yield server
 
 
 async def put(

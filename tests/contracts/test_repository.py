@@ -40,11 +40,11 @@ async def push(repository: Repository, chunks: list[bytes], *, name: str = "name
 
 
 @pytest.mark.slow
-async def test_identity_is_that_of_the_repository(repository: Repository) -> None:
+async def test_identity_is_that_of_the_repository(repository: Repository, namespace: str) -> None:
     """It never changes. A push uses its chunking version."""
     identity = await repository.identity()
     assert identity == await repository.identity()
-    assert (32, "default", CHUNKING_VERSION) == (len(identity.id), identity.namespace, identity.chunking_version)
+    assert (32, namespace, CHUNKING_VERSION) == (len(identity.id), identity.namespace, identity.chunking_version)
 
 
 @pytest.mark.slow
@@ -359,16 +359,17 @@ async def test_removed_record_is_gone(repository: Repository) -> None:
 
 @pytest.mark.slow
 async def test_a_record_that_a_pipeline_needs_is_removed_only_by_force(
-    repository: Repository, tmp_path: Path, request: pytest.FixtureRequest
+    repository: Repository, namespace: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The error has the names of the pipelines, and nothing is removed, with or without chunks."""
     record = await push(repository, contents(1))
-    paths = [path for path in (tmp_path / "index.sqlite", tmp_path / "repository/index.sqlite") if path.exists()]
+    folders = [tmp_path, tmp_path / "repository"]
+    if namespace != DEFAULT_NAMESPACE:
+        folders = [request.getfixturevalue("server").root]
+    paths = [folder / "index.sqlite" for folder in folders if (folder / "index.sqlite").exists()]
     index: Index = await (open_index(paths[0]) if paths else open_postgres_index(request.getfixturevalue("postgres_index_url")))
     async with index.transaction() as transaction:
-        await transaction.add_uses(
-            DEFAULT_NAMESPACE, [Use(record.id, f"p{number:02}", f"a:v{number:02}") for number in range(12)]
-        )
+        await transaction.add_uses(namespace, [Use(record.id, f"p{number:02}", f"a:v{number:02}") for number in range(12)])
     await index.close()
 
     for with_chunks in (False, True):

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from filestore.core.digest import Digest
-from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import InvalidInput, InvalidReference, NotFound, RecordChanged
@@ -121,7 +120,7 @@ async def test_freed_by_is_what_no_other_record_needs(repository: Repository) ->
     )
 
 
-async def test_usage_adds_up(repository: Repository) -> None:
+async def test_usage_adds_up(repository: Repository, namespace: str) -> None:
     """Every byte of frames and manifests is in one figure, and every needed frame is counted for its names."""
     empty = await repository.usage()
     assert (0, 0, 0, 0, ()) == (empty.record_count, empty.needed_size, empty.free_size, empty.waiting_size, empty.names)
@@ -142,7 +141,7 @@ async def test_usage_adds_up(repository: Repository) -> None:
     # A collection removes a manifest after its chunks, so it waits with them.
     assert (frames[lost] + removed_size, 0, sum(manifests)) == (usage.waiting_size, usage.free_size, usage.manifests_size)
     assert [("a", 2, 40_000, frames[one], frames[two]), ("b", 1, 20_000, frames[three], frames[two])] == list(usage.names)
-    assert (2, 86400.0, (), DEFAULT_NAMESPACE) == (usage.name_count, usage.grace_seconds, usage.damaged, usage.namespace)
+    assert (2, 86400.0, (), namespace) == (usage.name_count, usage.grace_seconds, usage.damaged, usage.namespace)
     now = await repository.usage(grace_seconds=0, name_limit=1)
     assert (removed_size + frames[lost], 0) == (now.free_size, now.waiting_size)
     assert usage.names[:1] == now.names

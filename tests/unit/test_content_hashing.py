@@ -155,6 +155,7 @@ async def test_a_foreign_archive(repository: LocalRepository, name: str, chunk_s
     assert await expected_of(repository, tree) == packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_deflated", [False, True])
 @pytest.mark.parametrize("descriptor", [False, True])
 @pytest.mark.parametrize("chunk_size", [70_001, 3 * MIB])
@@ -185,6 +186,7 @@ class _Unseekable(io.RawIOBase):
         return self._file.write(data)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_deflated", [False, True])
 async def test_ten_thousand_small_files(repository: LocalRepository, *, is_deflated: bool) -> None:
     """They are read in the order of their data: each chunk once, and not once for each file."""

@@ -108,6 +108,7 @@ def test_a_plain_name_needs_no_encoding() -> None:
     assert 'attachment; filename="model-v2 (1).safetensors"' == attachment("model-v2 (1).safetensors")
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8", min_codepoint=32), min_size=1, max_size=60))
 def test_any_name_is_given_whole_and_breaks_no_header(name: str) -> None:
     """RFC 8187: it is percent-encoded, after a name that every client understands."""
