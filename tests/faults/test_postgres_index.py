@@ -698,6 +698,18 @@ async def test_a_database_that_cannot_be_used_is_told(postgres: Postgres, url: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("given", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+async def test_a_commit_waits_for_the_disk(
+    postgres: Postgres, postgres_index_url: str, open_shared: OpenIndex, given: str, used: str
+) -> None:
+    """A server that acknowledges commits before it has written them would lose files that were acknowledged to users."""
+    database = postgres_index_url.rpartition("/")[2]
+    postgres.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = {given}')
+    index = await open_shared()
+    async with index._connections.lend() as connection:
+        assert used == await connection.fetchval("SHOW synchronous_commit")
+
+
 async def test_counts_are_exact_with_many_writers(open_shared: OpenIndex) -> None:
     """Of two processes, in two namespaces, that add, replace, condemn and remove."""
     indexes = [await open_shared(), await open_shared()]

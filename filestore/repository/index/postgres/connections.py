@@ -35,8 +35,12 @@ _SETTINGS = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
+    # No keepalive is sent while an answer waits for the host that was cut off.
+    "tcp_user_timeout": "60000",
     "idle_in_transaction_session_timeout": "300000",
 }
+
+_MAKE_DURABLE = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 
 
 class Connections:
@@ -80,6 +84,7 @@ class Connections:
             command_timeout=seconds,
             # Prepared statements stay: without them, each takes two round trips.
             max_cached_statement_lifetime=0,
+            init=_make_durable,
             # Nothing of ours outlasts a transaction, so nothing is to be undone, which would be one more round trip.
             reset=_keep,
         )
@@ -162,6 +167,11 @@ async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Connection)
     # What fails here is a connection that cannot be used any more. The pool replaces it.
     with suppress(*FAILURES):
         await pool.release(connection, timeout=_CONNECT_SECONDS)
+
+
+async def _make_durable(connection: Connection) -> None:
+    """Let a commit wait for the disk where the server or the role says that it does not. A stricter value is kept."""
+    await connection.execute(_MAKE_DURABLE)
 
 
 async def _keep(_connection: Connection) -> None:
