@@ -57,7 +57,8 @@ osd data = {folder}/osd
 osd journal =
 keyring = {folder}/keyring
 setuser match path =
-rgw frontends = beast endpoint=127.0.0.1:{port}
+# Without it, a GET of a small object waits 40 ms for an acknowledgement.
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw enable usage log = false
 rgw thread pool size = 64
 rgw override bucket index max shards = 1
