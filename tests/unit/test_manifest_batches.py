@@ -17,7 +17,9 @@ from filestore.errors import DamagedRecord
 from filestore.repository.index.protocol import Index, PositionedRecord
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
+from filestore.repository.maintenance.check import CheckCounts, check
 from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.findings import AffectedFile
 from filestore.repository.maintenance.usage import measure_freed
 from filestore.repository.manifest_batches import SIZE_TOGETHER, TOGETHER, manifest_size, read_together
 from filestore.repository.stores.memory import MemoryStore
@@ -93,6 +95,18 @@ async def test_what_a_removal_would_free_is_measured_with_several_together(fille
     """It is the chunk that no other file needs."""
     freed = await measure_freed(filled.store, filled.index, DEFAULT_NAMESPACE, [filled.records[0].id])
     assert (1, TOGETHER) == (freed.chunk_count, filled.store.most)
+
+
+async def test_a_check_reads_several_together(filled: Filled) -> None:
+    """A record with the manifest of another one is checked too, and named if that is lost."""
+    again = await filled.repository.commit(manifest([filled.shared, filled.own[5]]).encoded, name="again")
+    filled.store.most = 0
+    counts = CheckCounts()
+    assert [] == [each async for each in check(filled.store, filled.index, counts=counts)]
+    assert (TOGETHER, COUNT + 1, COUNT) == (filled.store.most, counts.record_count, counts.manifest_count)
+    await filled.store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(again.digest))
+    affected = [each.record.id async for each in check(filled.store, filled.index) if isinstance(each, AffectedFile)]
+    assert [filled.records[5].id, again.id] == affected
 
 
 async def test_a_damaged_manifest_in_a_batch_stops_the_removal(filled: Filled) -> None:

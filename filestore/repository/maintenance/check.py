@@ -26,6 +26,7 @@ from filestore.repository.maintenance.digest_set import DigestSet
 from filestore.repository.maintenance.findings import AffectedFile, Finding, FindingKind
 from filestore.repository.maintenance.frames import READERS, FrameReader, Verdict
 from filestore.repository.maintenance.passes import Pass, digest_at
+from filestore.repository.manifest_batches import read_of_records
 from filestore.repository.stores.protocol import ChunkStore, FrameState
 from filestore.system.files import BAD_DISK
 from filestore.system.threads import in_cpu_thread, task_group
@@ -254,18 +255,25 @@ class NamespaceCheck:
         position = 0
         while page := await self._index.records_after(self._namespace, position, limit=_RECORDS, only_valid=True):
             position = page[-1].position
-            for _, record, _ in page:
-                self._counts.record_count += 1
-                if known.get(record.digest) == record.size:
-                    continue
-                is_whole = True
-                async for each in self._record(record):
-                    is_whole = False
-                    yield each
-                if is_whole:
-                    if len(known) >= _KNOWN_MANIFESTS:
-                        known.clear()
-                    known[record.digest] = record.size
+            self._counts.record_count += len(page)
+            unknown = [found for found in page if known.get(found.record.digest) != found.record.size]
+            alike: dict[Digest, list[Record]] = {}
+            for found in unknown:
+                alike.setdefault(found.record.digest, []).append(found.record)
+            async for batch in read_of_records(unknown, self._manifest):
+                for first, read in batch:
+                    for record in alike[first.record.digest]:
+                        if known.get(record.digest) == record.size:
+                            continue
+                        manifest = read if record is first.record else await self._manifest(record)
+                        is_whole = True
+                        async for each in self._record(record, manifest):
+                            is_whole = False
+                            yield each
+                        if is_whole:
+                            if len(known) >= _KNOWN_MANIFESTS:
+                                known.clear()
+                            known[record.digest] = record.size
 
     async def manifests(self) -> AsyncIterator[Finding]:
         """Find manifests without a record."""
@@ -297,8 +305,7 @@ class NamespaceCheck:
                     detail="no record needs it",
                 )
 
-    async def _record(self, record: Record) -> AsyncIterator[Finding | AffectedFile]:
-        manifest = await self._manifest(record)
+    async def _record(self, record: Record, manifest: Manifest | Finding) -> AsyncIterator[Finding | AffectedFile]:
         if isinstance(manifest, Finding):
             if await self._exists(record):
                 yield manifest
