@@ -13,7 +13,7 @@ import pwd
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,6 @@ from tests.support.daemons import START_SECONDS, Daemons, engine_folder, lasting
 USER = "filestore"
 """The superuser of the server. Only this user needs no password."""
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "400",
     "shared_buffers": "64MB",
@@ -83,12 +82,12 @@ class Postgres(NamedTuple):
 class PostgresServer:
     """The process of a server, which a test may stop, kill and start again. What is committed stays."""
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    def __init__(self, folder: Path, *, durable: bool, addresses: Sequence[str]) -> None:
         self.postgres = Postgres(lasting_port())
         self._data = folder / "data"
         self._daemons = Daemons(folder, user=_user())
         self._process: subprocess.Popen[bytes]
-        self._settings = _SETTINGS | {"port": str(self.postgres.port)}
+        self._settings = _SETTINGS | {"port": str(self.postgres.port), "listen_addresses": ",".join(["127.0.0.1", *addresses])}
         if not durable:
             # Commits are still written before they are acknowledged: a killed server may lose nothing.
             self._settings |= {"fsync": "off", "full_page_writes": "off"}
@@ -97,7 +96,8 @@ class PostgresServer:
             *(postgres_program("initdb"), "--username", USER, "--auth=trust", "--encoding=UTF8", "--no-sync"),
             *("--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "-D", self._data),
         )
-        (self._data / "pg_hba.conf").write_text(_ACCESS)
+        further = (f"host all {USER} {address}/30 trust\n" for address in addresses)
+        (self._data / "pg_hba.conf").write_text(_ACCESS + "".join(further))
 
     def start(self) -> None:
         """Start the server. Return once it answers."""
@@ -133,13 +133,14 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
+def running_postgres(*, durable: bool = False, addresses: Sequence[str] = ()) -> Iterator[PostgresServer]:
     """Run a server of its own until the end of the block.
 
-    `durable` has it sync what it commits, which a test of power cuts needs, not one of killed processes.
+    `durable` has it sync what it commits, which a test of power cuts needs, not one of killed processes. `addresses` are those of
+    this machine at which `tests.support.hosts` reach it too.
     """
     with engine_folder("postgres", _user()) as folder:
-        server = PostgresServer(folder, durable=durable)
+        server = PostgresServer(folder, durable=durable, addresses=addresses)
         server.start()
         try:
             yield server
