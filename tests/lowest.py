@@ -1,4 +1,4 @@
-"""Print the lowest versions that pyproject.toml allows of what filestore and two extras need, as constraints for pip."""
+"""Print the lowest versions that pyproject.toml allows of what filestore and three extras need, as constraints for pip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-EXTRAS = ("postgres", "s3")
+EXTRAS = ("jwt", "postgres", "s3")
 """Those that the tests with the lowest versions need."""
 
 

@@ -42,7 +42,7 @@ echo "installed by pipx and by uv, from the checkout and from the wheel"
 bash tests/make_venv.sh .venv-lowest
 .venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 .venv-lowest/bin/python tests/lowest.py >"$work/lowest.txt"
-.venv-lowest/bin/pip install --quiet --constraint "$work/lowest.txt" --group pytest --editable '.[postgres,s3]'
+.venv-lowest/bin/pip install --quiet --constraint "$work/lowest.txt" --group pytest --editable '.[jwt,postgres,s3]'
 echo "lowest versions: $(paste -sd' ' "$work/lowest.txt")"
 # A class of a command may need a newer click, and each command is imported only when it is called.
 .venv-lowest/bin/python -c '
