@@ -39,11 +39,11 @@ def test_a_kill_in_the_middle_leaves_nothing_wrong(server: RunningServer, tmp_pa
     cache = tmp_path / "cache"
     with running_peer(server, cache, check=False) as peer, ThreadPoolExecutor(1) as reader:
         asked = reader.submit(peer.get, DIGESTS)
-        eventually(lambda: bool(peer.kept()))
+        eventually(lambda: any(is_whole(path) for path in peer.kept()))
         peer.process.send_signal(signal.SIGKILL)
         peer.process.wait()
         assert asked.exception() is not None or len(DATA) == len(frames_of(asked.result().body))
-    whole = [path for path in (cache / "peers").rglob("*") if path.is_file() and not path.name.startswith(".")]
+    whole = [path for path in peer.kept() if is_whole(path)]
     assert whole
     with running_peer(server, cache) as peer:
         before = sent_by(server)
@@ -123,6 +123,11 @@ def test_a_frame_that_changes_while_it_is_sent_cuts_the_connection(server: Runni
                     pass
         status, said = stopped(peer.process)
     assert (0, 1, 1) == (status, said.count("its frame had"), said.count("\n")), said
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has the name of a frame, and not one of a frame that is being written."""
+    return not path.name.startswith(".")
 
 
 def damaged(frame: Frame) -> bytes:
