@@ -240,15 +240,15 @@ class HeldFrames:
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Do what `FrameSource.open` does. Raises Busy."""
+        files = await in_disk_thread(self.open_each, digests)
         async with AsyncExitStack() as stack:
-            files: list[BinaryIO | None] = []
-            for digest, file in zip(digests, await in_disk_thread(self.open_each, digests), strict=True):
-                found = file
-                if found is None and self._held[digest].size:
-                    found = await self._open_again(digest)
-                if found is not None:
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
+            for place, digest in enumerate(digests):
+                if files[place] is None and self._held[digest].size:
+                    files[place] = found = await self._open_again(digest)
                     stack.callback(found.close)
-                files.append(found)
             stack.pop_all()
         return files
 

@@ -189,6 +189,25 @@ async def test_a_frame_that_is_evicted_before_it_is_opened_is_got_again(
     assert [*DIGESTS[:2], DIGESTS[0]] == origin.asked
 
 
+async def test_files_are_closed_if_another_frame_cannot_be_had(origin: Origin, frames: OriginFrames, tmp_path: Path) -> None:
+    """It was evicted, and the origin is away."""
+    async with frames.held(DIGESTS[:8]) as held:
+        before = open_descriptors()
+        for path in (tmp_path / "peers").rglob(f"{DIGESTS[0]}"):
+            path.unlink()
+        origin.is_away = True
+        with pytest.raises(Busy, match="does not answer") as raised:
+            await held.open(DIGESTS[:8])
+        # The error still has the variables of all who passed it on.
+        assert raised.value.__traceback__ is not None
+        assert before == open_descriptors()
+
+
+def open_descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_the_end_of_a_peer_ends_those_who_wait(origin: Origin, frames: OriginFrames) -> None:
     """They are told that it stops."""
     origin.gate.clear()
