@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from filestore.core.urls import split_urls
 from filestore.errors import InvalidSetting
 from filestore.system.retries import Clock
+from filestore.system.threads import abandon
 
 LOOK_UP_SECONDS = 30.0
 """How long the addresses of a name are used before they are looked up again."""
@@ -47,6 +48,9 @@ class Addresses(Protocol):
 
     def note_failure(self) -> None:
         """Note that a peer failed, so that its address may not be one of a peer any more."""
+
+    def after_fork(self) -> None:
+        """Leave a look-up that is under way to the parent."""
 
 
 def parse_peers(given: str | Sequence[str]) -> Addresses:
@@ -91,6 +95,9 @@ class ListedPeers:
     def note_failure(self) -> None:
         pass
 
+    def after_fork(self) -> None:
+        pass
+
 
 async def look_up(name: str, port: int) -> list[str]:
     """Return all addresses of a host name. Raises OSError."""
@@ -127,6 +134,10 @@ class NamedPeers:
 
     def note_failure(self) -> None:
         self._is_doubtful = True
+
+    def after_fork(self) -> None:
+        abandon(self._looking)
+        self._looking = None
 
     async def _refresh(self) -> None:
         try:

@@ -131,6 +131,7 @@ class PeerFrames:
         self._links = _Links(self._open_link)
         self._client = secrets.token_bytes(16)
         self._tickets.after_fork()
+        self._addresses.after_fork()
 
     def _note_asked_again(self, digest: Digest) -> None:
         """Leave out the peer that gave a frame which was damaged. Who asks for it alone has found that out."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from filestore.core.digest import Digest
@@ -69,7 +70,9 @@ class OriginFrames:
         self._memory_limit = memory_limit
         self._memory = 0
         self._flights: dict[Digest, _Flight] = {}
-        self._pulls = asyncio.Semaphore(PULLS)
+        self._waiting: dict[Digest, _Flight] = {}
+        """The flights that wait for a request to the origin. All of them have waiters (I6)."""
+        self._pull_count = 0
         self._keeping = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._origin_failures = FailureLog("frames cannot be had from the origin", level=logging.WARNING)
@@ -78,7 +81,7 @@ class OriginFrames:
     @asynccontextmanager
     async def held(self, digests: Sequence[Digest]) -> AsyncIterator[HeldFrames]:
         """Find frames, and hold them during the block. Raises Busy if they are not here in time."""
-        # One that everybody has left goes on nevertheless.
+        # One that everybody has left goes on nevertheless, if its request to the origin has begun.
         new = [_Flight(digest) for digest in dict.fromkeys(digests) if digest not in self._flights]
         self._flights |= {flight.digest: flight for flight in new}
         flights = {digest: self._flights[digest] for digest in digests}
@@ -98,13 +101,17 @@ class OriginFrames:
 
     async def close(self) -> None:
         """End all requests to the origin."""
+        self._fail([self._waiting.pop(digest) for digest in list(self._waiting)], Busy(PEER, "it is stopping"))
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def _forget_unneeded(self, flight: _Flight) -> None:
-        """Forget a flight that has ended, unless its frame is in memory and somebody needs it."""
+        """Forget a flight that has ended, or that everybody has left, unless its frame is in memory and somebody needs it."""
+        if not flight.waiters and self._waiting.get(flight.digest) is flight:
+            del self._waiting[flight.digest]
+            flight.done.set_exception(Busy(PEER, "nobody waits for it"))
         if not flight.done.done() or (flight.waiters and flight.content is not None):
             return
         if self._flights.get(flight.digest) is flight:
@@ -133,22 +140,36 @@ class OriginFrames:
                         self._settle(flight, size)
                     else:
                         left.append(flight)
-                while len(left) >= PULLED_TOGETHER:
-                    self._begin(self._pull(left[:PULLED_TOGETHER]))
-                    del left[:PULLED_TOGETHER]
-            if left:
-                self._begin(self._pull(left))
+                if len(left) >= PULLED_TOGETHER:
+                    self._get(left)
+                    left = []
+            self._get(left)
         except BaseException:
             self._fail(flights, Busy(PEER, "it is stopping"))
             raise
 
+    def _get(self, flights: Sequence[_Flight]) -> None:
+        """Let flights wait for a request to the origin."""
+        self._waiting |= {flight.digest: flight for flight in flights if flight.waiters}
+        self._fail([flight for flight in flights if not flight.waiters], Busy(PEER, "nobody waits for it"))
+        for _ in range(min(PULLS - self._pull_count, -(-len(self._waiting) // PULLED_TOGETHER))):
+            self._pull_count += 1
+            self._begin(self._pull_waiting())
+
+    async def _pull_waiting(self) -> None:
+        """Get frames from the origin for as long as flights wait."""
+        try:
+            while self._waiting:
+                await self._pull([self._waiting.pop(digest) for digest in list(islice(self._waiting, PULLED_TOGETHER))])
+        finally:
+            self._pull_count -= 1
+
     async def _pull(self, flights: Sequence[_Flight]) -> None:
         """Get frames from the origin, and settle their flights."""
         try:
-            async with self._pulls:
-                buffer = allocate_pages(len(flights) * FRAME_LIMIT)
-                found = await self._repository.get([flight.digest for flight in flights], buffer)
-                await self._take(flights, found)
+            buffer = allocate_pages(len(flights) * FRAME_LIMIT)
+            found = await self._repository.get([flight.digest for flight in flights], buffer)
+            await self._take(flights, found)
         except FilestoreError as error:
             self._origin_failures.failed(error)
             self._fail(flights, Busy(PEER, "its origin does not answer"))
@@ -219,15 +240,15 @@ class HeldFrames:
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
         """Do what `FrameSource.open` does. Raises Busy."""
+        files = await in_disk_thread(self.open_each, digests)
         async with AsyncExitStack() as stack:
-            files: list[BinaryIO | None] = []
-            for digest, file in zip(digests, await in_disk_thread(self.open_each, digests), strict=True):
-                found = file
-                if found is None and self._held[digest].size:
-                    found = await self._open_again(digest)
-                if found is not None:
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
+            for place, digest in enumerate(digests):
+                if files[place] is None and self._held[digest].size:
+                    files[place] = found = await self._open_again(digest)
                     stack.callback(found.close)
-                files.append(found)
             stack.pop_all()
         return files
 

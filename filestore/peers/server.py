@@ -25,6 +25,7 @@ from filestore.http.server.descriptors import OpenFrames, allow_many_files
 from filestore.http.server.errors import as_problems, concerns_us, refusal
 from filestore.http.server.listener import listening, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
+from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.request_record import note_answer
 from filestore.http.server.running import BACKLOG, accepting, first_of, handled, stop_signals
 from filestore.http.server.tls import ServerTls, TlsFiles
@@ -99,6 +100,7 @@ class Peer:
     def app(self) -> web.Application:
         """Return the application that answers."""
         app = web.Application(middlewares=[self._counted, as_problems])
+        app[OUTAGES] = Outages()
         app.router.add_post(f"{wire.API}/chunks/get", self._get_chunks)
         app.router.add_get("/healthz", self._answer_alive)
         app.on_response_prepare.append(self._complete_head)

@@ -11,7 +11,7 @@ from filestore.core.tickets import PeerTicket
 from filestore.errors import Busy, FilestoreError, Forbidden, ScopeMissing, Unauthorized
 
 RENEW_SECONDS = 300.0
-"""After this time the origin is asked again. So a ticket of a key that was changed ends after it at the latest."""
+"""With the first request after this time, the origin is asked again. A ticket of a key that was changed ends with the answer."""
 ASK_SECONDS = 5.0
 """The least time between two questions because of tickets that are not known."""
 WAIT_SECONDS = 10.0

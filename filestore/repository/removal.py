@@ -25,6 +25,7 @@ from filestore.system.threads import in_cpu_thread
 _SLICE = 1024
 """The most chunks that are condemned in one write transaction."""
 _REMOVED_AT_ONCE = 256
+_MANIFEST_ATTEMPTS = 3
 """The most chunks whose frames are removed in one write transaction."""
 _RECORDS_AT_ONCE = 1000
 _READ_CHUNKS = 16384
@@ -175,16 +176,22 @@ class UnneededChunks:
             await unneeded.remove_objects()
 
     async def _manifest_of(self, record: Record) -> Manifest | None:
-        """Return the manifest of a record. Return None if the record was removed meanwhile.
+        """Return the manifest of a record. Return None if the record was removed meanwhile, and no other one has this manifest.
 
         Raises DamagedRecord if its manifest is missing or damaged, and StorageError.
         """
-        try:
-            encoded = await read_manifest(self._store, self._namespace, record.digest)
-            return await in_cpu_thread(Manifest.parse, encoded)
-        except (NotFound, InvalidManifest) as error:
+        for _ in range(_MANIFEST_ATTEMPTS):
+            try:
+                encoded = await read_manifest(self._store, self._namespace, record.digest)
+                return await in_cpu_thread(Manifest.parse, encoded)
+            except (NotFound, InvalidManifest) as error:
+                how = "missing" if isinstance(error, NotFound) else "damaged"
             # A record is removed before its manifest (I2), and an id is never used again.
-            if await self._index.record(self._namespace, Reference(id=record.id)) is None:
+            if await self._index.record(self._namespace, Reference(id=record.id)) is not None:
+                break
+            # The manifest is read for one of its records only.
+            others = [each for each in await self._index.ids_of_content(self._namespace, record.digest) if each != self._without]
+            if not others:
                 return None
-            how = "missing" if isinstance(error, NotFound) else "damaged"
-            raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is {how}") from error
+            record = await self._index.record(self._namespace, Reference(id=others[0])) or record
+        raise DamagedRecord(record.id, record.full_name, f"its manifest {record.digest} is {how}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from filestore.format.codec import Codec, Frame
 from tests.support.disks import small_disk
 from tests.support.frames import contents, encoded
-from tests.support.peers import frames_of, running_peer, sent_by, stopped
+from tests.support.peers import GET, frames_of, running_peer, sent_by, stopped
 from tests.support.server import RunningServer, eventually, running_server
 
 MIB = 1 << 20
@@ -37,11 +39,11 @@ def test_a_kill_in_the_middle_leaves_nothing_wrong(server: RunningServer, tmp_pa
     cache = tmp_path / "cache"
     with running_peer(server, cache, check=False) as peer, ThreadPoolExecutor(1) as reader:
         asked = reader.submit(peer.get, DIGESTS)
-        eventually(lambda: bool(peer.kept()))
+        eventually(lambda: any(is_whole(path) for path in peer.kept()))
         peer.process.send_signal(signal.SIGKILL)
         peer.process.wait()
         assert asked.exception() is not None or len(DATA) == len(frames_of(asked.result().body))
-    whole = [path for path in (cache / "peers").rglob("*") if path.is_file() and not path.name.startswith(".")]
+    whole = [path for path in peer.kept() if is_whole(path)]
     assert whole
     with running_peer(server, cache) as peer:
         before = sent_by(server)
@@ -100,6 +102,32 @@ def test_a_frame_that_is_damaged_at_the_server_is_not_given(tmp_path: Path) -> N
             assert (503, "busy") == (answer.status, answer.slug)
             assert [DATA[0], DATA[2]] == peer.frames([DIGESTS[0], DIGESTS[2]])
             assert 2 == len(peer.kept())
+
+
+def test_a_frame_that_changes_while_it_is_sent_cuts_the_connection(server: RunningServer, tmp_path: Path) -> None:
+    """The reader sees that the answer is not whole. The log says why in one line."""
+    with running_peer(server, tmp_path / "cache", check=False) as peer:
+        assert DATA == peer.frames(DIGESTS)
+        body = b"".join(DIGESTS)
+        head = f"POST {GET} HTTP/1.1\r\nHost: peer\r\nAuthorization: Bearer {peer.token}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.socket() as reader:
+            reader.settimeout(60)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", peer.port))
+            reader.sendall(head.encode() + body)
+            assert reader.recv(15) == b"HTTP/1.1 200 OK"
+            for path in (tmp_path / "cache" / "peers").rglob(str(DIGESTS[-1])):
+                path.write_bytes(b"short")
+            with suppress(ConnectionError):
+                while reader.recv(MIB):
+                    pass
+        status, said = stopped(peer.process)
+    assert (0, 1, 1) == (status, said.count("its frame had"), said.count("\n")), said
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has the name of a frame, and not one of a frame that is being written."""
+    return not path.name.startswith(".")
 
 
 def damaged(frame: Frame) -> bytes:

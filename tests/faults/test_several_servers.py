@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -73,7 +73,10 @@ async def test_a_server_that_never_answered_is_passed_over(servers: list[Running
 async def test_an_address_that_stalls_is_left_for_another_one(
     servers: list[RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name has two addresses, and the host of the first one is cut off after it has answered. Connections to it still begin."""
+    """A name has two addresses, and the host of the first one is cut off after it has answered. Connections to it still begin.
+
+    If then the other host refuses connections, the first one is asked again.
+    """
     server = servers[0]
     away = asyncio.Event()
     link = Link(server.port)
@@ -86,9 +89,11 @@ async def test_an_address_that_stalls_is_left_for_another_one(
     loop = asyncio.get_running_loop()
     resolve = loop.getaddrinfo
 
+    addresses = ["127.0.0.2", "127.0.0.1"]
+
     async def two_addresses(host: str, port: int, **options: Any) -> Any:
         assert host == "models.test"
-        return [found for address in ("127.0.0.2", "127.0.0.1") for found in await resolve(address, port, **options)]
+        return [found for address in addresses for found in await resolve(address, port, **options)]
 
     monkeypatch.setattr(loop, "getaddrinfo", two_addresses)
     carried: list[asyncio.Task[None]] = []
@@ -98,7 +103,7 @@ async def test_an_address_that_stalls_is_left_for_another_one(
 
     first = await asyncio.start_server(carry, "127.0.0.2", server.port)
     try:
-        async with connect(f"http://models.test:{server.port}", token=TOKEN, stall_seconds=1) as repository:
+        async with connect(f"http://models.test:{server.port}", token=TOKEN, stall_seconds=1, retry_seconds=5) as repository:
             await repository.records()
             assert [1] == link.opened
             away.set()
@@ -106,6 +111,11 @@ async def test_an_address_that_stalls_is_left_for_another_one(
             used = len(link.opened)
             await repository.records()
             assert used == len(link.opened)
+            away.clear()
+            addresses[1] = "127.0.0.3"
+            cast("RemoteRepository", repository)._requests.transport._channels.close_idle()
+            await repository.records()
+            assert used < len(link.opened)
     finally:
         first.close()
         for task in carried:

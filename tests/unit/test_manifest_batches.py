@@ -117,6 +117,25 @@ async def test_a_damaged_manifest_in_a_batch_stops_the_removal(filled: Filled) -
     assert COUNT + 1 == len(await filled.index.chunk_rows(DEFAULT_NAMESPACE, limit=2 * COUNT))
 
 
+async def test_a_damaged_manifest_of_two_records_stops_the_removal(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the first of them, for which it is read, is removed meanwhile. The other one still needs its chunks."""
+    first, store = filled.records[5], filled.store
+    await filled.repository.commit(await filled.repository.manifest(first.digest), name="the same")
+    await store.remove_manifest(DEFAULT_NAMESPACE, ObjectName(first.digest))
+    read = store.manifest
+
+    async def read_late(namespace: str, digest: Digest) -> bytes | None:
+        if digest == first.digest:
+            async with filled.index.transaction(namespace) as transaction:
+                await transaction.remove_record(namespace, first.id)
+        return await read(namespace, digest)
+
+    monkeypatch.setattr(store, "manifest", read_late)
+    with pytest.raises(DamagedRecord):
+        await filled.repository.remove(filled.records[0].id, with_chunks=True)
+    assert COUNT + 1 == len(await filled.index.chunk_rows(DEFAULT_NAMESPACE, limit=2 * COUNT))
+
+
 async def test_manifests_that_are_not_small_are_not_read_together() -> None:
     """The bytes that are read at the same time are bounded, and a manifest that is larger than the bound is read alone."""
     sizes = [SIZE_TOGETHER // 2, SIZE_TOGETHER // 2, SIZE_TOGETHER + 1, 1, 1]

@@ -130,6 +130,27 @@ async def test_one_who_leaves_does_not_end_the_request(origin: Origin, frames: O
     assert DIGESTS[:1] == origin.asked
 
 
+async def test_what_everybody_has_left_before_its_turn_is_forgotten(origin: Origin, frames: OriginFrames) -> None:
+    """Otherwise readers who come and go could fill the memory, while the origin is slow. Requests that have begun go on."""
+    origin.gate.clear()
+    begun = PULLS * PULLED_TOGETHER
+    staying = asyncio.create_task(contents_of(frames, DIGESTS[:begun]))
+    while len(origin.asked) < begun:
+        await asyncio.sleep(0)
+    leaving = asyncio.create_task(contents_of(frames, DIGESTS[begun:]))
+    while len(frames._flights) < len(DIGESTS):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    async with asyncio.timeout(30):
+        while len(frames._flights) > begun or len(frames._tasks) > PULLS:
+            await asyncio.sleep(0)
+    origin.gate.set()
+    assert [frame.data for frame in FRAMES[:begun]] == await staying
+    assert DIGESTS[:begun] == origin.asked
+    assert [frame.data for frame in FRAMES] == await contents_of(frames, DIGESTS)
+    assert sorted(DIGESTS) == sorted(origin.asked)
+
+
 async def test_frames_that_the_disk_does_not_keep_are_in_memory_for_those_who_ask(origin: Origin, unkept: OriginFrames) -> None:
     """They share them, and nothing is left afterwards."""
     async with AsyncExitStack() as stack:
@@ -166,6 +187,25 @@ async def test_a_frame_that_is_evicted_before_it_is_opened_is_got_again(
             with file:
                 assert frame.data == file.read()
     assert [*DIGESTS[:2], DIGESTS[0]] == origin.asked
+
+
+async def test_files_are_closed_if_another_frame_cannot_be_had(origin: Origin, frames: OriginFrames, tmp_path: Path) -> None:
+    """It was evicted, and the origin is away."""
+    async with frames.held(DIGESTS[:8]) as held:
+        before = open_descriptors()
+        for path in (tmp_path / "peers").rglob(f"{DIGESTS[0]}"):
+            path.unlink()
+        origin.is_away = True
+        with pytest.raises(Busy, match="does not answer") as raised:
+            await held.open(DIGESTS[:8])
+        # The error still has the variables of all who passed it on.
+        assert raised.value.__traceback__ is not None
+        assert before == open_descriptors()
+
+
+def open_descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_the_end_of_a_peer_ends_those_who_wait(origin: Origin, frames: OriginFrames) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import pickle
 
 import pytest
 
 from filestore.errors import InvalidSetting
 from filestore.peers.addresses import LOOK_UP_SECONDS, SOONEST_SECONDS, NamedPeers, Peer, parse_peers
+from filestore.peers.repository import PeerRepository
 from tests.support.clock import Clock
 
 A, B = Peer("10.0.0.1:8600", "http://10.0.0.1:8600"), Peer("10.0.0.2:8600", "http://10.0.0.2:8600")
@@ -110,6 +113,37 @@ async def test_name_service_that_fails() -> None:
     assert peers._looking is not None
     await peers._looking
     assert [A] == await peers.peers()
+
+
+def test_fork_during_a_look_up() -> None:
+    """The child looks the name up itself. The answer that its parent waits for does not come to it."""
+    asked: list[str] = []
+
+    async def look_up(name: str, _: int) -> list[str]:
+        asked.append(name)
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+        return ["10.0.0.1"]
+
+    peers = NamedPeers("caches.internal", 8600, look_up=look_up)
+    repository = PeerRepository("http://server.test:8080", token=None, peers=peers)
+
+    async def fork_meanwhile() -> int:
+        asking = asyncio.create_task(peers.peers())
+        while not asked:
+            await asyncio.sleep(0)
+        child = os.fork()
+        if not child:
+            try:
+                assert [A] == asyncio.run(peers.peers())
+                os._exit(0)
+            finally:
+                os._exit(1)
+        asking.cancel()
+        return os.waitpid(child, 0)[1]
+
+    assert 0 == asyncio.run(fork_meanwhile())
+    asyncio.run(repository.close())
 
 
 async def test_real_name() -> None:

@@ -185,6 +185,8 @@ class Channels:
                 addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 connected = await start_connection(self._chosen(addresses), happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
         except OSError as error:
+            # Those that are left cannot be reached either, so all are tried again.
+            self._stalled.clear()
             # A TimeoutError without a number comes from the timer above, any other one from the system.
             if isinstance(error, TimeoutError) and error.errno is None:
                 raise Stalled(self._peer.location, self._connect_seconds) from None

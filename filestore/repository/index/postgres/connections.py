@@ -46,8 +46,10 @@ _MAKE_DURABLE = "SELECT set_config('synchronous_commit', 'on', false) WHERE curr
 class Connections:
     """All connections of one process and one event loop: a pool, a small one for long reads, and one that has the locks.
 
-    A connection is made when it is needed, and closed when nobody has used it for some minutes. Whoever has one of the pool waits
-    at most for another one of the pool, and `writers` of them leave one for that. So nobody waits for ever.
+    A connection is made when it is needed. One of a pool is closed when nobody has used it for some minutes.
+
+    Whoever has one of the pool waits at most for another one of it, and `writers` of them leave one for that. So nobody
+    waits for ever.
     """
 
     def __init__(self, url: str, where: str, *, limit: int) -> None:
