@@ -23,7 +23,7 @@ from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.exchange import AnswerBody, Request
 from filestore.peers.addresses import Addresses, Peer
 from filestore.peers.batch import PeerAnswer, PeerBatch, Place
-from filestore.peers.choice import Health, choose
+from filestore.peers.choice import FULL_SECONDS, Health, choose
 from filestore.repository.protocol import Moved
 from filestore.system.metrics import Stage
 from filestore.system.retries import Clock, Sleep
@@ -31,8 +31,6 @@ from filestore.system.threads import SingleFlight, abandon, in_cpu_thread, task_
 
 TRIES = 3
 """How many peers may fail for one frame. Then the server gives it."""
-FULL_SECONDS = 60.0
-"""How long frames are asked for at peers that have no room for a further request. The server would have less."""
 FIRST_FULL_PAUSE_SECONDS = 0.1
 LONGEST_FULL_PAUSE_SECONDS = 2.0
 """The longest pause before a full peer is asked again, if it does not ask for a longer one."""
@@ -156,12 +154,14 @@ class PeerFrames:
                     for numbers in batched_by_size(part, lambda _: 1, limit=wire.BATCH_COUNT_LIMIT)
                 }
             waiting = []
-            full: list[FilestoreError] = []
+            asked: list[float] = []
             for task, (address, numbers) in asking.items():
                 error = task.result()
                 left = [number for number in numbers if number not in batch.places and number not in batch.absent]
-                if error is not None and error.retry_after_seconds is not None:
-                    full.append(error)
+                pause = None if error is None else error.retry_after_seconds
+                if pause is not None and self._health.note_full(address, pause):
+                    self._failure = error
+                    asked.append(pause)
                 else:
                     if error is not None and not (isinstance(error, Unauthorized) and await self._tickets.renewed(ticket)):
                         self._note_failure(address, error)
@@ -173,8 +173,7 @@ class PeerFrames:
             batch.compact()
             if not waiting:
                 return
-            if full and not await pauses.wait(max(error.retry_after_seconds or 0.0 for error in full)):
-                self._failure = full[0]
+            if asked and not await pauses.wait(max(asked)):
                 return
 
     async def _groups(
