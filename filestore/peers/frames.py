@@ -104,8 +104,8 @@ class PeerFrames:
         self._health = Health(clock=clock)
         self._links = _Links(open_link)
         self._recent: dict[Digest, str] = {}
-        self._failure: FilestoreError | None = None
-        """The last one of a peer."""
+        self._failure: FilestoreError | str | None = None
+        """What a peer did wrong last."""
         self._has_warned = False
         self.received_size = 0
         """Bytes of the frames that peers have given."""
@@ -268,17 +268,21 @@ class PeerFrames:
                 self._note_failure(peer, InvalidBatch(f"the peer {peer} does not give a frame that the server has"))
 
     def _note_failure(self, peer: str, error: FilestoreError) -> None:
-        self._failure = error
+        self._failure = _ticket_refused(peer) if isinstance(error, Unauthorized) else error
         if self._health.note_failure(peer):
             self._addresses.note_failure()
-            logger.info("the peer %s is left out for some time: %s", peer, error)
+            logger.info("the peer %s is left out for some time: %s", peer, self._failure)
 
     def _warn(self) -> None:
         """Say once that peers do not give all frames."""
         if not self._has_warned:
             self._has_warned = True
-            reason = self._failure or self._tickets.failure or "no peer is known"
+            reason = self._failure or self._tickets.failure or self._addresses.failure or "no peer is known"
             logger.warning("frames are read from the server, because peers do not give all of them: %s", reason)
+
+
+def _ticket_refused(peer: str) -> str:
+    return f"the peer {peer} refuses the ticket; its token may be of another server or namespace, or have been removed"
 
 
 def _wrong_frame(digest: Digest, peer: str) -> InvalidFrame:
