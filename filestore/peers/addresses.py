@@ -43,6 +43,9 @@ class Peer(NamedTuple):
 class Addresses(Protocol):
     """Tells which peers there are. It can be pickled."""
 
+    failure: str | None
+    """Why none is known."""
+
     async def peers(self) -> list[Peer]:
         """Return all peers, in the order of their addresses. The list is empty if none is known. It raises no error."""
 
@@ -86,6 +89,8 @@ def _peer(scheme: str, host: str, port: int) -> Peer:
 class ListedPeers:
     """Peers that the user names: `Addresses`."""
 
+    failure: str | None = None
+
     def __init__(self, peers: Sequence[Peer]) -> None:
         self._peers = list(peers)[:PEERS_LIMIT]
 
@@ -118,6 +123,7 @@ class NamedPeers:
         self._is_doubtful = True
         """Whether the addresses may be wrong, because none is known or a peer has failed."""
         self._looking: asyncio.Task[None] | None = None
+        self.failure: str | None = None
 
     def __reduce__(self) -> tuple[type[NamedPeers], tuple[str, int]]:
         """Give another process a new one."""
@@ -142,9 +148,10 @@ class NamedPeers:
     async def _refresh(self) -> None:
         try:
             found = await self._look_up(self._name, self._port)
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
             # The name service may be down for a while. What was right before is most often right now.
             found = []
+            self.failure = f"the name {self._name} has no address: {getattr(error, 'strerror', None) or type(error).__name__}"
         finally:
             self._looking, self._looked_up_at = None, self._clock()
         self._is_doubtful = not found

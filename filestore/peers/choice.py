@@ -26,6 +26,8 @@ COPIES = 2
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 """How long a peer that fails again and again is left out at a time."""
+FULL_SECONDS = 60.0
+"""How long a peer may be full before that is a failure of it. The server would have less room."""
 _GROWTH = 2
 _BLOCK = 1 << 16
 """How many pairs of a digest and a peer are computed in one call. They take some MiB."""
@@ -94,6 +96,8 @@ class Health:
         self._failures: dict[str, int] = {}
         """How often each peer has failed since it last worked."""
         self._left_out_until: dict[str, float] = {}
+        self._full_since: dict[str, float] = {}
+        """Since when each peer has been full. It has given nothing since."""
 
     def left_out(self) -> set[str]:
         """Return the peers that are left out now."""
@@ -109,13 +113,23 @@ class Health:
         for old in [each for each, until in self._left_out_until.items() if until + LONGEST_PAUSE_SECONDS < now]:
             del self._left_out_until[old]
             self._failures.pop(old, None)
+            self._full_since.pop(old, None)
         failures = self._failures[peer] = self._failures.get(peer, 0) + 1
         # The power is bounded: a larger number cannot become a float.
         pause = FIRST_PAUSE_SECONDS * _GROWTH ** min(failures - 1, 16)
         self._left_out_until[peer] = now + min(LONGEST_PAUSE_SECONDS, pause)
         return True
 
+    def note_full(self, peer: str, asked: float) -> bool:
+        """Note that a peer is full, and asks to come back after `asked` seconds. Return False if that is a failure.
+
+        A peer that is full whenever it is asked, or asks for too long a pause, would else hold up every request.
+        """
+        now = self._clock()
+        return now + asked < self._full_since.setdefault(peer, now) + FULL_SECONDS
+
     def note_success(self, peer: str) -> None:
         """Note that a peer works. One that is left out stays so until its time ends."""
+        self._full_since.pop(peer, None)
         if self._failures and self._left_out_until.get(peer, 0.0) <= self._clock():
             self._failures.pop(peer, None)

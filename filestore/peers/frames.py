@@ -23,7 +23,7 @@ from filestore.http.client.byte_counter import ByteCounter
 from filestore.http.client.exchange import AnswerBody, Request
 from filestore.peers.addresses import Addresses, Peer
 from filestore.peers.batch import PeerAnswer, PeerBatch, Place
-from filestore.peers.choice import Health, choose
+from filestore.peers.choice import FULL_SECONDS, Health, choose
 from filestore.repository.protocol import Moved
 from filestore.system.metrics import Stage
 from filestore.system.retries import Clock, Sleep
@@ -31,8 +31,6 @@ from filestore.system.threads import SingleFlight, abandon, in_cpu_thread, task_
 
 TRIES = 3
 """How many peers may fail for one frame. Then the server gives it."""
-FULL_SECONDS = 60.0
-"""How long frames are asked for at peers that have no room for a further request. The server would have less."""
 FIRST_FULL_PAUSE_SECONDS = 0.1
 LONGEST_FULL_PAUSE_SECONDS = 2.0
 """The longest pause before a full peer is asked again, if it does not ask for a longer one."""
@@ -106,8 +104,8 @@ class PeerFrames:
         self._health = Health(clock=clock)
         self._links = _Links(open_link)
         self._recent: dict[Digest, str] = {}
-        self._failure: FilestoreError | None = None
-        """The last one of a peer."""
+        self._failure: FilestoreError | str | None = None
+        """What a peer did wrong last."""
         self._has_warned = False
         self.received_size = 0
         """Bytes of the frames that peers have given."""
@@ -157,12 +155,14 @@ class PeerFrames:
                     for numbers in batched_by_size(part, lambda _: 1, limit=wire.BATCH_COUNT_LIMIT)
                 }
             waiting = []
-            full: list[FilestoreError] = []
+            asked: list[float] = []
             for task, (address, numbers) in asking.items():
                 error = task.result()
                 left = [number for number in numbers if number not in batch.places and number not in batch.absent]
-                if error is not None and error.retry_after_seconds is not None:
-                    full.append(error)
+                pause = None if error is None else error.retry_after_seconds
+                if pause is not None and self._health.note_full(address, pause):
+                    self._failure = error
+                    asked.append(pause)
                 else:
                     if error is not None and not (isinstance(error, Unauthorized) and await self._tickets.renewed(ticket)):
                         self._note_failure(address, error)
@@ -174,8 +174,7 @@ class PeerFrames:
             batch.compact()
             if not waiting:
                 return
-            if full and not await pauses.wait(max(error.retry_after_seconds or 0.0 for error in full)):
-                self._failure = full[0]
+            if asked and not await pauses.wait(max(asked)):
                 return
 
     async def _groups(
@@ -270,17 +269,21 @@ class PeerFrames:
                 self._note_failure(peer, InvalidBatch(f"the peer {peer} does not give a frame that the server has"))
 
     def _note_failure(self, peer: str, error: FilestoreError) -> None:
-        self._failure = error
+        self._failure = _ticket_refused(peer) if isinstance(error, Unauthorized) else error
         if self._health.note_failure(peer):
             self._addresses.note_failure()
-            logger.info("the peer %s is left out for some time: %s", peer, error)
+            logger.info("the peer %s is left out for some time: %s", peer, self._failure)
 
     def _warn(self) -> None:
         """Say once that peers do not give all frames."""
         if not self._has_warned:
             self._has_warned = True
-            reason = self._failure or self._tickets.failure or "no peer is known"
+            reason = self._failure or self._tickets.failure or self._addresses.failure or "no peer is known"
             logger.warning("frames are read from the server, because peers do not give all of them: %s", reason)
+
+
+def _ticket_refused(peer: str) -> str:
+    return f"the peer {peer} refuses the ticket; its token may be of another server or namespace, or have been removed"
 
 
 def _wrong_frame(digest: Digest, peer: str) -> InvalidFrame:

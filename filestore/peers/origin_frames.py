@@ -12,10 +12,11 @@ from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from filestore.core.digest import Digest
-from filestore.errors import Busy, FilestoreError, StorageError, StorageFull
+from filestore.errors import Busy, FilestoreError, StorageError, StorageFull, Unauthorized
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.http.server.errors import FailureLog
 from filestore.peers.frame_folder import FrameFolder
+from filestore.peers.tickets import REFUSALS
 from filestore.repository.ingest import is_intact
 from filestore.repository.protocol import Repository
 from filestore.system.buffers import allocate_pages
@@ -56,7 +57,7 @@ class _Flight:
     """The frame, if it is not in the folder."""
 
     def result(self) -> Held:
-        """Return what was found. Raises Busy."""
+        """Return what was found. Raises Busy, Unauthorized."""
         return Held(self.done.result(), self.content)
 
 
@@ -80,7 +81,10 @@ class OriginFrames:
 
     @asynccontextmanager
     async def held(self, digests: Sequence[Digest]) -> AsyncIterator[HeldFrames]:
-        """Find frames, and hold them during the block. Raises Busy if they are not here in time."""
+        """Find frames, and hold them during the block.
+
+        Raises Busy if they are not here in time, and Unauthorized if the origin refuses the token of this peer.
+        """
         # One that everybody has left goes on nevertheless, if its request to the origin has begun.
         new = [_Flight(digest) for digest in dict.fromkeys(digests) if digest not in self._flights]
         self._flights |= {flight.digest: flight for flight in new}
@@ -172,7 +176,8 @@ class OriginFrames:
             await self._take(flights, found)
         except FilestoreError as error:
             self._origin_failures.failed(error)
-            self._fail(flights, Busy(PEER, "its origin does not answer"))
+            refused = isinstance(error, REFUSALS)
+            self._fail(flights, Unauthorized(PEER) if refused else Busy(PEER, "its origin does not answer"))
         except BaseException:
             self._fail(flights, Busy(PEER, "it is stopping"))
             raise
@@ -222,7 +227,7 @@ class OriginFrames:
             # If it is in the folder, the next one finds it there. If it is absent, the next one asks again.
             self._forget_unneeded(flight)
 
-    def _fail(self, flights: Sequence[_Flight], error: Busy) -> None:
+    def _fail(self, flights: Sequence[_Flight], error: FilestoreError) -> None:
         for flight in flights:
             if not flight.done.done():
                 flight.done.set_exception(error)
@@ -239,7 +244,7 @@ class HeldFrames:
         self._held = held
 
     async def open(self, digests: Sequence[Digest]) -> list[BinaryIO | None]:
-        """Do what `FrameSource.open` does. Raises Busy."""
+        """Do what `FrameSource.open` does. Raises Busy, Unauthorized."""
         files = await in_disk_thread(self.open_each, digests)
         async with AsyncExitStack() as stack:
             for file in files:

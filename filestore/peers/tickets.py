@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from filestore.core.tickets import PeerTicket
 from filestore.errors import Busy, FilestoreError, Forbidden, ScopeMissing, Unauthorized
+from filestore.http.server.errors import FailureLog
 
 RENEW_SECONDS = 300.0
 """With the first request after this time, the origin is asked again. A ticket of a key that was changed ends with the answer."""
@@ -16,6 +18,8 @@ ASK_SECONDS = 5.0
 """The least time between two questions because of tickets that are not known."""
 WAIT_SECONDS = 10.0
 """How long a request waits for the answer of the origin."""
+REFUSALS = (Unauthorized, Forbidden, ScopeMissing)
+"""The errors that say that the token of the peer itself may not read. To wait does not help."""
 
 
 class KnownTickets:
@@ -29,13 +33,14 @@ class KnownTickets:
         """Until when each ticket is valid."""
         self._asked_at: float | None = None
         self._failure: FilestoreError | None = None
+        self._failures = FailureLog("the origin gives no ticket to this peer", level=logging.WARNING)
         self._asking: asyncio.Task[None] | None = None
 
     async def accepts(self, authorization: str | None) -> bool:
         """Return whether an Authorization header has a valid ticket.
 
-        A ticket that is not known may be a new one, so the origin is asked: once for all who wait, and once in 5 seconds. Raises
-        Busy if the origin cannot be asked.
+        A ticket that is not known may be a new one, so the origin is asked: once for all who wait, and once in 5 seconds. Without
+        a token that may read, a peer accepts none. Raises Busy if the origin cannot be asked.
         """
         scheme, _, ticket = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -52,7 +57,7 @@ class KnownTickets:
             await asyncio.wait([self._asking], timeout=WAIT_SECONDS)
         if self._is_known(given):
             return True
-        if self._asking is not None or self._failure is not None:
+        if self._asking is not None or not (self._failure is None or isinstance(self._failure, REFUSALS)):
             raise Busy("the peer", "its origin cannot be asked about the ticket")
         return False
 
@@ -75,10 +80,12 @@ class KnownTickets:
             ticket = await self._ask()
         except FilestoreError as error:
             self._failure = error
-            if isinstance(error, Unauthorized | Forbidden | ScopeMissing):
+            self._failures.failed(error)
+            if isinstance(error, REFUSALS):
                 self._known = {}  # the token of this peer may not read any more
         else:
             self._failure = None
+            self._failures.succeeded()
             now = self._clock()
             found = [each for each in (ticket, ticket.earlier) if each is not None]
             self._known = {each.ticket: now + each.expires_in for each in found}

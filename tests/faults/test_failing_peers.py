@@ -160,8 +160,10 @@ async def test_peer_that_fails(tmp_path: Path, stack: ExitStack, answer: Answer,
         assert 2 * COUNT == here.from_server
         assert [logging.WARNING] == [record.levelno for record in caplog.records if record.name.startswith("filestore")]
         assert 0 == here.repository.peers_size
-        # It was left out for the second call. A connection that is cut may be an old one, so it is made once more.
-        assert (2 if answer is not_a_batch else 1) == len(peer.asked)
+        assert ("refuses the ticket" in caplog.text) is (answer is refusing)
+        # It was left out for the second call. A connection that is cut may be an old one, so it is made once more. That one may
+        # be the kept one, on which the end has not arrived before, and the peer then does not see the request.
+        assert len(peer.asked) in ({1, 2} if answer is not_a_batch else {1})
 
 
 @pytest.mark.parametrize("answer", BAD, ids=lambda answer: answer.__name__)

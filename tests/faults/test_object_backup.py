@@ -307,6 +307,20 @@ async def test_what_the_backup_lacks_is_named(backup: Path, place: ObjectLocatio
         await everything(new)
 
 
+async def test_what_was_lost_before_the_backup_is_named(place: ObjectLocation, tmp_path: Path) -> None:
+    """Such a backup has no rows of the chunks that it lacks."""
+    chunks = contents(2, seed=4321)
+    async with opened(tmp_path / "root", create=True) as parts:
+        await push(parts, "hurt.bin", chunks)
+        await push(parts, "whole.bin", contents(1, seed=5))
+    (gone,) = frames_of(chunks[0], tmp_path / "root")
+    gone.unlink()
+    made = await back_up(tmp_path / "root", tmp_path / "backup", full=True)
+    assert [("hurt.bin", 1)] == [(each.record.name, each.missing_count) for each in made.damaged]
+    restored = await restored_to(place, tmp_path / "backup")
+    assert [("hurt.bin", 1)] == [(each.record.name, each.missing_count) for each in restored.counts.damaged]
+
+
 async def test_a_backup_of_names_alone(backup: Path, place: ObjectLocation, home: Home, tmp_path: Path) -> None:
     """It is restored, and no file is whole."""
     await back_up(tmp_path / "root", tmp_path / "names")

@@ -104,6 +104,8 @@ async def test_name_service_that_fails() -> None:
     names.answer = None
     assert ([], 1) == (await peers.peers(), names.asked)
     assert ([], 1) == (await peers.peers(), names.asked)
+    assert peers.failure is not None
+    assert "caches.internal" in peers.failure
     clock.now += SOONEST_SECONDS
     names.answer = ["10.0.0.1"]
     assert [A] == await peers.peers()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import marshal
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
@@ -114,9 +114,12 @@ async def migrate(
     *,
     rate: int | None = None,
     dry_run: bool = False,
+    is_backup: bool = False,
     counts: MigrationCounts | None = None,
 ) -> MigrationCounts:
     """Move a repository. Nobody else may have opened the target; any number of processes may use the source.
+
+    With `is_backup`, all records are checked at the end: a backup has no rows of chunks that were lost before it was made.
 
     A frame is copied only if it decodes to its chunk. `rate` is the most bytes per second
     of the passes before the last one. With `dry_run`, nothing is written to the target but its tables, and nothing to the source.
@@ -149,8 +152,8 @@ async def migrate(
             await transaction.count_again()  # names are counted for one row at a time, and there were many
             await transaction.set_task_state(NO_NAMESPACE, TASK, {"id": counts.repository_id})
             await transaction.set_task_state(NO_NAMESPACE, MIGRATION, None)
-        if counts.lost_count:
-            counts.damaged = [damaged async for damaged in _damaged_files(target)]
+        if counts.lost_count or is_backup:
+            counts.damaged = [damaged async for damaged in _damaged_files(source, target)]
     return counts
 
 
@@ -379,21 +382,30 @@ class _Copy:
         return ObjectName(digest, object_id)
 
 
-async def _damaged_files(target: MigrationTarget) -> AsyncIterator[DamagedFile]:
+async def _damaged_files(source: MigrationSource, target: MigrationTarget) -> AsyncIterator[DamagedFile]:
     """Yield the records that are not whole in the target."""
     for namespace in await target.index.namespaces():
         async for found in _records(target.index, namespace):
-            try:
-                encoded = await read_manifest(target.store, namespace, found.record.digest)
-                chunks = (await in_cpu_thread(Manifest.parse, encoded)).chunks
-            except (InvalidManifest, LimitExceeded, NotFound):
+            manifest = await _manifest_of(source, target, namespace, found.record.digest)
+            if manifest is None:
                 yield DamagedFile(found.record, 0)
                 continue
-            missing = 0
+            chunks, missing = manifest.chunks, 0
             for start in range(0, len(chunks), _PAGE):
                 missing += len(await target.index.unknown(namespace, list(dict(chunks[start : start + _PAGE]))))
             if missing:
                 yield DamagedFile(found.record, missing)
+
+
+async def _manifest_of(source: MigrationSource, target: MigrationTarget, namespace: str, digest: Digest) -> Manifest | None:
+    """Return a manifest if the target has it. It is read from the folder if it is intact there, because that takes no request."""
+    if await target.index.manifest_object(namespace, digest) is None:
+        return None
+    with suppress(InvalidManifest, LimitExceeded, NotFound, StorageError):
+        return await in_cpu_thread(Manifest.parse, await read_manifest(source.store, namespace, digest))
+    with suppress(InvalidManifest, LimitExceeded, NotFound):
+        return await in_cpu_thread(Manifest.parse, await read_manifest(target.store, namespace, digest))
+    return None
 
 
 async def _records(index: PostgresIndex, namespace: str) -> AsyncIterator[PositionedRecord]:

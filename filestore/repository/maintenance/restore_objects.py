@@ -86,6 +86,6 @@ async def _migrate(
         content = MigrationSource(
             store=store_for_reading(backup.parent.parent), index=index, location=str(backup), repository_id=repository_id
         )
-        return await migrate(content, target, rate=rate, counts=counts)
+        return await migrate(content, target, rate=rate, is_backup=True, counts=counts)
     finally:
         await shield_until_done(index.close())
