@@ -287,11 +287,12 @@ async def open_backend(
     min_free: int | None = None,
     scratch: Path | None = None,
     index_connections: int = CONNECTIONS,
+    store_retry_seconds: float | None = None,
 ) -> tuple[ChunkStore, Index]:
     """The disk store and the SQLite index in `root`. The caller closes both. The options: as in `connect`.
 
     For an object store, `open_object_repository` says more. `accepts_index` is for folders, `scratch` and
-    `index_connections` for object stores.
+    what follows for object stores.
 
     With `accepts_index`, which is for a repair, an index is accepted that is empty or older than the content, and made
     if it is missing. Other processes then accept it too. Before that, collection is held in the namespaces whose files
@@ -308,6 +309,7 @@ async def open_backend(
             scratch=scratch,
             min_free=min_free,
             index_connections=index_connections,
+            store_retry_seconds=store_retry_seconds,
         )
     if create:
         await create_repository(root)

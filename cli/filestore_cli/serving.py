@@ -108,7 +108,14 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     def opening() -> Awaitable[tuple[ChunkStore, Index]]:
-        return open_backend(place, min_free=settings.min_free, scratch=spool_folder, index_connections=settings.index_connections)
+        return open_backend(
+            place,
+            min_free=settings.min_free,
+            scratch=spool_folder,
+            index_connections=settings.index_connections,
+            # A client that gets no answer for so long asks again, and would never learn what is wrong.
+            store_retry_seconds=settings.stall_seconds / 2,
+        )
 
     serve_forever(
         lambda: _once_there(place, opening, tell=logging.getLogger("filestore.server").warning),

@@ -48,6 +48,7 @@ async def open_object_repository(
     scratch: Path | None = None,
     min_free: int | None = None,
     index_connections: int = CONNECTIONS,
+    store_retry_seconds: float | None = None,
 ) -> tuple[ChunkStore, Index]:
     """Open the object store and the index of a repository. The caller closes both.
 
@@ -55,12 +56,12 @@ async def open_object_repository(
 
     `scratch` is a folder on a disk of this machine for content that is on its way, of whose space `min_free` bytes stay free. By
     default it is a new folder among the temporary ones, and removed at the end. `index_connections` is the most that this process
-    has to the database.
+    has to the database. `store_retry_seconds` is how long an object store that fails is tried again, by default a minute.
 
     Raises NotARepository if there is none, or if store and index do not belong together; IndexDamaged if the index is empty
     although content is there; InvalidUrl, MissingPackage, UnknownFormat, StorageError, Busy.
     """
-    client = new_s3_client(parse_location(location.store))
+    client = new_s3_client(parse_location(location.store), retry_seconds=store_retry_seconds)
     index = await open_postgres_index(location.index, makes_tables=create, read_only=read_only, connections=index_connections)
     return await joined(
         lambda: open_s3_store(client, index, scratch=scratch, min_free=min_free, read_only=read_only),

@@ -17,6 +17,8 @@ import pytest
 from filestore.http.wire import API
 from tests.support.ceph import Bucket
 from tests.support.commands import SCRIPTS, Home
+from tests.support.gateway_faults import KINDS, CutRequest, faulty_gateway
+from tests.support.generator import octets
 from tests.support.postgres import Postgres, PostgresServer, running_postgres
 
 pytestmark = pytest.mark.slow
@@ -169,3 +171,23 @@ def test_a_server_does_not_wait_for_what_stays_wrong(home: Home, bucket: Bucket,
         said, _ = process.communicate(timeout=60)
     assert 1 == process.returncode
     assert ["Error"] == [line.partition(":")[0] for line in said.splitlines() if line]
+
+
+def test_a_client_learns_that_the_object_store_is_away(home: Home, bucket: Bucket, postgres: Postgres, tmp_path: Path) -> None:
+    """The server answers before the client takes it for one that does not answer."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(octets(1, 3_000_000))
+    with faulty_gateway(bucket.endpoint) as faulty:
+        environ = place(faulty.before(bucket), postgres.new_database()) | {"FILESTORE_STALL_SECONDS": "4"}
+        with starting(home, environ, "--create") as process:
+            said = until(process, "listening on ")
+            (token,) = re.findall(r"export FILESTORE_TOKEN=(\S+)", "".join(said))
+            client = {
+                "FILESTORE_URL": said[-1].removeprefix("listening on ").strip(),
+                "FILESTORE_TOKEN": token,
+                "FILESTORE_RETRY_SECONDS": "3",
+            }
+            pushed = home.result("push", path, environ=client)
+            faulty.inject(CutRequest(), kinds=KINDS, times=1_000_000)
+            sentence = home.failure("fetch", pushed["id"], "--output", tmp_path / "fetched.bin", environ=client)
+            assert "it does not answer" in sentence

@@ -34,7 +34,9 @@ STRANGER_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 60
-"""How long nothing of an answer may arrive. The store answers a put when it has all of it, which is at most 8 MiB."""
+_LEAST_SILENCE_SECONDS = 20
+"""How long nothing of an answer may arrive: as long as a request is tried again, between these. The store answers a put when it
+has all of it, which is at most 8 MiB."""
 _REQUEST_SECONDS = 3600
 _RENEWED_AFTER_SECONDS = 5.0
 """How long credentials are used that the store refuses, before they are read again."""
@@ -64,7 +66,7 @@ class S3Client:
     """Requests to the objects below the prefix of one location. Keys are relative to it.
 
     Each method may be repeated without harm, and raises StoreRefused, StorageFull, StorageError, and Busy if the store cannot be
-    used for RETRY_SECONDS. In a child that was forked after a request of any client, all raise UsedAfterFork.
+    used for `retry_seconds`. In a child that was forked after a request of any client, all raise UsedAfterFork.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class S3Client:
         """Make a client. No request is made. Raises StorageError if its credentials or its location cannot be used."""
         self.location = location
         self._credentials = credentials
+        self._retry_seconds = retry_seconds
         try:
             self._engine, self._signer, self._url_signer = self._new_engines()
         except BaseError as error:
             raise translated(error, str(location)) from None
         self._engine_at = time.monotonic()
-        self._retry_seconds = retry_seconds
         self._retries = Retries(
             retry_seconds=min(retry_seconds, STRANGER_SECONDS), first_pause_seconds=min(_FIRST_PAUSE_SECONDS, retry_seconds)
         )
@@ -305,7 +307,7 @@ class S3Client:
                 # Without an endpoint, AWS_ALLOW_HTTP says it.
                 **({} if endpoint is None else {"allow_http": endpoint.startswith("http://")}),
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-                "read_timeout": timedelta(seconds=_SILENCE_SECONDS),
+                "read_timeout": timedelta(seconds=min(_SILENCE_SECONDS, max(_LEAST_SILENCE_SECONDS, self._retry_seconds))),
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),
             },
             retry_config={"max_retries": 0},

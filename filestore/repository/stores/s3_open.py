@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from filestore.repository.stores.s3_client import S3Client
 
 
-def new_s3_client(location: S3Location) -> S3Client:
+def new_s3_client(location: S3Location, *, retry_seconds: float | None = None) -> S3Client:
     """Return a client for a location. No request is made. Raises MissingPackage, StorageError.
+
+    `retry_seconds` is how long it tries again to use a store that has answered before.
 
     The credentials are those of the environment (AWS_ACCESS_KEY_ID and others), of the file that AWS_SHARED_CREDENTIALS_FILE
     names, which is read again when it is replaced, of a container, or of the machine.
@@ -27,7 +29,8 @@ def new_s3_client(location: S3Location) -> S3Client:
         raise MissingPackage("obstore", "an object store", "s3") from None
     from filestore.repository.stores.s3_credentials import find_file  # noqa: PLC0415  # with the client
 
-    return S3Client(location, credentials=find_file(os.environ))
+    credentials = find_file(os.environ)
+    return S3Client(location, credentials=credentials, **({} if retry_seconds is None else {"retry_seconds": retry_seconds}))
 
 
 async def open_s3_store(
