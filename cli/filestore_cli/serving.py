@@ -307,18 +307,20 @@ def hub_lines(settings: Settings, url: str, token: str | None) -> list[str]:
 def check_listening(settings: Settings, *, on: str | None = None) -> None:
     """Refuse to speak plain HTTP with other machines, unless the user permits it. Then only warn.
 
-    `on` is the address to listen on, if that is not the setting `host`.
+    `on` is the address to listen on, if that is not the setting `host`. No proxy can be before such an address.
 
     Raises click.ClickException.
     """
-    if tls_files(settings) is not None or settings.tls_by_proxy or is_loopback(on or settings.host):
+    is_behind_proxy = bool(settings.tls_by_proxy) and on is None
+    if tls_files(settings) is not None or is_behind_proxy or is_loopback(on or settings.host):
         return
     host = for_display(on or settings.host)
     if not settings.insecure:
         raise click.ClickException(
             f"{host} can be reached from other machines, and traffic would not be encrypted: "
-            "others on the network could read the tokens and the files; give a certificate by --tls-cert and --tls-key, "
-            "or the address of a proxy that speaks TLS by --tls-by-proxy; in a network that you trust, --insecure permits it"
+            "others on the network could read the tokens and the files; give a certificate by --tls-cert and --tls-key"
+            f"{'' if on else ', or the address of a proxy that speaks TLS by --tls-by-proxy'}; "
+            "in a network that you trust, --insecure permits it"
         )
     say(
         f"Warning: {host} can be reached from other machines, and traffic is not encrypted: "

@@ -4,8 +4,9 @@
     ROOT/REPOSITORY/NAMESPACE/ab/.0123...   a frame that is being written, or that a process left when it was killed
 
 A frame gets its name after it was written as a whole. It is not synced, because the origin has it: after a power cut, it may
-have any content. So a process decodes each frame once that it did not write itself, before it gives it to anybody. The time of
-its file is that of its last use. Several processes may use one folder. All functions block, apart from the constructor.
+have any content. So a process decodes each frame once that it did not write itself, before it gives it to anybody, and every
+frame once more from time to time. The time of its file is that of its last use. Several processes may use one folder. All
+functions block, apart from the constructor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.ingest import is_intact
 from filestore.system.files import free_space, in_blocks, is_atomic_staging, storage_errors, write_all, write_error
 from filestore.system.owners import PRIVATE_FILE, make_private
+from filestore.system.retries import Clock
 
 FOLDER = "peers"
 """Its name in a cache."""
@@ -40,6 +42,8 @@ _BLIND = 20
 _FULL_SECONDS = 10.0
 """How long nothing is kept after a sweep that did not make enough space."""
 _PROVEN_LIMIT = 1 << 16
+PROVEN_SECONDS = 900.0
+"""After this time frames are verified once more, because a disk may damage what was right."""
 
 
 class _Found(NamedTuple):
@@ -51,8 +55,17 @@ class _Found(NamedTuple):
 class FrameFolder:
     """The frames of one namespace, in a folder that has a common limit for all namespaces."""
 
-    def __init__(self, root: Path, repository_id: str, namespace: str, *, size_limit: int, min_free: int) -> None:
-        """`size_limit` holds for everything below `root`. `min_free` bytes of its disk stay free."""
+    def __init__(
+        self,
+        root: Path,
+        repository_id: str,
+        namespace: str,
+        *,
+        size_limit: int,
+        min_free: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """`size_limit` holds for everything below `root`. `min_free` bytes of its disk stay free. `clock` returns seconds."""
         self._root = root
         self._folder = root / repository_id / namespace
         self._size_limit = size_limit
@@ -64,9 +77,13 @@ class FrameFolder:
         self._full_until = 0.0
         self._proven: set[Digest] = set()
         """Frames that this process has verified. A frame that is not among them is verified before it is given."""
+        self._proven_until = 0.0
+        self._clock = clock
 
     def sizes(self, digests: Sequence[Digest]) -> list[int]:
         """Return the sizes of frames, and note that they are used now. 0 means that one is not here, or was damaged."""
+        if self._clock() >= self._proven_until:
+            self._proven, self._proven_until = set(), self._clock() + PROVEN_SECONDS
         return [self._size_of(digest) for digest in digests]
 
     def open(self, digest: Digest) -> BinaryIO | None:

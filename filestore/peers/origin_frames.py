@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +33,8 @@ MEMORY_LIMIT = 256 << 20
 """Bytes of frames that wait in memory for those who asked for them, because the disk does not keep them."""
 WAIT_SECONDS = 20.0
 """How long a request waits for the origin. It is less than clients wait. The frames that arrive later are kept."""
+QUIET_SECONDS = 60.0
+"""A failure is logged again only after so long without one."""
 PEER = "the peer"
 _TRIES = 3
 
@@ -76,8 +79,10 @@ class OriginFrames:
         self._pull_count = 0
         self._keeping = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._origin_failures = FailureLog("frames cannot be had from the origin", level=logging.WARNING)
-        self._disk_failures = FailureLog("frames cannot be kept, and are given from memory", level=logging.WARNING)
+        # Small frames may find room on a disk that is full for large ones, and others work while one request fails.
+        failures = partial(FailureLog, level=logging.WARNING, quiet_seconds=QUIET_SECONDS)
+        self._origin_failures = failures("frames cannot be had from the origin")
+        self._disk_failures = failures("frames cannot be kept, and are given from memory")
 
     @asynccontextmanager
     async def held(self, digests: Sequence[Digest]) -> AsyncIterator[HeldFrames]:

@@ -122,7 +122,10 @@ def test_it_needs_a_server_and_permission_to_listen(home: Home) -> None:
     """A folder of this machine has no peers, and a plain address for other machines is a choice of the user."""
     home.create_repository()
     assert "a peer gives what a server has" in home.failure("cache", "serve")
-    assert "--insecure permits it" in home.failure("cache", "serve", "--listen", "0.0.0.0:0", "--url", "http://127.0.0.1:1")
+    environ = {"FILESTORE_TLS_BY_PROXY": "127.0.0.1"}  # of a server on the same machine
+    told = home.failure("cache", "serve", "--listen", "0.0.0.0:0", "--url", "http://127.0.0.1:1", environ=environ)
+    assert "--insecure permits it" in told
+    assert "--tls-by-proxy" not in told
     wrong = home.run("cache", "serve", "--listen", "8600")
     assert (2, True) == (wrong.returncode, "such as 10.0.0.7:8600" in wrong.stderr)
 

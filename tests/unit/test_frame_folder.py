@@ -10,7 +10,7 @@ import pytest
 
 from filestore.core.digest import Digest
 from filestore.format.codec import Codec, Frame
-from filestore.peers.frame_folder import FrameFolder, sweep
+from filestore.peers.frame_folder import PROVEN_SECONDS, FrameFolder, sweep
 from filestore.system.files import free_space
 from tests.support.frames import contents, encoded
 
@@ -64,6 +64,20 @@ def test_a_damaged_frame_of_an_earlier_process_is_not_given(content: bytes, tmp_
     assert [0] == later.sizes([frame.digest])
     assert {frame.digest} == later.keep([frame])
     assert frame.data == path.read_bytes()
+
+
+def test_a_frame_that_the_disk_damaged_is_not_given_for_ever(tmp_path: Path) -> None:
+    """The process that wrote it verifies it again after some time, and gets it from the server."""
+    now = [1.0]
+    folder = FrameFolder(tmp_path, ID, "default", size_limit=1 << 30, min_free=0, clock=lambda: now[0])
+    frames = some(2)
+    assert [0, 0] == folder.sizes(of(frames))
+    folder.keep(frames)
+    [path] = tmp_path.rglob(str(frames[0].digest))
+    path.write_bytes(bytes(len(frames[0].data)))
+    now[0] += PROVEN_SECONDS
+    assert [0, len(frames[1].data)] == folder.sizes(of(frames))
+    assert not path.exists()
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:

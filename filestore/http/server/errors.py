@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from aiohttp import web
@@ -95,21 +96,27 @@ def log_failure(what: str, error: BaseException, *, level: int = logging.ERROR) 
 class FailureLog:
     """Log the first failure of work that is repeated, and no further one until the work has succeeded again."""
 
-    def __init__(self, what: str, *, level: int = logging.ERROR) -> None:
-        """`what` says what cannot be done."""
+    def __init__(
+        self, what: str, *, level: int = logging.ERROR, quiet_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`what` says what cannot be done. A success counts only if nothing has failed for `quiet_seconds`."""
         self._what = what
         self._level = level
+        self._quiet_seconds = quiet_seconds
+        self._clock = clock
         self._is_failing = False
+        self._failed_at = 0.0
 
     def failed(self, error: BaseException) -> None:
         """Note that the work has failed."""
         if not self._is_failing:
             log_failure(self._what, error, level=self._level)
-        self._is_failing = True
+        self._is_failing, self._failed_at = True, self._clock()
 
     def succeeded(self) -> None:
         """Note that the work has succeeded."""
-        self._is_failing = False
+        if self._is_failing and self._clock() - self._failed_at >= self._quiet_seconds:
+            self._is_failing = False
 
 
 def concerns_us(record: logging.LogRecord) -> bool:
