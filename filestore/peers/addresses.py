@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from filestore.core.object_location import shown_url
 from filestore.core.urls import split_urls
 from filestore.errors import InvalidSetting
 from filestore.system.retries import Clock
@@ -74,11 +75,16 @@ def _peer_of(text: str) -> Peer:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidSetting("peers", f"{text!r}: {error}") from None
+        raise InvalidSetting("peers", f"{_shown(text)!r}: {error}") from None
     is_plain = parts.path in {"", "/"} and not parts.query and not parts.fragment and parts.username is None
     if parts.scheme not in {"http", "https"} or not host or port is None or not is_plain:
-        raise InvalidSetting("peers", f"{text!r} cannot be used; {_EXPECTED}")
+        raise InvalidSetting("peers", f"{_shown(text)!r} cannot be used; {_EXPECTED}")
     return _peer(parts.scheme, host, port)
+
+
+def _shown(text: str) -> str:
+    """Return a text for a message, without a password that it may have."""
+    return shown_url(text) if "@" in text else text
 
 
 def _peer(scheme: str, host: str, port: int) -> Peer:

@@ -63,6 +63,15 @@ def test_what_names_no_peers(text: str) -> None:
         parse_peers(text)
 
 
+@pytest.mark.parametrize("text", ["http://user:secret-word@host:1", "http://user:secret-word@host:port"])
+def test_a_password_is_not_shown(text: str) -> None:
+    """A message may be in a log."""
+    with pytest.raises(InvalidSetting) as raised:
+        parse_peers(text)
+    assert "host" in str(raised.value)
+    assert "secret-word" not in str(raised.value)
+
+
 def test_empty_list() -> None:
     """Without peers, the option is left out."""
     with pytest.raises(InvalidSetting, match="peers"):
