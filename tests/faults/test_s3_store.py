@@ -361,26 +361,17 @@ async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: 
 # The format file.
 
 
-@pytest.mark.parametrize("spoiled", [Spoiled(status=501), Spoiled(without="if-none-match")])
+@pytest.mark.parametrize("spoiled", [Spoiled(status=501, only_with="if-none-match"), Spoiled(without="if-none-match")])
 async def test_a_store_without_conditional_puts(bucket: Bucket, tmp_path: Path, spoiled: Spoiled) -> None:
     """Those who propose a format file at the same time take the oldest proposal, and later ones find it."""
 
     def spoil(method: str, target: str) -> Spoiled:
-        return spoiled if method == "PUT" and ("probe" in target or "format.json" in target) and conditional else UNSPOILED
+        return spoiled if method == "PUT" and ("probe" in target or "format.json" in target) else UNSPOILED
 
-    conditional = True
     with running_relay(bucket.endpoint, spoil=spoil) as relay:
         client = client_of(bucket, tmp_path, endpoint=relay.url)
-        if spoiled.status:
-            # Plain puts of this store work.
-            async def put_plainly(key: str, content: bytes) -> None:
-                nonlocal conditional
-                conditional = False
-                await S3Client.put(client, key, content)
-                conditional = True
-
-            client.put = put_plainly  # type: ignore[method-assign, assignment]  # for this test
-        texts = await asyncio.gather(*(initialise(client, b"%d" % number, settling_seconds=0.3) for number in range(3)))
+        # As long as three puts may take on a busy machine.
+        texts = await asyncio.gather(*(initialise(client, b"%d" % number, settling_seconds=3) for number in range(3)))
         assert 1 == len(set(texts))
         assert texts[0] == await initialise(client, b"later")
 

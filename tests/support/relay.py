@@ -49,6 +49,8 @@ class Spoiled(NamedTuple):
     """How many bytes of the body of the server's answer are sent before the connection is cut. -1: not even a status."""
     without: str = ""
     """A header that the server does not get, in lower case."""
+    only_with: str = ""
+    """A header, in lower case. A request that does not have it is not spoiled."""
 
 
 UNSPOILED = Spoiled()
@@ -89,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a request with what the server answers."""
         body = self._body()
         spoiled = self.spoiled(self.command, self.path)
+        if spoiled.only_with and spoiled.only_with not in self.headers:
+            spoiled = UNSPOILED
         if spoiled.status:
             self.log.append(Asked(self.command, self.path, _lower(self.headers.items()), spoiled.status, {}, len(body)))
             self._answer_instead(spoiled)
