@@ -189,6 +189,6 @@ BATCH_ANSWER = Target(
     check=_check_batch_answer,
     errors=(InvalidBatch, Interrupted),
     seeds=_batch_answers,
-    fault=PlantedFault(owner=BatchAnswer, function="_take_header", old="if size > len(self._buffer):", new="if size > 1 << 40:"),
+    fault=PlantedFault(owner=BatchAnswer, function="_claim", old="if size > len(self._buffer):", new="if size > 1 << 40:"),
     parses=("filestore.http.client.answers", "filestore.http.wire"),
 )
