@@ -82,4 +82,5 @@ if [ "${CI:-}" = true ] && [ $# = 0 ]; then
     # Of a part: the whole suite takes much longer when lines are counted.
     bash tests/coverage.sh -n "${JOBS:-2}" -m 'not slow' tests/unit tests/contracts
 fi
-exec .venv/bin/pytest -n "${JOBS:-2}" "$@"
+# One more than there are cores: many tests wait for processes, and two workers leave a third of two cores unused.
+exec .venv/bin/pytest -n "${JOBS:-$(($(nproc) + 1))}" "$@"
