@@ -181,6 +181,7 @@ async def _run(
             ready()
             await stopping.wait()
             peer.traffic.drain()
-            await site.stop()
+            # The port stays open meanwhile, so that whoever connects gets an answer and need not wait for the end.
             await first_of(peer.traffic.idle(), at_once.wait(), within=limits.drain_seconds)
+            await site.stop()
         await first_of(peer.traffic.idle(), within=_CLEANUP_SECONDS)
