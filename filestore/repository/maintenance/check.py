@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +21,7 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import Busy, FilestoreError, InvalidManifest, LimitExceeded, StorageError
-from filestore.repository.index.protocol import ChunkRow, ChunkState, Index
+from filestore.repository.index.protocol import ChunkRow, ChunkState, Index, PositionedRecord
 from filestore.repository.maintenance.digest_set import DigestSet
 from filestore.repository.maintenance.findings import AffectedFile, Finding, FindingKind
 from filestore.repository.maintenance.frames import READERS, FrameReader, Verdict
@@ -256,24 +256,32 @@ class NamespaceCheck:
         while page := await self._index.records_after(self._namespace, position, limit=_RECORDS, only_valid=True):
             position = page[-1].position
             self._counts.record_count += len(page)
-            unknown = [found for found in page if known.get(found.record.digest) != found.record.size]
-            alike: dict[Digest, list[Record]] = {}
-            for found in unknown:
-                alike.setdefault(found.record.digest, []).append(found.record)
-            async for batch in read_of_records(unknown, self._manifest):
-                for first, read in batch:
-                    for record in alike[first.record.digest]:
-                        if known.get(record.digest) == record.size:
-                            continue
-                        manifest = read if record is first.record else await self._manifest(record)
-                        is_whole = True
-                        async for each in self._record(record, manifest):
-                            is_whole = False
-                            yield each
-                        if is_whole:
-                            if len(known) >= _KNOWN_MANIFESTS:
-                                known.clear()
-                            known[record.digest] = record.size
+            async for record, manifest in self._unknown(page, known):
+                is_whole = True
+                async for each in self._record(record, manifest):
+                    is_whole = False
+                    yield each
+                if is_whole:
+                    if len(known) >= _KNOWN_MANIFESTS:
+                        known.clear()
+                    known[record.digest] = record.size
+
+    async def _unknown(
+        self, page: Sequence[PositionedRecord], known: Mapping[Digest, int]
+    ) -> AsyncIterator[tuple[Record, Manifest | Finding]]:
+        """Yield the records that are not in `known`, with their manifests, several of which are read together.
+
+        The caller adds a record that is whole to `known` before it asks for the next one.
+        """
+        unknown = [found for found in page if known.get(found.record.digest) != found.record.size]
+        alike: dict[Digest, list[Record]] = {}
+        for found in unknown:
+            alike.setdefault(found.record.digest, []).append(found.record)
+        async for batch in read_of_records(unknown, self._manifest):
+            for first, manifest in batch:
+                for record in alike[first.record.digest]:
+                    if known.get(record.digest) != record.size:
+                        yield record, manifest if record is first.record else await self._manifest(record)
 
     async def manifests(self) -> AsyncIterator[Finding]:
         """Find manifests without a record."""
