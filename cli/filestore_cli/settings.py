@@ -23,7 +23,6 @@ from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import InvalidSetting
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
-from filestore.peers.addresses import parse_peers
 from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
@@ -100,6 +99,8 @@ def _urls(value: object) -> str:
 
 def _peers(value: object) -> str:
     """Return one text, which `connect` takes apart again if it names several peers."""
+    from filestore.peers.addresses import parse_peers  # heavy
+
     text = ",".join(map(_text, value)) if isinstance(value, list | tuple) else _text(value)
     try:
         parse_peers(text)
