@@ -90,7 +90,7 @@ class OriginFrames:
 
         Raises Busy if they are not here in time, and Unauthorized if the origin refuses the token of this peer.
         """
-        # One that everybody has left goes on nevertheless, if its request to the origin has begun.
+        # A frame whose request to the origin has begun is fetched even if nobody waits for it any more.
         new = [_Flight(digest) for digest in dict.fromkeys(digests) if digest not in self._flights]
         self._flights |= {flight.digest: flight for flight in new}
         flights = {digest: self._flights[digest] for digest in digests}
