@@ -67,6 +67,10 @@ async def open_shared(postgres_index_url: str, clock: Clock) -> AsyncIterator[Op
         await index.close()
 
 
+#: Rows of ``pg_locks``, which lists the locks of all databases of the server, that belong to the database of the test.
+OUR_LOCKS = "pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+
+
 @pytest.fixture
 async def watcher(postgres_index_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that sees what the others do."""
@@ -77,11 +81,7 @@ async def watcher(postgres_index_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 async def until_waiting(watcher: asyncpg.Connection, count: int = 1) -> None:
     """Wait until so many sessions wait for a lock of a namespace."""
-    statement = (
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    while await watcher.fetchval(statement) < count:
+    while await watcher.fetchval(f"SELECT count(*) FROM {OUR_LOCKS} AND NOT granted") < count:
         await asyncio.sleep(0)
 
 
@@ -383,7 +383,7 @@ async def test_locks_share_a_connection(open_shared: OpenIndex, watcher: asyncpg
     """Any number of them, of one process. Each of them excludes another process and another block of this one."""
     index, other = await open_shared(), await open_shared()
     names = [f"lock-{number}" for number in range(30)]
-    sessions = "SELECT count(DISTINCT pid), count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    sessions = f"SELECT count(DISTINCT pid), count(*) FROM {OUR_LOCKS} AND granted"
     async with AsyncExitStack() as held:
         assert all([await held.enter_async_context(index.try_lock(name)) for name in names])
         assert (1, 30) == tuple(await watcher.fetchrow(sessions))
@@ -454,7 +454,7 @@ async def test_a_cancelled_lock_is_free(open_shared: OpenIndex, watcher: asyncpg
 
     async for _ in cancelled_at_every_await(lock):
         await until_free(watcher)
-        while await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"):
+        while await watcher.fetchval(f"SELECT count(*) FROM {OUR_LOCKS} AND granted"):
             await asyncio.sleep(0)
 
 
