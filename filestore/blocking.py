@@ -43,6 +43,7 @@ from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL, Reference
@@ -361,6 +362,27 @@ class Repository:
         """
         inner = self.inner
         return run(lambda: inner.sign(file_id))
+
+    def make_link(self, file_id: str, *, seconds: float) -> Link:
+        """Make a link to a record: a signed URL that lasts `seconds`, is listed, and can be revoked.
+
+        Its `path` is below the server's URL, and is not told again. It ends no later than the token by which this repository
+        was opened.
+
+        Raises NotFound, InvalidInput, LimitExceeded, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.make_link(file_id, seconds=seconds))
+
+    def links(self) -> list[Link]:
+        """Return the links that are valid, the oldest first. Raises StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(inner.links)
+
+    def revoke_link(self, link_id: str) -> Link:
+        """End a link. Return it. Raises NotFound, StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(lambda: inner.revoke_link(link_id))
 
     def versions(
         self,

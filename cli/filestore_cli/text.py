@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def age(seconds: float) -> str:
 def minute(microseconds: int) -> str:
     """Format a time, given in microseconds since 1970, as `2026-11-24 05:57 UTC`."""
     return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of equally many texts as lines, with each column as wide as its longest text."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def table(**rows: object) -> list[str]:

@@ -6,7 +6,9 @@ Routes and shapes are described in `docs/http-api.md`. `requests` sends and retr
 from __future__ import annotations
 
 import json
+import math
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +23,7 @@ from yarl import URL
 from filestore.core.batches import batched_by_size
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit, checked_label, checked_new_commit
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, token_digest
+from filestore.core.links import Link
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import split_full_name
@@ -54,6 +57,8 @@ from filestore.http.client.documents import (
     parse_label,
     parse_labels,
     parse_late_document,
+    parse_link,
+    parse_links,
     parse_record,
     parse_records,
     parse_signed_path,
@@ -468,6 +473,35 @@ class RemoteRepository:
     async def sign(self, file_id: str) -> str:
         answer = await self._requests.json("POST", f"/files/{quote(file_id, safe='')}/sign")
         return parse_signed_path(self.location, answer, file_id=file_id)
+
+    async def make_link(self, file_id: str, *, seconds: float) -> Link:
+        # With the same nonce, a request that is sent again makes no second link.
+        query = _query(file_id=file_id, seconds=str(math.ceil(seconds)), nonce=secrets.token_hex(16))
+        answer = await self._requests.json("POST", f"/links?{query}")
+        link = parse_link(self.location, answer)
+        return link._replace(path=parse_signed_path(self.location, answer, file_id=file_id))
+
+    async def links(self) -> list[Link]:
+        return parse_links(self.location, await self._requests.json("GET", "/links"))
+
+    async def revoke_link(self, link_id: str) -> Link:
+        # Read it first: once it is revoked and the answer was lost, it cannot be had any more.
+        kept = next((link for link in await self.links() if link.id == link_id), None)
+        if kept is None:
+            raise NotFound(link_id)
+        tries = count(1)
+
+        async def ask() -> Link:
+            is_again = next(tries) > 1
+            try:
+                answer = await self._requests.octets_once("DELETE", f"/links/{quote(link_id, safe='')}")
+            except NotFound:
+                if is_again:
+                    return kept
+                raise
+            return parse_link(self.location, parse_document(self.location, answer))
+
+        return await self._requests.retried(ask)
 
     async def remove(
         self,
