@@ -121,6 +121,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    limit_rate: int | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
@@ -152,6 +153,7 @@ def connect(
                 tls_client_key=tls_client_key,
                 min_free=min_free,
                 presigned_reads=presigned_reads,
+                limit_rate=limit_rate,
                 peers=peers,
             )
         )

@@ -85,6 +85,7 @@ from filestore.repository.protocol import (
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
+from filestore.system.rate_limit import LEAST_RATE
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS
 from filestore.system.threads import in_cpu_thread, tell_of_forks
 
@@ -151,13 +152,15 @@ class RemoteRepository:
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
         presigned_reads: bool = True,
+        limit_rate: int | None = None,
     ) -> None:
         """Make a client without asking the server anything yet.
 
         `url` may be the URLs of several servers of one repository: a list of them, or a text with commas or spaces between them.
         `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
         so many batches at a time in each process. With `presigned_reads`, frames are read from an object store where a server
-        names their URLs there. Raises InvalidUrl, InvalidSetting.
+        names their URLs there. `limit_rate` is how many bytes per second all connections together move, those to other servers
+        too; then one process does all transfers. Raises InvalidUrl, InvalidSetting.
         """
         given = split_urls(url) if isinstance(url, str) else list(url)
         locations = list(dict.fromkeys(map(_checked_location, given)))
@@ -166,6 +169,8 @@ class RemoteRepository:
         if token is not None and not _TOKEN.fullmatch(token):
             # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
+        if limit_rate is not None and limit_rate < LEAST_RATE:
+            raise InvalidSetting("limit_rate", f"it is {limit_rate}; at least {LEAST_RATE} bytes per second are needed")
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
         self._options: Callable[..., RemoteRepository] = partial(
@@ -179,7 +184,9 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
             presigned_reads=presigned_reads,
+            limit_rate=limit_rate,
         )
+        self._has_rate = limit_rate is not None
         self._limit = connections
         if connections is None:
             connections = default_connections()
@@ -193,6 +200,7 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             find_proxy=find_proxy,
             certificate=certificate,
+            limit_rate=limit_rate,
         )
         self._connections = connections
         self._is_lending = False
@@ -214,7 +222,9 @@ class RemoteRepository:
         """Give processes started by spawn or forkserver a client of the same server, with its own connections."""
         return self._make(), ()
 
-    def opening(self) -> RemoteOpening:
+    def opening(self) -> RemoteOpening | None:
+        if self._has_rate:
+            return None  # connections of another process would not count for the rate
         return RemoteOpening(self._make(), self._limit)
 
     def _make(self) -> Callable[..., RemoteRepository]:
