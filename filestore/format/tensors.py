@@ -57,18 +57,20 @@ BITS = {
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file."""
+    """A tensor of a file.
+
+    name: As the file has it: any characters, also control characters.
+    dtype: As the format calls it, such as `BF16`, `F8_E4M3` or `Q4_K`. `type N` is a type of GGUF that has no name here.
+    shape: The slowest dimension first, as numpy and torch have it. Empty for a single number.
+    offset: Where its data begins in the file.
+    size: Bytes of its data. For `type N`, this goes to the next tensor, or to the end of the file.
+    """
 
     name: str
-    """As the file has it: any characters, also control characters."""
     dtype: str
-    """As the format calls it, such as `BF16`, `F8_E4M3` or `Q4_K`. `type N` is a type of GGUF that has no name here."""
     shape: tuple[int, ...]
-    """The slowest dimension first, as numpy and torch have it. Empty for a single number."""
     offset: int
-    """Where its data begins in the file."""
     size: int
-    """Bytes of its data. For `type N`, this goes to the next tensor, or to the end of the file."""
 
 
 class TensorTable(NamedTuple):
