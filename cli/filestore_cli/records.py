@@ -18,6 +18,7 @@ from filestore_cli.hints import HINTS
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
 from filestore_cli.start import run_to_end
+from filestore_cli.tensors import list_tensors
 from filestore_cli.text import exactly, for_display, in_units, minute, table
 from filestore_cli.versions import list_versions
 
@@ -25,17 +26,23 @@ _PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
-@click.argument("reference", metavar="[NAME|REFERENCE[:FOLDER]]", required=False)
+@click.argument("reference", metavar="[NAME|REFERENCE[:ENTRY]]", required=False)
 @click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
 @click.option("--recursive", "-r", is_flag=True, help="Also list what is in the folders of a directory.")
+@click.option("--tensors", is_flag=True, help="List the tensors of a safetensors or GGUF file: type, shape, size and name.")
 @takes("url", "token")
-def ls(context: CommandContext, reference: str | None, limit: int | None, *, recursive: bool) -> None:
+def ls(context: CommandContext, reference: str | None, limit: int | None, *, recursive: bool, tensors: bool) -> None:
     """List the stored files and directories, the newest first.
 
     With a name alone, list the versions of this name. With NAME:, NAME@REV, an id or a digest, list what is in that
-    directory, or in a FOLDER of it. This is read from its list of entries: its files are not fetched.
+    directory, or in a folder of it. This is read from its list of entries: its files are not fetched.
     """
     wanted = None if reference is None else Reference.parse(reference)
+    if tensors:
+        if wanted is None or recursive:
+            raise click.UsageError("--tensors is for one file; give its reference, NAME or NAME:PATH, without --recursive")
+        run_to_end(list_tensors(context, wanted, limit=limit))
+        return
     lists_versions = wanted is not None and _is_name_alone(wanted)
     if recursive and (wanted is None or lists_versions):
         raise click.UsageError("--recursive is for what is in a directory; give its name with a ':' after it")

@@ -18,7 +18,8 @@ from weakref import finalize
 
 from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Manifest
-from filestore.core.records import Kind
+from filestore.core.records import Kind, Record
+from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidInput, InvalidReference, InvalidTensors
 from filestore.format.tensors import HeaderReader, Tensor, TensorTable
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits, check_local_header
@@ -139,11 +140,14 @@ async def open_tensors(
         return await _read_header(str(path), await in_disk_thread(_LocalFile, path))
     if wanted is None:
         raise InvalidInput("give what names the stored file, such as 'my_model.zip:model.safetensors'")
-    return await _open_stored(source, wanted, limits)
+    record, reference = await find_wanted(source, wanted)
+    return await open_stored(source, record, reference, limits=limits)
 
 
-async def _open_stored(repository: Repository, wanted: Wanted, limits: ZipLimits) -> TensorFile:
-    record, reference = await find_wanted(repository, wanted)
+async def open_stored(
+    repository: Repository, record: Record, reference: Reference, *, limits: ZipLimits = DEFAULT_LIMITS
+) -> TensorFile:
+    """Do what `open_tensors` does for a record, or for the entry of it that `reference` names. Raises what it raises."""
     name = str(reference)
     if reference.entry_path:
         return await open_entry(repository, await find_entry(repository, record, reference, limits=limits))
