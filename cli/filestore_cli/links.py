@@ -72,7 +72,7 @@ async def _list(context: CommandContext) -> None:
     rows = [(each.id, minute(each.expires_at), for_display(each.made_by), for_display(each.name)) for each in found]
     context.show(
         {"links": [_result(each) for each in found], "repository": location},
-        *columns([_COLUMNS, *rows] if rows else []),
+        *columns(_COLUMNS, rows),
         f"{len(found)} link{'' if len(found) == 1 else 's'} in {place}",
     )
 

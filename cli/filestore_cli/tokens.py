@@ -311,7 +311,7 @@ def _row_of(given: GivenToken) -> TokenRow:
 def _lines(rows: Sequence[TokenRow]) -> list[str]:
     """Return a table of tokens, with the names of its columns if it has a row."""
     now = _now()
-    return columns([_COLUMNS, *(_cells(row, now) for row in rows)] if rows else [])
+    return columns(_COLUMNS, [_cells(row, now) for row in rows])
 
 
 def _cells(row: TokenRow, now: int) -> tuple[str, ...]:
