@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import chain
 
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.object_names import ObjectName
@@ -20,14 +21,14 @@ _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen
 _FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = {GIVEN}"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
 _PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
-# Packed in two values, because the client would need longer for thousands of rows than for all else of a check.
+# Packed in one or two values, because the client would need longer for thousands of rows than for all else of a check.
 _REFRESHED = (
     "SELECT string_agg(digest || int8send(size), '') FILTER (WHERE last_seen >= $3),"
     " string_agg(digest || int8send(size), '') FILTER (WHERE last_seen < $3)"
     f" FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
 )
 _DIGEST_AND_SIZE = struct.Struct(f">{DIGEST_SIZE}sq")
-_SIZES = f"SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
+_SIZES = f"SELECT string_agg(digest || int8send(size), '') FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
 _CONDEMNED = f"SELECT digest FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND going"
 _KNOWN = f"SELECT digest FROM chunks WHERE namespace = $1 AND digest = {GIVEN}"
 # A chunk that is there again needs none of its objects that could not be read.
@@ -127,7 +128,8 @@ async def select_refreshed(
 
 async def select_sizes(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
     """Return the decoded size of each of `digests` that has a live row."""
-    return {Digest(digest): size for digest, size in await read(connection, _SIZES, namespace, digests)}
+    found = [_DIGEST_AND_SIZE.iter_unpack(packed or b"") for (packed,) in await read(connection, _SIZES, namespace, digests)]
+    return {Digest(digest): size for digest, size in chain.from_iterable(found)}
 
 
 async def insert_chunks(connection: Connection, namespace: str, rows: Sequence[ChunkRow], now: int) -> None:
