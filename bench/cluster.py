@@ -261,6 +261,8 @@ async def fill(url: str, rows: int) -> None:
     for first in range(0, rows, _FILLED_AT_ONCE):
         await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1, CHUNK_SIZE)
     await connection.execute("VACUUM ANALYZE chunks")
+    # Or it would write these rows while others are read.
+    await connection.execute("CHECKPOINT")
     await connection.close()
 
 
