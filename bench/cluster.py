@@ -2,7 +2,7 @@
 
     python -m bench.cluster                                   # both parts
     python -m bench.cluster --only transfers --size 1GiB --rounds 3
-    python -m bench.cluster --only index --rows 10000000
+    python -m bench.cluster --only index --rows 10000000 --shared-buffers 1GB
 
 The gateway of Ceph and PostgreSQL run on this machine, on the same cores as the rest. rclone copies the frames that the push has
 stored, between a folder and the gateway, without a server of ours, so it neither cuts, hashes nor encodes. A ratio compares one
@@ -53,6 +53,7 @@ _FILL = (
     " FROM generate_series($2::bigint, $3::bigint) AS number"
 )
 _FILLED_AT_ONCE = 250_000
+_ASKED_TIMES = 10
 _IDLE_SECONDS = 5
 
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, default="1GiB", help="of the file (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are shown (default %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the index (default %(default)s)")
+    parser.add_argument("--shared-buffers", default="1GB", help="of PostgreSQL, for the index alone (default %(default)s)")
     options = parser.parse_args()
     unwind_when_told_to_end()
     if options.only != "index":
@@ -86,8 +88,8 @@ def main() -> None:
             sys.exit("rclone is the peer: apt-get install rclone")
         measure_transfers(options.size, options.rounds)
     if options.only != "transfers":
-        with running_postgres() as server:
-            asyncio.run(measure_index(server.postgres.new_database(), options.rows))
+        with running_postgres(settings={"shared_buffers": options.shared_buffers}) as server:
+            asyncio.run(measure_index(server.postgres.new_database(), options.rows, options.shared_buffers))
 
 
 def measure_transfers(size: int, rounds: int) -> None:
@@ -162,9 +164,9 @@ def idle_share(server: Server) -> float:
     return (processor_seconds(server.pid) - before) / _IDLE_SECONDS
 
 
-def engines_seconds(server: Server) -> float:
-    """Return the processor seconds of the engines so far. They are processes of this one, as the server is."""
-    others = {os.getpid(), *family(server.pid)}
+def engines_seconds(server: Server | None = None) -> float:
+    """Return the processor seconds of the engines so far. They are processes of this one, as the server is if there is one."""
+    others = {os.getpid(), *(family(server.pid) if server else ())}
     return sum(processor_seconds(pid, below=False) for pid in family(os.getpid()) if pid not in others)
 
 
@@ -194,23 +196,33 @@ def rclone(bucket: Bucket, remote: str, folder: str, *, to_store: bool) -> Done:
     )
 
 
-async def measure_index(url: str, rows: int) -> None:
+async def measure_index(url: str, rows: int, buffers: str) -> None:
     """Ask and commit in an index with many rows."""
     index = await open_postgres_index(url)
     await fill(url, max(rows, CHUNKS_OF_100_GB))
-    digests = [digest_of(number * max(1, rows // ASKED)) for number in range(ASKED)]
-    absent = [chunk_digest(b"%d" % number) for number in range(ASKED)]
-    print(f"index of {rows} rows")
-    for what, asked in (("present", digests), ("absent", absent)):
-        times = []
-        for _ in range(10):
-            began = time.perf_counter()
-            await index.missing("a", asked)
-            times.append(time.perf_counter() - began)
-        middle, best, worst = (1000 * each(times) for each in (statistics.median, min, max))
-        print(f"  missing, {ASKED} {what}: {middle:.0f} ms ({best:.0f} to {worst:.0f})")
+    print(f"index of {rows} rows, shared_buffers of {buffers}")
+    await measure_missing(index, "of one file", [digest_of(number) for number in range(ASKED)])
+    # Each row is in a page of its own.
+    await measure_missing(index, "of as many files", [digest_of(number * max(1, rows // ASKED)) for number in range(ASKED)])
+    await measure_missing(index, "absent", [chunk_digest(b"%d" % number) for number in range(ASKED)])
     await measure_commit(index)
     await index.close()
+
+
+async def measure_missing(index: PostgresIndex, what: str, digests: list[Digest]) -> None:
+    """Ask for digests, and print the median time, and the processor time of both ends, which other work changes less."""
+    found: list[tuple[float, float, float]] = []
+    for _ in range(_ASKED_TIMES):
+        engine, client = engines_seconds(), processor_seconds(os.getpid(), below=False)
+        began = time.perf_counter()
+        await index.missing("a", digests)
+        seconds = time.perf_counter() - began
+        found.append((seconds, processor_seconds(os.getpid(), below=False) - client, engines_seconds() - engine))
+    times, clients, engines = ([1000 * each for each in column] for column in zip(*found, strict=True))
+    print(
+        f"  missing, {len(digests)} {what}: {statistics.median(times):.0f} ms ({min(times):.0f} to {max(times):.0f}),"
+        f" processor time: client {statistics.median(clients):.1f} ms, PostgreSQL {statistics.median(engines):.0f}"
+    )
 
 
 async def measure_commit(index: PostgresIndex) -> None:
@@ -249,6 +261,8 @@ async def fill(url: str, rows: int) -> None:
     for first in range(0, rows, _FILLED_AT_ONCE):
         await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1, CHUNK_SIZE)
     await connection.execute("VACUUM ANALYZE chunks")
+    # Or it would write these rows while others are read.
+    await connection.execute("CHECKPOINT")
     await connection.close()
 
 
