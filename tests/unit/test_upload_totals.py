@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -19,11 +21,14 @@ class Uploads:
         self.now = 0.0
         self.used = UploadTotals(0, 0)
         self.listings = 0
+        self.late: dict[str, int] = {}
+        """The sizes of the parts that are there, and whose puts have not ended."""
 
-    async def totals(self, _: str) -> UploadTotals:
-        """List them."""
+    async def totals(self, namespace: str, *, without: Collection[str]) -> UploadTotals:
+        """List them. All are those of one namespace."""
+        del namespace
         self.listings += 1
-        return self.used
+        return UploadTotals(self.used.uploads, self.used.size - sum(self.late.get(name, 0) for name in without))
 
     def server(self) -> ListedTotals:
         """Return what one process knows of them."""
@@ -31,11 +36,11 @@ class Uploads:
 
     async def add(self, server: ListedTotals, more: UploadTotals) -> bool:
         """Add uploads at a server. Return whether it has accepted them."""
-        used = await server.used_with("a", more, LIMITS, takes=True)
-        if used.uploads > LIMITS.uploads or used.size > LIMITS.size:
-            return False
-        self.used = UploadTotals(self.used.uploads + more.uploads, self.used.size + more.size)
-        return True
+        async with server.taking("a", "name", more, LIMITS) as used:
+            if used.uploads > LIMITS.uploads or used.size > LIMITS.size:
+                return False
+            self.used = UploadTotals(self.used.uploads + more.uploads, self.used.size + more.size)
+            return True
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ async def test_far_from_the_limit_a_listing_serves_many_parts(uploads: Uploads) 
     """A share of the limit. To ask twice before a part arrives takes nothing of it."""
     server = uploads.server()
     for _ in range(1 + LIMITS.size // SHARES // PART.size):
-        await server.used_with("a", PART, LIMITS, takes=False)
+        await server.used_with("a", PART, LIMITS)
         assert await uploads.add(server, PART)
     assert 2 == uploads.listings
 
@@ -62,8 +67,34 @@ async def test_what_was_listed_counts_for_a_time(uploads: Uploads) -> None:
     uploads.now += KEPT_SECONDS
     assert await uploads.add(server, PART)
     assert 2 == uploads.listings
-    await server.used_with("b", PART, LIMITS, takes=True)
+    await server.used_with("b", PART, LIMITS)
     assert 3 == uploads.listings
+
+
+@pytest.mark.parametrize("are_there", [False, True])
+async def test_what_is_being_put_counts_once(uploads: Uploads, *, are_there: bool) -> None:
+    """Whether a listing has it already or not. So one process accepts the limit to the last byte, and no more."""
+    server, part = uploads.server(), UploadTotals(0, LIMITS.size // 4)
+    async with AsyncExitStack() as puts:
+        for number in range(4):
+            used = await puts.enter_async_context(server.taking("a", f"{number}", part, LIMITS))
+            assert (number + 1) * part.size == used.size
+            uploads.late[f"{number}"] = part.size if are_there else 0
+            uploads.used = UploadTotals(0, sum(uploads.late.values()))
+        assert not await uploads.add(server, UploadTotals(0, 1))
+    uploads.used, uploads.late = UploadTotals(0, 0), {}
+    assert await uploads.add(server, UploadTotals(0, LIMITS.size))
+
+
+async def test_a_put_that_failed_counts_until_the_next_listing(uploads: Uploads) -> None:
+    """Nobody knows whether the object is there."""
+    server = uploads.server()
+    with pytest.raises(OSError, match="cut"):
+        async with server.taking("a", "name", PART, LIMITS):
+            raise OSError("cut")
+    assert 2 * PART.size == (await server.used_with("a", PART, LIMITS)).size
+    uploads.now += KEPT_SECONDS
+    assert PART.size == (await server.used_with("a", PART, LIMITS)).size
 
 
 @pytest.mark.parametrize("more", [PART, UploadTotals(1, 0)])

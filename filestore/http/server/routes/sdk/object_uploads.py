@@ -107,10 +107,10 @@ class ObjectUploads:
         if not UPLOAD_ID.match(upload_id):
             raise UploadNotFound(upload_id)
         namespace, file_id = repository.namespace, f"{FILE_ID_START}{upload_id}"
-        await self._check_count(namespace, repository.quota.uploads)
         upload = ObjectUpload(self, upload_id, file_id=file_id, name=name or file_id, namespace=namespace)
-        description = {"file_id": file_id, "name": upload.name}
-        await self.objects.put(upload.key(_DESCRIPTION), json.dumps(description).encode(), only_new=True)
+        description, key = {"file_id": file_id, "name": upload.name}, upload.key(_DESCRIPTION)
+        async with self._taking_count(namespace, key, repository.quota.uploads):
+            await self.objects.put(key, json.dumps(description).encode(), only_new=True)
         return upload
 
     async def find(self, upload_id: str, *, namespace: str) -> ObjectUpload:
@@ -152,33 +152,46 @@ class ObjectUploads:
         found = await self.objects.get(_object_key(namespace, sha256))
         return None if found is None else await in_disk_thread(parsed_whole, sha256, found)
 
-    async def check_size(self, namespace: str, more: int, *, takes: bool) -> None:
-        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit.
+    async def check_size(self, namespace: str, more: int) -> None:
+        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit."""
+        if self._size_limit is not None:
+            limits = UploadTotals(_NO_LIMIT, self._size_limit)
+            self._check_used(namespace, await self._totals.used_with(namespace, UploadTotals(0, more), limits), limits)
 
-        With `takes`, the caller puts a part of so many bytes next.
-        """
-        limit = self._size_limit
-        if limit is None:
+    @asynccontextmanager
+    async def taking_size(self, namespace: str, name: str, size: int) -> AsyncIterator[None]:
+        """Count a part that the block puts as an object with this name. Raises UploadsTooLarge."""
+        if self._size_limit is None:
+            yield
             return
-        limits = UploadTotals(_NO_LIMIT, limit)
-        used = (await self._totals.used_with(namespace, UploadTotals(0, more), limits, takes=takes)).size
-        if used > limit:
-            what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
-            raise UploadsTooLarge(what, used, limit, "uploads_size_limit")
+        limits = UploadTotals(_NO_LIMIT, self._size_limit)
+        async with self._totals.taking(namespace, name, UploadTotals(0, size), limits) as used:
+            self._check_used(namespace, used, limits)
+            yield
 
-    async def _check_count(self, namespace: str, limit: int | None) -> None:
+    @asynccontextmanager
+    async def _taking_count(self, namespace: str, name: str, limit: int | None) -> AsyncIterator[None]:
+        """Count an upload that the block begins. `limit` is that of the namespace, if it has one. Raises TooManyUploads."""
         setting = "uploads_limit" if limit is None else ""
         limit = self._count_limit if limit is None else limit
         if limit is None:
+            yield
             return
         limits = UploadTotals(limit, _NO_LIMIT)
-        count = (await self._totals.used_with(namespace, UploadTotals(1, 0), limits, takes=True)).uploads
-        if count > limit:
-            what = f"the number of uploads in progress of the namespace {namespace}"
-            raise TooManyUploads(what, count, limit, setting)
+        async with self._totals.taking(namespace, name, UploadTotals(1, 0), limits) as used:
+            if used.uploads > limit:
+                what = f"the number of uploads in progress of the namespace {namespace}"
+                raise TooManyUploads(what, used.uploads, limit, setting)
+            yield
 
-    async def _list_totals(self, namespace: str) -> UploadTotals:
-        found = await self.objects.names(namespace)
+    @staticmethod
+    def _check_used(namespace: str, used: UploadTotals, limits: UploadTotals) -> None:
+        if used.size > limits.size:
+            what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
+            raise UploadsTooLarge(what, used.size, limits.size, "uploads_size_limit")
+
+    async def _list_totals(self, namespace: str, *, without: Collection[str]) -> UploadTotals:
+        found = [each for each in await self.objects.names(namespace) if each.name not in without]
         kinds = Counter(each.name.rpartition("/")[2] for each in found)
         finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
         size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
@@ -228,7 +241,7 @@ class ObjectUpload:
 
     @asynccontextmanager
     async def arriving(self, size: int) -> AsyncIterator[ArrivingPart]:
-        await self._uploads.check_size(self.namespace, size, takes=False)
+        await self._uploads.check_size(self.namespace, size)
         begun: list[_FilePart] = []
         try:
             await in_disk_thread(_begin_part, self._uploads.spool_folder, begun)
@@ -246,9 +259,9 @@ class ObjectUpload:
         if tags and arrived.tag not in tags:
             raise PartRefused(number)
         check_size(arrived.size + sum(other.size for other in parts if other.number != number))
-        await self._uploads.check_size(self.namespace, arrived.size, takes=True)
         name = self.key(f"{_PARTS}/{number:05}/{arrived.size}-{arrived.tag}")
-        await self._objects.put(name, arrived.file if arrived.size else b"")
+        async with self._uploads.taking_size(self.namespace, name, arrived.size):
+            await self._objects.put(name, arrived.file if arrived.size else b"")
         return ObjectPart(number, arrived.tag, arrived.size, name, self._objects, asyncio.get_running_loop())
 
     async def arrived(self, number: int) -> UploadPart | None:

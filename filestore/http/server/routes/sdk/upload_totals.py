@@ -1,16 +1,22 @@
 """What a namespace has of unfinished uploads in an object store, for its limits, without a listing for each request.
 
 While a namespace has used little of a limit, a process that has just listed its uploads accepts a small share of the limit
-without another listing. So the limit holds for all servers together, unless a quarter of it arrives within `KEPT_SECONDS`: then
-each process may have accepted one share too many.
+without another listing. A process counts exactly what it has accepted itself, from then on until a listing has it. Of what the
+others have accepted, it may miss a share of the limit for each of them, if a quarter of the limit arrives within `KEPT_SECONDS`,
+and what they are just putting. So the limit is exact for one process. N processes together accept at most (1 + N / SHARES) of it,
+and what each of the others is putting at one moment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from filestore.system.retries import Clock
 
 KEPT_SECONDS = 5.0
 """How long what was listed counts."""
@@ -25,6 +31,21 @@ class UploadTotals(NamedTuple):
     size: int
 
 
+class ListTotals(Protocol):
+    """Lists the unfinished uploads of a namespace."""
+
+    async def __call__(self, namespace: str, *, without: Collection[str]) -> UploadTotals:
+        """Return what they are together, without the objects of these names."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taken:
+    """What a caller was allowed to put. Two callers may put the same."""
+
+    name: str
+    more: UploadTotals
+
+
 class _Listed:
     """What was listed of a namespace, and what this process has accepted since."""
 
@@ -33,24 +54,37 @@ class _Listed:
         self.until = 0.0
         self.totals = UploadTotals(0, 0)
         self.accepted = UploadTotals(0, 0)
+        """What the listing does not have. This includes what was being put when it began."""
+        self.arriving: set[_Taken] = set()
+        """What is being put. A listing may have it already, or not yet."""
 
 
 class ListedTotals:
     """The totals of each namespace, for one process."""
 
-    def __init__(
-        self, list_totals: Callable[[str], Awaitable[UploadTotals]], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`list_totals` returns those of a namespace. `clock` returns monotonic seconds."""
+    def __init__(self, list_totals: ListTotals, *, clock: Clock = time.monotonic) -> None:
+        """`clock` returns monotonic seconds."""
         self._list = list_totals
         self._clock = clock
         self._listed: dict[str, _Listed] = {}
 
-    async def used_with(self, namespace: str, more: UploadTotals, limits: UploadTotals, *, takes: bool) -> UploadTotals:
-        """Return the totals of a namespace with `more`, which are exact if they are near one of `limits`.
+    async def used_with(self, namespace: str, more: UploadTotals, limits: UploadTotals) -> UploadTotals:
+        """Return the totals of a namespace with `more`, which are exact if they are near one of `limits`."""
+        return await self._used(namespace, more, limits, taken=None)
 
-        With `takes`, `more` is what the caller adds if that is within the limits.
+    @asynccontextmanager
+    async def taking(self, namespace: str, name: str, more: UploadTotals, limits: UploadTotals) -> AsyncIterator[UploadTotals]:
+        """Yield the same totals. If they are within the limits, the block puts `more`, as an object with this name.
+
+        It counts from now on. If the block fails, nobody knows whether the object was put, and the next listing decides.
         """
+        taken = _Taken(name, more)
+        try:
+            yield await self._used(namespace, more, limits, taken=taken)
+        finally:
+            self._listed[namespace].arriving.discard(taken)
+
+    async def _used(self, namespace: str, more: UploadTotals, limits: UploadTotals, *, taken: _Taken | None) -> UploadTotals:
         listed = self._listed.setdefault(namespace, _Listed())
         async with listed.turn:
             wanted = _sum(listed.accepted, more)
@@ -58,16 +92,19 @@ class ListedTotals:
             if not is_known:
                 # The time before: what others add meanwhile may not be in the listing.
                 until = self._clock() + KEPT_SECONDS
-                listed.totals, listed.accepted, wanted = await self._list(namespace), UploadTotals(0, 0), more
-                listed.until = until
+                arriving = list(listed.arriving)
+                listed.totals = await self._list(namespace, without={each.name for each in arriving})
+                listed.accepted = _sum(*(each.more for each in arriving))
+                listed.until, wanted = until, _sum(listed.accepted, more)
             used = _sum(listed.totals, wanted)
-            if takes and all(part <= limit for part, limit in zip(used, limits, strict=True)):
+            if taken is not None and all(part <= limit for part, limit in zip(used, limits, strict=True)):
                 listed.accepted = wanted
+                listed.arriving.add(taken)
             return used
 
 
-def _sum(one: UploadTotals, two: UploadTotals) -> UploadTotals:
-    return UploadTotals(one.uploads + two.uploads, one.size + two.size)
+def _sum(*totals: UploadTotals) -> UploadTotals:
+    return UploadTotals(sum(each.uploads for each in totals), sum(each.size for each in totals))
 
 
 def _is_far(listed: int, accepted: int, limit: int) -> bool:
