@@ -5,10 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
+from filestore.http.limits import DEFAULT_SERVER_LIMITS
+from filestore.http.server.metrics import Metrics
+from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
+from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_totals import KEPT_SECONDS, SHARES, ListedTotals, UploadTotals
+from filestore.http.server.traffic import Traffic
+from filestore.http.server.upload_quota import UploadQuota
+from filestore.repository.index.sqlite import open_index
+from filestore.repository.local import LocalRepository
+from filestore.repository.stores.memory import MemoryStore
+from filestore.system.metrics import SharedTimes, count_into
+from tests.support.temporary_objects import MemoryObjects
 
 LIMITS = UploadTotals(10_000, 128_000)
 PART = UploadTotals(0, 100)
@@ -84,6 +96,42 @@ async def test_what_is_being_put_counts_once(uploads: Uploads, *, are_there: boo
         assert not await uploads.add(server, UploadTotals(0, 1))
     uploads.used, uploads.late = UploadTotals(0, 0), {}
     assert await uploads.add(server, UploadTotals(0, LIMITS.size))
+
+
+async def test_the_metrics_show_what_the_last_look_found(tmp_path: Path) -> None:
+    """Of all namespaces and servers, without what is finished or abandoned, and without a listing."""
+    store, objects, index = MemoryStore(), MemoryObjects(), await open_index(tmp_path / "index.sqlite")
+    server = ObjectUploads(objects, index, spool_folder=tmp_path, size_limit=None, count_limit=None)
+    for seconds, namespace in ((0, "idle"), (60, "one"), (60, "finished"), (60, "other")):
+        objects.seconds = seconds
+        repository = LocalRepository(store, index, location="memory", namespace=namespace)
+        upload = await server.begin(repository, name=None, upload_id=None)
+        async with upload.arriving(1000) as part:
+            part.write(bytes(1000))
+            await upload.keep(part, 1, check_size=lambda _: None)
+        if namespace == "finished":
+            await upload.save_first(FinishedUpload.of(["a-tag"], "file_x"))
+    await server.expire(idle_seconds=30, limit_seconds=600)
+    del objects.kept
+    shared = SharedTimes(1)
+    shared.join(0)
+    shown = Metrics(
+        store,
+        index,
+        shared_times=shared,
+        traffic=Traffic(),
+        upload_quota=UploadQuota(tmp_path / "none"),
+        limits=DEFAULT_SERVER_LIMITS,
+        note_memory=lambda: None,
+    )
+    try:
+        async with shown.running():
+            text, _ = await shown.text("")
+    finally:
+        count_into(None)
+        await index.close()
+    lines = text.decode().splitlines()
+    assert {"filestore_uploads_in_store 2.0", "filestore_uploads_in_store_bytes 2000.0", "filestore_uploads_open 0.0"} <= {*lines}
 
 
 async def test_a_put_that_failed_counts_until_the_next_listing(uploads: Uploads) -> None:

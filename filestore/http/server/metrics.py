@@ -26,6 +26,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import log_failure
 from filestore.http.server.metric_families import BUCKETS, COUNTED, DURATION, PROCESSES, STAGES
 from filestore.http.server.request_record import RequestRecord
+from filestore.http.server.routes.sdk.upload_totals import noted_totals
 from filestore.http.server.traffic import Traffic
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.index.protocol import Index
@@ -222,7 +223,13 @@ class _Look:
 
     async def _uploads(self) -> Samples:
         uploads, size = await in_disk_thread(self._upload_quota.totals)
-        return {"uploads_open": {(): uploads}, "uploads_open_bytes": {(): size}}
+        in_store = await noted_totals(self._index)
+        return {
+            "uploads_open": {(): uploads},
+            "uploads_open_bytes": {(): size},
+            "uploads_in_store": {(): in_store.uploads},
+            "uploads_in_store_bytes": {(): in_store.size},
+        }
 
     async def _usage(self) -> Samples:
         """The largest namespaces are shown alone, and the sum of all others."""

@@ -34,7 +34,7 @@ from filestore.http.server.lfs_objects import HEAD_LIMIT, LfsObject, parsed_obje
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ArrivingPart, Cut, ServedUpload
-from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals
+from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals, note_totals, sum_of
 from filestore.http.server.routes.sdk.uploads import encoded_cut, new_id, parsed_cut
 from filestore.http.server.upload_quota import UPLOAD_ID
 from filestore.repository.index.protocol import Index
@@ -130,8 +130,8 @@ class ObjectUploads:
                 return
             now = await self.objects.clock()
             ages = _Ages(now - timedelta(seconds=idle_seconds), now - timedelta(seconds=limit_seconds))
-            for namespace in await self.objects.folders(""):
-                await self._expire_namespace(namespace, ages)
+            left = [await self._expire_namespace(namespace, ages) for namespace in await self.objects.folders("")]
+            await note_totals(self.index, sum_of(*left))
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         for namespace in namespaces:
@@ -191,13 +191,10 @@ class ObjectUploads:
             raise UploadsTooLarge(what, used.size, limits.size, "uploads_size_limit")
 
     async def _list_totals(self, namespace: str, *, without: Collection[str]) -> UploadTotals:
-        found = [each for each in await self.objects.names(namespace) if each.name not in without]
-        kinds = Counter(each.name.rpartition("/")[2] for each in found)
-        finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
-        size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
-        return UploadTotals(kinds[_DESCRIPTION] - kinds[_FINISHED], size)
+        return _totals_of([each for each in await self.objects.names(namespace) if each.name not in without])
 
-    async def _expire_namespace(self, namespace: str, ages: _Ages) -> None:
+    async def _expire_namespace(self, namespace: str, ages: _Ages) -> UploadTotals:
+        """Remove what is too old. Return what is left."""
         found = await self.objects.names(namespace)
         old = [each.name for each in found if _id_of(each) == _OBJECTS and each.put_at < ages.idle]
         await self.objects.remove(old)
@@ -205,9 +202,11 @@ class ObjectUploads:
         for each in found:
             if UPLOAD_ID.match(_id_of(each)):
                 uploads.setdefault(_id_of(each), []).append(each)
+        left = []
         for upload_id, of_upload in uploads.items():
-            if ages.are_over(of_upload):
-                await self._remove_unlocked(namespace, upload_id)
+            if not ages.are_over(of_upload) or not await self._remove_unlocked(namespace, upload_id):
+                left += of_upload
+        return _totals_of(left)
 
     async def _remove_unlocked(self, namespace: str, upload_id: str) -> bool:
         """Remove an upload, unless it is locked. Return whether it was removed."""
@@ -379,6 +378,14 @@ def _begin_part(folder: Path, begun: list[_FilePart]) -> None:
 
 def _id_of(found: TemporaryObject) -> str:
     return found.name.split("/", 2)[1]
+
+
+def _totals_of(found: Sequence[TemporaryObject]) -> UploadTotals:
+    """Return what the objects of a namespace are together."""
+    kinds = Counter(each.name.rpartition("/")[2] for each in found)
+    finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
+    size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
+    return UploadTotals(kinds[_DESCRIPTION] - kinds[_FINISHED], size)
 
 
 def _is_part(found: TemporaryObject) -> bool:

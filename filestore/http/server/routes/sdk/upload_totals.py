@@ -16,12 +16,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.repository.index.protocol import Index
 from filestore.system.retries import Clock
 
 KEPT_SECONDS = 5.0
 """How long what was listed counts."""
 SHARES = 128
 """A process accepts one of so many shares of a limit by what it listed before."""
+
+
+TASK = "uploads"
+"""The task in whose state of the namespace `default` the index has the totals of all namespaces."""
 
 
 class UploadTotals(NamedTuple):
@@ -87,26 +93,39 @@ class ListedTotals:
     async def _used(self, namespace: str, more: UploadTotals, limits: UploadTotals, *, taken: _Taken | None) -> UploadTotals:
         listed = self._listed.setdefault(namespace, _Listed())
         async with listed.turn:
-            wanted = _sum(listed.accepted, more)
+            wanted = sum_of(listed.accepted, more)
             is_known = self._clock() < listed.until and all(map(_is_far, listed.totals, wanted, limits))
             if not is_known:
                 # The time before: what others add meanwhile may not be in the listing.
                 until = self._clock() + KEPT_SECONDS
                 arriving = list(listed.arriving)
                 listed.totals = await self._list(namespace, without={each.name for each in arriving})
-                listed.accepted = _sum(*(each.more for each in arriving))
-                listed.until, wanted = until, _sum(listed.accepted, more)
-            used = _sum(listed.totals, wanted)
+                listed.accepted = sum_of(*(each.more for each in arriving))
+                listed.until, wanted = until, sum_of(listed.accepted, more)
+            used = sum_of(listed.totals, wanted)
             if taken is not None and all(part <= limit for part, limit in zip(used, limits, strict=True)):
                 listed.accepted = wanted
                 listed.arriving.add(taken)
             return used
 
 
-def _sum(*totals: UploadTotals) -> UploadTotals:
+def sum_of(*totals: UploadTotals) -> UploadTotals:
+    """Return what they are together."""
     return UploadTotals(sum(each.uploads for each in totals), sum(each.size for each in totals))
 
 
 def _is_far(listed: int, accepted: int, limit: int) -> bool:
     """Return whether a limit is far enough for what is accepted without a listing."""
     return not accepted or (listed <= limit * 3 // 4 and accepted <= limit // SHARES)
+
+
+async def note_totals(index: Index, totals: UploadTotals) -> None:
+    """Note the totals of all namespaces for all servers. Raises StorageError, StorageFull, Busy."""
+    async with index.transaction(DEFAULT_NAMESPACE) as transaction:
+        await transaction.set_task_state(DEFAULT_NAMESPACE, TASK, totals._asdict())
+
+
+async def noted_totals(index: Index) -> UploadTotals:
+    """Return what was noted last. It is 0 where nobody has noted anything. Raises StorageError, Busy."""
+    state = await index.task_state(DEFAULT_NAMESPACE, TASK) or {}
+    return UploadTotals(int(state.get("uploads", 0)), int(state.get("size", 0)))
