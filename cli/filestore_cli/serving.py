@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.core.digest import Digest
     from filestore.http.server.jwt_tokens import JwtOptions
+    from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
     from filestore.http.server.waiting import Waiting
     from filestore.repository.index.protocol import Index
@@ -224,17 +225,8 @@ def folder_words(root: Place, *, created: bool) -> str:
 
 def server_arguments(settings: Settings, spool_folder: Path) -> dict[str, Any]:
     """Return the arguments of every server from the settings."""
-    from filestore.http.server.request_logs import OFF, LogOptions  # heavy
-
-    if settings.access_log_file is not None and settings.access_log == OFF:
-        say("Warning: nothing is written to access_log_file, because access_log is off; set it to json or plain.")
     return {
-        "logs": LogOptions(
-            access_log=settings.access_log,
-            access_log_file=_absolute(settings.access_log_file),
-            audit_log=_absolute(settings.audit_log),
-            audit_log_size=settings.audit_log_size,
-        ),
+        "logs": log_options(settings, audit_log=settings.audit_log),
         "host": settings.host,
         "port": settings.port,
         "limits": settings.server_limits,
@@ -243,6 +235,20 @@ def server_arguments(settings: Settings, spool_folder: Path) -> dict[str, Any]:
         "tls": tls_files(settings),
         "jwt": _jwt_options(settings),
     }
+
+
+def log_options(settings: Settings, *, audit_log: Path | None) -> LogOptions:
+    """Return which logs of requests are written. Warn if the settings contradict each other."""
+    from filestore.http.server.request_logs import OFF, LogOptions  # heavy
+
+    if settings.access_log_file is not None and settings.access_log == OFF:
+        say("Warning: nothing is written to access_log_file, because access_log is off; set it to json or plain.")
+    return LogOptions(
+        access_log=settings.access_log,
+        access_log_file=_absolute(settings.access_log_file),
+        audit_log=_absolute(audit_log),
+        audit_log_size=settings.audit_log_size,
+    )
 
 
 def _absolute(path: Path | None) -> Path | None:

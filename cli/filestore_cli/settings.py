@@ -454,6 +454,16 @@ class Settings:
             has_environment=False,
         ),
     )
+    metrics_listen: tuple[str, int] | None = field(
+        default=None,
+        metadata=_setting(
+            "Where `filestore cache serve` shows its metrics to everybody who reaches this address",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="none: it shows none",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",

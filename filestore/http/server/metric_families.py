@@ -69,7 +69,7 @@ COUNTED = (
     Family(
         "cache_lookups",
         _C,
-        "Looks into a cache: the manifests of a server, or the files of a runtime.",
+        "Looks into a cache: the manifests of a server, the files of a runtime, or the frames of a peer.",
         ("cache", "result"),
         Event.CACHE_LOOKUPS,
     ),
