@@ -655,7 +655,7 @@ class Settings:
         metadata=_setting(
             "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
             "they do not give",
-            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            unit="dns:///NAME:PORT, dns+https:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
             parse=_peers,
             default="none",
             is_repeatable=True,

@@ -71,4 +71,5 @@ class PeerRepository(RemoteRepository):
             places=self._peer_places,
             stall_seconds=self._peer_stall_seconds,
             connect_seconds=min(CONNECT_SECONDS, self._peer_stall_seconds),
+            tls_host=peer.name or None,
         )

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from filestore.backends import connect
 from filestore.peers.metrics import FAMILIES
-from tests.support.frames import encoded
+from filestore.peers.repository import PeerRepository
+from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.nginx import free_port
 from tests.support.peers import GET, running_peer
 from tests.support.server import TOKEN, RunningServer, eventually, running_server
+from tests.support.tls import CERTIFICATE
 
 FRAMES = [encoded(octets(seed, 100_000)) for seed in range(5)]
 DIGESTS = [frame.digest for frame in FRAMES]
@@ -80,6 +83,18 @@ def test_a_peer_shows_its_metrics(server: RunningServer, tmp_path: Path) -> None
     assert [] == [family.shown_name for family in FAMILIES if f"`{family.shown_name}`" not in page]
     names = {f"{name}_total" if each.type == "counter" else name for name, each in families.items()}
     assert names <= {family.shown_name for family in FAMILIES}
+
+
+async def test_all_addresses_of_a_name_speak_tls(server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate has the name, and not the address. One for another name is refused, and the server gives all."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    with running_peer(server, tmp_path / "cache", "--tls-cert", str(CERTIFICATE), check=False) as peer:
+        for name, size in (("localhost", SIZE), ("127.0.0.1", 0)):
+            async with connect(server.url, token=TOKEN, peers=f"dns+https:///{name}:{peer.port}") as repository:
+                assert isinstance(repository, PeerRepository)
+                found = await repository.get(DIGESTS, buffer_for(len(DIGESTS)))
+                assert [frame.data for frame in FRAMES] == found
+                assert size == repository.peers_size
 
 
 @pytest.mark.parametrize("form", ["json", "plain"])
