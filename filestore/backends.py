@@ -111,8 +111,8 @@ def connect(
         is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
     peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, with TLS
-        `dns+https:///NAME:PORT`, or a list of `http://HOST:PORT`. Frames come from them, and from the server only what they do not
-        give.
+        `dns+https:///NAME:PORT`, or a list of `http://HOST:PORT`. Frames come from them, and from the server only what they do
+        not give.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
