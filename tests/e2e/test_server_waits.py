@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
@@ -25,6 +26,7 @@ from tests.support.gateway_faults import KINDS, CutRequest, faulty_gateway
 from tests.support.generator import octets
 from tests.support.nginx import free_port
 from tests.support.postgres import Postgres, PostgresServer, running_postgres
+from tests.support.tls import CERTIFICATE, client_tls
 
 pytestmark = pytest.mark.slow
 
@@ -85,12 +87,13 @@ class Answer(NamedTuple):
     said: dict[str, str]
 
 
-def ask(port: int, path: str, *, method: str = "GET") -> Answer:
+def ask(port: int, path: str, *, method: str = "GET", tls: ssl.SSLContext | None = None) -> Answer:
     """Ask a server, as often as it takes until a connection is neither refused nor cut."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method, data=b"x" if method == "POST" else None)
+    place = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
+    request = urllib.request.Request(f"{place}{path}", method=method, data=b"x" if method == "POST" else None)
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
                 return Answer(answer.status, answer.headers, json.load(answer))
         except urllib.error.HTTPError as error:
             with error:
@@ -99,11 +102,11 @@ def ask(port: int, path: str, *, method: str = "GET") -> Answer:
             continue
 
 
-def assert_waits(port: int, part: str) -> None:
+def assert_waits(port: int, part: str, *, tls: ssl.SSLContext | None = None) -> None:
     """It is alive and not ready, says what it waits for, and tells all others to come back."""
-    assert 200 == ask(port, "/healthz").status
+    assert 200 == ask(port, "/healthz", tls=tls).status
     for method, path in (("GET", "/readyz"), ("GET", f"{API}/files"), ("POST", f"{API}/chunks"), ("GET", "/files/a.bin")):
-        answer = ask(port, path, method=method)
+        answer = ask(port, path, method=method, tls=tls)
         assert 503 == answer.status
         assert f"it waits for its {part}" in answer.said["detail"]
         assert int(answer.headers["Retry-After"]) > 0
@@ -125,6 +128,37 @@ def test_a_server_that_waits_at_its_start_answers(home: Home, bucket: Bucket, da
             assert 200 == ask(port, "/readyz").status
     finally:
         if not database._answers():
+            database.start()
+
+
+def test_a_server_with_a_certificate_answers_by_tls(home: Home, bucket: Bucket, postgres: Postgres) -> None:
+    """Also while it waits."""
+    environ, port = place(bucket, postgres.new_database()), free_port()
+    environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
+    with starting(home, environ, "--create", "--tls-cert", str(CERTIFICATE), port=port) as process:
+        until(process, "Warning: waiting for at most ")
+        assert_waits(port, "object store", tls=client_tls())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """In order, although nothing can be opened."""
+    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    with starting(home, environ, "--create", "--workers", "2", port=port) as process:
+        until(process, "listening on ")
+        database.stop()
+        try:
+            for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(worker), signal.SIGKILL)
+            for _ in range(2):
+                until(process, "waiting for at most ")
+            assert_waits(port, "index")
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+            assert 0 == process.returncode, said
+            assert "Traceback" not in said
+        finally:
             database.start()
 
 
