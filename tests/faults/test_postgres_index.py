@@ -394,6 +394,35 @@ async def test_locks_share_a_connection(open_shared: OpenIndex, watcher: asyncpg
         assert is_ours
 
 
+async def test_a_connection_for_locks_that_is_made_during_a_close_is_closed(
+    open_shared: OpenIndex, watcher: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else knows of it, and it would stay until the end of the process."""
+    index = await open_shared()
+    made, may_go_on = asyncio.Event(), asyncio.Event()
+    connections = []
+    connect = asyncpg.connect
+
+    async def connect_slowly(**arguments: object) -> asyncpg.Connection:
+        connections.append(await connect(**arguments))
+        made.set()
+        await may_go_on.wait()
+        return connections[0]
+
+    async def lock() -> None:
+        async with index.try_lock("name"):
+            pass
+
+    monkeypatch.setattr(asyncpg, "connect", connect_slowly)
+    locking = asyncio.create_task(lock())
+    await made.wait()
+    await index.close()
+    may_go_on.set()
+    with pytest.raises(RuntimeError, match="is closed"):
+        await locking
+    assert [True] == [connection.is_closed() for connection in connections]
+
+
 async def test_a_failed_lock_frees_the_others(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
     """They share a session, which is gone. The blocks go on, and the next one takes its lock in a new session."""
     index, other = await open_shared(), await open_shared()

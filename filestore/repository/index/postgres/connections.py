@@ -135,7 +135,11 @@ class Connections:
 
     async def _connect(self) -> Connection:
         self.check()
-        return await asyncpg.connect(**self._arguments)
+        connection = await asyncpg.connect(**self._arguments)
+        if self._closed:  # meanwhile, so that nobody else would close it
+            connection.terminate()
+            self.check()
+        return connection
 
     def check(self) -> None:
         """Raise UsedAfterFork in another process, and RuntimeError in another event loop or after `close`."""
