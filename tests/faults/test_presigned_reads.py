@@ -148,6 +148,17 @@ async def test_small_and_absent_frames_are_for_the_server(tmp_path: Path) -> Non
         assert 3 == len(here.store.heads)
 
 
+async def test_a_few_small_frames_among_large_ones_come_from_the_store(tmp_path: Path) -> None:
+    """Each of them would be a request to the server of its own."""
+    async with world(tmp_path) as here:
+        sent = [*frames(18, count=3), *frames(19, count=2, size=1000)]
+        await here.repository.put(sent)
+        before = here.link.down_size
+        await here.get(sent)
+        assert 5 == len(here.store.heads)
+        assert here.link.down_size - before < 1000 * len(sent)
+
+
 async def test_a_url_that_has_ended_is_renewed(tmp_path: Path) -> None:
     """The client asks for new ones, and for no frame."""
     async with world(tmp_path) as here:
