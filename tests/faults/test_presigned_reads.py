@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +19,9 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Frame
 from filestore.http import wire
+from filestore.http.client.frame_urls import FramePlaces
 from filestore.http.server.frame_urls import LEAST_SIZE
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import NamesPlaces, Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from filestore.transfer.receive_batch import BatchReceiver
@@ -53,6 +56,17 @@ class World(NamedTuple):
         found = await self.repository.get(digests, buffer_for(len(wanted)), moved=moved.append)
         assert [frame.data for frame in wanted] == found
         assert sum(len(frame.data) for frame in wanted) == sum(moved)
+
+    def asks(self) -> list[bytes]:
+        """Return a list that gets an item for each request for frames to the server from now on."""
+        asked: list[bytes] = []
+
+        async def note(piece: bytes) -> bytes:
+            asked.extend(re.findall(rb"POST /native/v1/chunks/get ", piece))
+            return piece
+
+        self.link.up = note
+        return asked
 
 
 @asynccontextmanager
@@ -110,13 +124,7 @@ async def test_few_requests_tell_where_all_frames_are(tmp_path: Path, presigned_
         await here.repository.put(sent)
         chunks = [Chunk(frame.digest, FRAME_SIZE) for frame in sent]
         record = await here.repository.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name="file")
-        asked: list[bytes] = []
-
-        async def note(piece: bytes) -> bytes:
-            asked.extend(re.findall(rb"POST /native/v1/chunks/get ", piece))
-            return piece
-
-        here.link.up = note
+        asked = here.asks()
         await here.repository.manifest(record.digest)
         await asyncio.gather(*(here.get(sent[start : start + 2]) for start in range(0, len(sent), 2)))
         assert (2 if presigned_reads else 8) == len(asked)
@@ -146,6 +154,53 @@ async def test_small_and_absent_frames_are_for_the_server(tmp_path: Path) -> Non
         assert 3 == len(here.store.heads)
         await here.get(small)
         assert 3 == len(here.store.heads)
+
+
+async def test_worker_processes_are_told_the_places(tmp_path: Path) -> None:
+    """One process asks about all frames that follow in the manifest. What it gives another process is used there once."""
+    async with world(tmp_path) as here:
+        sent = frames(20, count=12)
+        await here.repository.put(sent)
+        digests = [frame.digest for frame in sent]
+        chunks = [Chunk(digest, FRAME_SIZE) for digest in digests]
+        record = await here.repository.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name="file")
+        first = here.repository
+        assert isinstance(first, NamesPlaces)
+        await here.repository.manifest(record.digest)
+        assert await first.name_places(digests[2:4]) is None  # it is not known yet whether the server gives URLs
+        await here.get(sent[:2])
+        opening = here.repository.opening()
+        assert opening is not None
+        asked = here.asks()
+        async with opening.open(share=2) as other:
+            assert isinstance(other, NamesPlaces)
+            for start in range(2, 10, 4):
+                wanted = digests[start : start + 4]
+                places = await first.name_places(wanted)
+                assert places is not None
+                other.take_places(wanted, pickle.loads(pickle.dumps(places)))  # as between two processes
+                await here._replace(repository=other).get(sent[start : start + 4])
+            assert 1 == len(asked)
+            await here._replace(repository=other).get(sent[2:6])
+            assert 2 == len(asked)
+
+
+async def test_places_that_ended_on_the_way_to_a_worker_process_are_asked_for_again(tmp_path: Path) -> None:
+    """The process was stopped for minutes, or the machine slept."""
+    async with world(tmp_path) as here:
+        sent = frames(21, count=4)
+        await here.repository.put(sent)
+        digests = [frame.digest for frame in sent]
+        await here.get(sent)
+        first = here.repository
+        assert isinstance(first, NamesPlaces)
+        places = await first.name_places(digests)
+        assert isinstance(places, FramePlaces)
+        asked = here.asks()
+        first.take_places(digests, places._replace(end=time.monotonic() - 1))
+        await here.get(sent)
+        assert 1 == len(asked)
+        assert 2 * len(sent) == len(here.store.heads)
 
 
 async def test_a_few_small_frames_among_large_ones_come_from_the_store(tmp_path: Path) -> None:

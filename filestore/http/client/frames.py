@@ -136,6 +136,15 @@ class FrameReader:
                 places = self._known.take(digests)
             return places
 
+    async def name_places(self, digests: Sequence[Digest]) -> FramePlaces | None:
+        """Do what `NamesPlaces.name_places` does."""
+        return await self._places_of(digests) if self._stores.is_on and self._has_urls and len(digests) > 1 else None
+
+    def take_places(self, digests: Sequence[Digest], places: FramePlaces) -> None:
+        """Do what `NamesPlaces.take_places` does."""
+        self._has_urls = True
+        self._known.add(digests, places)
+
     def note_manifest(self, encoded: bytes) -> None:
         """Note that the chunks of a manifest will probably be asked for, in their order."""
         self._known.note_manifest(encoded)
