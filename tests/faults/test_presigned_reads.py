@@ -30,7 +30,7 @@ from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import Link, running_link
 from tests.support.nginx import free_port
-from tests.support.server import TOKEN, RunningServer, running_server
+from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, running_server
 
 FRAME_SIZE = 1_000_000
 COUNT = 12
@@ -364,3 +364,64 @@ async def test_the_server_says_where_frames_are_only_to_those_who_ask(tmp_path: 
         [place] = asked.json["frames"]
         assert (300, len(sent.data)) == (asked.json["expires_in"], place["size"])
         assert place["url"].startswith(f"{here.store.url}/default/{sent.digest}?")
+
+
+def places_of(server: RunningServer, wanted: list[Frame], **headers: str) -> dict[str, Any]:
+    """Return the document that says where frames are."""
+    fields = {"Accept": wire.FRAME_URLS} | {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = server.ask("POST", f"{wire.API}/chunks/get", b"".join(frame.digest for frame in wanted), headers=fields)
+    document: dict[str, Any] = answer.json
+    return document
+
+
+async def test_urls_are_given_again(tmp_path: Path) -> None:
+    """Many machines read one file at the same time. A client that the store has refused gets new ones."""
+    async with world(tmp_path) as here:
+        sent = frames(22, count=3)
+        await here.repository.put(sent)
+        first, second = places_of(here.server, sent), places_of(here.server, sent)
+        assert first["frames"] == second["frames"]
+        assert first["expires_in"] > second["expires_in"] > 200
+        assert first["expires_in"] == places_of(here.server, sent, Cache_Control="no-cache")["expires_in"]
+        await here.get(sent)
+        assert 3 == len(here.store.heads)
+
+
+async def test_a_client_that_the_store_has_refused_asks_for_new_urls(tmp_path: Path) -> None:
+    """Those that the server would give again may be refused too."""
+    async with world(tmp_path) as here:
+        sent = frames(23, count=3)
+        await here.repository.put(sent)
+        heads: list[bytes] = []
+
+        async def note(piece: bytes) -> bytes:
+            heads.extend(re.findall(rb"Cache-Control: no-cache", piece))
+            return piece
+
+        here.link.up = note
+        here.store.change = lambda *_: b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n"
+        await here.get(sent)
+        assert 1 == len(heads)
+
+
+async def test_an_absent_frame_is_looked_for_again(tmp_path: Path) -> None:
+    """It may be stored a moment after a client has asked for it."""
+    async with world(tmp_path) as here:
+        sent = frames(24, count=2)
+        await here.repository.put(sent[:1])
+        assert [FRAME_SIZE, 0] == [min(place["size"], FRAME_SIZE) for place in places_of(here.server, sent)["frames"]]
+        await here.repository.put(sent[1:])
+        assert all("url" in place for place in places_of(here.server, sent)["frames"])
+
+
+async def test_urls_that_are_given_again_stay_in_their_namespace(tmp_path: Path) -> None:
+    """Whoever knows the digests gets no URL in another namespace, and none with a token that is unknown."""
+    async with world(tmp_path) as here:
+        sent = frames(25, count=2)
+        await here.repository.put(sent)
+        assert all("url" in place for place in places_of(here.server, sent)["frames"])
+        body, fields = b"".join(frame.digest for frame in sent), {"Accept": wire.FRAME_URLS}
+        other = here.server.ask("POST", f"{wire.API}/chunks/get", body, headers=fields, token=OTHER_TOKEN)
+        assert [{"size": 0}, {"size": 0}] == other.json["frames"]
+        for token in (None, "unknown"):
+            assert 401 == here.server.ask("POST", f"{wire.API}/chunks/get", body, headers=fields, token=token).status

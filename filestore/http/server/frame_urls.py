@@ -10,11 +10,11 @@ from aiohttp import web
 from filestore.core.digest import Digest
 from filestore.http import wire
 from filestore.http.server.context import RequestContext
+from filestore.http.server.recent_urls import URL_SECONDS, RecentFrames
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import FrameUrl
+from filestore.system.clock import elapsed_seconds
 
-URL_SECONDS = 300
-"""How long a URL is valid. A client that has lost its token can read for as long with those it has."""
 LEAST_SIZE = 128 << 10
 """Bytes of the smallest large frame. Many small ones cost more as requests of their own than as a batch, so they get no URL.
 A few among more large ones get URLs: clients would ask this server for each of them alone, which takes it 4 ms."""
@@ -27,13 +27,19 @@ async def frame_urls_answer(
 ) -> web.Response | None:
     """Return the answer for these frames. Return None if it would have no URL, and the client takes the frames too.
 
-    A client that has a limit of bytes per second gets no URL, because nobody else keeps to that limit.
+    A client that has a limit of bytes per second gets no URL, because nobody else keeps to that limit. URLs that were signed a
+    short time ago are given again, unless the client says `Cache-Control: no-cache`, as after the store has refused them.
     """
     accepted = context.request.headers.get("Accept", "")
     if wire.FRAME_URLS not in accepted:
         return None
     takes_frames = wire.OCTETS in accepted
     permitted = context.presigned_reads and context.throttle is None
+    if permitted and context.request.headers.get("Cache-Control") != "no-cache":
+        recent = context.recent_urls.find(repository.namespace, digests)
+        if recent is not None:
+            return _answer(recent.frames, int(recent.end - elapsed_seconds()))
+    began = elapsed_seconds()
     found = await repository.frame_urls(digests, seconds=URL_SECONDS) if permitted else None
     if found is None:
         if takes_frames:
@@ -46,7 +52,15 @@ async def frame_urls_answer(
         return None
     for place, url in named[:URLS_LIMIT]:
         frames[place]["url"] = url
-    body = json.dumps({"expires_in": URL_SECONDS, "frames": frames}, separators=(",", ":")).encode()
+    listed = json.dumps(frames, separators=(",", ":")).encode()
+    if found is not None and named and None not in found:
+        # A frame that is absent may be stored a moment later.
+        context.recent_urls.keep(repository.namespace, digests, RecentFrames(listed, began + URL_SECONDS))
+    return _answer(listed, URL_SECONDS)
+
+
+def _answer(frames: bytes, seconds: int) -> web.Response:
+    body = b'{"expires_in":%d,"frames":%b}' % (seconds, frames)
     # Whoever has such a URL can read the frame.
     return web.Response(body=body, headers={"Content-Type": wire.FRAME_URLS, "Cache-Control": "no-store"})
 
