@@ -8,7 +8,7 @@ The gateway of Ceph and PostgreSQL run on this machine, on the same cores as the
 stored, between a folder and the gateway, without a server of ours, so it neither cuts, hashes nor encodes. A ratio compares one
 round: the time that passed, and the processor time of all processes, which other work on the machine changes less. What an idle
 server takes is subtracted. The goals are a ratio of 0.8, 0.02 s of the server's processor for a GB that is fetched by presigned
-URLs, 50 ms for `missing`, and 2 s for a commit.
+URLs, 50 ms for `missing`, and 2 s for a commit. "The same" is fetched a few seconds later, and gets the same URLs.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _FILL = (
 _FILLED_AT_ONCE = 250_000
 _ASKED_TIMES = 10
 _IDLE_SECONDS = 5
+_OTHER_SIZE = 32 << 20
 
 
 class Step(NamedTuple):
@@ -78,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["transfers", "index"], help="one part (default: both)")
     parser.add_argument("--size", type=parse_size, default="1GiB", help="of the file (default %(default)s)")
+    parser.add_argument("--content", choices=["bf16", "random"], default="bf16", help="of the file (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are shown (default %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the index (default %(default)s)")
     parser.add_argument("--shared-buffers", default="1GB", help="of PostgreSQL, for the index alone (default %(default)s)")
@@ -86,23 +88,29 @@ def main() -> None:
     if options.only != "index":
         if not shutil.which("rclone"):
             sys.exit("rclone is the peer: apt-get install rclone")
-        measure_transfers(options.size, options.rounds)
+        measure_transfers(options.size, options.rounds, options.content)
     if options.only != "transfers":
         with running_postgres(settings={"shared_buffers": options.shared_buffers}) as server:
             asyncio.run(measure_index(server.postgres.new_database(), options.rows, options.shared_buffers))
 
 
-def measure_transfers(size: int, rounds: int) -> None:
+def measure_transfers(size: int, rounds: int, content: str) -> None:
     """Push and fetch a file, each time into a new bucket, beside rclone."""
     with running_gateway() as gateway, running_postgres() as database, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = folder / "model.safetensors"
-        write_safetensors(source, size=size)
+        source, other = folder / "model.safetensors", folder / "other.safetensors"
+        write_safetensors(other, size=_OTHER_SIZE, seed=1)
+        if content == "random":
+            with source.open("wb") as file:
+                for start in range(0, size, _OTHER_SIZE):
+                    file.write(os.urandom(min(_OTHER_SIZE, size - start)))
+        else:
+            write_safetensors(source, size=size)
         found = [
-            one_round(gateway.new_bucket(), database.postgres.new_database(), folder / str(number), source)
+            one_round(gateway.new_bucket(), database.postgres.new_database(), folder / str(number), source, other)
             for number in range(rounds)
         ]
-        print(f"{source.stat().st_size / GB:.2f} GB of bf16, {rounds} rounds; processor seconds for a GB of frames")
+        print(f"{source.stat().st_size / GB:.2f} GB of {content}, {rounds} rounds; processor seconds for a GB of frames")
         for what in found[0]:
             seconds, client, server, engines = (
                 statistics.median(each) for each in zip(*(steps[what] for steps in found), strict=True)
@@ -117,8 +125,11 @@ def measure_transfers(size: int, rounds: int) -> None:
             print(f"  {ours} / {theirs}: {shown}, by processor time {of_processor:.2f}")
 
 
-def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[str, Step]:
-    """Do each step once, and return what it took. The order is the one in which each step finds what it needs."""
+def one_round(bucket: Bucket, index: str, folder: Path, source: Path, other: Path) -> dict[str, Step]:
+    """Do each step once, and return what it took. The order is the one in which each step finds what it needs.
+
+    `other` is a file that is fetched before, because the first fetch finds a server that has not answered such a request.
+    """
     folder.mkdir()
     environment = {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": index}
     server = start_server(folder / "scratch", environment=environment)
@@ -131,11 +142,11 @@ def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[st
         server_seconds = processor_seconds(server.pid) - before - idle * done.seconds
         steps[name] = Step(done.seconds, done.cpu_seconds, server_seconds, engines_seconds(server) - engines)
 
-    def fetch(name: str, *options: str) -> None:
+    def fetch(name: str, what: Path, *options: str) -> None:
         target = folder / "fetched"
-        command: list[str | Path] = [*FILESTORE, "fetch", source.name, "-o", target, "--quiet", *options]
+        command: list[str | Path] = [*FILESTORE, "fetch", what.name, "-o", target, "--quiet", *options]
         step(name, lambda: run(command, environment=server.environment))
-        if not filecmp.cmp(source, target, shallow=False):
+        if not filecmp.cmp(what, target, shallow=False):
             sys.exit("what was fetched is not what was pushed")
         target.unlink()
 
@@ -143,10 +154,13 @@ def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[st
         idle = idle_share(server)
         step("push", lambda: run([*FILESTORE, "push", source, "--quiet"], environment=server.environment))
         step("get, rclone", lambda: rclone(bucket, f"{bucket.name}/models/frames", str(frames), to_store=False))
-        for _ in range(2):  # the second one counts: the first one finds a server that has not answered such a request
-            fetch("fetch, presigned")
+        run([*FILESTORE, "push", other, "--quiet"], environment=server.environment)
+        fetch("", other)
+        del steps[""]
+        fetch("fetch, presigned", source)
+        fetch("fetch, the same", source)
         step("put, rclone", lambda: rclone(bucket, f"{bucket.name}/copy", str(frames), to_store=True))
-        fetch("fetch, server", "--presigned-reads", "no")
+        fetch("fetch, server", source, "--presigned-reads", "no")
     finally:
         server.service.stop()
     gigabytes = folder_bytes(frames) / GB

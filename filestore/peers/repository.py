@@ -48,6 +48,10 @@ class PeerRepository(RemoteRepository):
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         return await self._peers.get(digests, buffer, moved)
 
+    async def name_places(self, digests: Sequence[Digest]) -> None:  # noqa: ARG002  # of the protocol
+        """Return None: few frames are had from the server."""
+        return
+
     def after_fork(self) -> None:
         super().after_fork()
         self._peer_places = None
