@@ -77,7 +77,9 @@ async def _diff(context: CommandContext, old: Reference | Path, new: Reference |
             ) as report,
         ):
             await _check_names(repository, (old, new))
-            found = await compare(repository, old, new, push_cache=push_cache, report=report, limits=context.settings.zip_limits)
+            found = await compare(
+                repository, old, new=new, push_cache=push_cache, report=report, limits=context.settings.zip_limits
+            )
             return found, repository.location, context.place(repository)
 
 

@@ -1,6 +1,6 @@
 """Compare two stored files or directories, or a local path and a stored one: by file, and by tensor.
 
-    found = await diff(repository, "my_model.zip@~1", Path("my_model"))
+    found = await diff(repository, "my_model.zip@~1", new=Path("my_model"))
 
 The manifests and lists of entries are compared; content is read only where they cannot tell. What is on this machine is cut and
 hashed as by a push.
@@ -52,7 +52,8 @@ class TensorDifference(NamedTuple):
 
     name: its name in the file.
     status: added, removed or changed.
-    old, new: what it was, and what it is; None where it is not there.
+    old: what it was; None for an added one.
+    new: what it is; None for a removed one.
     """
 
     name: str
@@ -66,7 +67,8 @@ class FileDifference(NamedTuple):
 
     path: relative to what is compared; empty for a file that is compared alone.
     status: added, removed or changed.
-    old_size, new_size: bytes of content; None where it is not there.
+    old_size: bytes of its old content; None for an added one.
+    new_size: bytes of its new content; None for a removed one.
     bytes_new: bytes of the new content in chunks that the old side does not have.
     tensors: the tensors that are not the same; None for a file whose tensors were not compared.
     same_tensors: how many tensors are the same.
@@ -85,10 +87,13 @@ class FileDifference(NamedTuple):
 class Difference:
     """What `diff` found.
 
-    old, new: how the two are called: a reference, or a path.
-    old_size, new_size: bytes of content, without what a zip file has besides.
+    old: how the old side is called: a reference, or a path.
+    new: how the new side is called.
+    old_size: bytes of content, without what a zip file has besides.
+    new_size: the same of the new side.
     files: the files that are not the same, in the order of their paths.
-    same_count, same_size: how many files are the same, and their bytes.
+    same_count: how many files are the same.
+    same_size: bytes of their content.
     bytes_new: bytes of the new side in chunks that the old side does not have.
     bytes_to_send: bytes that a push of the local path would send, before compression. None if both are stored.
     """
@@ -107,8 +112,8 @@ class Difference:
 async def diff(
     repository: Repository,
     old: Wanted | Path,
-    new: Wanted | Path,
     *,
+    new: Wanted | Path,
     push_cache: PushCache | None = None,
     report: Report | None = None,
     symlinks: Symlinks | str = Symlinks.INSIDE,
@@ -118,15 +123,17 @@ async def diff(
 ) -> Difference:
     """Compare two stored files or directories, or one of them with a path of this machine.
 
-    >>> found = await diff(repository, "my_model.zip@~1", Path("my_model"))
-    >>> for file in found.files: print(file.status, file.path, file.bytes_new)
+    >>> found = await diff(repository, "my_model.zip@~1", new=Path("my_model"))
+    >>> for file in found.files:
+    ...     print(file.status, file.path, file.bytes_new)
 
     repository: what `connect` gives.
     old, new: what names a stored file, also with `:` and a path in a directory; or a `Path` of this machine. At least one is
         stored. A directory is compared with a directory, and a file with a file.
     push_cache: what remembers earlier pushes, so that an unchanged local path is not read.
     report: called with a `Progress` while the local path is read.
-    symlinks, include, exclude: as for `push` of the local path.
+    symlinks: what becomes of symbolic links in the local path, as for `push`.
+    include, exclude: which of its files are taken, as for `push`.
     limits: for zip files that you do not trust.
 
     Two files of stored directories are the same if they have the same chunks, or, where they share chunks with others, the same

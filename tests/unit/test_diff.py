@@ -71,7 +71,7 @@ async def test_equal_sides(repository: WatchedRepository, tmp_path: Path) -> Non
     """A tree and itself, and the folder that was pushed. Nothing is new, and nothing is received but lists of entries."""
     for new in ("model@~0", tmp_path / "first"):
         repository.chunks_got = 0
-        found = await diff(repository, "model", new, symlinks=Symlinks.KEEP)
+        found = await diff(repository, "model", new=new, symlinks=Symlinks.KEEP)
         assert (found.files, found.same_count, found.bytes_new) == ((), 6, 0)
         assert found.same_size == found.old_size == found.new_size
         assert repository.chunks_got <= 4
@@ -91,9 +91,9 @@ async def test_files_that_differ(repository: WatchedRepository, tmp_path: Path) 
         }
     )
     second = plant(tmp_path / "second", things)
-    local = await diff(repository, "model", second, symlinks=Symlinks.KEEP)
+    local = await diff(repository, "model", new=second, symlinks=Symlinks.KEEP)
     await push(repository, second, name="model", symlinks=Symlinks.KEEP)
-    found = await diff(repository, "model@~1", "model")
+    found = await diff(repository, "model@~1", new="model")
     assert {
         "config.json": Status.CHANGED,
         "empty": Status.REMOVED,
@@ -112,7 +112,7 @@ async def test_files_that_differ(repository: WatchedRepository, tmp_path: Path) 
     assert sum(file.bytes_new for file in found.files) <= found.bytes_new
     assert local.bytes_to_send == local.bytes_new == found.bytes_new
     assert found.bytes_to_send is None
-    back = await diff(repository, second, "model@~1", symlinks=Symlinks.KEEP)
+    back = await diff(repository, second, new="model@~1", symlinks=Symlinks.KEEP)
     swapped = {Status.ADDED: Status.REMOVED, Status.REMOVED: Status.ADDED, Status.CHANGED: Status.CHANGED}
     assert {path: swapped[status] for path, status in statuses(found).items()} == statuses(back)
     assert back.bytes_to_send == 0
@@ -140,20 +140,20 @@ async def test_tensors_that_differ(
     }
     for side in (tmp_path / "b" / f"model.{suffix}", f"folder:model.{suffix}"):
         repository.chunks_got = 0
-        found = await diff(repository, f"model.{suffix}", side)
+        found = await diff(repository, f"model.{suffix}", new=side)
         (file,) = found.files
         assert file.tensors is not None
         assert {each.name: each.status for each in file.tensors} == expected
         assert file.same_tensors == 2
         # Not the data of the large ones.
         assert repository.chunks_got < 12
-    assert (await diff(repository, f"model.{suffix}", f"folder:model.{suffix}")).bytes_new > 0
+    assert (await diff(repository, f"model.{suffix}", new=f"folder:model.{suffix}")).bytes_new > 0
 
 
 async def test_a_file_with_a_broken_header(repository: WatchedRepository, tmp_path: Path) -> None:
     """Its tensors are not compared, and the file is."""
     second = plant(tmp_path / "second", tree(**{"m/model.safetensors": b"not one"}))
-    found = await diff(repository, "model", second, symlinks=Symlinks.KEEP)
+    found = await diff(repository, "model", new=second, symlinks=Symlinks.KEEP)
     (file,) = found.files
     assert (Status.CHANGED, None, 0) == (file.status, file.tensors, file.same_tensors)
 
@@ -164,20 +164,20 @@ async def test_a_part_of_a_directory(repository: WatchedRepository, tmp_path: Pa
     for path in ("m/model.safetensors", "config.json", "empty", "m/run.sh"):
         assert (1, ()) == await counts(repository, f"model:{path}", tmp_path / "first" / path)
     (tmp_path / "other").write_bytes(b'{"layers": 9}')
-    found = await diff(repository, "model:config.json", tmp_path / "other")
+    found = await diff(repository, "model:config.json", new=tmp_path / "other")
     assert {"": Status.CHANGED} == statuses(found)
     assert (found.old, found.new) == ("model:config.json", str(tmp_path / "other"))
     # What is new elsewhere in the directory does not count.
     await pushed(repository, tmp_path / "second", tree(**{"z.bin": octets(8, 9 * MIB), "config.json": b'{"layers": 9}'}))
-    found = await diff(repository, "model@~1:config.json", "model:config.json")
+    found = await diff(repository, "model@~1:config.json", new="model:config.json")
     assert ({"": Status.CHANGED}, 13) == (statuses(found), found.bytes_new)
-    found = await diff(repository, "model@~1:m", "model:m")
+    found = await diff(repository, "model@~1:m", new="model:m")
     assert ((), 2, 0) == (found.files, found.same_count, found.bytes_new)
 
 
 async def counts(repository: WatchedRepository, old: str, new: Path) -> tuple[int, tuple[FileDifference, ...]]:
     """How many files are the same, and which are not."""
-    found = await diff(repository, old, new)
+    found = await diff(repository, old, new=new)
     return found.same_count, found.files
 
 
@@ -188,29 +188,29 @@ async def test_other_zip_files(repository: WatchedRepository) -> None:
         content = zip_file([ZipEntry("large", large), ZipEntry("small", small, deflated=deflated)])
         await stored(repository, content, name=name, chunk_size=chunk_size)
     for old, new in (("a.zip:", "b.zip:"), ("b.zip:", "c.zip:"), ("c.zip:large", "b.zip:large"), ("a.zip:small", "b.zip:small")):
-        assert () == (await diff(repository, old, new)).files
+        assert () == (await diff(repository, old, new=new)).files
 
 
 async def test_a_push_cache_helps(repository: WatchedRepository, tmp_path: Path) -> None:
     """An unchanged folder is not read, and is compared all the same."""
     with PushCache(tmp_path / "cache.sqlite") as push_cache:
         await push(repository, tmp_path / "first", name="again", symlinks=Symlinks.KEEP, push_cache=push_cache)
-        found = await diff(repository, "model", tmp_path / "first", symlinks=Symlinks.KEEP, push_cache=push_cache)
+        found = await diff(repository, "model", new=tmp_path / "first", symlinks=Symlinks.KEEP, push_cache=push_cache)
         assert ((), 6, 0) == (found.files, found.same_count, found.bytes_to_send)
         (tmp_path / "first/config.json").write_bytes(b"{}")
-        found = await diff(repository, "model", tmp_path / "first", symlinks=Symlinks.KEEP, push_cache=push_cache)
+        found = await diff(repository, "model", new=tmp_path / "first", symlinks=Symlinks.KEEP, push_cache=push_cache)
         assert {"config.json": Status.CHANGED} == statuses(found)
 
 
 async def test_what_cannot_be_compared(repository: WatchedRepository, tmp_path: Path) -> None:
     """Each refusal says what to give instead."""
     with pytest.raises(InvalidInput, match="one of them must name a stored file"):
-        await diff(repository, tmp_path, tmp_path)
+        await diff(repository, tmp_path, new=tmp_path)
     with pytest.raises(InvalidInput, match=r"is a directory and .* is a file; compare with the path"):
-        await diff(repository, "model", tmp_path / "first/z.bin")
+        await diff(repository, "model", new=tmp_path / "first/z.bin")
     with pytest.raises(EntryNotFound):
-        await diff(repository, "model:absent", "model")
+        await diff(repository, "model:absent", new="model")
     with pytest.raises(NotFound):
-        await diff(repository, "model", "absent")
+        await diff(repository, "model", new="absent")
     with pytest.raises(SourceUnreadable):
-        await diff(repository, "model", tmp_path / "absent")
+        await diff(repository, "model", new=tmp_path / "absent")
