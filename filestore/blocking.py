@@ -43,6 +43,7 @@ from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL, Reference
@@ -131,6 +132,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    limit_rate: int | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
@@ -162,6 +164,7 @@ def connect(
                 tls_client_key=tls_client_key,
                 min_free=min_free,
                 presigned_reads=presigned_reads,
+                limit_rate=limit_rate,
                 peers=peers,
             )
         )
@@ -468,6 +471,27 @@ class Repository:
         """
         inner = self.inner
         return run(lambda: inner.sign(file_id))
+
+    def make_link(self, file_id: str, *, seconds: float) -> Link:
+        """Make a link to a record: a signed URL that lasts `seconds`, is listed, and can be revoked.
+
+        Its `path` is below the server's URL, and is not told again. It ends no later than the token by which this repository
+        was opened.
+
+        Raises NotFound, InvalidInput, LimitExceeded, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.make_link(file_id, seconds=seconds))
+
+    def links(self) -> list[Link]:
+        """Return the links that are valid, the oldest first. Raises StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(inner.links)
+
+    def revoke_link(self, link_id: str) -> Link:
+        """End a link. Return it. Raises NotFound, StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(lambda: inner.revoke_link(link_id))
 
     def versions(
         self,

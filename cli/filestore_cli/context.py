@@ -84,6 +84,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
+            limit_rate=settings.limit_rate,
             peers=settings.peers if asks_peers else None,
         )
         async with AsyncExitStack() as stack:
