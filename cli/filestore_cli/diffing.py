@@ -17,6 +17,7 @@ from filestore_cli.progress import PLAN, show_progress
 from filestore_cli.start import run_to_end
 from filestore_cli.tensors import shape_text
 from filestore_cli.text import columns, for_display, in_units, table
+from filestore_cli.transfer import Selection, _selects
 
 if TYPE_CHECKING:
     # Heavy: the command imports these when it runs.
@@ -35,15 +36,21 @@ _PATH_BEGINNINGS = ("/", "./", "../")
 @click.argument("new", metavar="NEW")
 @click.option("--all", "shows_all", is_flag=True, help="Show all files and tensors that are not the same, and not the largest.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with status {DIFFERENT} if the two are not the same.")
+@_selects
 @takes("url", "token", "push_cache")
-def diff(context: CommandContext, old: str, new: str, *, shows_all: bool, exit_code: bool) -> None:
+def diff(context: CommandContext, old: str, new: str, *, selection: Selection, shows_all: bool, exit_code: bool) -> None:
     """Compare two stored files or directories, or a local path and a stored one, by file and by tensor.
 
     OLD and NEW are references, such as NAME@~1, NAME, or NAME:PATH for a part of a directory. One of them may be a path of this
     machine, which is cut and hashed as by a push; nothing is sent.
     """
     sides = _sides(old, new)
-    found, location, place = run_to_end(_diff(context, *sides))
+    local = next((side for side in sides if isinstance(side, Path)), None)
+    if local is not None:
+        selection.check(local)
+    elif any(selection):
+        raise click.UsageError("--symlinks, --include and --exclude are for a directory of this machine")
+    found, location, place = run_to_end(_diff(context, *sides, local=local, selection=selection))
     context.show(_as_json(found, location), *_lines(found, place, shows_all=shows_all))
     if exit_code and found.files:
         click.get_current_context().exit(DIFFERENT)
@@ -64,11 +71,12 @@ def _is_path(text: str) -> bool:
     return text.startswith(_PATH_BEGINNINGS) or text in {".", ".."} or (text != "" and os.path.lexists(text))
 
 
-async def _diff(context: CommandContext, old: Reference | Path, new: Reference | Path) -> tuple[Difference, str, str]:
+async def _diff(
+    context: CommandContext, old: Reference | Path, new: Reference | Path, *, local: Path | None, selection: Selection
+) -> tuple[Difference, str, str]:
     from filestore.transfer.diff import diff as compare  # heavy
     from filestore.transfer.sources.push_cache import PushCache  # heavy
 
-    local = next((side for side in (old, new) if isinstance(side, Path)), None)
     with PushCache(context.settings.push_cache) as push_cache:
         async with (
             context.repository(read_only=True) as repository,
@@ -78,7 +86,13 @@ async def _diff(context: CommandContext, old: Reference | Path, new: Reference |
         ):
             await _check_names(repository, (old, new))
             found = await compare(
-                repository, old, new=new, push_cache=push_cache, report=report, limits=context.settings.zip_limits
+                repository,
+                old,
+                new=new,
+                push_cache=push_cache,
+                report=report,
+                limits=context.settings.zip_limits,
+                **selection.arguments(),
             )
             return found, repository.location, context.place(repository)
 

@@ -111,6 +111,8 @@ def test_a_local_path_is_compared(home: Home, versions: Path) -> None:
     assert lines[-1] == "3 more files; --all shows them, and --json shows everything"
     whole = home.run("diff", "my_model.zip", "./my_model", "--all", cwd=folder).stdout.splitlines()
     assert 13 == sum(line.startswith(("added ", "changed ")) and "norm" not in line for line in whole)
+    some = home.result("diff", "my_model.zip", versions, "--exclude", "[01]?.txt")
+    assert [("config.json", "changed")] == [(file["path"], file["status"]) for file in some["files"]]
     # Where both could be paths, the first one is the stored one.
     (folder / "my_model.zip").mkdir()
     assert "my_model.zip, " in home.run("diff", "my_model.zip", "my_model", cwd=folder).stdout
@@ -122,4 +124,6 @@ def test_what_cannot_be_compared(home: Home, versions: Path) -> None:
     """The error says what is meant."""
     assert "did you mean 'my_model.zip'" in home.failure("diff", "my_model", "my_model.zip")
     assert "is a directory and" in home.failure("diff", "my_model.zip", "my_model.zip:config.json")
+    assert "are for a directory of this machine" in home.run("diff", "my_model.zip", "x", "--include", "*").stderr
+    assert "is not a directory; --symlinks" in home.failure("diff", "x", versions / "config.json", "--include", "*")
     assert "has no entry 'absent'" in home.failure("diff", "my_model.zip:absent", versions)
