@@ -7,7 +7,7 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `open_tensors`, and the methods of `Cache`. The same verbs
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `diff`, `open_tensors`, and the methods of `Cache`. The same verbs
 without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in
 `filestore.errors`.
 docs/python.md describes everything by examples.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from filestore.format.tensors import Tensor
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
+    from filestore.transfer.diff import Difference, FileDifference, TensorDifference, diff
     from filestore.transfer.fetch import FetchResult, fetch
     from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
@@ -46,12 +47,14 @@ __all__ = [
     "CachedPath",
     "Codec",
     "Commit",
+    "Difference",
     "Digest",
     "Directory",
     "DownloadLimits",
     "FetchResult",
     "FetchTreeResult",
     "File",
+    "FileDifference",
     "FileURL",
     "FilestoreError",
     "Kind",
@@ -69,10 +72,12 @@ __all__ = [
     "StreamingFile",
     "Symlinks",
     "Tensor",
+    "TensorDifference",
     "TensorFile",
     "ZipLimits",
     "blocking",
     "connect",
+    "diff",
     "errors",
     "fetch",
     "fetch_tree",
@@ -86,12 +91,14 @@ _MODULES = {
     "CachedPath": "filestore.cache",
     "Codec": "filestore.format.codec",
     "Commit": "filestore.core.commits",
+    "Difference": "filestore.transfer.diff",
     "Digest": "filestore.core.digest",
     "Directory": "filestore.core.references",
     "DownloadLimits": "filestore.download.download",
     "FetchResult": "filestore.transfer.fetch",
     "FetchTreeResult": "filestore.transfer.fetch_tree",
     "File": "filestore.core.references",
+    "FileDifference": "filestore.transfer.diff",
     "FileURL": "filestore.core.references",
     "FilestoreError": "filestore.errors",
     "Kind": "filestore.core.records",
@@ -109,10 +116,12 @@ _MODULES = {
     "StreamingFile": "filestore.cache",
     "Symlinks": "filestore.transfer.sources.walk",
     "Tensor": "filestore.format.tensors",
+    "TensorDifference": "filestore.transfer.diff",
     "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
+    "diff": "filestore.transfer.diff",
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",

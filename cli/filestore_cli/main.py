@@ -22,6 +22,7 @@ _COMMANDS = {
     "cache": "caching:cache",
     "check": "check:check",
     "create": "transfer:create",
+    "diff": "diffing:diff",
     "du": "usage:du",
     "fetch": "transfer:fetch",
     "gc": "gc:gc",

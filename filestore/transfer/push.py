@@ -296,6 +296,27 @@ async def plan_push(
     return PushPlan(manifest.digest, manifest.size, tuple(entries), new, manifest.size - new, source.read, seconds)
 
 
+@asynccontextmanager
+async def scanned_source(
+    path: Path,
+    identity: Identity,
+    *,
+    push_cache: PushCache | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> AsyncIterator[tuple[FileSource | TreeSource, Manifest]]:
+    """Give the file or directory that a push would send, open for a block, and the manifest that it would commit.
+
+    Raises what `push` raises because of its source.
+    """
+    async with _opened_source(
+        path, identity, push_cache, rehash=False, symlinks=symlinks, include=include, exclude=exclude
+    ) as source:
+        yield source, await _scan_all(source, report)
+
+
 def _check_size(source: FileSource | TreeSource, identity: Identity) -> None:
     """Raise LimitExceeded before anything is sent, if the repository would refuse the file at the end."""
     if identity.upload_limit is not None and source.size > identity.upload_limit:

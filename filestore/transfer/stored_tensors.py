@@ -137,7 +137,7 @@ async def open_tensors(
         if wanted is not None:
             raise InvalidInput("a path of this machine is given alone, without a reference")
         path = given_path(source)
-        return await _read_header(str(path), await in_disk_thread(_LocalFile, path))
+        return await read_tensors(str(path), await in_disk_thread(_LocalFile, path))
     if wanted is None:
         raise InvalidInput("give what names the stored file, such as 'my_model.zip:model.safetensors'")
     record, reference = await find_wanted(source, wanted)
@@ -154,7 +154,7 @@ async def open_stored(
     if record.kind is Kind.DIRECTORY or reference.entry_path is not None:
         raise InvalidReference(name, "it is a directory; give the path of one of its files after a ':'")
     manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-    return await _read_header(name, StoredRanges(repository, manifest))
+    return await read_tensors(name, StoredRanges(repository, manifest))
 
 
 async def open_entry(repository: Repository, found: FoundEntry) -> TensorFile:
@@ -164,10 +164,11 @@ async def open_entry(repository: Repository, found: FoundEntry) -> TensorFile:
     name = f"{found.reference}:{entry.path}"
     if entry.is_deflated:
         raise InvalidTensors(name, "it is compressed in its zip file; fetch it, and open the file on this machine")
-    return await _read_header(name, await entry_ranges(repository, tree, entry))
+    return await read_tensors(name, await entry_ranges(repository, tree, entry))
 
 
-async def _read_header(name: str, content: Content) -> TensorFile:
+async def read_tensors(name: str, content: Content) -> TensorFile:
+    """Read the header of any content, which `name` is for errors. Raises InvalidTensors, and what the content raises."""
     reader, at = HeaderReader(content.size, name=name), 0
     while reader.table is None:
         stop = content.stop_of_chunk(reader.needed - 1) if reader.needed else 0

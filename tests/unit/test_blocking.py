@@ -24,7 +24,7 @@ from tests.support.models import safetensors_file, tensor
 from tests.support.server import RunningServer, eventually, running_server
 
 CONTENT = octets(1, 3 << 20)
-VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree", "open_tensors"]
+VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree", "diff", "open_tensors"]
 METHODS = ["resolve", "resolved", "lease", "open", "cached", "close"]
 
 
@@ -118,6 +118,7 @@ def test_tensors(repository: blocking.Repository, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_file(tensors))
     blocking.push(repository, path)
+    assert () == blocking.diff(repository, "model.safetensors", new=path).files
     for weights in (blocking.open_tensors(repository, "model.safetensors"), blocking.open_tensors(path)):
         assert ["a", "b"] == list(weights.tensors)
         assert tensors[1].data == weights.read("b")

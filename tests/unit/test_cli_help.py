@@ -48,7 +48,7 @@ def test_an_alias_is_the_same_command() -> None:
     assert "warm" not in cli.list_commands(context)
 
 
-RESERVED = {"diff", "copy", "sync", "web"}
+RESERVED = {"copy", "sync", "web"}
 """Names of commands that later versions will have."""
 
 
