@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TextIO
 
 from filestore.core.progress import Progress, Report
+from filestore_cli.start import say
 from filestore_cli.text import duration, for_display, in_units
 
 if TYPE_CHECKING:
@@ -87,8 +89,8 @@ class ProgressMeter:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the end at the current rate. None if nothing moves."""
-        if self.latest is None or not self.rate:
+        """Seconds until the end at the current rate. None if nothing moves, or if nobody knows how much is to come."""
+        if self.latest is None or not self.latest.is_total_known or not self.rate:
             return None
         return (self.latest.total - self.latest.done) / self.rate
 
@@ -128,8 +130,11 @@ def sentence(activity: Activity, meter: ProgressMeter) -> str:
 
 
 def _amounts(activity: Activity, progress: Progress) -> list[str]:
-    amounts = [f"{100 * progress.done // progress.total} %"] if progress.total else []
-    amounts.append(f"{in_units(progress.done)} of {in_units(progress.total)}")
+    if progress.is_total_known:
+        amounts = [f"{100 * progress.done // progress.total} %"] if progress.total else []
+        amounts.append(f"{in_units(progress.done)} of {in_units(progress.total)}")
+    else:
+        amounts = [f"{in_units(progress.done)} so far"]
     if progress.file_count > 1:
         amounts.append(f"{progress.files_done:,} of {progress.file_count:,} files")
     for size, word in ((progress.read, activity.read), (progress.moved, activity.moved), (progress.shared, activity.shared)):
@@ -138,12 +143,21 @@ def _amounts(activity: Activity, progress: Progress) -> list[str]:
     return amounts
 
 
-class _Display(Protocol):
+class Display(Protocol):
+    """Shows what a meter measures."""
+
+    name: str
+    """The name of what is being worked on."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
-    def show(self) -> None: ...
+    def show(self) -> None:
+        """Show the progress now."""
+
+    def tell(self, line: str) -> None:
+        """Print a line that stays."""
 
 
 class PlainLines:
@@ -151,7 +165,7 @@ class PlainLines:
 
     def __init__(self, activity: Activity, name: str, meter: ProgressMeter, stream: TextIO) -> None:
         self._activity = activity
-        self._label = f"{activity.verb} {name}"
+        self.name = name
         self._meter = meter
         self._stream = stream
         self._next = SHORT_SECONDS
@@ -166,8 +180,11 @@ class PlainLines:
         """Print a line, if it is time for one."""
         if self._meter.elapsed >= self._next:
             self._next = self._meter.elapsed + LINE_SECONDS
-            self._stream.write(f"{self._label}: {sentence(self._activity, self._meter)}\n")
-            self._stream.flush()
+            self.tell(f"{self._activity.verb} {self.name}: {sentence(self._activity, self._meter)}")
+
+    def tell(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
 
 class Bar:
@@ -178,7 +195,7 @@ class Bar:
         from rich.live import Live  # heavy
 
         self._activity = activity
-        self._label = f"{activity.verb} {name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + '…'}"
+        self.name = name
         self._meter = meter
         # Only `show` redraws it, without a thread.
         self._live = Live(
@@ -206,9 +223,77 @@ class Bar:
 
         progress = self._meter.latest
         total, done = (progress.total, progress.done) if progress is not None and progress.total else (1, 0)
+        name = self.name if len(self.name) <= _NAME_WIDTH else f"{self.name[: _NAME_WIDTH - 1]}…"
         line = Table.grid(padding=(0, 1))
-        line.add_row(Text(self._label), ProgressBar(total=total, completed=done, width=_BAR_WIDTH))
+        line.add_row(Text(f"{self._activity.verb} {name}"), ProgressBar(total=total, completed=done, width=_BAR_WIDTH))
         self._live.update(Group(line, Text(sentence(self._activity, self._meter))), refresh=True)
+
+    def tell(self, line: str) -> None:
+        from rich.text import Text  # heavy
+
+        self._live.console.print(Text(line), soft_wrap=True)
+
+
+class Items:
+    """The progress of several items, one after the other, as that of one work."""
+
+    def __init__(self, sizes: Sequence[int | None], meter: ProgressMeter | None, display: Display | None) -> None:
+        """`sizes` has the size of each item in bytes, or None where nobody knows it before the item begins."""
+        self._sizes = sizes
+        self._meter = meter
+        self._display = display
+        self._number = 0
+        self._before = self._latest = Progress(0, 0, 0, 0, 0)
+
+    @contextmanager
+    def item(self, name: str) -> Iterator[Report | None]:
+        """Begin the next item, which ends with the block. Yield the function that receives reports of its progress."""
+        self._number += 1
+        self._latest = Progress(self._sizes[self._number - 1] or 0, 0, 0, 0, 0)
+        if self._display is None:
+            yield None
+            return
+        place = f"{self._number} of {len(self._sizes)}, " if len(self._sizes) > 1 else ""
+        self._display.name = f"{place}{for_display(name)}"
+        try:
+            yield self._report
+        finally:
+            # What has failed is not done later.
+            latest = self._latest
+            self._before = self._added(replace(latest, total=latest.done))
+
+    def tell(self, line: str) -> None:
+        """Print a line to standard error that stays, beside the display."""
+        if self._display is None:
+            say(line)
+            return
+        with suppress(OSError):
+            self._display.tell(for_display(line))
+
+    def _report(self, progress: Progress) -> None:
+        self._latest = progress
+        rest = self._sizes[self._number :]
+        added = self._added(progress)
+        assert self._meter is not None  # noqa: S101  # there is a display
+        self._meter.report(
+            replace(
+                added,
+                total=added.total + sum(size or 0 for size in rest),
+                is_total_known=progress.is_total_known and None not in rest,
+            )
+        )
+
+    def _added(self, progress: Progress) -> Progress:
+        """Return a progress with that of the items before it. The files are those of this item."""
+        before = self._before
+        return replace(
+            progress,
+            total=before.total + progress.total,
+            done=before.done + progress.done,
+            moved=before.moved + progress.moved,
+            shared=before.shared + progress.shared,
+            read=before.read + progress.read,
+        )
 
 
 @asynccontextmanager
@@ -223,17 +308,36 @@ async def show_progress(
         yield None
         return
     meter = ProgressMeter(repository=repository)
+    async with _shown(activity, name, meter):
+        yield meter.report
+
+
+@asynccontextmanager
+async def show_items(
+    activity: Activity, sizes: Sequence[int | None], *, enabled: bool, repository: Repository | None = None
+) -> AsyncIterator[Items]:
+    """Show the progress of several items as `show_progress` does. `Items` says what the sizes are."""
+    if not enabled:
+        yield Items(sizes, None, None)
+        return
+    meter = ProgressMeter(repository=repository)
+    async with _shown(activity, "", meter) as display:
+        yield Items(sizes, meter, display)
+
+
+@asynccontextmanager
+async def _shown(activity: Activity, name: str, meter: ProgressMeter) -> AsyncIterator[Display]:
     make = Bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainLines
     with make(activity, for_display(name), meter, sys.stderr) as display:
         showing = asyncio.create_task(_keep_showing(meter, display))
         try:
-            yield meter.report
+            yield display
         finally:
             showing.cancel()
             await asyncio.wait([showing])
 
 
-async def _keep_showing(meter: ProgressMeter, display: _Display) -> None:
+async def _keep_showing(meter: ProgressMeter, display: Display) -> None:
     # Standard error may be closed before the end. Then the work goes on without a display.
     with suppress(OSError):
         while True:

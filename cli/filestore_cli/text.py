@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from filestore.core.object_location import ObjectLocation
+
+Rows: TypeAlias = Mapping[str, object]
+"""The rows of a result for a person: the name of each, and its value."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -63,3 +68,14 @@ def table(**rows: object) -> list[str]:
     """Return lines of a name and a value, with the values in one column. An underscore in a name becomes a space."""
     width = max(map(len, rows))
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]
+
+
+def file_rows(count: int, *, is_tree: bool) -> Rows:
+    """Return the row of a result that has the number of files in a tree."""
+    return {"files": f"{count:,}"} if is_tree else {}
+
+
+def time_taken(seconds: float, size: int) -> str:
+    """Return how long a transfer of `size` bytes took, and its rate."""
+    rate = f" ({in_units(size / seconds)}/s)" if seconds > 0 else ""
+    return duration(seconds) + rate
