@@ -425,5 +425,5 @@ def _rows(done: _Done) -> Rows:
         "received": exactly(fetched.bytes_received),
         **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
         "reused": exactly(fetched.bytes_reused),
-        "time": time_taken(fetched.seconds, fetched.size),
+        "time": time_taken(fetched.seconds, fetched.bytes_received),
     }

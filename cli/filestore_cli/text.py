@@ -75,7 +75,7 @@ def file_rows(count: int, *, is_tree: bool) -> Rows:
     return {"files": f"{count:,}"} if is_tree else {}
 
 
-def time_taken(seconds: float, size: int) -> str:
-    """Return how long a transfer of `size` bytes took, and its rate."""
-    rate = f" ({in_units(size / seconds)}/s)" if seconds > 0 else ""
+def time_taken(seconds: float, moved: int) -> str:
+    """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
+    rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
     return duration(seconds) + rate

@@ -24,7 +24,7 @@ from filestore_cli.parameters import STANDARD_INPUT, NonemptyPath, PathOrInput
 from filestore_cli.progress import HASH, PLAN, PUSH, show_items, show_progress
 from filestore_cli.several import Failures, expand_patterns, refuse_equal, show_blocks
 from filestore_cli.start import run_to_end
-from filestore_cli.text import Rows, exactly, file_rows, for_display, in_units, table, time_taken
+from filestore_cli.text import Rows, duration, exactly, file_rows, for_display, in_units, table, time_taken
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
@@ -436,7 +436,7 @@ def _pushed_rows(done: _Done) -> Rows:
         **file_rows(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
         "sent": exactly(pushed.bytes_sent),
         "shared": exactly(pushed.bytes_shared),
-        "time": time_taken(pushed.seconds, pushed.record.size),
+        "time": time_taken(pushed.seconds, pushed.bytes_sent),
     }
 
 
@@ -485,7 +485,7 @@ def _plan_lines(plan: PushPlan, **more: str) -> list[str]:
             size=exactly(plan.size),
             new=exactly(plan.bytes_new) + ("; they are encoded first, so that fewer are sent" if plan.bytes_new else ""),
             shared=exactly(plan.bytes_shared),
-            time=time_taken(plan.seconds, plan.size),
+            time=duration(plan.seconds),
             **more,
         ),
     ]

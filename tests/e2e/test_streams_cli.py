@@ -210,7 +210,7 @@ def test_what_makes_no_sense_for_standard_output(stored: Home, arguments: list[s
 
 
 @pytest.mark.slow
-def test_a_reader_that_ends_early_is_no_failure(stored: Home, content: bytes) -> None:
+def test_a_reader_that_ends_early_fails_nothing(stored: Home, content: bytes) -> None:
     """No message, and the exit status of Unix tools."""
     command: list[str | Path] = [SCRIPTS / "filestore", "fetch", "model.bin", "-o", "-", "--quiet"]
     process = subprocess.Popen(command, env=stored.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
