@@ -138,7 +138,7 @@ async def _fetch_to_output(context: CommandContext, wanted: FetchRequest) -> Res
                         found.record,
                         sys.stdout.fileno(),
                         found=found.entry,
-                        check=_check_text if is_terminal and not wanted.force else None,
+                        check=_TextCheck() if is_terminal and not wanted.force else None,
                         report=report,
                     )
                 except BrokenPipeError:
@@ -160,12 +160,20 @@ async def _fetch_to_output(context: CommandContext, wanted: FetchRequest) -> Res
         }
 
 
-def _check_text(piece: memoryview) -> None:
-    """Raise ClickException for content that could control a terminal."""
-    if _CONTROLS.search(piece):
-        raise click.ClickException(
-            "the content is not plain text, and standard output is a terminal; write it to a file or a program, or give --force"
-        )
+class _TextCheck:
+    """Refuses content that could control a terminal. It is called with the pieces of the content, in order."""
+
+    def __init__(self) -> None:
+        self._last = b""
+
+    def __call__(self, piece: memoryview) -> None:
+        """Raise ClickException for a piece that is not plain text."""
+        # A character may begin in the piece before.
+        if _CONTROLS.search(piece) or _CONTROLS.search(self._last + bytes(piece[:1])):
+            raise click.ClickException(
+                "the content is not plain text, and standard output is a terminal; write it to a file or program, or give --force"
+            )
+        self._last = bytes(piece[-1:])
 
 
 class FetchRequest(NamedTuple):

@@ -33,8 +33,8 @@ STABLE_SECONDS = 4.0
 LINE_SECONDS = 5.0
 SHORT_SECONDS = 1.0
 """Work that ends sooner prints no plain line."""
-_LEAST_NAME_WIDTH, _NAME_WIDTH = 16, 32
-_LEAST_BAR_WIDTH, _BAR_WIDTH = 6, 24
+_LEAST_NAME_WIDTH, _NAME_WIDTH = 20, 32
+_LEAST_BAR_WIDTH, _BAR_WIDTH = 8, 24
 _GAP = " "
 _LONGEST_SECONDS = 48 * 3600
 """A longer estimate would say nothing."""
@@ -321,10 +321,11 @@ class Bar:
 
         # The last column stays empty: some terminals begin a new line after it.
         width = self._live.console.width - 1
-        label = Text(f"{self._activity.verb} {self.name}")
+        label = Text(f"{self._activity.verb} {self.name}".rstrip())
         label.truncate(_NAME_WIDTH, overflow="ellipsis")
-        text = words(self._activity, self._meter).fitted(width - min(label.cell_len, _LEAST_NAME_WIDTH) - 2 * len(_GAP))
-        label.truncate(max(_LEAST_NAME_WIDTH, width - len(text) - len(_GAP)), overflow="ellipsis")
+        others = min(label.cell_len, _LEAST_NAME_WIDTH) + _LEAST_BAR_WIDTH + 2 * len(_GAP)
+        text = words(self._activity, self._meter).fitted(width - others)
+        label.truncate(max(_LEAST_NAME_WIDTH, width - len(text) - _LEAST_BAR_WIDTH - 2 * len(_GAP)), overflow="ellipsis")
         line = Text.assemble(label, _GAP, self._bar(width - label.cell_len - len(text) - 2 * len(_GAP)), text)
         line.truncate(width, overflow="ellipsis")
         self._live.update(line, refresh=True)

@@ -326,8 +326,8 @@ def _names_of(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _sizes_of(paths: Sequence[Path]) -> list[int | None]:
-    """Return the size of each file, and None for what is not one: a directory has to be walked."""
-    return [path.stat().st_size if path.is_file() else None for path in paths]
+    """Return the size of each file, and None for a directory, which has to be walked, and for a stream."""
+    return [path.stat().st_size if path.is_file() else None if path.exists() else 0 for path in paths]
 
 
 async def _push_each(context: CommandContext, paths: Sequence[Path], pushing: _Pushing, failures: Failures | None) -> _AllDone:
