@@ -33,6 +33,17 @@ Place: TypeAlias = Path | ObjectLocation
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
+TRANSFER_SETTINGS = (
+    "url",
+    "token",
+    "connections",
+    "processes",
+    "transfer_memory",
+    "stall_seconds",
+    "retry_seconds",
+    "limit_rate",
+)
+"""The settings of the commands that push and fetch."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
 

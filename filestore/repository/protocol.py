@@ -257,6 +257,10 @@ class Repository(Protocol):
         """
 
     @property
+    def waited_because(self) -> str:
+        """Why the last request failed for which `waited_seconds` counts. Empty if none waits."""
+
+    @property
     def asked_pause(self) -> tuple[float, str] | None:
         """For how many more seconds a verb waits because the server asked for it, and why. None if none does, and for a folder.
 

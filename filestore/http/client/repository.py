@@ -265,6 +265,10 @@ class RemoteRepository:
         return self._requests.retries.waited_seconds
 
     @property
+    def waited_because(self) -> str:
+        return self._requests.retries.waited_because
+
+    @property
     def asked_pause(self) -> tuple[float, str] | None:
         return self._requests.retries.asked_pause
 
