@@ -7,9 +7,9 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, and the methods of `Cache`. The same verbs without asyncio, for
-scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`.
-docs/python.md describes everything by examples.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, and the methods of `Cache`. The same verbs
+without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in
+`filestore.errors`. docs/python.md describes everything by examples.
 
 Each name is imported when it is first used, so that `import filestore` takes little time.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from filestore.format.codec import Codec
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
+    from filestore.transfer.copy import CopyPlan, CopyResult, copy, plan_copy
     from filestore.transfer.fetch import FetchResult, fetch
     from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
@@ -43,6 +44,8 @@ __all__ = [
     "CachedPath",
     "Codec",
     "Commit",
+    "CopyPlan",
+    "CopyResult",
     "Digest",
     "Directory",
     "DownloadLimits",
@@ -68,9 +71,11 @@ __all__ = [
     "ZipLimits",
     "blocking",
     "connect",
+    "copy",
     "errors",
     "fetch",
     "fetch_tree",
+    "plan_copy",
     "plan_push",
     "push",
 ]
@@ -80,6 +85,8 @@ _MODULES = {
     "CachedPath": "filestore.cache",
     "Codec": "filestore.format.codec",
     "Commit": "filestore.core.commits",
+    "CopyPlan": "filestore.transfer.copy",
+    "CopyResult": "filestore.transfer.copy",
     "Digest": "filestore.core.digest",
     "Directory": "filestore.core.references",
     "DownloadLimits": "filestore.download.download",
@@ -105,9 +112,11 @@ _MODULES = {
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
+    "copy": "filestore.transfer.copy",
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",
+    "plan_copy": "filestore.transfer.copy",
     "plan_push": "filestore.transfer.push",
     "push": "filestore.transfer.push",
 }

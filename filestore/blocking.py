@@ -54,9 +54,11 @@ from filestore.repository import protocol
 from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
 from filestore.system.retries import RETRY_SECONDS
+from filestore.transfer import copy as _copy
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
 from filestore.transfer import push as _push
+from filestore.transfer.copy import CopyPlan, CopyResult
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
@@ -68,6 +70,8 @@ __all__ = [
     "CachedPath",
     "Codec",
     "Commit",
+    "CopyPlan",
+    "CopyResult",
     "Digest",
     "Directory",
     "DownloadLimits",
@@ -92,9 +96,11 @@ __all__ = [
     "Symlinks",
     "ZipLimits",
     "connect",
+    "copy",
     "errors",
     "fetch",
     "fetch_tree",
+    "plan_copy",
     "plan_push",
     "push",
 ]
@@ -273,6 +279,64 @@ def fetch_tree(
     """
     inner = _inner(repository)
     return run(lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, limits=limits, report=report))
+
+
+def copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    message: str | None = None,
+    author: str = "",
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyResult:
+    """Copy a stored file or directory to another repository, and send only the chunks that are missing there.
+
+    >>> copy(repository, "team/my_model@v2", to=backup).bytes_sent
+
+    Arguments, cost and the state after a cancellation are those of `filestore.copy`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.copy` raises, such as NotFound, DamagedChunk and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(
+        lambda: _copy.copy(
+            inner,
+            wanted,
+            to=target,
+            name=name,
+            message=message,
+            author=author,
+            all_versions=all_versions,
+            report=report,
+        )
+    )
+
+
+def plan_copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyPlan:
+    """Tell what a copy would send. This is the dry run of `copy`: it sends and records nothing.
+
+    >>> plan_copy(repository, "team/my_model@v2", to=backup).bytes_new
+
+    Arguments and cost are those of `filestore.plan_copy`. `report` is called in the thread "filestore-loop".
+
+    Raises what `filestore.plan_copy` raises, such as NotFound and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(lambda: _copy.plan_copy(inner, wanted, to=target, name=name, all_versions=all_versions, report=report))
 
 
 class Repository:

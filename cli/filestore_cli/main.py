@@ -21,6 +21,7 @@ _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
+    "copy": "copying:copy",
     "create": "transfer:create",
     "du": "usage:du",
     "fetch": "transfer:fetch",
@@ -49,7 +50,7 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
-_RESUMED = {"create", "fetch", "migrate", "push"}
+_RESUMED = {"copy", "create", "fetch", "migrate", "push"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
 _KEPT = "what was transferred already is not transferred again"

@@ -43,6 +43,7 @@ class Activity(NamedTuple):
 PUSH = Activity("push", read="read", moved="sent", shared="shared")
 PLAN = Activity("look at", read="read", shared="shared")
 FETCH = Activity("fetch", moved="received", shared="reused")
+COPY = Activity("copy", moved="sent", shared="shared")
 HASH = Activity("hash")
 CHECK = Activity("check")
 
