@@ -7,9 +7,9 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, and the methods of `Cache`. The same verbs
-without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in
-`filestore.errors`. docs/python.md describes everything by examples.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`, and the
+methods of `Cache`. The same verbs without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a
+`FilestoreError`; all of them are in `filestore.errors`. docs/python.md describes everything by examples.
 
 Each name is imported when it is first used, so that `import filestore` takes little time.
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
     from filestore.transfer.sources.push_cache import PushCache
     from filestore.transfer.sources.walk import Symlinks
+    from filestore.transfer.sync import SyncAction, SyncChange, SyncResult, sync_to_folder, sync_to_name
 
 __all__ = [
     "Cache",
@@ -68,6 +69,9 @@ __all__ = [
     "ResolveResult",
     "StreamingFile",
     "Symlinks",
+    "SyncAction",
+    "SyncChange",
+    "SyncResult",
     "ZipLimits",
     "blocking",
     "connect",
@@ -78,6 +82,8 @@ __all__ = [
     "plan_copy",
     "plan_push",
     "push",
+    "sync_to_folder",
+    "sync_to_name",
 ]
 
 _MODULES = {
@@ -109,6 +115,9 @@ _MODULES = {
     "ResolveResult": "filestore.cache",
     "StreamingFile": "filestore.cache",
     "Symlinks": "filestore.transfer.sources.walk",
+    "SyncAction": "filestore.transfer.sync",
+    "SyncChange": "filestore.transfer.sync",
+    "SyncResult": "filestore.transfer.sync",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
@@ -119,6 +128,8 @@ _MODULES = {
     "plan_copy": "filestore.transfer.copy",
     "plan_push": "filestore.transfer.push",
     "push": "filestore.transfer.push",
+    "sync_to_folder": "filestore.transfer.sync",
+    "sync_to_name": "filestore.transfer.sync",
 }
 """Where each name is. A name that is itself a module of this package stands for that module."""
 

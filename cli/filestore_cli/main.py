@@ -41,6 +41,7 @@ _COMMANDS = {
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
     "signing-key": "signing_keys:signing_key",
+    "sync": "syncing:sync",
     "tag": "history:tag",
     "token": "tokens:token",
 }
@@ -50,7 +51,7 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
-_RESUMED = {"copy", "create", "fetch", "migrate", "push"}
+_RESUMED = {"copy", "create", "fetch", "migrate", "push", "sync"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
 _KEPT = "what was transferred already is not transferred again"

@@ -90,7 +90,7 @@ def test_wrong_usage(home: Home, arguments: tuple[str, ...], said: str) -> None:
 
 
 def test_a_copy_of_what_is_not_there(home: Home, tmp_path: Path) -> None:
-    """The message says what the user may have meant, or which folder is no repository."""
+    """The message says what the user may have meant, or which folder is not a repository."""
     push(home, 1, name="model.zip")
     assert "did you mean 'model.zip'?" in home.failure("copy", "model", "other")
     assert "not a repository" in home.failure("copy", "model.zip", "--to", tmp_path / "nowhere")

@@ -22,7 +22,7 @@ from tests.support.generator import octets
 from tests.support.server import RunningServer, eventually, running_server
 
 CONTENT = octets(1, 3 << 20)
-VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree", "copy", "plan_copy"]
+VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree", "copy", "plan_copy", "sync_to_name", "sync_to_folder"]
 METHODS = ["resolve", "resolved", "lease", "open", "cached", "close"]
 
 
