@@ -383,8 +383,8 @@ async def _push(
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
-    from filestore.transfer.push import push as push_path  # heavy
     from filestore.transfer.sources.push_cache import PushCache  # heavy
+    from filestore_cli.hub_snapshots import push_path
 
     settings = context.settings
     created = create and await context.create_repository()
@@ -396,6 +396,7 @@ async def _push(
             pushed = await push_path(
                 repository,
                 path,
+                note=context.note,
                 name=name,
                 message=message,
                 author=printable(user_name()),
@@ -421,15 +422,17 @@ async def _commit_of(repository: Repository, record: Record, branch: str) -> Com
 
 
 async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selection: Selection) -> tuple[PushPlan, str, str]:
-    from filestore.transfer.push import plan_push  # heavy
     from filestore.transfer.sources.push_cache import PushCache  # heavy
+    from filestore_cli.hub_snapshots import plan_path
 
     with PushCache(context.settings.push_cache) as push_cache:
         async with (
             context.repository(read_only=True) as repository,
             show_progress(PLAN, _label(path), enabled=context.shows_progress, repository=repository) as report,
         ):
-            plan = await plan_push(repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments())
+            plan = await plan_path(
+                repository, path, note=context.note, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments()
+            )
     return plan, context.place(repository), repository.location
 
 
