@@ -7,9 +7,10 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`, and the
-methods of `Cache`. The same verbs without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a
-`FilestoreError`; all of them are in `filestore.errors`. docs/python.md describes everything by examples.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`,
+`open_tensors`, and the methods of `Cache`. The same verbs without asyncio, for scripts and notebooks, are in
+`filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`. docs/python.md describes
+everything by examples.
 
 Each name is imported when it is first used, so that `import filestore` takes little time.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from filestore.download.download import DownloadLimits
     from filestore.errors import FilestoreError
     from filestore.format.codec import Codec
+    from filestore.format.tensors import Tensor
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
     from filestore.transfer.copy import CopyPlan, CopyResult, copy, plan_copy
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
     from filestore.transfer.sources.push_cache import PushCache
     from filestore.transfer.sources.walk import Symlinks
+    from filestore.transfer.stored_tensors import TensorFile, open_tensors
     from filestore.transfer.sync import SyncAction, SyncChange, SyncResult, sync_to_folder, sync_to_name
 
 __all__ = [
@@ -72,6 +75,8 @@ __all__ = [
     "SyncAction",
     "SyncChange",
     "SyncResult",
+    "Tensor",
+    "TensorFile",
     "ZipLimits",
     "blocking",
     "connect",
@@ -79,6 +84,7 @@ __all__ = [
     "errors",
     "fetch",
     "fetch_tree",
+    "open_tensors",
     "plan_copy",
     "plan_push",
     "push",
@@ -118,6 +124,8 @@ _MODULES = {
     "SyncAction": "filestore.transfer.sync",
     "SyncChange": "filestore.transfer.sync",
     "SyncResult": "filestore.transfer.sync",
+    "Tensor": "filestore.format.tensors",
+    "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
@@ -125,6 +133,7 @@ _MODULES = {
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",
+    "open_tensors": "filestore.transfer.stored_tensors",
     "plan_copy": "filestore.transfer.copy",
     "plan_push": "filestore.transfer.push",
     "push": "filestore.transfer.push",

@@ -45,7 +45,7 @@ def cache() -> None:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes(
-    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "peers"),
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "presigned_reads", "peers"),
     *("cache", "cache_size_limit", "cache_min_free"),
 )
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
@@ -181,7 +181,7 @@ def cache_verify(context: CommandContext, folder: Path | None) -> None:
 
 @cache.command("serve", short_help="Give what other machines fetch.")
 @takes(
-    *("listen", "url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("listen", "url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "presigned_reads"),
     *("cache", "peer_size_limit", "cache_min_free", "tls_cert", "tls_key", "tls_client_ca", "connections_limit"),
     *("address_connections_limit", "head_seconds", "drain_seconds"),
 )

@@ -103,6 +103,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
+            limit_rate=settings.limit_rate,
             peers=peers,
         )
 

@@ -63,7 +63,7 @@ class Copied(NamedTuple):
 @click.option("--all-versions", is_flag=True, help="Copy all versions of the name, with their messages and tags.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent.")
 @click.option("--create", is_flag=True, help="First make the folder of --to a repository, if it is not one yet.")
-@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "min_free")
+@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "presigned_reads", "min_free")
 def copy(
     context: CommandContext,
     reference: str,

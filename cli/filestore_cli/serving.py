@@ -401,7 +401,9 @@ async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
 
 
 async def _first_token(index: Index) -> str | None:
-    if await index.tokens():
+    from filestore.repository.links import without_links  # heavy
+
+    if await without_links(index, await index.tokens()):
         return None
     # The person who starts a server may do everything with it.
     return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "first token", Scope.ADMIN))

@@ -26,6 +26,7 @@ from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
+from filestore.system.rate_limit import LEAST_RATE
 from filestore.system.retries import RETRY_SECONDS
 
 ACCESS_LOG_CHOICES = ("json", "plain", "off")
@@ -310,6 +311,10 @@ def parse_size(value: object, *, minimum: int) -> int:
     return size
 
 
+def _rate(value: object) -> int:
+    return parse_size(value.removesuffix("/s") if isinstance(value, str) else value, minimum=LEAST_RATE)
+
+
 def _size(minimum: int) -> Callable[[object], int]:
     return partial(parse_size, minimum=minimum)
 
@@ -496,6 +501,15 @@ class Settings:
             unit=_SIZE_UNIT,
             parse=_size(100 << 20),
             default="300MiB, and 48MiB more for each core after the second",
+        ),
+    )
+    limit_rate: int | None = field(
+        default=None,
+        metadata=_setting(
+            "The most bytes per second of all connections of a command together, in both directions; no effect on a folder",
+            unit=f"{_SIZE_UNIT}; /s may follow",
+            parse=_rate,
+            default="no limit",
         ),
     )
     stall_seconds: float = field(

@@ -48,7 +48,7 @@ class Synced(NamedTuple):
 @click.option("--delete", is_flag=True, help="Remove what the target has and the source has not. Without it, that stays.")
 @click.option("--plan", is_flag=True, help="Change nothing; show what would be added, changed and removed.")
 @click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about the new version of a name.")
-@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "push_cache", "presigned_reads")
+@takes("url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "push_cache", "presigned_reads")
 def sync(context: CommandContext, source: str, target: str, *, delete: bool, plan: bool, message: str) -> None:
     """Make TARGET like SOURCE. One of them is a folder, and the other one is the name of a stored directory.
 

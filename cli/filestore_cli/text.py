@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,3 +64,17 @@ def table(**rows: object) -> list[str]:
     """Return lines of a name and a value, with the values in one column. An underscore in a name becomes a space."""
     width = max(map(len, rows))
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows as lines under a header, in columns that are as wide as they must be. Without rows, return nothing.
+
+    The values of a column whose header begins with `>` are at its right. The values must be for display.
+    """
+    lines = [[name.removeprefix(">") for name in header], *rows]
+    if len(lines) == 1:
+        return []
+    sides = [">" if name.startswith(">") else "<" for name in header]
+    widths = [max(map(len, values)) for values in zip(*lines, strict=True)]
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
+    return ["  ".join(form.format(value) for form, value in zip(forms, line, strict=True)).rstrip() for line in lines]

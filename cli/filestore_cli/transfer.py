@@ -42,7 +42,7 @@ SYMLINKS = ("inside", "follow", "keep", "refuse")
 """The values of `filestore.transfer.sources.walk.Symlinks`."""
 
 _PATH = NonemptyPath()
-_CONNECTION = ("url", "token", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds")
+_CONNECTION = ("url", "token", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds", "limit_rate")
 
 
 class Selection(NamedTuple):

@@ -59,7 +59,7 @@ class PeerRepository(RemoteRepository):
         await super().close()
 
     def _open_places(self) -> Places:
-        return self._requests.places if self._requests.is_limited else Places(CONNECTIONS)
+        return self._requests.places.others(CONNECTIONS)
 
     def _open_link(self, peer: Peer) -> Transport:
         return Transport(

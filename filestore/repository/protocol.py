@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.names import checked_name, checked_namespace, split_full_name
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
@@ -415,6 +416,21 @@ class Repository(Protocol):
 
         Raises NotFound.
         """
+
+    async def make_link(self, file_id: str, *, seconds: float) -> Link:
+        """Make a link to a record: a signed URL that lasts `seconds`, is listed, and can be revoked.
+
+        Its `path` is below the server's URL, and is not told again. It ends no later than the token by which this repository
+        was opened.
+
+        Raises NotFound, InvalidInput, LimitExceeded, StorageError, TransferError.
+        """
+
+    async def links(self) -> list[Link]:
+        """Return the links that are valid, the oldest first. Raises StorageError, TransferError."""
+
+    async def revoke_link(self, link_id: str) -> Link:
+        """End a link. Return it. Raises NotFound, StorageError, TransferError."""
 
     async def remove(
         self,

@@ -20,6 +20,7 @@ from filestore.http.client.channel import Channel, Peer
 from filestore.http.client.connection import client_tls
 from filestore.system.connection_errors import failure_reason
 from filestore.system.proxies import Proxy
+from filestore.system.rate_limit import RateLimit
 from filestore.system.threads import in_stoppable_thread
 
 T = TypeVar("T")
@@ -36,13 +37,18 @@ class Places:
     than that. For one event loop.
     """
 
-    def __init__(self, count: int, *, is_limit: bool = False) -> None:
-        """Without an event loop, it may be made and dropped."""
+    def __init__(self, count: int, *, is_limit: bool = False, rate: RateLimit | None = None) -> None:
+        """Without an event loop, it may be made and dropped. `rate` limits the bytes of all connections together."""
         self.is_limit = is_limit
+        self.rate = rate
         self.batches = asyncio.Semaphore(count)
         self.short = self.batches if is_limit else asyncio.Semaphore(count)
         self.threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
         self._users: list[Channels] = []
+
+    def others(self, count: int) -> Places:
+        """Return places for other servers: these if their number is a limit, or else `count` more, within the same rate."""
+        return self if self.is_limit else Places(count, rate=self.rate)
 
     def add(self, channels: Channels) -> None:
         """Let `channels` use these places."""
@@ -198,7 +204,7 @@ class Channels:
         with suppress(OSError):
             address = str(connected.getpeername()[0])
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Channel(connected, self._peer, stall_seconds=self._stall_seconds, address=address)
+        return Channel(connected, self._peer, stall_seconds=self._stall_seconds, address=address, rate=self._places.rate)
 
     def _chosen(self, addresses: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
         """Return the addresses at which no request stalled, or all if none is left."""

@@ -48,7 +48,7 @@ class FrameReader:
         self._requests = requests
         self._concurrency = concurrency
         self._stores = StoreReads(
-            places=requests.places if requests.is_limited else None,
+            places=requests.places,
             stall_seconds=stall_seconds,
             find_proxy=find_proxy,
             is_on=presigned_reads,
@@ -66,7 +66,7 @@ class FrameReader:
         self._concurrency = concurrency
         self._asking = asyncio.Lock()
         self._first = None
-        self._stores.after_fork(self._requests.places if self._requests.is_limited else None)
+        self._stores.after_fork(self._requests.places)
 
     async def close(self) -> None:
         """Close the connections to stores."""

@@ -38,7 +38,7 @@ from filestore.http.server.revocation import Revocation
 from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
-from filestore.http.server.routes import history, versions
+from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
@@ -89,6 +89,9 @@ ROUTES = (
     Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
     Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
     Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
+    Route("POST", f"{API}/links", links.make_link, Scope.WRITE),
+    Route("GET", f"{API}/links", links.list_links, Scope.READ),
+    Route("DELETE", f"{API}/links/{{id}}", links.revoke_link, Scope.DELETE),
     Route("POST", f"{API}/peer-ticket", native.give_peer_ticket, Scope.READ),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
