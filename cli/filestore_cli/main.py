@@ -21,6 +21,7 @@ _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
+    "copy": "copying:copy",
     "create": "transfer:create",
     "diff": "diffing:diff",
     "du": "usage:du",
@@ -42,6 +43,7 @@ _COMMANDS = {
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
     "signing-key": "signing_keys:signing_key",
+    "sync": "syncing:sync",
     "tag": "history:tag",
     "token": "tokens:token",
 }
@@ -51,7 +53,7 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
-_RESUMED = {"create", "fetch", "migrate", "push"}
+_RESUMED = {"copy", "create", "fetch", "migrate", "push", "sync"}
 """Commands that continue where they were interrupted. What a command sets as `RESUMES` in the `meta` of its context comes
 before this."""
 _KEPT = "what was transferred already is not transferred again"

@@ -54,6 +54,8 @@ class Activity(NamedTuple):
 PUSH = Activity("push", read="read", moved="sent", shared="shared")
 PLAN = Activity("look at", read="read", shared="shared")
 FETCH = Activity("fetch", moved="received", shared="reused")
+COPY = Activity("copy", moved="sent", shared="shared")
+SYNC = Activity("sync", read="read", moved="moved")
 HASH = Activity("hash")
 CHECK = Activity("check")
 

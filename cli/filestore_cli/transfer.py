@@ -350,13 +350,21 @@ async def _push_each(context: CommandContext, paths: Sequence[Path], pushing: _P
             for path in noted.each(paths, str):
                 label = _INPUT_NAME if pushing.reads_input else _label(path)
                 with noted.of(str(path)), items.item(label) as report:
-                    stored.append(await _push(repository, path, pushing, push_cache, report))
+                    stored.append(await _push(context, repository, path, pushing, push_cache, report=report))
     return _AllDone(stored, context.place(repository), repository.location, created)
 
 
-async def _push(repository: Repository, path: Path, pushing: _Pushing, push_cache: PushCache, report: Report | None) -> _Done:
-    from filestore.transfer.push import push as push_path  # heavy
-    from filestore.transfer.push_stream import push_stream
+async def _push(
+    context: CommandContext,
+    repository: Repository,
+    path: Path,
+    pushing: _Pushing,
+    push_cache: PushCache,
+    *,
+    report: Report | None,
+) -> _Done:
+    from filestore.transfer.push_stream import push_stream  # heavy
+    from filestore_cli.hub_snapshots import push_path
 
     same = PushArguments(
         message=pushing.message, author=printable(user_name()), branch=pushing.branch, codec=pushing.codec, report=report
@@ -366,7 +374,14 @@ async def _push(repository: Repository, path: Path, pushing: _Pushing, push_cach
     else:
         walking = pushing.selection.arguments()
         pushed = await push_path(
-            repository, path, name=pushing.name, push_cache=push_cache, rehash=pushing.rehash, **same, **walking
+            repository,
+            path,
+            note=context.note,
+            name=pushing.name,
+            push_cache=push_cache,
+            rehash=pushing.rehash,
+            **same,
+            **walking,
         )
     return _Done(pushed, await _commit_of(repository, pushed.record, pushing.branch))
 
@@ -385,8 +400,8 @@ async def _plan_each(
     context: CommandContext, paths: Sequence[Path], failures: Failures | None, *, rehash: bool, selection: Selection
 ) -> _AllPlanned:
     """Return each path with its plan. `failures` is as in `_push_each`."""
-    from filestore.transfer.push import plan_push  # heavy
     from filestore.transfer.sources.push_cache import PushCache  # heavy
+    from filestore_cli.hub_snapshots import plan_path
 
     noted = Failures.raised() if failures is None else failures
     plans: list[tuple[Path, PushPlan]] = []
@@ -398,8 +413,14 @@ async def _plan_each(
             noted.tell = items.tell
             for path in noted.each(paths, str):
                 with noted.of(str(path)), items.item(_label(path)) as report:
-                    plan = await plan_push(
-                        repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments()
+                    plan = await plan_path(
+                        repository,
+                        path,
+                        note=context.note,
+                        push_cache=push_cache,
+                        rehash=rehash,
+                        report=report,
+                        **selection.arguments(),
                     )
                     plans.append((path, plan))
     return _AllPlanned(plans, context.place(repository), repository.location)
