@@ -19,9 +19,10 @@ import click
 from filestore.core.object_location import ObjectLocation, has_password, is_object_store
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
-from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
+from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
@@ -267,18 +268,12 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
 
 
 def _setting_option(name: str) -> Callable[[Command], Command]:
-    def check(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
-        # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
-        try:
-            return None if not value and value != "" else parse_setting(name, value, source=option_of(name))
-        except InvalidSetting as error:
-            raise click.BadParameter(error.reason, ctx, param) from error
-
     setting = setting_definitions()[name]
     environment = f"; {setting.environment}" if setting.environment else ""
     return click.option(
         option_of(name),
-        callback=check,
+        cls=SettingOption,
+        setting_name=name,
         **({"is_flag": True, "flag_value": "yes", "default": None} if setting.is_flag else {"metavar": name.upper()}),
         multiple=setting.is_repeatable,
         help=f"{setting.meaning}.  [default: {setting.default}{environment}]",

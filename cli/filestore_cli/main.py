@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, Unreachable
+from filestore_cli.help import HelpContext, with_help
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
 from filestore_cli.text import for_display, lines_for_display
@@ -62,6 +63,8 @@ class Commands(click.Group):
     For wrong usage, click prints a message and exits with status 2.
     """
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
         return list(_COMMANDS)
 
@@ -71,7 +74,7 @@ class Commands(click.Group):
             return None
         module, name = place.split(":")
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
-        return command
+        return with_help(command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         try:
