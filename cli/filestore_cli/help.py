@@ -1,4 +1,4 @@
-"""The help of a command: its options in groups.
+"""The help of a command: its options in groups, and examples.
 
 Each command and each group gets it from `with_help`, so the modules of the commands say nothing of it.
 """
@@ -6,6 +6,8 @@ Each command and each group gets it from `with_help`, so the modules of the comm
 from __future__ import annotations
 
 import click
+
+from filestore_cli.examples import examples_of
 
 OPTIONS, REPOSITORY, TUNING = "Options", "Repository", "Tuning"
 _REPOSITORY = frozenset({"url", "root", "store", "index", "token", "token_file", "insecure", "peers"})
@@ -17,7 +19,7 @@ _NUMBERS = ("bytes", "count", "days", "hours", "ratio", "seconds", "time")
 
 
 class HelpContext(click.Context):
-    """The context of a command whose help has its options in groups."""
+    """The context of a command whose help has its options in groups, and examples at its end."""
 
     def get_help(self) -> str:
         formatter = self.make_formatter()
@@ -28,6 +30,10 @@ class HelpContext(click.Context):
                 formatter.write_dl(options)
         if isinstance(self.command, click.Group):
             self.command.format_commands(self, formatter)
+        if examples := examples_of(typed_name(self)):
+            with formatter.section("Examples"):
+                # As they are: a line that was broken cannot be copied.
+                formatter.write("".join(f"{'':{formatter.current_indent}}{line}\n" for line in examples))
         return formatter.getvalue().rstrip("\n")
 
 
@@ -37,6 +43,15 @@ def with_help(command: click.Command) -> click.Command:
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         with_help(below)
     return command
+
+
+def typed_name(context: click.Context) -> str:
+    """Return the name of a command as one types it after the name of the program."""
+    names = []
+    while context.parent is not None:
+        names.append(str(context.info_name))
+        context = context.parent
+    return " ".join(reversed(names))
 
 
 def grouped_options(context: click.Context) -> dict[str, list[tuple[str, str]]]:
