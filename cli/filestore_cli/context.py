@@ -22,7 +22,7 @@ from filestore.repository.protocol import Repository
 from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
-from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from
+from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from, without_effect
 from filestore_cli.start import output_failure, say
 from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
@@ -313,6 +313,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
 
     config = _known(platformdirs.user_config_path)
     path = None if config is None else config / _CONFIG_FILE
+    for variable, reason in without_effect(os.environ).items():
+        say(f"Warning: {for_display(variable)} has no effect: {reason}")
     file = {} if path is None else _read(path)
     environ: Mapping[str, str] = os.environ
     if server is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +13,7 @@ from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, 
 from filestore_cli.help import HelpContext, with_help
 from filestore_cli.hints import explained
 from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
+from filestore_cli.suggestions import suggestion
 from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.version import print_version
 
@@ -76,15 +76,6 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
         return with_help(command)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            nearest = get_close_matches(args[0], _COMMANDS, n=1)
-            if not nearest or "Did you mean" in error.message:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean '{nearest[0]}'?", ctx) from None
-
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
@@ -145,11 +136,12 @@ def status_of(program: str) -> int:
     try:
         return int(cli.main(prog_name=program, standalone_mode=False) or 0)
     except click.ClickException as error:
-        # Arguments and a server may have chosen a part of it.
         shown = io.StringIO()
         error.show(shown)
+        text = f"{shown.getvalue().rstrip()}{suggestion(error)}\n"
         with suppress(OSError):
-            click.echo(lines_for_display(shown.getvalue()), err=True, nl=False)
+            # Arguments and a server may have chosen a part of it.
+            click.echo(lines_for_display(text), err=True, nl=False)
         return error.exit_code
     except click.Abort:
         say(f"{how_interrupted()}.")

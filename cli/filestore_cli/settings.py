@@ -50,6 +50,9 @@ UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _PORT_LIMIT = 65535
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+_VARIABLE_START = "filestore_"
+_NEAR, _NEAR_SHORT, _SHORT = 0.8, 0.66, 3
+"""How near a name is to that of a setting, from 0 to 1, if it is probably a mistyped one: one letter of three is much."""
 
 
 class Setting(NamedTuple):
@@ -224,7 +227,9 @@ def _pythons(value: object) -> tuple[tuple[str, Path], ...]:
 def _choice(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+            nearest = get_close_matches(str(value).lower(), choices, 1)
+            question = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}{question}")
         return str(value)
 
     return parse
@@ -1179,6 +1184,26 @@ def _unknown_reason(name: str) -> str:
     if nearest:
         return f"there is no such setting; did you mean {nearest[0]}?"
     return f"there is no such setting; the settings are {', '.join(known)}"
+
+
+def without_effect(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return why some variables of the environment have no effect, by their names.
+
+    Such a variable looks like a mistyped one of a setting, or like one of a setting that only its option changes. Other
+    programs may have variables that begin in the same way too, so one that is like none of ours is not among them.
+    """
+    variables = {setting.environment for setting in setting_definitions().values()}
+    names = [name for name, setting in setting_definitions().items() if setting.environment is not None]
+    found = {}
+    for variable in sorted(environ):
+        name = variable.lower().removeprefix(_VARIABLE_START)
+        if not variable.lower().startswith(_VARIABLE_START) or variable in variables:
+            continue
+        if name in setting_definitions() and name not in names:
+            found[variable] = _unknown_reason(name)
+        elif nearest := get_close_matches(name, names, 1, _NEAR if len(name) > _SHORT else _NEAR_SHORT):
+            found[variable] = f"there is no such setting; did you mean {setting_definitions()[nearest[0]].environment}?"
+    return found
 
 
 def option_of(name: str) -> str:

@@ -625,6 +625,46 @@ def test_an_unknown_command(home: Home) -> None:
     assert done.returncode == 2
     assert done.stderr.endswith("No such command 'puush'. Did you mean 'push'?\n")
     assert "Did you mean" not in home.run("unheard-of").stderr
+    # What other programs call it.
+    assert home.run("upload", "model.bin").stderr.endswith("No such command 'upload'. Did you mean 'push'?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        (["push", "--synlinks", "keep", "x"], "(?:Did you mean|Possible options:) '?--symlinks'?"),
+        (["push", "--symlinks", "insde", "x"], "'insde' is not one of .*'refuse'. Did you mean 'inside'\\?"),
+        (["push", "--codec", "ztsd", "x"], "'ztsd' is not one of .*; did you mean zstd\\?"),
+        (["token", "new", "--scope", "reed"], "'reed' is not one of .*'admin'. Did you mean 'read'\\?"),
+    ],
+    ids=["option", "choice", "setting", "scope"],
+)
+def test_a_mistyped_option_or_value(home: Home, arguments: list[str], question: str) -> None:
+    """The error names the nearest one."""
+    done = home.run(*arguments)
+    assert done.returncode == 2
+    assert re.search(question, done.stderr.splitlines()[-1])
+
+
+def test_a_mistyped_variable(home: Home) -> None:
+    """A warning says that it has no effect. Variables of other programs may begin in the same way."""
+    warning = "Warning: {} has no effect: {}\n"
+    mistyped = ("FILESTORE_TOKNE", "FILESTORE_URI", "FILESTORE_HOST")
+    # Kubernetes sets some of these for a service of this name.
+    of_others = (
+        "FILESTORE_SITE",
+        "FILESTORE_JOURNAL",
+        "FILESTORE_SERVICE_HOST",
+        "FILESTORE_SERVICE_PORT",
+        "FILESTORE_PORT_80_TCP",
+    )
+    done = home.run("hash", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
+    assert done.returncode == 0
+    assert done.stderr == (
+        warning.format("FILESTORE_HOST", "only the option --host changes it")
+        + warning.format("FILESTORE_TOKNE", "there is no such setting; did you mean FILESTORE_TOKEN?")
+        + warning.format("FILESTORE_URI", "there is no such setting; did you mean FILESTORE_URL?")
+    )
 
 
 @pytest.mark.slow
