@@ -252,9 +252,7 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
                 warn_of_option()
             if options.get("index") is not None and has_password(options["index"]):
                 warn_of_password()
-            folders = _folders()
-            server = _sdk_server(options) if in_pipeline else None
-            command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
+            command(command_context(options, json=json, quiet=quiet, in_pipeline=in_pipeline), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="Print no progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -265,6 +263,16 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
         return decorated
 
     return decorate
+
+
+def command_context(options: Mapping[str, object], *, json: bool, quiet: bool, in_pipeline: bool = False) -> CommandContext:
+    """Return the context of a command that has these options of settings, with None for those that were not given.
+
+    Raises InvalidSetting for a value from the environment or the configuration file.
+    """
+    folders = _folders()
+    server = _sdk_server(options) if in_pipeline else None
+    return CommandContext(_load(options, folders, server), json, quiet, folders.data, server)
 
 
 def _setting_option(name: str) -> Callable[[Command], Command]:

@@ -19,6 +19,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "cache verify": ("filestore cache verify",),
     "cache warm": ("filestore cache warm my_model.zip weights.bin",),
     "check": ("filestore check", "filestore check --read-data 10%", "filestore check --read-data --repair --from my_model"),
+    "completion": ("filestore completion bash",),
     "create file": ("filestore create file weights.bin", "filestore create file -r my_model --name my_model.zip"),
     "du": ("filestore du", "filestore du --limit 5"),
     "fetch": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -22,6 +23,7 @@ _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
+    "completion": "completion:completion",
     "create": "transfer:create",
     "du": "usage:du",
     "fetch": "transfer:fetch",
@@ -50,6 +52,9 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
+COMPLETION_VARIABLE = "_FILESTORE_COMPLETE"
+"""A shell asks by this variable how a line goes on. click reads it."""
+
 _RESUMED = {"create", "fetch", "migrate", "push"}
 """Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
 context."""
@@ -68,12 +73,16 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # the same
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         place = _COMMANDS.get(cmd_name) or _ALIASES.get(cmd_name)
         if place is None:
             return None
         module, name = place.split(":")
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
+        if ctx.resilient_parsing:
+            from filestore_cli.candidates import with_candidates  # heavy, and only completion needs it
+
+            with_candidates(command)
         return with_help(command)
 
     def make_context(
@@ -133,6 +142,10 @@ def cli() -> None:
 
 def status_of(program: str) -> int:
     """Run the command that the process's arguments name. Return its exit status."""
+    if COMPLETION_VARIABLE in os.environ:
+        from filestore_cli.completion import register  # only a shell asks for it
+
+        register()
     try:
         return int(cli.main(prog_name=program, standalone_mode=False) or 0)
     except click.ClickException as error:

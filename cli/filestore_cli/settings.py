@@ -74,6 +74,8 @@ class Setting(NamedTuple):
     """Whether the option may be given several times. `parse` then gets the list of all its values."""
     is_flag: bool = False
     """Whether the option has no value, and means `yes`."""
+    choices: tuple[str, ...] = ()
+    """All values, if these are a few words."""
 
 
 class Folders(NamedTuple):
@@ -323,7 +325,8 @@ def _setting(
     meaning: str,
     *,
     unit: str,
-    parse: Callable[[object], object],
+    parse: Callable[[object], object] | None = None,
+    choices: tuple[str, ...] = (),
     default: str | None = None,
     has_environment: bool = True,
     has_option: bool = True,
@@ -332,13 +335,14 @@ def _setting(
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
-    `default` is the default in words. Give it if the default of the field does not say everything.
+    `default` is the default in words. Give it if the default of the field does not say everything. Give either `parse` or
+    `choices`.
     """
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
         text = default or _default_text(value, unit)
-        return Setting(meaning, unit, text, environment, parse, has_option, is_repeatable, is_flag)
+        return Setting(meaning, unit, text, environment, parse or _choice(*choices), has_option, is_repeatable, is_flag, choices)
 
     return {"definition": definition}
 
@@ -472,7 +476,7 @@ class Settings:
         metadata=_setting(
             f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto chooses the best for each chunk by a sample",
             unit="choice",
-            parse=_choice(*CODEC_CHOICES),
+            choices=CODEC_CHOICES,
         ),
     )
     connections: int | None = field(
@@ -868,7 +872,7 @@ class Settings:
         metadata=_setting(
             f"Whether a server writes a line for each request, and in which form: {', '.join(ACCESS_LOG_CHOICES)}",
             unit="choice",
-            parse=_choice(*ACCESS_LOG_CHOICES),
+            choices=ACCESS_LOG_CHOICES,
         ),
     )
     access_log_file: Path | None = field(
@@ -946,6 +950,15 @@ class Settings:
             unit="text",
             parse=_text,
             default="none: a token sees all names",
+            has_option=False,
+        ),
+    )
+    completion_seconds: float = field(
+        default=1.0,
+        metadata=_setting(
+            "How long the completion of a shell waits for the names of stored files; then it offers none",
+            unit="seconds",
+            parse=_seconds(60),
             has_option=False,
         ),
     )
@@ -1202,7 +1215,7 @@ def without_effect(environ: Mapping[str, str]) -> dict[str, str]:
         if name in setting_definitions() and name not in names:
             found[variable] = _unknown_reason(name)
         elif nearest := get_close_matches(name, names, 1, _NEAR if len(name) > _SHORT else _NEAR_SHORT):
-            found[variable] = f"there is no such setting; did you mean {setting_definitions()[nearest[0]].environment}?"
+            found[variable] = f"no setting has this name; did you mean {setting_definitions()[nearest[0]].environment}?"
     return found
 
 

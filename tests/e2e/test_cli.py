@@ -633,7 +633,7 @@ def test_an_unknown_command(home: Home) -> None:
     ("arguments", "question"),
     [
         (["push", "--synlinks", "keep", "x"], "(?:Did you mean|Possible options:) '?--symlinks'?"),
-        (["push", "--symlinks", "insde", "x"], "'insde' is not one of .*'refuse'. Did you mean 'inside'\\?"),
+        (["push", "--symlinks", "inzide", "x"], "'inzide' is not one of .*'refuse'. Did you mean 'inside'\\?"),
         (["push", "--codec", "ztsd", "x"], "'ztsd' is not one of .*; did you mean zstd\\?"),
         (["token", "new", "--scope", "reed"], "'reed' is not one of .*'admin'. Did you mean 'read'\\?"),
     ],
@@ -662,8 +662,8 @@ def test_a_mistyped_variable(home: Home) -> None:
     assert done.returncode == 0
     assert done.stderr == (
         warning.format("FILESTORE_HOST", "only the option --host changes it")
-        + warning.format("FILESTORE_TOKNE", "there is no such setting; did you mean FILESTORE_TOKEN?")
-        + warning.format("FILESTORE_URI", "there is no such setting; did you mean FILESTORE_URL?")
+        + warning.format("FILESTORE_TOKNE", "no setting has this name; did you mean FILESTORE_TOKEN?")
+        + warning.format("FILESTORE_URI", "no setting has this name; did you mean FILESTORE_URL?")
     )
 
 
