@@ -33,9 +33,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "leftovers": ("filestore leftovers", "filestore leftovers models --remove"),
     "log": ("filestore log my_model.zip", "filestore log my_model.zip@v1 --limit 5"),
     "ls": ("filestore ls --limit 10", "filestore ls my_model.zip", "filestore ls my_model.zip: --recursive"),
-    "migrate": (
-        "filestore migrate --from /srv/models --to s3://models --to-index postgresql://filestore@db.example/models --dry-run",
-    ),
+    "man": ("filestore man ~/.local/share/man/man1",),
+    "migrate": ("filestore migrate --from /srv/models --to s3://models --dry-run",),
     "namespace ls": ("filestore namespace ls",),
     "namespace policy": (
         "filestore namespace policy default",
@@ -62,7 +61,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "runtime serve": ("filestore runtime serve --token-file token.txt --port 8080",),
     "serve": (
         "filestore serve",
-        "filestore serve --root /srv/models --create --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
+        "filestore serve --root /srv/models --create --host 0.0.0.0 --tls-cert cert.pem",
     ),
     "signing-key ls": ("filestore signing-key ls",),
     "signing-key rotate": ("filestore signing-key rotate", "filestore signing-key rotate --revoke"),

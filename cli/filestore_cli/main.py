@@ -33,6 +33,7 @@ _COMMANDS = {
     "leftovers": "leftovers:leftovers",
     "log": "history:log",
     "ls": "records:ls",
+    "man": "man:man",
     "migrate": "migrating:migrate",
     "namespace": "namespaces:namespace",
     "owner": "owners:owner",

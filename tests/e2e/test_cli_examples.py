@@ -12,6 +12,8 @@ from filestore_cli.examples import EXAMPLES
 from filestore_cli.main import cli
 from tests.support.commands import REPOSITORY, Home
 
+WIDTH = 78
+"""The longest line that the help shows in 80 columns."""
 ELSEWHERE = {
     "bench fetch": "takes minutes",
     "bench remote": "needs a server",
@@ -60,6 +62,7 @@ def test_each_command_has_examples() -> None:
     """There are one to four for each command, and none for what does not exist."""
     assert set(names(cli, click.Context(cli))) == EXAMPLES.keys()
     assert all(1 <= len(lines) <= 4 for lines in EXAMPLES.values())
+    assert [] == [line for lines in EXAMPLES.values() for line in lines if len(line) > WIDTH]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
