@@ -23,9 +23,9 @@ from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
 from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from, without_effect
-from filestore_cli.start import output_failure, say
+from filestore_cli.start import TOKEN_SOURCE, output_failure, say
 from filestore_cli.text import for_display, lines_for_display
-from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
+from filestore_cli.token_files import token_source, warn_of_option, warn_of_password, with_token_of_file
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -332,6 +332,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
         environ = {name: value for name, value in environ.items() if name not in variables}
         file = {name: value for name, value in file.items() if name not in others}
     if "token" in options:
+        source = token_source(options, environ, file, file_path=str(path))
+        click.get_current_context().meta[TOKEN_SOURCE] = source or (server.source if server and server.token else None)
         options = with_token_of_file(options, environ, file, file_path=str(path))
     if server is not None:
         options = {**options, "url": server.url, "token": options.get("token") or server.token}

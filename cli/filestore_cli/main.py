@@ -13,7 +13,16 @@ import click
 from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, Unreachable
 from filestore_cli.help import HelpContext, with_help
 from filestore_cli.hints import explained
-from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
+from filestore_cli.start import (
+    OUTPUT_LEFT,
+    RESUMES,
+    TOKEN_SOURCE,
+    how_interrupted,
+    interrupted_status,
+    output_failure,
+    say,
+    sentence,
+)
 from filestore_cli.suggestions import suggestion
 from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.version import print_version
@@ -105,7 +114,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except FilestoreError as error:
             how_to_go_on = _how_to_go_on(error) if _resumes(ctx) else ""
-            raise click.ClickException(for_display(explained(error)) + how_to_go_on) from error
+            raise click.ClickException(
+                for_display(explained(error, token_source=ctx.meta.get(TOKEN_SOURCE))) + how_to_go_on
+            ) from error
         except KeyboardInterrupt:
             say(f"{how_interrupted()}{_HOW_TO_GO_ON if _resumes(ctx) else ''}.")
             ctx.exit(interrupted_status())

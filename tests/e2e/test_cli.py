@@ -583,13 +583,35 @@ def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["wrong", "None"])
 def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> None:
-    """For an unknown token, the error says where to find the right one."""
+    """For an unknown token, the error says where it is from, and where to find the right one."""
     sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
     assert (
-        sentence == f"{server.url} refused the token; give a token of that server; "
-        "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
-        "the first start of `filestore serve` prints one, and `filestore token new` makes another"
+        sentence == f"{server.url} refused the token; give a token of that server (this one is from FILESTORE_TOKEN); "
+        "it may be mistyped, removed, or of another server; on the machine of that server, `filestore token ls` lists its "
+        "tokens, and `filestore token new` makes one"
     )
+
+
+@pytest.mark.slow
+def test_a_refused_token_is_told_with_its_place(home: Home, server: Server) -> None:
+    """Each place that can give a token is named, and the token itself is not."""
+    path = home.folder / "token.txt"
+    path.write_text("wrong-token")
+    path.chmod(0o600)
+    variables = {"FILESTORE_URL": server.url}
+
+    def place(*options: str | Path, **environ: str) -> str:
+        said = home.run("ls", *options, environ=variables | environ).stderr.splitlines()[-1]
+        assert "wrong-token" not in said
+        (found,) = re.findall(r"\(this one is from (.*?)\);", said)
+        return str(found)
+
+    assert "--token" == place("--token", "wrong-token", FILESTORE_TOKEN="another")
+    assert "--token-file" == place("--token-file", path)
+    assert "FILESTORE_TOKEN_FILE" == place(FILESTORE_TOKEN_FILE=str(path))
+    home.config_file.write_text('token = "wrong-token"\n')
+    home.config_file.chmod(0o600)
+    assert f"token in {home.config_file}" == place()
 
 
 @pytest.mark.slow

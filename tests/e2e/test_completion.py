@@ -90,7 +90,7 @@ def test_what_is_offered(stored: Home) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_said_where_there_is_nothing(stored: Home, tmp_path: Path) -> None:
-    """Without a repository, with a wrong one, or without a token, no names are offered, and there is no message."""
+    """Without a repository, with a wrong one, or without a token, no names are offered, and nothing is printed."""
     assert [] == candidates(stored, "fetch", "", FILESTORE_URL=str(tmp_path))
     assert [] == candidates(stored, "fetch", "", FILESTORE_URL="http://127.0.0.1:9")
     assert [] == candidates(stored, "fetch", "", FILESTORE_CODEC="no such")
