@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 from click.shell_completion import CompletionItem
@@ -41,7 +41,7 @@ def with_candidates(command: click.Command) -> click.Command:
     return command
 
 
-Finder = Callable[[click.Context, str], Iterable[CompletionItem[Any]]]
+Finder: TypeAlias = "Callable[[click.Context, str], Iterable[CompletionItem[Any]]]"
 
 
 class _Completed(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument
