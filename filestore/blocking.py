@@ -56,23 +56,29 @@ from filestore.repository import protocol
 from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
 from filestore.system.retries import RETRY_SECONDS
+from filestore.transfer import copy as _copy
 from filestore.transfer import diff as _diff
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
 from filestore.transfer import push as _push
 from filestore.transfer import stored_tensors as _stored_tensors
+from filestore.transfer import sync as _sync
+from filestore.transfer.copy import CopyPlan, CopyResult
 from filestore.transfer.diff import Difference, FileDifference, TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import Symlinks
+from filestore.transfer.sync import SyncAction, SyncChange, SyncResult
 
 __all__ = [
     "Cache",
     "CachedPath",
     "Codec",
     "Commit",
+    "CopyPlan",
+    "CopyResult",
     "Difference",
     "Digest",
     "Directory",
@@ -97,18 +103,25 @@ __all__ = [
     "ResolveResult",
     "StreamingFile",
     "Symlinks",
+    "SyncAction",
+    "SyncChange",
+    "SyncResult",
     "Tensor",
     "TensorDifference",
     "TensorFile",
     "ZipLimits",
     "connect",
+    "copy",
     "diff",
     "errors",
     "fetch",
     "fetch_tree",
     "open_tensors",
+    "plan_copy",
     "plan_push",
     "push",
+    "sync_to_folder",
+    "sync_to_name",
 ]
 
 _RECORDS_AT_ONCE = 500
@@ -324,6 +337,126 @@ def diff(
             limits=limits,
         )
     )
+
+
+def copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    message: str | None = None,
+    author: str = "",
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyResult:
+    """Copy a stored file or directory to another repository, and send only the chunks that are missing there.
+
+    >>> copy(repository, "team/my_model@v2", to=backup).bytes_sent
+
+    Arguments, cost and the state after a cancellation are those of `filestore.copy`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.copy` raises, such as NotFound, DamagedChunk and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(
+        lambda: _copy.copy(
+            inner,
+            wanted,
+            to=target,
+            name=name,
+            message=message,
+            author=author,
+            all_versions=all_versions,
+            report=report,
+        )
+    )
+
+
+def plan_copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyPlan:
+    """Tell what a copy would send. This is the dry run of `copy`: it sends and records nothing.
+
+    >>> plan_copy(repository, "team/my_model@v2", to=backup).bytes_new
+
+    Arguments and cost are those of `filestore.plan_copy`. `report` is called in the thread "filestore-loop".
+
+    Raises what `filestore.plan_copy` raises, such as NotFound and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(lambda: _copy.plan_copy(inner, wanted, to=target, name=name, all_versions=all_versions, report=report))
+
+
+def sync_to_name(
+    repository: Repository,
+    path: str | Path,
+    *,
+    name: str,
+    delete: bool = False,
+    plan: bool = False,
+    message: str = "",
+    author: str = "",
+    push_cache: PushCache | None = None,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> SyncResult:
+    """Make the directory that is stored under a name like a folder, by one commit. Only what is missing there is sent.
+
+    >>> sync_to_name(repository, "my_model/", name="team/my-model").bytes_sent
+
+    Arguments, cost and the state after a cancellation are those of `filestore.sync_to_name`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.sync_to_name` raises, such as InvalidInput, HeadMoved and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _sync.sync_to_name(
+            inner,
+            path,
+            name=name,
+            delete=delete,
+            plan=plan,
+            message=message,
+            author=author,
+            push_cache=push_cache,
+            limits=limits,
+            report=report,
+        )
+    )
+
+
+def sync_to_folder(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    target: str | Path,
+    delete: bool = False,
+    plan: bool = False,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> SyncResult:
+    """Make a folder like a stored directory. Only files that differ are received, every byte verified.
+
+    >>> sync_to_folder(repository, "team/my-model", target="my_model/").bytes_received
+
+    Arguments, cost and the state after a cancellation are those of `filestore.sync_to_folder`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.sync_to_folder` raises, such as NotFound, TargetError and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(lambda: _sync.sync_to_folder(inner, wanted, target=target, delete=delete, plan=plan, limits=limits, report=report))
 
 
 def open_tensors(

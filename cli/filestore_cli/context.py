@@ -9,7 +9,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +33,17 @@ Place: TypeAlias = Path | ObjectLocation
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
+TRANSFER_SETTINGS = (
+    "url",
+    "token",
+    "connections",
+    "processes",
+    "transfer_memory",
+    "stall_seconds",
+    "retry_seconds",
+    "limit_rate",
+)
+"""The settings of the commands that push and fetch."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
 
@@ -65,15 +76,34 @@ class CommandContext:
 
         A command that only reads gives `read_only`. A peer does not ask peers: they would wait for each other.
         """
-        from filestore.backends import connect  # heavy: aiohttp
-
         settings, objects = self.settings, self._objects_of_client
         if objects is None:
             check_plain_http(settings.url, settings)
-        connecting = connect(
+        connecting = self.connecting(
             self._url if objects is None else objects.store,
             index=None if objects is None else objects.index,
             token=settings.token,
+            read_only=read_only,
+            peers=settings.peers if asks_peers else None,
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                repository = await stack.enter_async_context(connecting)
+            except NotARepository as error:
+                raise self.advised(error) from None
+            yield repository
+
+    def connecting(
+        self, url: str, *, index: str | None, token: str | None, read_only: bool, peers: str | None
+    ) -> AbstractAsyncContextManager[Repository]:
+        """Return the block that opens the repository at `url` with what the settings say about transfers."""
+        from filestore.backends import connect  # heavy: aiohttp
+
+        settings = self.settings
+        return connect(
+            url,
+            index=index,
+            token=token,
             connections=settings.connections,
             processes=settings.processes,
             transfer_memory=settings.transfer_memory,
@@ -85,27 +115,25 @@ class CommandContext:
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
             limit_rate=settings.limit_rate,
-            peers=settings.peers if asks_peers else None,
+            peers=peers,
         )
-        async with AsyncExitStack() as stack:
-            try:
-                repository = await stack.enter_async_context(connecting)
-            except NotARepository as error:
-                raise self.advised(error) from None
-            yield repository
 
-    async def create_repository(self) -> bool:
-        """Make a repository in the folder or object store that the settings name, and print a note.
+    async def create_repository(self, url: str | None = None, *, index: str | None = None) -> bool:
+        """Make a repository in the folder or object store at `url`, or of the settings, and print a note.
 
         Return False if it was a repository already.
         """
         from filestore.backends import create_repository, repository_folder  # heavy
 
-        place = self._objects_of_client or repository_folder(self._url)
+        if url is None:
+            url, objects = self._url, self._objects_of_client
+        else:
+            objects = ObjectLocation.of(url, index) if is_object_store(url) else None
+        place = objects or repository_folder(url)
         if place is None:
             raise click.ClickException(
-                f"--create makes a repository in a folder of this machine, and {for_display(self._url)} is the URL of a server; "
-                "leave --create out, or name a folder by --url"
+                f"--create makes a repository in a folder of this machine, and {for_display(url)} is the URL of a server; "
+                "leave --create out, or name a folder"
             )
         created = await create_repository(place)
         if created:

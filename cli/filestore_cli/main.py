@@ -21,10 +21,11 @@ _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
+    "copy": "copying:copy",
     "create": "transfer:create",
     "diff": "diffing:diff",
     "du": "usage:du",
-    "fetch": "transfer:fetch",
+    "fetch": "fetching:fetch",
     "gc": "gc:gc",
     "hash": "transfer:hash_path",
     "info": "records:info",
@@ -42,6 +43,7 @@ _COMMANDS = {
     "runtime": "runtime:runtime",
     "serve": "serving:serve",
     "signing-key": "signing_keys:signing_key",
+    "sync": "syncing:sync",
     "tag": "history:tag",
     "token": "tokens:token",
 }
@@ -51,9 +53,9 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
-_RESUMED = {"create", "fetch", "migrate", "push"}
-"""Commands that continue where they were interrupted. A command of a group says so by `RESUMES` in the `meta` of its
-context."""
+_RESUMED = {"copy", "create", "fetch", "migrate", "push", "sync"}
+"""Commands that continue where they were interrupted. What a command sets as `RESUMES` in the `meta` of its context comes
+before this."""
 _KEPT = "what was transferred already is not transferred again"
 _HOW_TO_GO_ON = f"; run the same command again to continue: {_KEPT}"
 
@@ -124,7 +126,7 @@ def _how_to_go_on(error: FilestoreError) -> str:
 
 
 def _resumes(ctx: click.Context) -> bool:
-    return ctx.invoked_subcommand in _RESUMED or RESUMES in ctx.meta
+    return bool(ctx.meta.get(RESUMES, ctx.invoked_subcommand in _RESUMED))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

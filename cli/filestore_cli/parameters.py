@@ -25,6 +25,18 @@ class NonemptyPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+STANDARD_INPUT = Path("/dev/stdin")
+"""What a path means that is `-`."""
+
+
+class PathOrInput(NonemptyPath):
+    """A path, or `-` for standard input. `./-` is the path of a file that is called so."""
+
+    def convert(self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as `NonemptyPath` does, and `-` to `STANDARD_INPUT`."""
+        return STANDARD_INPUT if value == "-" else super().convert(value, param, ctx)
+
+
 class Age(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument
     """A time such as 24h or 7d."""
 

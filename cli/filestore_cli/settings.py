@@ -459,6 +459,16 @@ class Settings:
             has_environment=False,
         ),
     )
+    metrics_listen: tuple[str, int] | None = field(
+        default=None,
+        metadata=_setting(
+            "Where `filestore cache serve` shows its metrics to everybody who reaches this address",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="none: it shows none",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",
@@ -659,7 +669,7 @@ class Settings:
         metadata=_setting(
             "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
             "they do not give",
-            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            unit="dns:///NAME:PORT, dns+https:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
             parse=_peers,
             default="none",
             is_repeatable=True,

@@ -405,7 +405,7 @@ def test_sources_that_are_no_file(home: Home, tmp_path: Path) -> None:
     "arguments",
     [
         ["push"],
-        ["push", "a", "b"],
+        ["push", "a", "b", "--name", "c"],
         ["fetch"],
         ["pull", "x"],
         ["push", "x", "--unknown"],

@@ -24,7 +24,19 @@ from tests.support.models import safetensors_file, tensor
 from tests.support.server import RunningServer, eventually, running_server
 
 CONTENT = octets(1, 3 << 20)
-VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree", "diff", "open_tensors"]
+VERBS = [
+    "connect",
+    "push",
+    "plan_push",
+    "fetch",
+    "fetch_tree",
+    "diff",
+    "copy",
+    "plan_copy",
+    "sync_to_name",
+    "sync_to_folder",
+    "open_tensors",
+]
 METHODS = ["resolve", "resolved", "lease", "open", "cached", "close"]
 
 
