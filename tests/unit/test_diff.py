@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.manifest import MANY_CHUNKS
 from filestore.errors import EntryNotFound, InvalidInput, NotFound, SourceUnreadable
 from filestore.transfer.diff import Difference, FileDifference, Status, diff
 from filestore.transfer.push import push
@@ -189,6 +190,21 @@ async def test_other_zip_files(repository: WatchedRepository) -> None:
         await stored(repository, content, name=name, chunk_size=chunk_size)
     for old, new in (("a.zip:", "b.zip:"), ("b.zip:", "c.zip:"), ("c.zip:large", "b.zip:large"), ("a.zip:small", "b.zip:small")):
         assert () == (await diff(repository, old, new=new)).files
+
+
+async def test_files_of_many_chunks(repository: WatchedRepository) -> None:
+    """So many that their tables are arrays. What is new is counted by the chunk, and tensors are found all the same."""
+    tensors = [tensor(f"t{number}", 90_001, seed=number, dtype="I8") for number in range(10)]
+    old, new = safetensors_file(tensors), safetensors_file([*tensors[:-1], changed(tensors[-1])])
+    assert len(old) > 100 * MANY_CHUNKS
+    for name, content in (("a.safetensors", old), ("b.safetensors", new)):
+        await stored(repository, content, name=name, chunk_size=100)
+    found = await diff(repository, "a.safetensors", new="b.safetensors")
+    (file,) = found.files
+    assert file.tensors is not None
+    assert ["t9"] == [each.name for each in file.tensors]
+    last = len(new) % 100 or 100
+    assert (9, last, last) == (file.same_tensors, found.bytes_new, file.bytes_new)
 
 
 async def test_a_push_cache_helps(repository: WatchedRepository, tmp_path: Path) -> None:
