@@ -7,8 +7,9 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, and the methods of `Cache`. The same verbs without asyncio, for
-scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `open_tensors`, and the methods of `Cache`. The same verbs
+without asyncio, for scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in
+`filestore.errors`.
 docs/python.md describes everything by examples.
 
 Each name is imported when it is first used, so that `import filestore` takes little time.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from filestore.download.download import DownloadLimits
     from filestore.errors import FilestoreError
     from filestore.format.codec import Codec
+    from filestore.format.tensors import Tensor
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
     from filestore.transfer.fetch import FetchResult, fetch
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
     from filestore.transfer.sources.push_cache import PushCache
     from filestore.transfer.sources.walk import Symlinks
+    from filestore.transfer.stored_tensors import TensorFile, open_tensors
 
 __all__ = [
     "Cache",
@@ -65,12 +68,15 @@ __all__ = [
     "ResolveResult",
     "StreamingFile",
     "Symlinks",
+    "Tensor",
+    "TensorFile",
     "ZipLimits",
     "blocking",
     "connect",
     "errors",
     "fetch",
     "fetch_tree",
+    "open_tensors",
     "plan_push",
     "push",
 ]
@@ -102,12 +108,15 @@ _MODULES = {
     "ResolveResult": "filestore.cache",
     "StreamingFile": "filestore.cache",
     "Symlinks": "filestore.transfer.sources.walk",
+    "Tensor": "filestore.format.tensors",
+    "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",
+    "open_tensors": "filestore.transfer.stored_tensors",
     "plan_push": "filestore.transfer.push",
     "push": "filestore.transfer.push",
 }

@@ -18,6 +18,7 @@ FilestoreError
 │   ├── InvalidManifest
 │   ├── InvalidArchive
 │   │   └── NotAnArchive
+│   ├── InvalidTensors        of a safetensors or GGUF file
 │   ├── DamagedChunk
 │   ├── DamagedRecord
 │   ├── ObjectMismatch        of an LFS object
@@ -325,6 +326,16 @@ class NotAnArchive(InvalidArchive):
     slug = "not-an-archive"
     facts = ("name", "reason")
     sentence = "{name!r} cannot be unpacked: {reason}; fetch it as a single file"
+
+
+class InvalidTensors(InvalidContent):
+    """A file has no tensors that can be listed: it is not a safetensors or GGUF file, or its header breaks a rule."""
+
+    slug = "invalid-tensors"
+    facts = ("name", "reason")
+    sentence = "the tensors of {name!r} cannot be read: {reason}"
+    name: str
+    reason: str
 
 
 class DamagedChunk(InvalidContent):

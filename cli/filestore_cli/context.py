@@ -33,7 +33,16 @@ Place: TypeAlias = Path | ObjectLocation
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
-TRANSFER_SETTINGS = ("url", "token", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds")
+TRANSFER_SETTINGS = (
+    "url",
+    "token",
+    "connections",
+    "processes",
+    "transfer_memory",
+    "stall_seconds",
+    "retry_seconds",
+    "limit_rate",
+)
 """The settings of the commands that push and fetch."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
@@ -86,6 +95,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
+            limit_rate=settings.limit_rate,
             peers=settings.peers if asks_peers else None,
         )
         async with AsyncExitStack() as stack:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "hash": "transfer:hash_path",
     "info": "records:info",
     "leftovers": "leftovers:leftovers",
+    "link": "links:link",
     "log": "history:log",
     "ls": "records:ls",
     "migrate": "migrating:migrate",

@@ -26,6 +26,7 @@ from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
+from filestore.system.rate_limit import LEAST_RATE
 from filestore.system.retries import RETRY_SECONDS
 
 ACCESS_LOG_CHOICES = ("json", "plain", "off")
@@ -310,6 +311,10 @@ def parse_size(value: object, *, minimum: int) -> int:
     return size
 
 
+def _rate(value: object) -> int:
+    return parse_size(value.removesuffix("/s") if isinstance(value, str) else value, minimum=LEAST_RATE)
+
+
 def _size(minimum: int) -> Callable[[object], int]:
     return partial(parse_size, minimum=minimum)
 
@@ -454,6 +459,16 @@ class Settings:
             has_environment=False,
         ),
     )
+    metrics_listen: tuple[str, int] | None = field(
+        default=None,
+        metadata=_setting(
+            "Where `filestore cache serve` shows its metrics to everybody who reaches this address",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="none: it shows none",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",
@@ -496,6 +511,15 @@ class Settings:
             unit=_SIZE_UNIT,
             parse=_size(100 << 20),
             default="300MiB, and 48MiB more for each core after the second",
+        ),
+    )
+    limit_rate: int | None = field(
+        default=None,
+        metadata=_setting(
+            "The most bytes per second of all connections of a command together, in both directions; no effect on a folder",
+            unit=f"{_SIZE_UNIT}; /s may follow",
+            parse=_rate,
+            default="no limit",
         ),
     )
     stall_seconds: float = field(
@@ -645,7 +669,7 @@ class Settings:
         metadata=_setting(
             "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
             "they do not give",
-            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            unit="dns:///NAME:PORT, dns+https:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
             parse=_peers,
             default="none",
             is_repeatable=True,

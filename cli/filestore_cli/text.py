@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -79,3 +79,17 @@ def time_taken(seconds: float, moved: int) -> str:
     """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
     rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
     return duration(seconds) + rate
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows as lines under a header, in columns that are as wide as they must be. Without rows, return nothing.
+
+    The values of a column whose header begins with `>` are at its right. The values must be for display.
+    """
+    lines = [[name.removeprefix(">") for name in header], *rows]
+    if len(lines) == 1:
+        return []
+    sides = [">" if name.startswith(">") else "<" for name in header]
+    widths = [max(map(len, values)) for values in zip(*lines, strict=True)]
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
+    return ["  ".join(form.format(value) for form, value in zip(forms, line, strict=True)).rstrip() for line in lines]

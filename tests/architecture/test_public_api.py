@@ -22,7 +22,7 @@ DOC = REPOSITORY / "docs/python.md"
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 RAISES = re.compile(r"Raises (.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 HUMPS = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b|\bBusy\b|\bStalled\b|\bInterrupted\b|\bUnauthorized\b|\bUnreachable\b")
-OTHER_NAMES = {"FetchTreeResult", "StreamingFile"}
+OTHER_NAMES = {"FetchTreeResult", "StreamingFile", "TensorFile"}
 """Names with two humps that are no errors, and that a list of errors may mention."""
 RAISES_NOTHING = {
     "FileURL.redacted_url",

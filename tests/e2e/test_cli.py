@@ -208,9 +208,33 @@ def test_ls_for_a_person(home: Home, model: Path) -> None:
     record = home.result("push", model)
     lines = home.run("ls").stdout.splitlines()
 
-    assert lines[0].startswith(f"{record['id']}   3.00 MB  ")
-    assert lines[0].endswith("UTC  model.bin")
-    assert lines[1].startswith(f"1 file, 3.00 MB in {home.data} (local folder")
+    assert lines[0] == "    SIZE  STORED (UTC)      DIGEST      NAME"
+    stored = record["updated_at"][:16].replace("T", " ")
+    assert lines[1] == f" 3.00 MB  {stored}  {record['digest'][:10]}  model.bin"
+    assert lines[2].startswith(f"1 file, 3.00 MB in {home.data} (local folder")
+    assert record["id"] == home.result("info", f"model.bin@{record['digest'][:10]}")["id"]
+
+
+@pytest.mark.slow
+def test_ls_sorts_and_filters(home: Home, tmp_path: Path) -> None:
+    """By a pattern, which is told from a name by its characters, and in an order that the user chooses."""
+    for name, size in (("b.bin", 30), ("a[1].bin", 20), ("c.txt", 10)):
+        (tmp_path / name).write_bytes(bytes(size))
+        home.result("push", tmp_path / name, "--create")
+
+    def listed(*arguments: str) -> list[str]:
+        return [record["name"] for record in home.result("ls", *arguments)["files"]]
+
+    assert ["c.txt", "a[1].bin", "b.bin"] == listed() == listed("--sort", "age") == listed("*")
+    assert ["a[1].bin", "b.bin", "c.txt"] == listed("--sort", "name")
+    assert ["b.bin", "a[1].bin"] == listed("--sort", "size", "--limit", "2")
+    assert ["a[1].bin", "b.bin"] == listed("*.bin")
+    assert ["a[1].bin"] == listed("*.bin", "--limit", "1") == listed("a[[]1].bin")
+    assert ["b.bin", "c.txt"] == listed("[bc].???", "--sort", "name")
+    assert [] == listed("*.BIN")
+    assert home.run("ls", "*.none").stdout.startswith("0 files that match *.none, 0 B in ")
+    assert home.run("ls", "*.txt").stdout.splitlines()[-1].startswith("1 file that matches *.txt, 10 B in ")
+    assert "--sort is for the list of stored files" in home.run("ls", "b.bin", "--sort", "name").stderr
 
 
 @pytest.mark.slow
