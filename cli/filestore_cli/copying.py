@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from filestore.core.commits import printable
-from filestore.core.object_location import has_password
+from filestore.core.object_location import has_password, is_object_store
 from filestore.core.references import Reference
 from filestore.repository.protocol import whole_reference_of
 from filestore_cli.auditing import user_name
@@ -109,6 +109,8 @@ def _check(target: Target, name: str | None, message: str | None, *, dry_run: bo
                 raise click.UsageError(f"{option} is about the repository to copy to; name that by --to")
         if name is None:
             raise click.UsageError("it says neither a new name nor --to, so there is nothing to copy; give one of them")
+    elif is_object_store(target.url) is not (target.index_url is not None):
+        raise click.UsageError("an object store has its index in a database: --to s3://... and --to-index go together")
     if dry_run and target.is_created:
         raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
     if all_versions and message is not None:
