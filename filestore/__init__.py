@@ -7,7 +7,7 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`,
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `diff`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`,
 `open_tensors`, and the methods of `Cache`. The same verbs without asyncio, for scripts and notebooks, are in
 `filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`. docs/python.md describes
 everything by examples.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
     from filestore.transfer.copy import CopyPlan, CopyResult, copy, plan_copy
+    from filestore.transfer.diff import Difference, FileDifference, TensorDifference, diff
     from filestore.transfer.fetch import FetchResult, fetch
     from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
@@ -50,12 +51,14 @@ __all__ = [
     "Commit",
     "CopyPlan",
     "CopyResult",
+    "Difference",
     "Digest",
     "Directory",
     "DownloadLimits",
     "FetchResult",
     "FetchTreeResult",
     "File",
+    "FileDifference",
     "FileURL",
     "FilestoreError",
     "Kind",
@@ -76,11 +79,13 @@ __all__ = [
     "SyncChange",
     "SyncResult",
     "Tensor",
+    "TensorDifference",
     "TensorFile",
     "ZipLimits",
     "blocking",
     "connect",
     "copy",
+    "diff",
     "errors",
     "fetch",
     "fetch_tree",
@@ -99,12 +104,14 @@ _MODULES = {
     "Commit": "filestore.core.commits",
     "CopyPlan": "filestore.transfer.copy",
     "CopyResult": "filestore.transfer.copy",
+    "Difference": "filestore.transfer.diff",
     "Digest": "filestore.core.digest",
     "Directory": "filestore.core.references",
     "DownloadLimits": "filestore.download.download",
     "FetchResult": "filestore.transfer.fetch",
     "FetchTreeResult": "filestore.transfer.fetch_tree",
     "File": "filestore.core.references",
+    "FileDifference": "filestore.transfer.diff",
     "FileURL": "filestore.core.references",
     "FilestoreError": "filestore.errors",
     "Kind": "filestore.core.records",
@@ -125,11 +132,13 @@ _MODULES = {
     "SyncChange": "filestore.transfer.sync",
     "SyncResult": "filestore.transfer.sync",
     "Tensor": "filestore.format.tensors",
+    "TensorDifference": "filestore.transfer.diff",
     "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
     "copy": "filestore.transfer.copy",
+    "diff": "filestore.transfer.diff",
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",

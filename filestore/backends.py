@@ -113,8 +113,9 @@ def connect(
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
     limit_rate: how many bytes per second all connections to servers together move, in both directions, at least 10,000. The
         transfers then have no worker processes.
-    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, or a list
-        of `http://HOST:PORT`. Frames come from them, and from the server only what they do not give.
+    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, with TLS
+        `dns+https:///NAME:PORT`, or a list of `http://HOST:PORT`. Frames come from them, and from the server only what they do
+        not give.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 

@@ -57,12 +57,14 @@ from filestore.repository.protocol import FreedContent, Usage, VersionPage, Want
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
 from filestore.system.retries import RETRY_SECONDS
 from filestore.transfer import copy as _copy
+from filestore.transfer import diff as _diff
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
 from filestore.transfer import push as _push
 from filestore.transfer import stored_tensors as _stored_tensors
 from filestore.transfer import sync as _sync
 from filestore.transfer.copy import CopyPlan, CopyResult
+from filestore.transfer.diff import Difference, FileDifference, TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
@@ -77,12 +79,14 @@ __all__ = [
     "Commit",
     "CopyPlan",
     "CopyResult",
+    "Difference",
     "Digest",
     "Directory",
     "DownloadLimits",
     "FetchResult",
     "FetchTreeResult",
     "File",
+    "FileDifference",
     "FileURL",
     "FilestoreError",
     "Kind",
@@ -103,10 +107,12 @@ __all__ = [
     "SyncChange",
     "SyncResult",
     "Tensor",
+    "TensorDifference",
     "TensorFile",
     "ZipLimits",
     "connect",
     "copy",
+    "diff",
     "errors",
     "fetch",
     "fetch_tree",
@@ -294,6 +300,43 @@ def fetch_tree(
     """
     inner = _inner(repository)
     return run(lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, limits=limits, report=report))
+
+
+def diff(
+    repository: Repository,
+    old: Wanted | Path,
+    *,
+    new: Wanted | Path,
+    push_cache: PushCache | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limits: ZipLimits = DEFAULT_LIMITS,
+) -> Difference:
+    """Compare two stored files or directories, or one of them with a path of this machine.
+
+    >>> for file in diff(repository, "my_model.zip@~1", new=Path("my_model")).files:
+    ...     print(file.status, file.path, file.bytes_new)
+
+    The arguments are those of `filestore.diff`.
+
+    Raises what `filestore.diff` raises, such as NotFound, SourceUnreadable and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _diff.diff(
+            inner,
+            old,
+            new=new,
+            push_cache=push_cache,
+            report=report,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
+            limits=limits,
+        )
+    )
 
 
 def copy(

@@ -8,15 +8,16 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, InvalidContent, NotFound
 from filestore.repository.protocol import Repository
-from filestore_cli.context import CommandContext, takes
-from filestore_cli.entries import show_entries, show_entry
+from filestore_cli.context import CommandContext, Result, takes
+from filestore_cli.entries import entry_info, show_entries
 from filestore_cli.hints import HINTS
 from filestore_cli.listing import Sort, is_pattern, list_records
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
+from filestore_cli.several import Failures, show_blocks
 from filestore_cli.start import run_to_end
 from filestore_cli.tensors import list_tensors
-from filestore_cli.text import exactly, for_display, in_units, minute, table
+from filestore_cli.text import Rows, exactly, for_display, in_units, minute, table
 from filestore_cli.versions import list_versions
 
 
@@ -64,22 +65,35 @@ async def _list_entries(context: CommandContext, reference: Reference, *, limit:
         await show_entries(context, repository, reference, limit=limit, recursive=recursive)
 
 
-@click.command(short_help="Show one stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
+@click.command(short_help="Show stored files and directories.")
+@click.argument("references", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]...", nargs=-1, required=True)
 @takes("url", "token")
-def info(context: CommandContext, reference: str) -> None:
-    """Show one stored file or directory, or one entry of a directory. A name means the newest record of that name."""
-    wanted = Reference.parse(reference)
+def info(context: CommandContext, references: tuple[str, ...]) -> None:
+    """Show stored files and directories, or entries of directories. A name means the newest record of that name."""
+    failures = Failures() if len(references) > 1 else Failures.raised()
 
     async def run() -> None:
+        shown: list[tuple[Result, Rows]] = []
         async with context.repository(read_only=True) as repository:
-            if wanted.entry_path:
-                await show_entry(context, repository, wanted)
-                return
-            record = await record_of(repository, wanted.without_entry)
-            _show_record(context, repository, record, warning=await _warning(repository, record))
+            for reference in failures.each(references, str):
+                with failures.of(reference):
+                    shown.append(await _info(context, repository, Reference.parse(reference)))
+            place, location = context.place(repository), {"repository": repository.location}
+        if len(references) == 1:
+            [(result, rows)] = shown
+            context.show({**result, **location}, *table(**rows, repository=place))
+            return
+        results = {"files": [result for result, _ in shown], "failed": failures.as_json("reference"), **location}
+        show_blocks(context, results, [table(**rows) for _, rows in shown], place=place, failures=failures)
 
     run_to_end(run())
+
+
+async def _info(context: CommandContext, repository: Repository, wanted: Reference) -> tuple[Result, Rows]:
+    if wanted.entry_path:
+        return await entry_info(context, repository, wanted)
+    record = await record_of(repository, wanted.without_entry)
+    return _record_info(record, warning=await _warning(repository, record))
 
 
 def _is_name_alone(reference: Reference) -> bool:
@@ -100,23 +114,22 @@ async def _warning(repository: Repository, record: Record) -> str | None:
     return None if warning is None else f"{warning}; {HINTS['store-folder']}"
 
 
-def _show_record(context: CommandContext, repository: Repository, record: Record, *, warning: str | None = None) -> None:
-    context.show(
-        {**record.as_json(), "repository": repository.location} | ({} if warning is None else {"warning": warning}),
-        *table(
-            id=record.id,
-            digest=record.digest,
-            path=for_display(record.path),
-            name=for_display(record.full_name),
-            size=exactly(record.size),
-            kind=record.kind.value,
-            namespace=record.namespace,
-            created=minute(record.created_at),
-            updated=minute(record.updated_at),
-            repository=context.place(repository),
-            **({} if warning is None else {"warning": for_display(warning)}),
-        ),
-    )
+def _record_info(record: Record, *, warning: str | None = None) -> tuple[Result, Rows]:
+    result = record.as_json()
+    rows: Rows = {
+        "id": record.id,
+        "digest": record.digest,
+        "path": for_display(record.path),
+        "name": for_display(record.full_name),
+        "size": exactly(record.size),
+        "kind": record.kind.value,
+        "namespace": record.namespace,
+        "created": minute(record.created_at),
+        "updated": minute(record.updated_at),
+    }
+    if warning is not None:
+        return {**result, "warning": warning}, {**rows, "warning": for_display(warning)}
+    return result, rows
 
 
 def record_line(record: Record) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from filestore.core.object_location import ObjectLocation
+
+Rows: TypeAlias = Mapping[str, object]
+"""The rows of a result for a person: the name of each, and its value."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -78,3 +82,14 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(map(len, values)) for values in zip(*lines, strict=True)]
     forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
     return ["  ".join(form.format(value) for form, value in zip(forms, line, strict=True)).rstrip() for line in lines]
+
+
+def file_rows(count: int, *, is_tree: bool) -> Rows:
+    """Return the row of a result that has the number of files in a tree."""
+    return {"files": f"{count:,}"} if is_tree else {}
+
+
+def time_taken(seconds: float, moved: int) -> str:
+    """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
+    rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
+    return duration(seconds) + rate

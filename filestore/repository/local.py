@@ -186,6 +186,10 @@ class LocalRepository:
         return None
 
     @property
+    def waited_because(self) -> str:
+        return ""
+
+    @property
     def asked_pause(self) -> tuple[float, str] | None:
         return None
 

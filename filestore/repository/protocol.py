@@ -213,6 +213,24 @@ def take_peers_size(repository: Repository) -> int:
     return taken
 
 
+@runtime_checkable
+class NamesPlaces(Protocol):
+    """A repository whose server may name the places of frames. The process that transfers asks for those of the worker processes.
+
+    It can ask about more frames at a time than a worker process, which knows only its own batches.
+    """
+
+    async def name_places(self, digests: Sequence[Digest]) -> object | None:
+        """Return where frames are, for `take_places` in another process. It can be pickled.
+
+        Return None if the other process asks itself, as before it is known whether the server names places. Raises Unauthorized
+        and TransferError.
+        """
+
+    def take_places(self, digests: Sequence[Digest], places: object) -> None:
+        """Remember for a `get` that comes next where these frames are, as `name_places` has returned it in another process."""
+
+
 class Repository(Protocol):
     """What `connect` gives: a repository in a folder of this machine, or at a server. Both have the same verbs.
 
@@ -237,6 +255,10 @@ class Repository(Protocol):
 
         A verb tries a server that it has reached again and again for a time, and continues when the server is back.
         """
+
+    @property
+    def waited_because(self) -> str:
+        """Why the last request failed for which `waited_seconds` counts. Empty if none waits."""
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:

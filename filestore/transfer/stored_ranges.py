@@ -16,9 +16,11 @@ from itertools import groupby
 from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Manifest
 from filestore.format.codec import frame_limit
+from filestore.format.zip.read import check_local_header
 from filestore.repository.protocol import Repository
 from filestore.system.threads import task_group
 from filestore.transfer.receive_batch import BatchReceiver
+from filestore.transfer.stored_tree import StoredEntry, StoredTree
 
 READ_SIZE = 4 << 20
 """Decoded bytes of the chunks of a batch. A single chunk is at most as large."""
@@ -88,6 +90,21 @@ class StoredRanges:
 
     def _end(self, number: int) -> int:
         return self._offsets[number + 1] if number + 1 < len(self._offsets) else self._manifest.size
+
+
+async def entry_ranges(repository: Repository, tree: StoredTree, entry: StoredEntry) -> StoredRanges:
+    """Return the content of a file of a stored tree that is not compressed in its zip file.
+
+    Raises InvalidArchive, DamagedChunk, ChunksMissing, StorageError, TransferError.
+    """
+    extent = entry.extent
+    if extent is None and entry.member_number is not None:
+        member = tree.members[entry.member_number]
+        head = bytearray(member.head_size)
+        await StoredRanges(repository, tree.manifest).read_into([(member.start, memoryview(head))])
+        extent = check_local_header(member, head)
+    within = range(0) if extent is None else range(extent.start, extent.end)
+    return StoredRanges(repository, tree.manifest, within=within)
 
 
 class _Writer:

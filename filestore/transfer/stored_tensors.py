@@ -22,13 +22,13 @@ from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidInput, InvalidReference, InvalidTensors
 from filestore.format.tensors import HeaderReader, Tensor, TensorTable
-from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits, check_local_header
+from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.format.zip.tree import for_display
 from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import given_path, source_error, storage_errors
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.fetch_entry import FoundEntry, checked_kind, find_entry, find_wanted
-from filestore.transfer.stored_ranges import Piece, StoredRanges
+from filestore.transfer.stored_ranges import Piece, StoredRanges, entry_ranges
 from filestore.transfer.stored_tree import EntryKind
 
 GROUP_SIZE = 32 << 20
@@ -137,7 +137,7 @@ async def open_tensors(
         if wanted is not None:
             raise InvalidInput("a path of this machine is given alone, without a reference")
         path = given_path(source)
-        return await _read_header(str(path), await in_disk_thread(_LocalFile, path))
+        return await read_tensors(str(path), await in_disk_thread(_LocalFile, path))
     if wanted is None:
         raise InvalidInput("give what names the stored file, such as 'my_model.zip:model.safetensors'")
     record, reference = await find_wanted(source, wanted)
@@ -154,7 +154,7 @@ async def open_stored(
     if record.kind is Kind.DIRECTORY or reference.entry_path is not None:
         raise InvalidReference(name, "it is a directory; give the path of one of its files after a ':'")
     manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
-    return await _read_header(name, StoredRanges(repository, manifest))
+    return await read_tensors(name, StoredRanges(repository, manifest))
 
 
 async def open_entry(repository: Repository, found: FoundEntry) -> TensorFile:
@@ -164,17 +164,11 @@ async def open_entry(repository: Repository, found: FoundEntry) -> TensorFile:
     name = f"{found.reference}:{entry.path}"
     if entry.is_deflated:
         raise InvalidTensors(name, "it is compressed in its zip file; fetch it, and open the file on this machine")
-    extent = entry.extent
-    if extent is None and entry.member_number is not None:
-        member = tree.members[entry.member_number]
-        head = bytearray(member.head_size)
-        await StoredRanges(repository, tree.manifest).read_into([(member.start, memoryview(head))])
-        extent = check_local_header(member, head)
-    within = range(0) if extent is None else range(extent.start, extent.end)
-    return await _read_header(name, StoredRanges(repository, tree.manifest, within=within))
+    return await read_tensors(name, await entry_ranges(repository, tree, entry))
 
 
-async def _read_header(name: str, content: Content) -> TensorFile:
+async def read_tensors(name: str, content: Content) -> TensorFile:
+    """Read the header of any content, which `name` is for errors. Raises InvalidTensors, and what the content raises."""
     reader, at = HeaderReader(content.size, name=name), 0
     while reader.table is None:
         stop = content.stop_of_chunk(reader.needed - 1) if reader.needed else 0

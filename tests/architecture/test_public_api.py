@@ -58,6 +58,7 @@ RAISES_NOTHING = {
     "Repository.location",
     "Repository.fingerprint",
     "Repository.waited_seconds",
+    "Repository.waited_because",
     "Repository.asked_pause",
     "Repository.close",
     "blocking.Repository.location",

@@ -33,7 +33,7 @@ from tests.support.server import SECONDS
 from tests.support.trees import Folder, Planted, Script, plant, standing
 
 ARCHIVES = Path(__file__).parents[1] / "golden/repositories"
-SCHEMA_VERSIONS = {"1423cff": 2, "495f52f": 3, "bcc56b1": 4, "0a995fe": 5}
+SCHEMA_VERSIONS = {"1423cff": 2, "495f52f": 3, "bcc56b1": 4, "0a995fe": 5, "adfedc8": 6}
 """The commit that wrote each archive, and the schema version of its index."""
 
 

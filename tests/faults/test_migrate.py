@@ -22,7 +22,7 @@ from filestore.repository.index.tasks import MOVED
 from filestore.repository.maintenance.migrate import MigrationCounts, MigrationSource, MigrationTarget, migrate
 from filestore.repository.object_repository import open_target
 from tests.support.ceph import Bucket, Gateway
-from tests.support.commands import SCRIPTS, Home, start_module
+from tests.support.commands import SCRIPTS, Home
 from tests.support.frames import contents, encoded
 from tests.support.migrations import differences, everything, fill, location_in, opened, push
 
@@ -209,16 +209,6 @@ async def test_a_migration_is_killed_at_any_moment_and_goes_on(root: Path, place
     assert done.returncode == 0 or "there already" in done.stderr, done.stderr
     async with opened(root) as old, opened(place) as new:
         assert {} == differences(await everything(old), await everything(new))
-
-
-@pytest.mark.timeout(900)
-def test_it_is_killed_before_any_change(bucket: Bucket, postgres_url: str, tmp_path: Path) -> None:
-    """Of the folder, the database or the object store. The next one completes it, and both sides say the same."""
-    environ = {**os.environ, **bucket.environ}
-    with start_module("tests.support.move_crashes", tmp_path, bucket.location(), postgres_url, env=environ) as process:
-        output, error = process.communicate()
-    assert 0 == process.returncode, error
-    assert int(output) > 5
 
 
 async def test_a_damaged_frame_is_named_and_all_else_is_there(root: Path, place: ObjectLocation, tmp_path: Path) -> None:

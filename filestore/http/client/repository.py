@@ -67,6 +67,7 @@ from filestore.http.client.documents import (
     parse_versions,
 )
 from filestore.http.client.exchange import ClientCertificate, Request
+from filestore.http.client.frame_urls import FramePlaces
 from filestore.http.client.frames import FrameReader
 from filestore.http.client.requests import ProxyFinder, Requests
 from filestore.repository.listing import listing_file, read_lines
@@ -264,6 +265,10 @@ class RemoteRepository:
         return self._requests.retries.waited_seconds
 
     @property
+    def waited_because(self) -> str:
+        return self._requests.retries.waited_because
+
+    @property
     def asked_pause(self) -> tuple[float, str] | None:
         return self._requests.retries.asked_pause
 
@@ -340,6 +345,12 @@ class RemoteRepository:
         encoded = await self._requests.retried(ask)
         self._frames.note_manifest(encoded)
         return encoded
+
+    async def name_places(self, digests: Sequence[Digest]) -> FramePlaces | None:
+        return await self._frames.name_places(digests)
+
+    def take_places(self, digests: Sequence[Digest], places: FramePlaces) -> None:
+        self._frames.take_places(digests, places)
 
     async def record(self, wanted: Wanted) -> Record:
         reference = whole_reference_of(wanted)

@@ -32,6 +32,7 @@ from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.quotas import Quotas, throttle_of
+from filestore.http.server.recent_urls import RecentUrls
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
@@ -312,6 +313,7 @@ class RequestAuthenticator:
         self._reader_budget = Budget(limits.memory_limit // 2)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
+        self._recent_urls = RecentUrls()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._trees = SharedTrees(wait_seconds=limits.stall_seconds)
@@ -398,6 +400,7 @@ class RequestAuthenticator:
             manifests=self._manifests,
             trees=self._trees,
             open_frames=self._open_frames,
+            recent_urls=self._recent_urls,
             rechecks=self._rechecks,
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,

@@ -3,8 +3,8 @@
     git worktree add --detach ../old COMMIT && python3 -m venv ../old/.venv && ../old/.venv/bin/pip install ../old
     python tests/golden/repositories/make.py ../old/.venv/bin ../old-runtime/bin tests/golden/repositories/COMMIT.tar.gz
 
-The archives are of 1423cff (2026-11-24, version 2), 495f52f (2026-11-28, version 3), bcc56b1 (2026-11-28, version 4) and
-0a995fe (2026-11-29, version 5).
+The archives are of 1423cff (2026-11-24, version 2), 495f52f (2026-11-28, version 3), bcc56b1 (2026-11-28, version 4),
+0a995fe (2026-11-29, version 5) and adfedc8 (2026-11-30, version 6).
 The second environment has the old code with its extra `runtime`. Each archive was made once, and is not made again: it is a
 witness of what users have on their disks. It contains `root` (a repository that `serve` and `runtime serve` served), `cache`,
 `journal.sqlite` (a push cache), and `facts.json` (tokens, ids, and where the files lay that were pushed).

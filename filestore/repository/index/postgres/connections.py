@@ -30,6 +30,8 @@ _SETTINGS = {
     "jit": "off",
     # Ours find rows by their keys. With many keys, a table of a million rows would be read as a whole.
     "enable_seqscan": "off",
+    # PostgreSQL cannot know how many digests are given. In a table without statistics, it would read all rows of a namespace.
+    "enable_bitmapscan": "off",
     "max_parallel_workers_per_gather": "0",
     # A process whose host is gone or cut off loses its locks after a minute, and one that was stopped after five.
     "tcp_keepalives_idle": "30",
@@ -133,7 +135,11 @@ class Connections:
 
     async def _connect(self) -> Connection:
         self.check()
-        return await asyncpg.connect(**self._arguments)
+        connection = await asyncpg.connect(**self._arguments)
+        if self._closed:  # meanwhile, so that nobody else would close it
+            connection.terminate()
+            self.check()
+        return connection
 
     def check(self) -> None:
         """Raise UsedAfterFork in another process, and RuntimeError in another event loop or after `close`."""
