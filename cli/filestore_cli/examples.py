@@ -20,6 +20,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "cache warm": ("filestore cache warm my_model.zip weights.bin",),
     "check": ("filestore check", "filestore check --read-data 10%", "filestore check --read-data --repair --from my_model"),
     "completion": ("filestore completion bash",),
+    "copy": ("filestore copy my_model.zip --to mirror --create --all-versions", "filestore copy my_model.zip@v1 stable.zip"),
     "create file": ("filestore create file weights.bin", "filestore create file -r my_model --name my_model.zip"),
     "du": ("filestore du", "filestore du --limit 5"),
     "fetch": (
@@ -65,6 +66,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "signing-key ls": ("filestore signing-key ls",),
     "signing-key rotate": ("filestore signing-key rotate", "filestore signing-key rotate --revoke"),
+    "sync": ("filestore sync ./my_model synced.zip", "filestore sync my_model.zip ./working_copy --plan"),
     "tag": ("filestore tag my_model.zip v1", "filestore tag my_model.zip", "filestore tag my_model.zip v1 --delete"),
     "token ls": ("filestore token ls",),
     "token new": (
