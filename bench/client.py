@@ -23,6 +23,7 @@ from filestore_cli.start import run
 _HEAVY = (
     "numpy",
     "filestore_cli.main",
+    "filestore_cli.fetching",
     "filestore_cli.transfer",
     "filestore.backends",
     "filestore.http.client.repository",

@@ -2,13 +2,13 @@
 
     python -m bench.cluster                                   # both parts
     python -m bench.cluster --only transfers --size 1GiB --rounds 3
-    python -m bench.cluster --only index --rows 10000000
+    python -m bench.cluster --only index --rows 10000000 --shared-buffers 1GB
 
 The gateway of Ceph and PostgreSQL run on this machine, on the same cores as the rest. rclone copies the frames that the push has
 stored, between a folder and the gateway, without a server of ours, so it neither cuts, hashes nor encodes. A ratio compares one
 round: the time that passed, and the processor time of all processes, which other work on the machine changes less. What an idle
 server takes is subtracted. The goals are a ratio of 0.8, 0.02 s of the server's processor for a GB that is fetched by presigned
-URLs, 50 ms for `missing`, and 2 s for a commit.
+URLs, 50 ms for `missing`, and 2 s for a commit. "The same" is fetched a few seconds later, and gets the same URLs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ _FILL = (
     " FROM generate_series($2::bigint, $3::bigint) AS number"
 )
 _FILLED_AT_ONCE = 250_000
+_ASKED_TIMES = 10
 _IDLE_SECONDS = 5
+_OTHER_SIZE = 32 << 20
 
 
 class Step(NamedTuple):
@@ -77,30 +79,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["transfers", "index"], help="one part (default: both)")
     parser.add_argument("--size", type=parse_size, default="1GiB", help="of the file (default %(default)s)")
+    parser.add_argument("--content", choices=["bf16", "random"], default="bf16", help="of the file (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are shown (default %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the index (default %(default)s)")
+    parser.add_argument("--shared-buffers", default="1GB", help="of PostgreSQL, for the index alone (default %(default)s)")
     options = parser.parse_args()
     unwind_when_told_to_end()
     if options.only != "index":
         if not shutil.which("rclone"):
             sys.exit("rclone is the peer: apt-get install rclone")
-        measure_transfers(options.size, options.rounds)
+        measure_transfers(options.size, options.rounds, options.content)
     if options.only != "transfers":
-        with running_postgres() as server:
-            asyncio.run(measure_index(server.postgres.new_database(), options.rows))
+        with running_postgres(settings={"shared_buffers": options.shared_buffers}) as server:
+            asyncio.run(measure_index(server.postgres.new_database(), options.rows, options.shared_buffers))
 
 
-def measure_transfers(size: int, rounds: int) -> None:
+def measure_transfers(size: int, rounds: int, content: str) -> None:
     """Push and fetch a file, each time into a new bucket, beside rclone."""
     with running_gateway() as gateway, running_postgres() as database, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = folder / "model.safetensors"
-        write_safetensors(source, size=size)
+        source, other = folder / "model.safetensors", folder / "other.safetensors"
+        write_safetensors(other, size=_OTHER_SIZE, seed=1)
+        if content == "random":
+            with source.open("wb") as file:
+                for start in range(0, size, _OTHER_SIZE):
+                    file.write(os.urandom(min(_OTHER_SIZE, size - start)))
+        else:
+            write_safetensors(source, size=size)
         found = [
-            one_round(gateway.new_bucket(), database.postgres.new_database(), folder / str(number), source)
+            one_round(gateway.new_bucket(), database.postgres.new_database(), folder / str(number), source, other)
             for number in range(rounds)
         ]
-        print(f"{source.stat().st_size / GB:.2f} GB of bf16, {rounds} rounds; processor seconds for a GB of frames")
+        print(f"{source.stat().st_size / GB:.2f} GB of {content}, {rounds} rounds; processor seconds for a GB of frames")
         for what in found[0]:
             seconds, client, server, engines = (
                 statistics.median(each) for each in zip(*(steps[what] for steps in found), strict=True)
@@ -115,8 +125,11 @@ def measure_transfers(size: int, rounds: int) -> None:
             print(f"  {ours} / {theirs}: {shown}, by processor time {of_processor:.2f}")
 
 
-def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[str, Step]:
-    """Do each step once, and return what it took. The order is the one in which each step finds what it needs."""
+def one_round(bucket: Bucket, index: str, folder: Path, source: Path, other: Path) -> dict[str, Step]:
+    """Do each step once, and return what it took. The order is the one in which each step finds what it needs.
+
+    `other` is a file that is fetched before, because the first fetch finds a server that has not answered such a request.
+    """
     folder.mkdir()
     environment = {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": index}
     server = start_server(folder / "scratch", environment=environment)
@@ -129,11 +142,11 @@ def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[st
         server_seconds = processor_seconds(server.pid) - before - idle * done.seconds
         steps[name] = Step(done.seconds, done.cpu_seconds, server_seconds, engines_seconds(server) - engines)
 
-    def fetch(name: str, *options: str) -> None:
+    def fetch(name: str, what: Path, *options: str) -> None:
         target = folder / "fetched"
-        command: list[str | Path] = [*FILESTORE, "fetch", source.name, "-o", target, "--quiet", *options]
+        command: list[str | Path] = [*FILESTORE, "fetch", what.name, "-o", target, "--quiet", *options]
         step(name, lambda: run(command, environment=server.environment))
-        if not filecmp.cmp(source, target, shallow=False):
+        if not filecmp.cmp(what, target, shallow=False):
             sys.exit("what was fetched is not what was pushed")
         target.unlink()
 
@@ -141,10 +154,13 @@ def one_round(bucket: Bucket, index: str, folder: Path, source: Path) -> dict[st
         idle = idle_share(server)
         step("push", lambda: run([*FILESTORE, "push", source, "--quiet"], environment=server.environment))
         step("get, rclone", lambda: rclone(bucket, f"{bucket.name}/models/frames", str(frames), to_store=False))
-        for _ in range(2):  # the second one counts: the first one finds a server that has not answered such a request
-            fetch("fetch, presigned")
+        run([*FILESTORE, "push", other, "--quiet"], environment=server.environment)
+        fetch("", other)
+        del steps[""]
+        fetch("fetch, presigned", source)
+        fetch("fetch, the same", source)
         step("put, rclone", lambda: rclone(bucket, f"{bucket.name}/copy", str(frames), to_store=True))
-        fetch("fetch, server", "--presigned-reads", "no")
+        fetch("fetch, server", source, "--presigned-reads", "no")
     finally:
         server.service.stop()
     gigabytes = folder_bytes(frames) / GB
@@ -162,9 +178,9 @@ def idle_share(server: Server) -> float:
     return (processor_seconds(server.pid) - before) / _IDLE_SECONDS
 
 
-def engines_seconds(server: Server) -> float:
-    """Return the processor seconds of the engines so far. They are processes of this one, as the server is."""
-    others = {os.getpid(), *family(server.pid)}
+def engines_seconds(server: Server | None = None) -> float:
+    """Return the processor seconds of the engines so far. They are processes of this one, as the server is if there is one."""
+    others = {os.getpid(), *(family(server.pid) if server else ())}
     return sum(processor_seconds(pid, below=False) for pid in family(os.getpid()) if pid not in others)
 
 
@@ -194,23 +210,33 @@ def rclone(bucket: Bucket, remote: str, folder: str, *, to_store: bool) -> Done:
     )
 
 
-async def measure_index(url: str, rows: int) -> None:
+async def measure_index(url: str, rows: int, buffers: str) -> None:
     """Ask and commit in an index with many rows."""
     index = await open_postgres_index(url)
     await fill(url, max(rows, CHUNKS_OF_100_GB))
-    digests = [digest_of(number * max(1, rows // ASKED)) for number in range(ASKED)]
-    absent = [chunk_digest(b"%d" % number) for number in range(ASKED)]
-    print(f"index of {rows} rows")
-    for what, asked in (("present", digests), ("absent", absent)):
-        times = []
-        for _ in range(10):
-            began = time.perf_counter()
-            await index.missing("a", asked)
-            times.append(time.perf_counter() - began)
-        middle, best, worst = (1000 * each(times) for each in (statistics.median, min, max))
-        print(f"  missing, {ASKED} {what}: {middle:.0f} ms ({best:.0f} to {worst:.0f})")
+    print(f"index of {rows} rows, shared_buffers of {buffers}")
+    await measure_missing(index, "of one file", [digest_of(number) for number in range(ASKED)])
+    # Each row is in a page of its own.
+    await measure_missing(index, "of as many files", [digest_of(number * max(1, rows // ASKED)) for number in range(ASKED)])
+    await measure_missing(index, "absent", [chunk_digest(b"%d" % number) for number in range(ASKED)])
     await measure_commit(index)
     await index.close()
+
+
+async def measure_missing(index: PostgresIndex, what: str, digests: list[Digest]) -> None:
+    """Ask for digests, and print the median time, and the processor time of both ends, which other work changes less."""
+    found: list[tuple[float, float, float]] = []
+    for _ in range(_ASKED_TIMES):
+        engine, client = engines_seconds(), processor_seconds(os.getpid(), below=False)
+        began = time.perf_counter()
+        await index.missing("a", digests)
+        seconds = time.perf_counter() - began
+        found.append((seconds, processor_seconds(os.getpid(), below=False) - client, engines_seconds() - engine))
+    times, clients, engines = ([1000 * each for each in column] for column in zip(*found, strict=True))
+    print(
+        f"  missing, {len(digests)} {what}: {statistics.median(times):.0f} ms ({min(times):.0f} to {max(times):.0f}),"
+        f" processor time: client {statistics.median(clients):.1f} ms, PostgreSQL {statistics.median(engines):.0f}"
+    )
 
 
 async def measure_commit(index: PostgresIndex) -> None:
@@ -249,6 +275,8 @@ async def fill(url: str, rows: int) -> None:
     for first in range(0, rows, _FILLED_AT_ONCE):
         await connection.execute(_FILL, time.time_ns() // 1000, first, min(rows, first + _FILLED_AT_ONCE) - 1, CHUNK_SIZE)
     await connection.execute("VACUUM ANALYZE chunks")
+    # Or it would write these rows while others are read.
+    await connection.execute("CHECKPOINT")
     await connection.close()
 
 

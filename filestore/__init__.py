@@ -7,9 +7,10 @@
 ...     async with filestore.Cache("/var/cache/models", repository) as cache:
 ...         path = await cache.resolve(filestore.Directory(id=pushed.record.id))
 
-Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, and the methods of `Cache`. The same verbs without asyncio, for
-scripts and notebooks, are in `filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`.
-docs/python.md describes everything by examples.
+Verbs: `connect`, `push`, `plan_push`, `fetch`, `fetch_tree`, `diff`, `copy`, `plan_copy`, `sync_to_name`, `sync_to_folder`,
+`open_tensors`, and the methods of `Cache`. The same verbs without asyncio, for scripts and notebooks, are in
+`filestore.blocking`. Every error is a `FilestoreError`; all of them are in `filestore.errors`. docs/python.md describes
+everything by examples.
 
 Each name is imported when it is first used, so that `import filestore` takes little time.
 """
@@ -30,25 +31,34 @@ if TYPE_CHECKING:
     from filestore.download.download import DownloadLimits
     from filestore.errors import FilestoreError
     from filestore.format.codec import Codec
+    from filestore.format.tensors import Tensor
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
+    from filestore.transfer.copy import CopyPlan, CopyResult, copy, plan_copy
+    from filestore.transfer.diff import Difference, FileDifference, TensorDifference, diff
     from filestore.transfer.fetch import FetchResult, fetch
     from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
     from filestore.transfer.sources.push_cache import PushCache
     from filestore.transfer.sources.walk import Symlinks
+    from filestore.transfer.stored_tensors import TensorFile, open_tensors
+    from filestore.transfer.sync import SyncAction, SyncChange, SyncResult, sync_to_folder, sync_to_name
 
 __all__ = [
     "Cache",
     "CachedPath",
     "Codec",
     "Commit",
+    "CopyPlan",
+    "CopyResult",
+    "Difference",
     "Digest",
     "Directory",
     "DownloadLimits",
     "FetchResult",
     "FetchTreeResult",
     "File",
+    "FileDifference",
     "FileURL",
     "FilestoreError",
     "Kind",
@@ -65,14 +75,26 @@ __all__ = [
     "ResolveResult",
     "StreamingFile",
     "Symlinks",
+    "SyncAction",
+    "SyncChange",
+    "SyncResult",
+    "Tensor",
+    "TensorDifference",
+    "TensorFile",
     "ZipLimits",
     "blocking",
     "connect",
+    "copy",
+    "diff",
     "errors",
     "fetch",
     "fetch_tree",
+    "open_tensors",
+    "plan_copy",
     "plan_push",
     "push",
+    "sync_to_folder",
+    "sync_to_name",
 ]
 
 _MODULES = {
@@ -80,12 +102,16 @@ _MODULES = {
     "CachedPath": "filestore.cache",
     "Codec": "filestore.format.codec",
     "Commit": "filestore.core.commits",
+    "CopyPlan": "filestore.transfer.copy",
+    "CopyResult": "filestore.transfer.copy",
+    "Difference": "filestore.transfer.diff",
     "Digest": "filestore.core.digest",
     "Directory": "filestore.core.references",
     "DownloadLimits": "filestore.download.download",
     "FetchResult": "filestore.transfer.fetch",
     "FetchTreeResult": "filestore.transfer.fetch_tree",
     "File": "filestore.core.references",
+    "FileDifference": "filestore.transfer.diff",
     "FileURL": "filestore.core.references",
     "FilestoreError": "filestore.errors",
     "Kind": "filestore.core.records",
@@ -102,14 +128,26 @@ _MODULES = {
     "ResolveResult": "filestore.cache",
     "StreamingFile": "filestore.cache",
     "Symlinks": "filestore.transfer.sources.walk",
+    "SyncAction": "filestore.transfer.sync",
+    "SyncChange": "filestore.transfer.sync",
+    "SyncResult": "filestore.transfer.sync",
+    "Tensor": "filestore.format.tensors",
+    "TensorDifference": "filestore.transfer.diff",
+    "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",
     "connect": "filestore.backends",
+    "copy": "filestore.transfer.copy",
+    "diff": "filestore.transfer.diff",
     "errors": "filestore.errors",
     "fetch": "filestore.transfer.fetch",
     "fetch_tree": "filestore.transfer.fetch_tree",
+    "open_tensors": "filestore.transfer.stored_tensors",
+    "plan_copy": "filestore.transfer.copy",
     "plan_push": "filestore.transfer.push",
     "push": "filestore.transfer.push",
+    "sync_to_folder": "filestore.transfer.sync",
+    "sync_to_name": "filestore.transfer.sync",
 }
 """Where each name is. A name that is itself a module of this package stands for that module."""
 

@@ -79,6 +79,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    limit_rate: int | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
@@ -110,8 +111,11 @@ def connect(
     min_free: how many bytes of the folder's disk stay free, or of the disk of temporary files, where content for an object store
         is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
-    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, or a list
-        of `http://HOST:PORT`. Frames come from them, and from the server only what they do not give.
+    limit_rate: how many bytes per second all connections to servers together move, in both directions, at least 10,000. The
+        transfers then have no worker processes.
+    peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, with TLS
+        `dns+https:///NAME:PORT`, or a list of `http://HOST:PORT`. Frames come from them, and from the server only what they do
+        not give.
 
     The certificate of a server is checked with the authorities of the system, or of the file that SSL_CERT_FILE names.
 
@@ -144,6 +148,7 @@ def connect(
         certificate=(tls_client_cert, tls_client_key),
         min_free=min_free,
         presigned_reads=presigned_reads,
+        limit_rate=limit_rate,
         peers=peers,
     )
     return AsyncBlock(block, kind=Repository, how="filestore.connect(...) as repository")
@@ -165,6 +170,7 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
     presigned_reads: bool,
+    limit_rate: int | None,
     peers: str | Sequence[str] | None,
 ) -> AsyncIterator[Repository]:
     if not isinstance(url, str | Path):
@@ -197,6 +203,7 @@ async def _connected(
             find_proxy=ProxyOf(proxy),
             certificate=_certificate(*certificate),
             presigned_reads=presigned_reads,
+            limit_rate=limit_rate,
         )
     else:
         store, rows = await open_backend(folder, create=create, read_only=read_only, min_free=min_free)

@@ -29,7 +29,7 @@ and those of daemon threads are cancelled. Later calls raise BlockingCallRefused
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Never, Self
@@ -43,37 +43,50 @@ from filestore.cache.cache import Resolvable
 from filestore.cache.options import DEFAULT_CACHE_OPTIONS, CacheOptions
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.progress import Progress, Report
 from filestore.core.records import Kind, Record
 from filestore.core.references import Directory, File, FileURL, Reference
 from filestore.download.download import DEFAULT_DOWNLOAD_LIMITS, DownloadLimits
 from filestore.errors import BlockingCallRefused, FilestoreError
 from filestore.format.codec import Codec
+from filestore.format.tensors import Tensor
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository import protocol
 from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
 from filestore.system.retries import RETRY_SECONDS
+from filestore.transfer import copy as _copy
+from filestore.transfer import diff as _diff
 from filestore.transfer import fetch as _fetch
 from filestore.transfer import fetch_tree as _fetch_tree
 from filestore.transfer import push as _push
+from filestore.transfer import stored_tensors as _stored_tensors
+from filestore.transfer import sync as _sync
+from filestore.transfer.copy import CopyPlan, CopyResult
+from filestore.transfer.diff import Difference, FileDifference, TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import Symlinks
+from filestore.transfer.sync import SyncAction, SyncChange, SyncResult
 
 __all__ = [
     "Cache",
     "CachedPath",
     "Codec",
     "Commit",
+    "CopyPlan",
+    "CopyResult",
+    "Difference",
     "Digest",
     "Directory",
     "DownloadLimits",
     "FetchResult",
     "FetchTreeResult",
     "File",
+    "FileDifference",
     "FileURL",
     "FilestoreError",
     "Kind",
@@ -90,13 +103,25 @@ __all__ = [
     "ResolveResult",
     "StreamingFile",
     "Symlinks",
+    "SyncAction",
+    "SyncChange",
+    "SyncResult",
+    "Tensor",
+    "TensorDifference",
+    "TensorFile",
     "ZipLimits",
     "connect",
+    "copy",
+    "diff",
     "errors",
     "fetch",
     "fetch_tree",
+    "open_tensors",
+    "plan_copy",
     "plan_push",
     "push",
+    "sync_to_folder",
+    "sync_to_name",
 ]
 
 _RECORDS_AT_ONCE = 500
@@ -120,6 +145,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
+    limit_rate: int | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.
@@ -151,6 +177,7 @@ def connect(
                 tls_client_key=tls_client_key,
                 min_free=min_free,
                 presigned_reads=presigned_reads,
+                limit_rate=limit_rate,
                 peers=peers,
             )
         )
@@ -275,6 +302,222 @@ def fetch_tree(
     return run(lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, limits=limits, report=report))
 
 
+def diff(
+    repository: Repository,
+    old: Wanted | Path,
+    *,
+    new: Wanted | Path,
+    push_cache: PushCache | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limits: ZipLimits = DEFAULT_LIMITS,
+) -> Difference:
+    """Compare two stored files or directories, or one of them with a path of this machine.
+
+    >>> for file in diff(repository, "my_model.zip@~1", new=Path("my_model")).files:
+    ...     print(file.status, file.path, file.bytes_new)
+
+    The arguments are those of `filestore.diff`.
+
+    Raises what `filestore.diff` raises, such as NotFound, SourceUnreadable and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _diff.diff(
+            inner,
+            old,
+            new=new,
+            push_cache=push_cache,
+            report=report,
+            symlinks=symlinks,
+            include=include,
+            exclude=exclude,
+            limits=limits,
+        )
+    )
+
+
+def copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    message: str | None = None,
+    author: str = "",
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyResult:
+    """Copy a stored file or directory to another repository, and send only the chunks that are missing there.
+
+    >>> copy(repository, "team/my_model@v2", to=backup).bytes_sent
+
+    Arguments, cost and the state after a cancellation are those of `filestore.copy`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.copy` raises, such as NotFound, DamagedChunk and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(
+        lambda: _copy.copy(
+            inner,
+            wanted,
+            to=target,
+            name=name,
+            message=message,
+            author=author,
+            all_versions=all_versions,
+            report=report,
+        )
+    )
+
+
+def plan_copy(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    to: Repository | None = None,
+    name: str | None = None,
+    all_versions: bool = False,
+    report: Report | None = None,
+) -> CopyPlan:
+    """Tell what a copy would send. This is the dry run of `copy`: it sends and records nothing.
+
+    >>> plan_copy(repository, "team/my_model@v2", to=backup).bytes_new
+
+    Arguments and cost are those of `filestore.plan_copy`. `report` is called in the thread "filestore-loop".
+
+    Raises what `filestore.plan_copy` raises, such as NotFound and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    target = None if to is None else _inner(to)
+    return run(lambda: _copy.plan_copy(inner, wanted, to=target, name=name, all_versions=all_versions, report=report))
+
+
+def sync_to_name(
+    repository: Repository,
+    path: str | Path,
+    *,
+    name: str,
+    delete: bool = False,
+    plan: bool = False,
+    message: str = "",
+    author: str = "",
+    push_cache: PushCache | None = None,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> SyncResult:
+    """Make the directory that is stored under a name like a folder, by one commit. Only what is missing there is sent.
+
+    >>> sync_to_name(repository, "my_model/", name="team/my-model").bytes_sent
+
+    Arguments, cost and the state after a cancellation are those of `filestore.sync_to_name`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.sync_to_name` raises, such as InvalidInput, HeadMoved and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(
+        lambda: _sync.sync_to_name(
+            inner,
+            path,
+            name=name,
+            delete=delete,
+            plan=plan,
+            message=message,
+            author=author,
+            push_cache=push_cache,
+            limits=limits,
+            report=report,
+        )
+    )
+
+
+def sync_to_folder(
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    target: str | Path,
+    delete: bool = False,
+    plan: bool = False,
+    limits: ZipLimits = DEFAULT_LIMITS,
+    report: Report | None = None,
+) -> SyncResult:
+    """Make a folder like a stored directory. Only files that differ are received, every byte verified.
+
+    >>> sync_to_folder(repository, "team/my-model", target="my_model/").bytes_received
+
+    Arguments, cost and the state after a cancellation are those of `filestore.sync_to_folder`. `report` is called in the thread
+    "filestore-loop".
+
+    Raises what `filestore.sync_to_folder` raises, such as NotFound, TargetError and TransferError; and BlockingCallRefused.
+    """
+    inner = _inner(repository)
+    return run(lambda: _sync.sync_to_folder(inner, wanted, target=target, delete=delete, plan=plan, limits=limits, report=report))
+
+
+def open_tensors(
+    source: Repository | str | Path, wanted: Wanted | None = None, *, limits: ZipLimits = DEFAULT_LIMITS
+) -> TensorFile:
+    """Read which tensors a safetensors or GGUF file has. Their data is read when it is asked for.
+
+    >>> weights = open_tensors(repository, "my_model.zip:model.safetensors")
+    >>> weights = open_tensors(cache.resolve("my_model.zip:model.safetensors"))
+
+    The arguments are those of `filestore.open_tensors`.
+
+    Raises what `filestore.open_tensors` raises, such as InvalidTensors, NotFound and TransferError; and BlockingCallRefused.
+    """
+    inner = source if isinstance(source, str | Path) else _inner(source)
+    return TensorFile(run(lambda: _stored_tensors.open_tensors(inner, wanted, limits=limits)), source)
+
+
+class TensorFile:
+    """The tensors of a safetensors or GGUF file. `open_tensors` gives it.
+
+    It needs no closing, and can be used as long as the repository is open that it was opened from. Any number of threads may
+    read from it.
+    """
+
+    def __init__(self, inner: _stored_tensors.TensorFile, source: object) -> None:
+        """Use `open_tensors`."""
+        self.name = inner.name
+        """What errors call it: a reference, or a path of this machine."""
+        self.format = inner.format
+        """`safetensors` or `gguf`."""
+        self.size = inner.size
+        """Bytes of the file."""
+        self.data_offset = inner.data_offset
+        """Bytes of the file before the data of the tensors."""
+        self.tensors: Mapping[str, Tensor] = inner.tensors
+        """Each `Tensor` by its name, in the order of their data in the file."""
+        self._inner = inner
+        self._source = source  # it is closed where nobody has it any more
+
+    def read(self, name: str) -> bytearray:
+        """Return the data of one tensor, verified: its bytes in the file, little-endian, in memory of its own.
+
+        Raises what `filestore.TensorFile.read` raises, such as EntryNotFound and TransferError; and BlockingCallRefused.
+        """
+        return run(lambda: self._inner.read(name))
+
+    def read_all(self, names: Iterable[str] | None = None) -> Iterator[tuple[Tensor, bytearray]]:
+        """Yield each tensor with its data, or each of `names`, in the order of the file. Each chunk is received once.
+
+        Raises what `read` raises.
+        """
+        tensors = self._inner.read_all(names)
+        try:
+            while found := run(lambda: anext(tensors, None)):
+                yield found
+                del found  # while the next one arrives
+        finally:
+            run(tensors.aclose)
+
+
 class Repository:
     """An open repository, which `connect` returns. It ends with its `with` block, with `close`, or with the program.
 
@@ -361,6 +604,27 @@ class Repository:
         """
         inner = self.inner
         return run(lambda: inner.sign(file_id))
+
+    def make_link(self, file_id: str, *, seconds: float) -> Link:
+        """Make a link to a record: a signed URL that lasts `seconds`, is listed, and can be revoked.
+
+        Its `path` is below the server's URL, and is not told again. It ends no later than the token by which this repository
+        was opened.
+
+        Raises NotFound, InvalidInput, LimitExceeded, StorageError, TransferError, BlockingCallRefused.
+        """
+        inner = self.inner
+        return run(lambda: inner.make_link(file_id, seconds=seconds))
+
+    def links(self) -> list[Link]:
+        """Return the links that are valid, the oldest first. Raises StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(inner.links)
+
+    def revoke_link(self, link_id: str) -> Link:
+        """End a link. Return it. Raises NotFound, StorageError, TransferError, BlockingCallRefused."""
+        inner = self.inner
+        return run(lambda: inner.revoke_link(link_id))
 
     def versions(
         self,

@@ -18,6 +18,7 @@ FilestoreError
 │   ├── InvalidManifest
 │   ├── InvalidArchive
 │   │   └── NotAnArchive
+│   ├── InvalidTensors        of a safetensors or GGUF file
 │   ├── DamagedChunk
 │   ├── DamagedRecord
 │   ├── ObjectMismatch        of an LFS object
@@ -327,6 +328,16 @@ class NotAnArchive(InvalidArchive):
     sentence = "{name!r} cannot be unpacked: {reason}; fetch it as a single file"
 
 
+class InvalidTensors(InvalidContent):
+    """A file has no tensors that can be listed: it is not a safetensors or GGUF file, or its header breaks a rule."""
+
+    slug = "invalid-tensors"
+    facts = ("name", "reason")
+    sentence = "the tensors of {name!r} cannot be read: {reason}"
+    name: str
+    reason: str
+
+
 class DamagedChunk(InvalidContent):
     """A stored frame no longer decodes to its chunk."""
 
@@ -622,7 +633,7 @@ class Unauthorized(FilestoreError):
     slug = "unauthorized"
     facts = ("where",)
     sentence = "{where} refused the token; give a token of that server"
-    hint = "give-token"
+    hint = "check-token"
 
 
 class TokenMissing(Unauthorized):
@@ -630,6 +641,7 @@ class TokenMissing(Unauthorized):
 
     slug = "token-missing"
     sentence = "{where} needs a token, and none was given; give a token of that server"
+    hint = "give-token"
 
 
 class TokenExpired(Unauthorized):
@@ -637,6 +649,7 @@ class TokenExpired(Unauthorized):
 
     slug = "token-expired"
     sentence = "{where} refused the token, because it has expired; give a valid token of that server"
+    hint = "renew-token"
 
 
 class UrlRefused(FilestoreError):
@@ -655,7 +668,7 @@ class TooManyGuesses(FilestoreError):
         "{where} refused the token or the signed URL, and answers at most {limit} wrong ones of an address in a minute; "
         "use the right one, which is accepted at once"
     )
-    hint = "give-token"
+    hint = "check-token"
     limit: int
 
 

@@ -19,7 +19,7 @@ from filestore_cli.filters import Filter
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, show_progress
-from filestore_cli.serving import NOT_SERVED, check_listening, tls_files
+from filestore_cli.serving import NOT_SERVED, check_listening, log_options, tls_files
 from filestore_cli.start import RESUMES, run_to_end
 from filestore_cli.text import age, duration, exactly, for_display, in_units, table
 
@@ -45,7 +45,7 @@ def cache() -> None:
 @click.option("--zip", "keeps_zip", is_flag=True, help="Store directories as zip files, which `File(...)` resolves to.")
 @click.option("--unzip", is_flag=True, help="Store the content of zip files, which `Directory(...)` resolves to.")
 @takes(
-    *("url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads", "peers"),
+    *("url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "presigned_reads", "peers"),
     *("cache", "cache_size_limit", "cache_min_free"),
 )
 def warm(context: CommandContext, references: tuple[str, ...], *, keeps_zip: bool, unzip: bool) -> None:
@@ -181,9 +181,9 @@ def cache_verify(context: CommandContext, folder: Path | None) -> None:
 
 @cache.command("serve", short_help="Give what other machines fetch.")
 @takes(
-    *("listen", "url", "token", "connections", "stall_seconds", "retry_seconds", "presigned_reads"),
+    *("listen", "url", "token", "connections", "stall_seconds", "retry_seconds", "limit_rate", "presigned_reads"),
     *("cache", "peer_size_limit", "cache_min_free", "tls_cert", "tls_key", "tls_client_ca", "connections_limit"),
-    *("address_connections_limit", "head_seconds", "drain_seconds"),
+    *("address_connections_limit", "head_seconds", "drain_seconds", "metrics_listen", "access_log", "access_log_file"),
 )
 def cache_serve(context: CommandContext) -> None:
     """Give other machines what they fetch from the same server, as one of its peers, until Ctrl-C or SIGTERM.
@@ -223,6 +223,8 @@ def cache_serve(context: CommandContext) -> None:
         min_free=settings.cache_min_free,
         limits=settings.server_limits,
         tls=tls_files(settings),
+        metrics=settings.metrics_listen,
+        logs=log_options(settings, audit_log=None),
     )
 
 

@@ -9,7 +9,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,12 +19,13 @@ import click
 from filestore.core.object_location import ObjectLocation, has_password, is_object_store
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
-from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
-from filestore_cli.start import output_failure, say
+from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from, without_effect
+from filestore_cli.start import TOKEN_SOURCE, output_failure, say
 from filestore_cli.text import for_display, lines_for_display
-from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
+from filestore_cli.token_files import token_source, warn_of_option, warn_of_password, with_token_of_file
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -33,6 +34,17 @@ Place: TypeAlias = Path | ObjectLocation
 
 _NOT_TAKEN = "the work is done, but its result cannot be written to standard output"
 _CONFIG_FILE = "config.toml"
+TRANSFER_SETTINGS = (
+    "url",
+    "token",
+    "connections",
+    "processes",
+    "transfer_memory",
+    "stall_seconds",
+    "retry_seconds",
+    "limit_rate",
+)
+"""The settings of the commands that push and fetch."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
 
@@ -65,15 +77,34 @@ class CommandContext:
 
         A command that only reads gives `read_only`. A peer does not ask peers: they would wait for each other.
         """
-        from filestore.backends import connect  # heavy: aiohttp
-
         settings, objects = self.settings, self._objects_of_client
         if objects is None:
             check_plain_http(settings.url, settings)
-        connecting = connect(
+        connecting = self.connecting(
             self._url if objects is None else objects.store,
             index=None if objects is None else objects.index,
             token=settings.token,
+            read_only=read_only,
+            peers=settings.peers if asks_peers else None,
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                repository = await stack.enter_async_context(connecting)
+            except NotARepository as error:
+                raise self.advised(error) from None
+            yield repository
+
+    def connecting(
+        self, url: str, *, index: str | None, token: str | None, read_only: bool, peers: str | None
+    ) -> AbstractAsyncContextManager[Repository]:
+        """Return the block that opens the repository at `url` with what the settings say about transfers."""
+        from filestore.backends import connect  # heavy: aiohttp
+
+        settings = self.settings
+        return connect(
+            url,
+            index=index,
+            token=token,
             connections=settings.connections,
             processes=settings.processes,
             transfer_memory=settings.transfer_memory,
@@ -84,27 +115,26 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
-            peers=settings.peers if asks_peers else None,
+            limit_rate=settings.limit_rate,
+            peers=peers,
         )
-        async with AsyncExitStack() as stack:
-            try:
-                repository = await stack.enter_async_context(connecting)
-            except NotARepository as error:
-                raise self.advised(error) from None
-            yield repository
 
-    async def create_repository(self) -> bool:
-        """Make a repository in the folder or object store that the settings name, and print a note.
+    async def create_repository(self, url: str | None = None, *, index: str | None = None) -> bool:
+        """Make a repository in the folder or object store at `url`, or of the settings, and print a note.
 
         Return False if it was a repository already.
         """
         from filestore.backends import create_repository, repository_folder  # heavy
 
-        place = self._objects_of_client or repository_folder(self._url)
+        if url is None:
+            url, objects = self._url, self._objects_of_client
+        else:
+            objects = ObjectLocation.of(url, index) if is_object_store(url) else None
+        place = objects or repository_folder(url)
         if place is None:
             raise click.ClickException(
-                f"--create makes a repository in a folder of this machine, and {for_display(self._url)} is the URL of a server; "
-                "leave --create out, or name a folder by --url"
+                f"--create makes a repository in a folder of this machine, and {for_display(url)} is the URL of a server; "
+                "leave --create out, or name a folder"
             )
         created = await create_repository(place)
         if created:
@@ -251,9 +281,7 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
                 warn_of_option()
             if options.get("index") is not None and has_password(options["index"]):
                 warn_of_password()
-            folders = _folders()
-            server = _sdk_server(options) if in_pipeline else None
-            command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
+            command(command_context(options, json=json, quiet=quiet, in_pipeline=in_pipeline), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="Print no progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -266,19 +294,23 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
     return decorate
 
 
-def _setting_option(name: str) -> Callable[[Command], Command]:
-    def check(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
-        # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
-        try:
-            return None if not value and value != "" else parse_setting(name, value, source=option_of(name))
-        except InvalidSetting as error:
-            raise click.BadParameter(error.reason, ctx, param) from error
+def command_context(options: Mapping[str, object], *, json: bool, quiet: bool, in_pipeline: bool = False) -> CommandContext:
+    """Return the context of a command that has these options of settings, with None for those that were not given.
 
+    Raises InvalidSetting for a value from the environment or the configuration file.
+    """
+    folders = _folders()
+    server = _sdk_server(options) if in_pipeline else None
+    return CommandContext(_load(options, folders, server), json, quiet, folders.data, server)
+
+
+def _setting_option(name: str) -> Callable[[Command], Command]:
     setting = setting_definitions()[name]
     environment = f"; {setting.environment}" if setting.environment else ""
     return click.option(
         option_of(name),
-        callback=check,
+        cls=SettingOption,
+        setting_name=name,
         **({"is_flag": True, "flag_value": "yes", "default": None} if setting.is_flag else {"metavar": name.upper()}),
         multiple=setting.is_repeatable,
         help=f"{setting.meaning}.  [default: {setting.default}{environment}]",
@@ -318,6 +350,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
 
     config = _known(platformdirs.user_config_path)
     path = None if config is None else config / _CONFIG_FILE
+    for variable, reason in without_effect(os.environ).items():
+        say(f"Warning: {for_display(variable)} has no effect: {reason}")
     file = {} if path is None else _read(path)
     environ: Mapping[str, str] = os.environ
     if server is not None:
@@ -327,6 +361,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
         environ = {name: value for name, value in environ.items() if name not in variables}
         file = {name: value for name, value in file.items() if name not in others}
     if "token" in options:
+        source = token_source(options, environ, file, file_path=str(path))
+        click.get_current_context().meta[TOKEN_SOURCE] = source or (server.source if server and server.token else None)
         options = with_token_of_file(options, environ, file, file_path=str(path))
     if server is not None:
         options = {**options, "url": server.url, "token": options.get("token") or server.token}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from filestore.core.references import Reference
 from filestore.repository.protocol import Repository
 from filestore.system.threads import in_cpu_thread
-from filestore_cli.context import CommandContext
+from filestore_cli.context import CommandContext, Result
 from filestore_cli.lookup import record_of
-from filestore_cli.text import exactly, for_display, in_units, table
+from filestore_cli.text import Rows, exactly, for_display, in_units
 
 if TYPE_CHECKING:
     # Heavy: the functions import these when they run.
@@ -52,28 +52,25 @@ async def show_entries(
         )
 
 
-async def show_entry(context: CommandContext, repository: Repository, reference: Reference) -> None:
-    """Show one entry of a directory."""
+async def entry_info(context: CommandContext, repository: Repository, reference: Reference) -> tuple[Result, Rows]:
+    """Return what is known about one entry of a directory: as JSON, and as rows for a person."""
     from filestore.transfer.fetch_entry import own_manifest  # heavy
 
     record, found = await _found(context, repository, reference)
     entry = found.entry
     manifest = await in_cpu_thread(own_manifest, found)
     digest = {} if manifest is None else {"digest": str(manifest.digest)}
-    context.show(
-        {**_as_json(entry), **digest, "directory": record.as_json(), "repository": repository.location},
-        *table(
-            path=for_display(entry.path),
-            kind=entry.kind.value,
-            size=exactly(entry.size),
-            **({"executable": "yes"} if entry.is_executable else {}),
-            **digest,
-            directory=for_display(record.full_name),
-            directory_id=record.id,
-            directory_digest=record.digest,
-            repository=context.place(repository),
-        ),
-    )
+    rows: Rows = {
+        "path": for_display(entry.path),
+        "kind": entry.kind.value,
+        "size": exactly(entry.size),
+        **({"executable": "yes"} if entry.is_executable else {}),
+        **digest,
+        "directory": for_display(record.full_name),
+        "directory_id": record.id,
+        "directory_digest": record.digest,
+    }
+    return {**_as_json(entry), **digest, "directory": record.as_json()}, rows
 
 
 async def _found(context: CommandContext, repository: Repository, reference: Reference) -> tuple[Record, FoundEntry]:

@@ -113,7 +113,9 @@ def policy_words(policy: Policy) -> str:
 
 
 async def _list(index: Index) -> list[tuple[str, int, int, Policy]]:
-    tokens = [row.namespace for row in await index.tokens()]
+    from filestore.repository.links import without_links  # heavy
+
+    tokens = [row.namespace for row in await without_links(index, await index.tokens())]
     return [
         (name, await index.record_count(name), tokens.count(name), await index.policy(name)) for name in await index.namespaces()
     ]

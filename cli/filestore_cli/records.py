@@ -2,112 +2,104 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-
 import click
 
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import ChunksMissing, InvalidContent, NotFound
 from filestore.repository.protocol import Repository
-from filestore_cli.context import CommandContext, takes
-from filestore_cli.entries import show_entries, show_entry
+from filestore_cli.context import CommandContext, Result, takes
+from filestore_cli.entries import entry_info, show_entries
 from filestore_cli.hints import HINTS
+from filestore_cli.listing import Sort, is_pattern, list_records
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import Count
+from filestore_cli.several import Failures, show_blocks
 from filestore_cli.start import run_to_end
-from filestore_cli.text import exactly, for_display, in_units, minute, table
+from filestore_cli.tensors import list_tensors
+from filestore_cli.text import Rows, exactly, for_display, in_units, minute, table
 from filestore_cli.versions import list_versions
-
-_PAGE = 1000
 
 
 @click.command(short_help="List stored files and directories.")
-@click.argument("reference", metavar="[NAME|REFERENCE[:FOLDER]]", required=False)
+@click.argument("reference", metavar="[PATTERN|NAME|REFERENCE[:ENTRY]]", required=False)
 @click.option("--limit", type=Count(min=1), metavar="COUNT", help="The largest number of files to list.  [default: all]")
+@click.option(
+    "--sort",
+    type=click.Choice([str(order) for order in Sort]),
+    help="The order of the stored files: age (the newest first), name, or size (the largest first).  [default: age]",
+)
 @click.option("--recursive", "-r", is_flag=True, help="Also list what is in the folders of a directory.")
+@click.option("--tensors", is_flag=True, help="List the tensors of a safetensors or GGUF file: type, shape, size and name.")
 @takes("url", "token")
-def ls(context: CommandContext, reference: str | None, limit: int | None, *, recursive: bool) -> None:
+def ls(
+    context: CommandContext, reference: str | None, limit: int | None, *, sort: str | None, recursive: bool, tensors: bool
+) -> None:
     """List the stored files and directories, the newest first.
 
-    With a name alone, list the versions of this name. With NAME:, NAME@REV, an id or a digest, list what is in that
-    directory, or in a FOLDER of it. This is read from its list of entries: its files are not fetched.
+    With a PATTERN, which has one of *, ? and [, list those whose names match it. With a name alone, list the versions of this
+    name. With NAME:, NAME@REV, an id or a digest, list what is in that directory, or in a folder of it. This is read from
+    its list of entries: its files are not fetched.
     """
-    wanted = None if reference is None else Reference.parse(reference)
+    pattern = reference if reference is not None and is_pattern(reference) else None
+    wanted = None if reference is None or pattern is not None else Reference.parse(reference)
     lists_versions = wanted is not None and _is_name_alone(wanted)
+    if tensors and (wanted is None or recursive):
+        raise click.UsageError("--tensors is for one file; give its reference, NAME or NAME:PATH, without --recursive")
     if recursive and (wanted is None or lists_versions):
         raise click.UsageError("--recursive is for what is in a directory; give its name with a ':' after it")
-    if reference is not None and lists_versions:
-        run_to_end(list_versions(context, reference, limit))
-        return
-
-    async def run() -> None:
-        async with context.repository(read_only=True) as repository:
-            if wanted is not None:
-                await show_entries(context, repository, wanted, limit=limit, recursive=recursive)
-                return
-            count = size = 0
-            before = '{"files": ['
-            async for records in _pages(repository, limit):
-                count += len(records)
-                size += sum(record.size for record in records)
-                if context.json:
-                    context.write(before + ",\n".join(json.dumps(record.as_json()) for record in records))
-                    before = ","
-                else:
-                    context.write("\n".join(map(record_line, records)))
-            if context.json:
-                context.write(f'{before if not count else ""}], "repository": {json.dumps(repository.location)}}}')
-            else:
-                context.write(f"{_count(count, size)} in {context.place(repository)}")
-
-    run_to_end(run())
+    if sort is not None and wanted is not None:
+        raise click.UsageError("--sort is for the list of stored files; give no name, or a PATTERN")
+    if wanted is None:
+        run_to_end(list_records(context, pattern=pattern, sort=Sort(sort or Sort.AGE), limit=limit))
+    elif tensors:
+        run_to_end(list_tensors(context, wanted, limit=limit))
+    elif lists_versions:
+        run_to_end(list_versions(context, str(reference), limit))
+    else:
+        run_to_end(_list_entries(context, wanted, limit=limit, recursive=recursive))
 
 
-@click.command(short_help="Show one stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
+async def _list_entries(context: CommandContext, reference: Reference, *, limit: int | None, recursive: bool) -> None:
+    async with context.repository(read_only=True) as repository:
+        await show_entries(context, repository, reference, limit=limit, recursive=recursive)
+
+
+@click.command(short_help="Show stored files and directories.")
+@click.argument("references", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]...", nargs=-1, required=True)
 @takes("url", "token")
-def info(context: CommandContext, reference: str) -> None:
-    """Show one stored file or directory, or one entry of a directory. A name means the newest record of that name."""
-    wanted = Reference.parse(reference)
+def info(context: CommandContext, references: tuple[str, ...]) -> None:
+    """Show stored files and directories, or entries of directories. A name means the newest record of that name."""
+    failures = Failures() if len(references) > 1 else Failures.raised()
 
     async def run() -> None:
+        shown: list[tuple[Result, Rows]] = []
         async with context.repository(read_only=True) as repository:
-            if wanted.entry_path:
-                await show_entry(context, repository, wanted)
-                return
-            record = await record_of(repository, wanted.without_entry)
-            _show_record(context, repository, record, warning=await _warning(repository, record))
+            for reference in failures.each(references, str):
+                with failures.of(reference):
+                    shown.append(await _info(context, repository, Reference.parse(reference)))
+            place, location = context.place(repository), {"repository": repository.location}
+        if len(references) == 1:
+            [(result, rows)] = shown
+            context.show({**result, **location}, *table(**rows, repository=place))
+            return
+        results = {"files": [result for result, _ in shown], "failed": failures.as_json("reference"), **location}
+        show_blocks(context, results, [table(**rows) for _, rows in shown], place=place, failures=failures)
 
     run_to_end(run())
+
+
+async def _info(context: CommandContext, repository: Repository, wanted: Reference) -> tuple[Result, Rows]:
+    if wanted.entry_path:
+        return await entry_info(context, repository, wanted)
+    record = await record_of(repository, wanted.without_entry)
+    return _record_info(record, warning=await _warning(repository, record))
 
 
 def _is_name_alone(reference: Reference) -> bool:
     """Return whether a reference means a name with all of its versions, and not one state of it."""
     is_name = reference.name is not None and reference.digest is None
     return is_name and reference.revision is None and reference.entry_path is None
-
-
-async def _pages(repository: Repository, limit: int | None) -> AsyncIterator[list[Record]]:
-    """Yield the newest records, as they were at one moment, some at a time."""
-    if limit is not None and limit <= _PAGE:
-        if records := await repository.records(limit=limit):
-            yield records
-        return
-    records, count = [], 0
-    async with aclosing(repository.iter_records()) as found:
-        async for record in found:
-            records.append(record)
-            count += 1
-            if len(records) == _PAGE or count == limit:
-                yield records
-                records = []
-            if count == limit:
-                break
-    if records:
-        yield records
 
 
 async def _warning(repository: Repository, record: Record) -> str | None:
@@ -122,30 +114,25 @@ async def _warning(repository: Repository, record: Record) -> str | None:
     return None if warning is None else f"{warning}; {HINTS['store-folder']}"
 
 
-def _show_record(context: CommandContext, repository: Repository, record: Record, *, warning: str | None = None) -> None:
-    context.show(
-        {**record.as_json(), "repository": repository.location} | ({} if warning is None else {"warning": warning}),
-        *table(
-            id=record.id,
-            digest=record.digest,
-            path=for_display(record.path),
-            name=for_display(record.full_name),
-            size=exactly(record.size),
-            kind=record.kind.value,
-            namespace=record.namespace,
-            created=minute(record.created_at),
-            updated=minute(record.updated_at),
-            repository=context.place(repository),
-            **({} if warning is None else {"warning": for_display(warning)}),
-        ),
-    )
+def _record_info(record: Record, *, warning: str | None = None) -> tuple[Result, Rows]:
+    result = record.as_json()
+    rows: Rows = {
+        "id": record.id,
+        "digest": record.digest,
+        "path": for_display(record.path),
+        "name": for_display(record.full_name),
+        "size": exactly(record.size),
+        "kind": record.kind.value,
+        "namespace": record.namespace,
+        "created": minute(record.created_at),
+        "updated": minute(record.updated_at),
+    }
+    if warning is not None:
+        return {**result, "warning": warning}, {**rows, "warning": for_display(warning)}
+    return result, rows
 
 
 def record_line(record: Record) -> str:
     """Return a record as a line for a person."""
     kind = "  (directory)" if record.kind is Kind.DIRECTORY else ""
     return f"{record.id}  {in_units(record.size):>8}  {minute(record.updated_at)}  {for_display(record.full_name)}{kind}"
-
-
-def _count(count: int, size: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}, {in_units(size)}"

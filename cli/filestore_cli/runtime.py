@@ -84,7 +84,7 @@ def serve_runtime(context: CommandContext, *, create: bool) -> None:
     created = False
     given = {token_digest(settings.token): DEFAULT_NAMESPACE}
 
-    def prepare() -> None:
+    def prepare(_: object) -> None:
         nonlocal created
         created, _ = open_served(context, root, create=create, given=given)
 

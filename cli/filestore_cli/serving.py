@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import shlex
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
     from filestore.core.digest import Digest
     from filestore.http.server.jwt_tokens import JwtOptions
+    from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
+    from filestore.http.server.waiting import Waiting
     from filestore.repository.index.protocol import Index
     from filestore.repository.stores.protocol import ChunkStore
 
@@ -80,9 +82,10 @@ def serve(context: CommandContext, *, create: bool) -> None:
     created, made = False, None
     given = {} if settings.token is None else {token_digest(settings.token): DEFAULT_NAMESPACE}
 
-    def prepare() -> None:
+    def prepare(waiting: Waiting) -> None:
         nonlocal created, made
-        created, made = open_served(context, place, create=create, given=given, with_token=settings.token is None)
+        is_first = settings.token is None
+        created, made = open_served(context, place, create=create, given=given, with_token=is_first, waiting=waiting)
         if not context.json:
             # Printed before anything else can fail: a new token is not stored, and not shown again.
             words = table(**{_kind(place): folder_words(place, created=created)}, token=_token_words(settings.token, made, place))
@@ -118,7 +121,9 @@ def serve(context: CommandContext, *, create: bool) -> None:
         )
 
     serve_forever(
-        lambda: _once_there(place, opening, tell=logging.getLogger("filestore.server").warning),
+        opening,
+        # What is on other hosts may not be there yet, such as after a power cut.
+        waits=not isinstance(place, Path),
         workers=settings.workers,
         tokens=given,
         announce=announce,
@@ -179,7 +184,13 @@ def stop_announcement(context: CommandContext) -> Callable[[str], None]:
 
 
 def open_served(
-    context: CommandContext, root: Place, *, create: bool, given: Mapping[Digest, str], with_token: bool = False
+    context: CommandContext,
+    root: Place,
+    *,
+    create: bool,
+    given: Mapping[Digest, str],
+    with_token: bool = False,
+    waiting: Waiting | None = None,
 ) -> tuple[bool, str | None]:
     """Make sure, in a child process, that `root`, a folder or an object store, is a repository.
 
@@ -187,7 +198,7 @@ def open_served(
 
     The default folder is always made a repository, and any other folder only with `create`. A token is made only if
     `with_token` is true and the repository has no token yet. The tokens `given` for this run are noted in the index, so
-    that they can be listed and removed. Raises FilestoreError.
+    that they can be listed and removed. An object store and its index are waited for by `waiting`. Raises FilestoreError.
     """
     may_create = create or (isinstance(root, Path) and context.has_default_root)
 
@@ -199,14 +210,12 @@ def open_served(
         created |= await create_folder(root) if may_create else False
         return created, await with_index(context, root, partial(_prepared, given=given, with_token=with_token))
 
-    return in_child(lambda: run_to_end(_once_there(root, opened, tell=lambda sentence: say(f"Warning: {sentence}."))))
+    def prepared() -> tuple[bool, str | None]:
+        if waiting is None or isinstance(root, Path):
+            return run_to_end(opened())
+        return run_to_end(waiting.once_there(opened, tell=lambda sentence: say(f"Warning: {sentence}.")))
 
-
-async def _once_there(root: Place, open_place: Callable[[], Awaitable[T]], *, tell: Callable[[str], None]) -> T:
-    """Open a place. What is on other hosts may not be there yet, such as after a power cut, and is waited for."""
-    from filestore.http.server.waiting import once_there  # heavy
-
-    return await (open_place() if isinstance(root, Path) else once_there(open_place, tell=tell))
+    return in_child(prepared)
 
 
 def folder_words(root: Place, *, created: bool) -> str:
@@ -216,17 +225,8 @@ def folder_words(root: Place, *, created: bool) -> str:
 
 def server_arguments(settings: Settings, spool_folder: Path) -> dict[str, Any]:
     """Return the arguments of every server from the settings."""
-    from filestore.http.server.request_logs import OFF, LogOptions  # heavy
-
-    if settings.access_log_file is not None and settings.access_log == OFF:
-        say("Warning: nothing is written to access_log_file, because access_log is off; set it to json or plain.")
     return {
-        "logs": LogOptions(
-            access_log=settings.access_log,
-            access_log_file=_absolute(settings.access_log_file),
-            audit_log=_absolute(settings.audit_log),
-            audit_log_size=settings.audit_log_size,
-        ),
+        "logs": log_options(settings, audit_log=settings.audit_log),
         "host": settings.host,
         "port": settings.port,
         "limits": settings.server_limits,
@@ -235,6 +235,20 @@ def server_arguments(settings: Settings, spool_folder: Path) -> dict[str, Any]:
         "tls": tls_files(settings),
         "jwt": _jwt_options(settings),
     }
+
+
+def log_options(settings: Settings, *, audit_log: Path | None) -> LogOptions:
+    """Return which logs of requests are written. Warn if the settings contradict each other."""
+    from filestore.http.server.request_logs import OFF, LogOptions  # heavy
+
+    if settings.access_log_file is not None and settings.access_log == OFF:
+        say("Warning: nothing is written to access_log_file, because access_log is off; set it to json or plain.")
+    return LogOptions(
+        access_log=settings.access_log,
+        access_log_file=_absolute(settings.access_log_file),
+        audit_log=_absolute(audit_log),
+        audit_log_size=settings.audit_log_size,
+    )
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -355,6 +369,7 @@ def in_child(function: Callable[[], T]) -> T:
 
 
 def _answer(function: Callable[[], object], sender: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer: tuple[bool, object] = (True, function())
     except KeyboardInterrupt:
@@ -362,6 +377,14 @@ def _answer(function: Callable[[], object], sender: Connection) -> None:
     except Exception as error:  # noqa: BLE001  # raised again in the parent
         answer = (False, error)
     sender.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed. It may wait for long, and has the address of the server open."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 async def _prepared(index: Index, *, given: Mapping[Digest, str], with_token: bool) -> str | None:
@@ -401,7 +424,9 @@ async def _note_given(index: Index, given: Mapping[Digest, str]) -> None:
 
 
 async def _first_token(index: Index) -> str | None:
-    if await index.tokens():
+    from filestore.repository.links import without_links  # heavy
+
+    if await without_links(index, await index.tokens()):
         return None
     # The person who starts a server may do everything with it.
     return await add_token(index, TokenProperties(DEFAULT_NAMESPACE, "first token", Scope.ADMIN))

@@ -26,6 +26,7 @@ from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
 from filestore.repository.index.postgres.opening import CONNECTIONS, LEAST_CONNECTIONS
 from filestore.system.files import home_path
 from filestore.system.proxies import parse_proxy
+from filestore.system.rate_limit import LEAST_RATE
 from filestore.system.retries import RETRY_SECONDS
 
 ACCESS_LOG_CHOICES = ("json", "plain", "off")
@@ -50,6 +51,9 @@ UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _PORT_LIMIT = 65535
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+_VARIABLE_START = "filestore_"
+_NEAR, _NEAR_SHORT, _SHORT = 0.8, 0.66, 3
+"""How near a name is to that of a setting, from 0 to 1, if it is probably a mistyped one: one letter of three is much."""
 
 
 class Setting(NamedTuple):
@@ -71,6 +75,8 @@ class Setting(NamedTuple):
     """Whether the option may be given several times. `parse` then gets the list of all its values."""
     is_flag: bool = False
     """Whether the option has no value, and means `yes`."""
+    choices: tuple[str, ...] = ()
+    """All values, if these are a few words."""
 
 
 class Folders(NamedTuple):
@@ -224,7 +230,9 @@ def _pythons(value: object) -> tuple[tuple[str, Path], ...]:
 def _choice(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+            nearest = get_close_matches(str(value).lower(), choices, 1)
+            question = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}{question}")
         return str(value)
 
     return parse
@@ -310,6 +318,10 @@ def parse_size(value: object, *, minimum: int) -> int:
     return size
 
 
+def _rate(value: object) -> int:
+    return parse_size(value.removesuffix("/s") if isinstance(value, str) else value, minimum=LEAST_RATE)
+
+
 def _size(minimum: int) -> Callable[[object], int]:
     return partial(parse_size, minimum=minimum)
 
@@ -318,7 +330,8 @@ def _setting(
     meaning: str,
     *,
     unit: str,
-    parse: Callable[[object], object],
+    parse: Callable[[object], object] | None = None,
+    choices: tuple[str, ...] = (),
     default: str | None = None,
     has_environment: bool = True,
     has_option: bool = True,
@@ -327,13 +340,14 @@ def _setting(
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
-    `default` is the default in words. Give it if the default of the field does not say everything.
+    `default` is the default in words. Give it if the default of the field does not say everything. Give either `parse` or
+    `choices`.
     """
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
         text = default or _default_text(value, unit)
-        return Setting(meaning, unit, text, environment, parse, has_option, is_repeatable, is_flag)
+        return Setting(meaning, unit, text, environment, parse or _choice(*choices), has_option, is_repeatable, is_flag, choices)
 
     return {"definition": definition}
 
@@ -454,6 +468,16 @@ class Settings:
             has_environment=False,
         ),
     )
+    metrics_listen: tuple[str, int] | None = field(
+        default=None,
+        metadata=_setting(
+            "Where `filestore cache serve` shows its metrics to everybody who reaches this address",
+            unit="HOST:PORT",
+            parse=_host_and_port,
+            default="none: it shows none",
+            has_environment=False,
+        ),
+    )
     push_cache: Path = field(
         metadata=_setting(
             "The file that remembers the last pushes, so that unchanged files are not read again",
@@ -467,7 +491,7 @@ class Settings:
         metadata=_setting(
             f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto chooses the best for each chunk by a sample",
             unit="choice",
-            parse=_choice(*CODEC_CHOICES),
+            choices=CODEC_CHOICES,
         ),
     )
     connections: int | None = field(
@@ -496,6 +520,15 @@ class Settings:
             unit=_SIZE_UNIT,
             parse=_size(100 << 20),
             default="300MiB, and 48MiB more for each core after the second",
+        ),
+    )
+    limit_rate: int | None = field(
+        default=None,
+        metadata=_setting(
+            "The most bytes per second of all connections of a command together, in both directions; no effect on a folder",
+            unit=f"{_SIZE_UNIT}; /s may follow",
+            parse=_rate,
+            default="no limit",
         ),
     )
     stall_seconds: float = field(
@@ -645,7 +678,7 @@ class Settings:
         metadata=_setting(
             "Caches on other machines, where `filestore cache serve` runs: frames come from them, and from the server only what "
             "they do not give",
-            unit="dns:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
+            unit="dns:///NAME:PORT, dns+https:///NAME:PORT, or http://HOST:PORT with commas or spaces between several",
             parse=_peers,
             default="none",
             is_repeatable=True,
@@ -863,7 +896,7 @@ class Settings:
         metadata=_setting(
             f"Whether a server writes a line for each request, and in which form: {', '.join(ACCESS_LOG_CHOICES)}",
             unit="choice",
-            parse=_choice(*ACCESS_LOG_CHOICES),
+            choices=ACCESS_LOG_CHOICES,
         ),
     )
     access_log_file: Path | None = field(
@@ -941,6 +974,15 @@ class Settings:
             unit="text",
             parse=_text,
             default="none: a token sees all names",
+            has_option=False,
+        ),
+    )
+    completion_seconds: float = field(
+        default=1.0,
+        metadata=_setting(
+            "How long the completion of a shell waits for the names of stored files; then it offers none",
+            unit="seconds",
+            parse=_seconds(60),
             has_option=False,
         ),
     )
@@ -1179,6 +1221,26 @@ def _unknown_reason(name: str) -> str:
     if nearest:
         return f"there is no such setting; did you mean {nearest[0]}?"
     return f"there is no such setting; the settings are {', '.join(known)}"
+
+
+def without_effect(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return why some variables of the environment have no effect, by their names.
+
+    Such a variable looks like a mistyped one of a setting, or like one of a setting that only its option changes. Other
+    programs may have variables that begin in the same way too, so one that is like none of ours is not among them.
+    """
+    variables = {setting.environment for setting in setting_definitions().values()}
+    names = [name for name, setting in setting_definitions().items() if setting.environment is not None]
+    found = {}
+    for variable in sorted(environ):
+        name = variable.lower().removeprefix(_VARIABLE_START)
+        if not variable.lower().startswith(_VARIABLE_START) or variable in variables:
+            continue
+        if name in setting_definitions() and name not in names:
+            found[variable] = _unknown_reason(name)
+        elif nearest := get_close_matches(name, names, 1, _NEAR if len(name) > _SHORT else _NEAR_SHORT):
+            found[variable] = f"no setting has this name; did you mean {setting_definitions()[nearest[0]].environment}?"
+    return found
 
 
 def option_of(name: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from filestore.core.object_location import ObjectLocation
+
+Rows: TypeAlias = Mapping[str, object]
+"""The rows of a result for a person: the name of each, and its value."""
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -63,3 +68,28 @@ def table(**rows: object) -> list[str]:
     """Return lines of a name and a value, with the values in one column. An underscore in a name becomes a space."""
     width = max(map(len, rows))
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows as lines under a header, in columns that are as wide as they must be. Without rows, return nothing.
+
+    The values of a column whose header begins with `>` are at its right. The values must be for display.
+    """
+    lines = [[name.removeprefix(">") for name in header], *rows]
+    if len(lines) == 1:
+        return []
+    sides = [">" if name.startswith(">") else "<" for name in header]
+    widths = [max(map(len, values)) for values in zip(*lines, strict=True)]
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
+    return ["  ".join(form.format(value) for form, value in zip(forms, line, strict=True)).rstrip() for line in lines]
+
+
+def file_rows(count: int, *, is_tree: bool) -> Rows:
+    """Return the row of a result that has the number of files in a tree."""
+    return {"files": f"{count:,}"} if is_tree else {}
+
+
+def time_taken(seconds: float, moved: int) -> str:
+    """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
+    rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
+    return duration(seconds) + rate

@@ -22,7 +22,7 @@ from filestore_cli.folders import create_folder, removed_from_index, with_index
 from filestore_cli.parameters import Age
 from filestore_cli.settings import parse_setting
 from filestore_cli.start import run_to_end
-from filestore_cli.text import for_display, minute
+from filestore_cli.text import columns, for_display, minute
 
 if TYPE_CHECKING:
     # Heavy: the commands import it when they run.
@@ -169,6 +169,7 @@ async def _rotate(
 ) -> tuple[str, TokenProperties, TokenRow]:
     """Make a token like an old one, and end that. Return the new one, its properties, and the old one as it is then."""
     from filestore.repository.given_tokens import remove_given  # heavy
+    from filestore.repository.links import end_links_of  # heavy
 
     made = _random_token()
     async with index.transaction() as transaction:
@@ -186,10 +187,12 @@ async def _rotate(
             await transaction.remove_token(old.digest)
             # A server may have been given the same token.
             await remove_given(index, transaction, old.digest, namespace=old.namespace)
+            await end_links_of(index, transaction, old)
         else:
             old = old._replace(expires_at=min(kept_until, old.expires_at or kept_until))
             kept = properties._replace(expires_at=old.expires_at)
             await transaction.add_token(old.digest, **kept._asdict())
+            await end_links_of(index, transaction, old, at=old.expires_at)
     return made, properties, old
 
 
@@ -258,10 +261,11 @@ def _end_words(old: TokenRow, *, is_kept: bool) -> str:
 
 
 async def all_tokens(index: Index) -> list[TokenRow]:
-    """Return the tokens of the folder, and after them those that servers were given for their runs."""
+    """Return the tokens of the folder, and after them those that servers were given for their runs. Links have no part in it."""
     from filestore.repository.given_tokens import given_tokens  # heavy
+    from filestore.repository.links import without_links  # heavy
 
-    kept = await index.tokens()
+    kept = await without_links(index, await index.tokens())
     known = {row.digest for row in kept}
     given = [token for token in await given_tokens(index) if not token.is_removed and token.digest not in known]
     return [*kept, *map(_row_of, given)]
@@ -269,10 +273,12 @@ async def all_tokens(index: Index) -> list[TokenRow]:
 
 async def _remove_token(index: Index, which: str, *, root: Place) -> TokenRow:
     from filestore.repository.given_tokens import remove_given  # heavy
+    from filestore.repository.links import end_links_of  # heavy
 
     found = await _find(index, which, command="rm", root=root)
     async with index.transaction() as transaction:
         await transaction.remove_token(found.digest)
+        await end_links_of(index, transaction, found)
         # A server may have been given the same token.
         await remove_given(index, transaction, found.digest, namespace=found.namespace)
     return found
@@ -305,9 +311,7 @@ def _row_of(given: GivenToken) -> TokenRow:
 def _lines(rows: Sequence[TokenRow]) -> list[str]:
     """Return a table of tokens, with the names of its columns if it has a row."""
     now = _now()
-    cells = [_COLUMNS, *(_cells(row, now) for row in rows)] if rows else []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return columns(_COLUMNS, [_cells(row, now) for row in rows])
 
 
 def _cells(row: TokenRow, now: int) -> tuple[str, ...]:

@@ -1,48 +1,49 @@
-"""The commands push, fetch, hash and create file."""
+"""The commands push, hash and create file."""
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
 from filestore.core.commits import MAIN, printable
-from filestore.core.names import tree_name
 from filestore.core.records import Kind
-from filestore.core.references import Reference, redact_url
-from filestore.errors import NotFound, ServerError, TargetError, TransferError, Unauthorized
-from filestore.system.files import EMPTY_PATH
+from filestore.core.references import redact_url
+from filestore.errors import FilestoreError, NotFound, ServerError, TransferError, Unauthorized
 from filestore_cli.auditing import user_name
-from filestore_cli.context import CommandContext, creates, is_pipeline, takes
+from filestore_cli.context import TRANSFER_SETTINGS, CommandContext, creates, is_pipeline, takes
 from filestore_cli.history import SHORT_ID
-from filestore_cli.lookup import record_of
-from filestore_cli.parameters import NonemptyPath
-from filestore_cli.progress import FETCH, HASH, PLAN, PUSH, show_progress
+from filestore_cli.parameters import STANDARD_INPUT, NonemptyPath, PathOrInput
+from filestore_cli.progress import HASH, PLAN, PUSH, show_items, show_progress
+from filestore_cli.several import Failures, expand_patterns, refuse_equal, show_blocks
 from filestore_cli.start import run_to_end
-from filestore_cli.text import duration, exactly, for_display, in_units, table
+from filestore_cli.text import Rows, duration, exactly, file_rows, for_display, in_units, table, time_taken
 
 if TYPE_CHECKING:
     # Heavy: the commands import these when they run.
     from filestore.core.commits import Commit
     from filestore.core.manifest import Manifest
+    from filestore.core.progress import Report
     from filestore.core.records import Record
     from filestore.format.codec import Codec
     from filestore.repository.protocol import Repository
-    from filestore.transfer.fetch import FetchResult
-    from filestore.transfer.fetch_tree import FetchTreeResult
     from filestore.transfer.push import PushPlan, PushResult
+    from filestore.transfer.sources.push_cache import PushCache
     from filestore.transfer.sources.walk import Symlinks
 
 SYMLINKS = ("inside", "follow", "keep", "refuse")
 """The values of `filestore.transfer.sources.walk.Symlinks`."""
 
+_INPUT_NAME = "standard input"
 _PATH = NonemptyPath()
-_CONNECTION = ("url", "token", "connections", "processes", "transfer_memory", "stall_seconds", "retry_seconds")
+_NOTHING_SENT = "Nothing was sent or recorded."
 
 
 class Selection(NamedTuple):
@@ -95,8 +96,8 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command(short_help="Store a file or directory.")
-@click.argument("path", type=_PATH)
+@click.command(short_help="Store files and directories.")
+@click.argument("paths", metavar="PATH...", type=PathOrInput(), nargs=-1, required=True)
 @click.option("--name", help="The name of the record, with or without OWNER/.  [default: file name, or DIR.zip]")
 @click.option("--branch", default=MAIN, metavar="BRANCH", help="The branch of the name to add it to.  [default: main]")
 @click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about this version.")
@@ -104,10 +105,10 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
 @_selects
 @creates
-@takes(*_CONNECTION, "codec", "push_cache", "min_free")
+@takes(*TRANSFER_SETTINGS, "codec", "push_cache", "min_free")
 def push(
     context: CommandContext,
-    path: Path,
+    paths: tuple[Path, ...],
     name: str | None,
     *,
     branch: str,
@@ -117,34 +118,74 @@ def push(
     create: bool,
     selection: Selection,
 ) -> None:
-    """Store the file or directory at PATH, and send only what the repository does not have."""
-    selection.check(path)
+    """Store the file or directory at each PATH, and send only what the repository does not have.
+
+    PATH may be `-`, for what another program writes to standard input: `tar c data | filestore push - --name data.tar`.
+
+    A pattern such as 'ckpt-*' means all that match it, also where no shell expands it. If one of several fails, the others are
+    stored all the same.
+    """
+    sources, is_several = expand_patterns(paths)
+    reads_input = STANDARD_INPUT in sources
+    if reads_input:
+        _check_input(sources, name, selection, rehash=rehash, dry_run=dry_run)
+    elif is_several and name is not None:
+        raise click.UsageError("--name names one file or directory, and several are given; push each with its own --name")
+    for path in sources:
+        selection.check(path)
     if dry_run and create:
         raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
+    failures = Failures() if is_several else None
     if dry_run:
-        plan, place, location = run_to_end(_plan_push(context, path, rehash=rehash, selection=selection))
-        context.show(_plan_result(plan, location), *_plan_lines(plan, place))
+        _show_plans(context, run_to_end(_plan_each(context, sources, failures, rehash=rehash, selection=selection)), failures)
         return
-    done = run_to_end(
-        _push(context, path, name=name, message=message, branch=branch, rehash=rehash, create=create, selection=selection)
-    )
-    pushed = done.pushed
-    context.show(
-        _pushed_result(done),
-        *table(
-            id=pushed.record.id,
-            digest=pushed.record.digest,
-            path=for_display(pushed.record.path),
-            name=for_display(pushed.record.full_name),
-            **_commit_digits(done),
-            size=exactly(pushed.record.size),
-            **_files(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
-            sent=exactly(pushed.bytes_sent),
-            shared=exactly(pushed.bytes_shared),
-            time=_time(pushed.seconds, pushed.record.size),
-            repository=done.place,
-        ),
-    )
+    if is_several:
+        refuse_equal(
+            _names_of(sources),
+            "{given} would both be stored under the name {made}; push them one by one, each with its own --name",
+        )
+    pushing = _Pushing(name, rehash, create, selection, codec_of(context.settings.codec), message, branch, reads_input)
+    _show_pushed(context, run_to_end(_push_each(context, sources, pushing, failures)), failures)
+
+
+def _check_input(paths: Sequence[Path], name: str | None, selection: Selection, *, rehash: bool, dry_run: bool) -> None:
+    """Raise UsageError or ClickException if standard input cannot be pushed with these options."""
+    if len(paths) > 1:
+        raise click.UsageError("- is standard input, which is pushed alone; ./- is a file of that name")
+    if name is None:
+        raise click.UsageError("what comes from standard input has no name; give one by --name (./- is a file of the name -)")
+    if dry_run or rehash or any(selection):
+        raise click.UsageError(
+            "standard input is one file, which is read once: leave out --dry-run, --rehash and the options of directories"
+        )
+    if sys.stdin.isatty():
+        raise click.ClickException(
+            "standard input is a terminal; let a program write to it, as in `tar c data | filestore push - --name data.tar`"
+        )
+
+
+def _show_pushed(context: CommandContext, pushed: _AllDone, failures: Failures | None) -> None:
+    stored, about = pushed.stored, pushed.about_repository
+    if failures is None:
+        context.show(_pushed_result(stored[0]) | about, *table(**_pushed_rows(stored[0]), repository=pushed.place))
+        return
+    results = {"pushed": [_pushed_result(done) for done in stored], "failed": failures.as_json("path"), **about}
+    show_blocks(context, results, [table(**_pushed_rows(done)) for done in stored], place=pushed.place, failures=failures)
+
+
+def _show_plans(context: CommandContext, planned: _AllPlanned, failures: Failures | None) -> None:
+    plans, about = planned.plans, {"repository": planned.location}
+    if failures is None:
+        [(_, plan)] = plans
+        context.show(_plan_result(plan) | about, *_plan_lines(plan, repository=planned.place), _NOTHING_SENT)
+        return
+    results = {
+        "planned": [{"path": str(path), **_plan_result(plan)} for path, plan in plans],
+        "failed": failures.as_json("path"),
+        **about,
+    }
+    blocks = [[f"{for_display(path)}:", *_plan_lines(plan), _NOTHING_SENT] for path, plan in plans]
+    show_blocks(context, results, blocks, place=planned.place, failures=failures)
 
 
 @click.group(short_help="Store a file for pipelines.")
@@ -157,7 +198,7 @@ def create() -> None:
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a directory.")
 @click.option("--name", "-n", help="The name of the record.  [default: file name, or DIR.zip]")
 @creates
-@takes(*_CONNECTION, "codec", "push_cache", in_pipeline=True)
+@takes(*TRANSFER_SETTINGS, "codec", "push_cache", in_pipeline=True)
 def create_file(context: CommandContext, path: Path, name: str | None, *, recursive: bool, create: bool) -> None:
     """Store the file at PATH, or with -r the directory, and print its id as the Pipeline SDK does.
 
@@ -175,17 +216,19 @@ def create_file(context: CommandContext, path: Path, name: str | None, *, recurs
         )
     everything = Selection(None, (), ())
     try:
-        done = run_to_end(_push(context, path, name=name, rehash=False, create=create, selection=everything))
+        pushing = _Pushing(name, rehash=False, create=create, selection=everything, codec=codec_of(context.settings.codec))
+        pushed = run_to_end(_push_each(context, [path], pushing, None))
     except (TransferError, Unauthorized):
         context.note(f"The server is {_server_words(context)}.")
         raise
-    context.show(_pushed_result(done), f"Pipeline File created with ID= {done.pushed.record.id}")
+    [done] = pushed.stored
+    context.show(_pushed_result(done) | pushed.about_repository, f"Pipeline File created with ID= {done.pushed.record.id}")
     # Standard output is exactly that line, for the scripts that read it.
     if is_pipeline():
         context.note(f"It is stored on {_server_words(context)}.")
     elif context.settings.url is None:
         unused = "; PIPELINE_API_URL is only for `pipeline create file`" if os.environ.get("PIPELINE_API_URL") else ""
-        context.note(f"It is stored in {done.place}{unused}.")
+        context.note(f"It is stored in {pushed.place}{unused}.")
 
 
 def _server_words(context: CommandContext) -> str:
@@ -193,67 +236,6 @@ def _server_words(context: CommandContext) -> str:
     if context.sdk_server is None:
         return for_display(redact_url(str(context.settings.url)))
     return f"{for_display(redact_url(context.sdk_server.url))} (from {context.sdk_server.source})"
-
-
-@click.command(short_help="Fetch a stored file or directory.")
-@click.argument("reference", metavar="ID|DIGEST|PATH|NAME[@REV][:ENTRY]")
-@click.option(
-    "-o", "--output", metavar="TARGET", help="A folder, or the path of the new file or directory.  [default: current folder]"
-)
-@click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
-@click.option("--unzip", is_flag=True, help="Write the content of a zip file that was stored as a file.")
-@click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
-@takes(*_CONNECTION, "presigned_reads", "peers")
-def fetch(context: CommandContext, reference: str, output: str | None, *, keeps_zip: bool, unzip: bool, force: bool) -> None:
-    """Write a stored file or directory to TARGET, and verify every byte.
-
-    For a file, TARGET works as in cp: in an existing folder, the file gets its own name; otherwise TARGET is the path
-    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
-    Content of an older version and of an interrupted fetch is not transferred again.
-
-    With `:` and a path, as in `my_model.zip:tokenizer/config.json`, only this file or folder of a stored directory is fetched.
-
-    Without -o, and in a folder, the file gets its stored name. If you gave an id or a digest, you did not see that
-    name: then an existing file is not replaced, and a name that begins with a dot is refused. --force allows both.
-    """
-    if keeps_zip and unzip:
-        raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
-    if output == "":
-        raise click.UsageError(f"--output: {EMPTY_PATH}")
-    wanted = FetchRequest(reference, output, keeps_zip=keeps_zip, unzip=unzip, force=force)
-    if wanted.entry_path and (keeps_zip or unzip):
-        raise click.UsageError("an entry of a directory is written as it is; leave out --zip and --unzip")
-    done = run_to_end(_fetch(context, wanted))
-    record, fetched = done.record, done.fetched
-    context.show(
-        {
-            "id": record.id,
-            "digest": str(record.digest),
-            "name": record.name,
-            **({} if record.owner is None else {"owner": record.owner}),
-            "path": str(fetched.path),
-            "size": fetched.size,
-            "file_count": 1 if done.file_count is None else done.file_count,
-            "bytes_received": fetched.bytes_received,
-            "bytes_reused": fetched.bytes_reused,
-            **done.peers,
-            "seconds": fetched.seconds,
-            "repository": done.location,
-            **({"entry_path": wanted.entry_path} if wanted.entry_path else {}),
-        },
-        *table(
-            path=for_display(fetched.path),
-            **({"directory": for_display(record.full_name)} if wanted.entry_path else {}),
-            digest=record.digest,
-            size=exactly(fetched.size),
-            **_files(done.file_count or 0, is_tree=done.file_count is not None),
-            received=exactly(fetched.bytes_received),
-            **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
-            reused=exactly(fetched.bytes_reused),
-            time=_time(fetched.seconds, fetched.size),
-            repository=done.place,
-        ),
-    )
 
 
 @click.command("hash", short_help="Print the digest of a file or directory.")
@@ -278,136 +260,130 @@ def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> N
     )
 
 
-class FetchRequest(NamedTuple):
-    """The choices of a user for one fetch: the stored file, its form, and the path to write to."""
+class _Pushing(NamedTuple):
+    """The choices of a user for all pushes of a command."""
 
-    reference: str
-    output: str | None
-    keeps_zip: bool
-    unzip: bool
-    force: bool
-
-    @property
-    def entry_path(self) -> str | None:
-        """The path in a directory that follows the reference."""
-        return Reference.parse(self.reference).entry_path
-
-    def is_tree(self, record: Record) -> bool:
-        """Return whether a tree is written, and not a file. For an entry of a directory, that depends on the entry."""
-        return self.unzip or self.entry_path == "" or (record.kind is Kind.DIRECTORY and not self.keeps_zip)
-
-    def is_chosen(self, name: str) -> bool:
-        """Return whether the user chose to write to `name`: by a target, by --force, or by typing this name.
-
-        A folder as the target of a file does not choose the name in it.
-        """
-        if self.entry_path:
-            typed = {self.entry_path.rpartition("/")[2]}
-        else:
-            typed = {self.reference.rpartition("/")[2], Reference.parse(self.reference).name or ""}
-        return self.force or name in typed or (self.output is not None and not self.names_folder)
-
-    @property
-    def names_folder(self) -> bool:
-        """Whether the target is a folder, in which a file gets its stored name, as with cp."""
-        return self.output is not None and (self.output.endswith(os.sep) or Path(self.output).is_dir())
-
-    def check_name(self, name: str) -> None:
-        """Raise TargetError if the user did not choose the name and it begins with a dot, such as `.bashrc` or `.ssh`.
-
-        Programs look for files with such names, and another person may have chosen the name.
-        """
-        if name.startswith(".") and not self.is_chosen(name):
-            reason = "you did not type this name, and it begins with a dot, like the names of settings and keys"
-            raise TargetError(name, f"{reason}; give a target with its name with -o, or --force to write under this name")
+    name: str | None
+    rehash: bool
+    create: bool
+    selection: Selection
+    codec: Codec | None
+    message: str = ""
+    branch: str = MAIN
+    reads_input: bool = False
+    """Whether standard input is pushed, and not the path."""
 
 
-class PushDone(NamedTuple):
-    """The result of a push, and where it was stored."""
+class PushArguments(TypedDict):
+    """The arguments of `push` and of `push_stream`."""
+
+    message: str
+    author: str
+    branch: str
+    codec: Codec | None
+    report: Report | None
+
+
+class _Done(NamedTuple):
+    """The result of a push."""
 
     pushed: PushResult
     commit: Commit | None
     """The commit that it is now. None if the repository has none."""
+
+
+class _AllDone(NamedTuple):
+    """The results of the pushes of a command, and where they were stored."""
+
+    stored: list[_Done]
     place: str
     """Words that name the repository."""
     location: str
     created: bool
-    """Whether the repository was made for it."""
+    """Whether the repository was made for them."""
+
+    @property
+    def about_repository(self) -> dict[str, object]:
+        """What the result says of the repository."""
+        return {"repository": self.location, "repository_created": self.created}
 
 
-class Done(NamedTuple):
-    """The result of a fetch: what was written, and where it came from."""
+class _AllPlanned(NamedTuple):
+    """The plans of the pushes of a command, each with its path."""
 
-    record: Record
-    fetched: FetchResult | FetchTreeResult
-    file_count: int | None
-    """The number of files in a tree. None for a file."""
+    plans: list[tuple[Path, PushPlan]]
     place: str
     location: str
-    peers: dict[str, int]
-    """What the result says about peers."""
 
 
-def target_path(wanted: FetchRequest, name: str) -> Path:
-    """Return the path that a fetch of the file `name` writes to, by the rules of cp. Raises TargetError.
+def _names_of(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the name that each path gets, and the path. One without a name fails later, alone."""
+    from filestore.transfer.push import default_name  # heavy
 
-    A link is followed only if the user chose the name.
-    """
-    output, follows_link = wanted.output, wanted.is_chosen(name)
-    path = Path(name if output is None else output)
-    if output is not None and wanted.names_folder:
-        if not path.is_dir():
-            raise TargetError(output, "there is no such folder; make it first")
-        path /= name
-    if follows_link and path.is_symlink():
-        # The link stays; the file that it points to is replaced.
-        path = path.resolve()
-    if path.is_dir():
-        raise TargetError(str(path), "there is a folder at that path; give another target with -o")
-    if not path.parent.is_dir():
-        raise TargetError(str(path), f"there is no folder {path.parent}; make it first")
-    return path
+    for path in paths:
+        with suppress(FilestoreError, OSError):
+            yield default_name(path), str(path)
+
+
+def _sizes_of(paths: Sequence[Path]) -> list[int | None]:
+    """Return the size of each file, and None for a directory, which has to be walked, and for a stream."""
+    return [path.stat().st_size if path.is_file() else None if path.exists() else 0 for path in paths]
+
+
+async def _push_each(context: CommandContext, paths: Sequence[Path], pushing: _Pushing, failures: Failures | None) -> _AllDone:
+    """Push each path. What goes wrong with one of several is noted in `failures`. Without that, it is raised."""
+    from filestore.system.own_process import tune_process  # heavy
+
+    tune_process()
+    from filestore.transfer.sources.push_cache import PushCache  # heavy
+
+    settings = context.settings
+    noted = Failures.raised() if failures is None else failures
+    stored: list[_Done] = []
+    created = pushing.create and await context.create_repository()
+    with PushCache(settings.push_cache) as push_cache:
+        async with (
+            context.repository() as repository,
+            show_items(PUSH, _sizes_of(paths), enabled=context.shows_progress, repository=repository) as items,
+        ):
+            noted.tell = items.tell
+            for path in noted.each(paths, str):
+                label = _INPUT_NAME if pushing.reads_input else _label(path)
+                with noted.of(str(path)), items.item(label) as report:
+                    stored.append(await _push(context, repository, path, pushing, push_cache, report=report))
+    return _AllDone(stored, context.place(repository), repository.location, created)
 
 
 async def _push(
     context: CommandContext,
+    repository: Repository,
     path: Path,
+    pushing: _Pushing,
+    push_cache: PushCache,
     *,
-    name: str | None,
-    rehash: bool,
-    create: bool,
-    selection: Selection,
-    message: str = "",
-    branch: str = MAIN,
-) -> PushDone:
-    from filestore.system.own_process import tune_process  # heavy
+    report: Report | None,
+) -> _Done:
+    from filestore.transfer.push_stream import push_stream  # heavy
+    from filestore_cli.hub_snapshots import push_path
 
-    tune_process()
-    from filestore.transfer.push import push as push_path  # heavy
-    from filestore.transfer.sources.push_cache import PushCache  # heavy
-
-    settings = context.settings
-    created = create and await context.create_repository()
-    with PushCache(settings.push_cache) as push_cache:
-        async with (
-            context.repository() as repository,
-            show_progress(PUSH, _label(path), enabled=context.shows_progress, repository=repository) as report,
-        ):
-            pushed = await push_path(
-                repository,
-                path,
-                name=name,
-                message=message,
-                author=printable(user_name()),
-                branch=branch,
-                push_cache=push_cache,
-                rehash=rehash,
-                codec=codec_of(settings.codec),
-                report=report,
-                **selection.arguments(),
-            )
-            commit = await _commit_of(repository, pushed.record, branch)
-    return PushDone(pushed, commit, context.place(repository), repository.location, created)
+    same = PushArguments(
+        message=pushing.message, author=printable(user_name()), branch=pushing.branch, codec=pushing.codec, report=report
+    )
+    if pushing.reads_input and pushing.name is not None:
+        pushed = await push_stream(repository, sys.stdin.fileno(), name=pushing.name, source_name=_INPUT_NAME, **same)
+    else:
+        walking = pushing.selection.arguments()
+        pushed = await push_path(
+            repository,
+            path,
+            note=context.note,
+            name=pushing.name,
+            push_cache=push_cache,
+            rehash=pushing.rehash,
+            **same,
+            **walking,
+        )
+    return _Done(pushed, await _commit_of(repository, pushed.record, pushing.branch))
 
 
 async def _commit_of(repository: Repository, record: Record, branch: str) -> Commit | None:
@@ -420,96 +396,34 @@ async def _commit_of(repository: Repository, record: Record, branch: str) -> Com
     return commit if commit.file_id == record.id else None
 
 
-async def _plan_push(context: CommandContext, path: Path, *, rehash: bool, selection: Selection) -> tuple[PushPlan, str, str]:
-    from filestore.transfer.push import plan_push  # heavy
+async def _plan_each(
+    context: CommandContext, paths: Sequence[Path], failures: Failures | None, *, rehash: bool, selection: Selection
+) -> _AllPlanned:
+    """Return each path with its plan. `failures` is as in `_push_each`."""
     from filestore.transfer.sources.push_cache import PushCache  # heavy
+    from filestore_cli.hub_snapshots import plan_path
 
+    noted = Failures.raised() if failures is None else failures
+    plans: list[tuple[Path, PushPlan]] = []
     with PushCache(context.settings.push_cache) as push_cache:
         async with (
             context.repository(read_only=True) as repository,
-            show_progress(PLAN, _label(path), enabled=context.shows_progress, repository=repository) as report,
+            show_items(PLAN, _sizes_of(paths), enabled=context.shows_progress, repository=repository) as items,
         ):
-            plan = await plan_push(repository, path, push_cache=push_cache, rehash=rehash, report=report, **selection.arguments())
-    return plan, context.place(repository), repository.location
-
-
-async def _fetch(context: CommandContext, wanted: FetchRequest) -> Done:
-    from filestore.system.own_process import tune_process  # heavy
-
-    tune_process()
-    reference = Reference.parse(wanted.reference)
-    async with context.repository(read_only=True) as repository:
-        record = await record_of(repository, reference.without_entry)
-        if not reference.means(record):
-            what = "id" if reference.id is not None else "digest"
-            context.note(f"Nothing is stored under the {what} {reference}; this is the file of that name.")
-        place, location = context.place(repository), repository.location
-        if reference.entry_path:
-            fetched, file_count = await _fetch_entry(context, repository, record, wanted, reference)
-            return Done(record, fetched, file_count, place, location, context.peers_result(repository))
-        if wanted.is_tree(record):
-            unpacked = await _fetch_tree(context, repository, record, wanted)
-            return Done(record, unpacked, unpacked.file_count, place, location, context.peers_result(repository))
-        return Done(
-            record,
-            await _fetch_file(context, repository, record, wanted),
-            None,
-            place,
-            location,
-            context.peers_result(repository),
-        )
-
-
-async def _fetch_file(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchResult:
-    from filestore.transfer.fetch import fetch as fetch_file  # heavy
-
-    wanted.check_name(record.name)
-    target = target_path(wanted, record.name)
-    async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
-        return await fetch_file(repository, record, target=target, report=report, force=wanted.is_chosen(record.name))
-
-
-async def _fetch_entry(
-    context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest, reference: Reference
-) -> tuple[FetchResult | FetchTreeResult, int | None]:
-    """Fetch one file or folder of a directory. Return the result, and how many files a folder has."""
-    from filestore.transfer.fetch import fetch_entry  # heavy
-    from filestore.transfer.fetch_entry import find_entry  # heavy
-    from filestore.transfer.fetch_tree import fetch_entry_tree  # heavy
-    from filestore.transfer.stored_tree import EntryKind  # heavy
-
-    found = await find_entry(repository, record, reference, limits=context.settings.zip_limits)
-    name = found.entry.path.rpartition("/")[2]
-    async with show_progress(FETCH, name, enabled=context.shows_progress, repository=repository) as report:
-        if found.entry.kind is not EntryKind.FOLDER:
-            target = target_path(wanted, name)
-            force = wanted.is_chosen(name)
-            return await fetch_entry(repository, record, found, target=target, force=force, report=report), None
-        folder = Path(name if wanted.output is None else wanted.output)
-        unpacked = await fetch_entry_tree(repository, record, found, target=folder, force=wanted.force, report=report)
-    _note_tree(context, unpacked, folder)
-    return unpacked, unpacked.file_count
-
-
-async def _fetch_tree(context: CommandContext, repository: Repository, record: Record, wanted: FetchRequest) -> FetchTreeResult:
-    from filestore.transfer.fetch_tree import fetch_tree  # heavy
-
-    name = tree_name(record.name)
-    if wanted.output is None:
-        wanted.check_name(name)
-    target = Path(name if wanted.output is None else wanted.output)
-    limits = context.settings.zip_limits
-    async with show_progress(FETCH, record.name, enabled=context.shows_progress, repository=repository) as report:
-        unpacked = await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
-    _note_tree(context, unpacked, target)
-    return unpacked
-
-
-def _note_tree(context: CommandContext, unpacked: FetchTreeResult, target: Path) -> None:
-    if not unpacked.is_atomic:
-        context.note(f"{for_display(target)} existed, so the new names were moved into it one by one, and not in one step.")
-    if unpacked.left is not None:
-        context.note(f"The old content could not be removed, and is now {for_display(unpacked.left)}; remove it yourself.")
+            noted.tell = items.tell
+            for path in noted.each(paths, str):
+                with noted.of(str(path)), items.item(_label(path)) as report:
+                    plan = await plan_path(
+                        repository,
+                        path,
+                        note=context.note,
+                        push_cache=push_cache,
+                        rehash=rehash,
+                        report=report,
+                        **selection.arguments(),
+                    )
+                    plans.append((path, plan))
+    return _AllPlanned(plans, context.place(repository), repository.location)
 
 
 async def _hash(context: CommandContext, path: Path, selection: Selection) -> Manifest:
@@ -531,15 +445,31 @@ def codec_of(choice: str) -> Codec | None:
     return None if choice == "auto" else Codec[choice.upper().replace("+", "_")]
 
 
-def _commit_digits(done: PushDone) -> dict[str, str]:
-    """Return the line of the commit. One that is the only version of a name without an owner is not shown."""
+def _pushed_rows(done: _Done) -> Rows:
+    pushed = done.pushed
+    return {
+        "id": pushed.record.id,
+        "digest": pushed.record.digest,
+        "path": for_display(pushed.record.path),
+        "name": for_display(pushed.record.full_name),
+        **_commit_digits(done),
+        "size": exactly(pushed.record.size),
+        **file_rows(pushed.file_count, is_tree=pushed.record.kind is Kind.DIRECTORY),
+        "sent": exactly(pushed.bytes_sent),
+        "shared": exactly(pushed.bytes_shared),
+        "time": time_taken(pushed.seconds, pushed.bytes_sent),
+    }
+
+
+def _commit_digits(done: _Done) -> dict[str, str]:
+    """Return the row of the commit. One that is the only version of a name without an owner is not shown."""
     commit = done.commit
     if commit is None or (commit.parent is None and done.pushed.record.owner is None):
         return {}
     return {"commit": commit.id[:SHORT_ID]}
 
 
-def _pushed_result(done: PushDone) -> dict[str, object]:
+def _pushed_result(done: _Done) -> dict[str, object]:
     pushed = done.pushed
     return {
         **pushed.record.as_json(),
@@ -549,12 +479,10 @@ def _pushed_result(done: PushDone) -> dict[str, object]:
         "bytes_sent": pushed.bytes_sent,
         "bytes_shared": pushed.bytes_shared,
         "seconds": pushed.seconds,
-        "repository": done.location,
-        "repository_created": done.created,
     }
 
 
-def _plan_result(plan: PushPlan, location: str) -> dict[str, object]:
+def _plan_result(plan: PushPlan) -> dict[str, object]:
     return {
         "digest": str(plan.digest),
         "size": plan.size,
@@ -563,11 +491,11 @@ def _plan_result(plan: PushPlan, location: str) -> dict[str, object]:
         "bytes_shared": plan.bytes_shared,
         "bytes_read": plan.bytes_read,
         "seconds": plan.seconds,
-        "repository": location,
     }
 
 
-def _plan_lines(plan: PushPlan, place: str) -> list[str]:
+def _plan_lines(plan: PushPlan, **more: str) -> list[str]:
+    """Return the lines of a plan. `more` are further rows at the end."""
     rows = [("size", "new", "name")]
     rows += [(in_units(entry.size), in_units(entry.bytes_new), for_display(entry.name)) for entry in plan.entries]
     return [
@@ -578,17 +506,7 @@ def _plan_lines(plan: PushPlan, place: str) -> list[str]:
             size=exactly(plan.size),
             new=exactly(plan.bytes_new) + ("; they are encoded first, so that fewer are sent" if plan.bytes_new else ""),
             shared=exactly(plan.bytes_shared),
-            time=_time(plan.seconds, plan.size),
-            repository=place,
+            time=duration(plan.seconds),
+            **more,
         ),
-        "Nothing was sent or recorded.",
     ]
-
-
-def _files(count: int, *, is_tree: bool) -> dict[str, object]:
-    return {"files": f"{count:,}"} if is_tree else {}
-
-
-def _time(seconds: float, size: int) -> str:
-    rate = f" ({in_units(size / seconds)}/s)" if seconds > 0 else ""
-    return duration(seconds) + rate

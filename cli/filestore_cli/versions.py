@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from filestore.core.commits import Commit
-from filestore.core.records import Kind, Record
+from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import InvalidReference, LimitExceeded, NotFound, RevisionNotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.context import CommandContext
-from filestore_cli.history import SHORT_ID, NamedRevision, commits_from, explaining, label_words, labels_by_commit
-from filestore_cli.text import for_display, in_units, minute
+from filestore_cli.history import SHORT_ID, NamedRevision, commits_from, explaining, labels_by_commit
+from filestore_cli.listing import STORED, short_digest, stored_at
+from filestore_cli.text import columns, for_display, in_units
+from filestore_cli.version_sizes import MANIFESTS_LIMIT, VERSIONS_LIMIT, bytes_added
 
 _PAGE = 1000
-_VERSIONS_LIMIT = 1_000_000
+_LISTED_LIMIT = 1_000_000
 """The most versions of a name that are listed. A server could list them without end."""
 
 
@@ -27,19 +30,31 @@ class Version(NamedTuple):
     labels: list[str]
     """The tags and branches at its commits."""
 
+    bytes_added: int | None = None
+    """Bytes of those chunks that no older version has, before they are compressed. None where that is not known."""
+
     def as_json(self) -> dict[str, object]:
         """Return the form that is printed: the record with its labels and its commit."""
-        return {**self.record.as_json(), "labels": self.labels, "commit_id": None if self.commit is None else self.commit.id}
+        commit_id = None if self.commit is None else self.commit.id
+        return {**self.record.as_json(), "labels": self.labels, "commit_id": commit_id, "bytes_added": self.bytes_added}
 
-    def line(self) -> str:
-        """Return the version as a line for a person."""
+    def row(self) -> tuple[str, ...]:
+        """Return the version as a row for a person."""
         record, commit = self.record, self.commit
-        kind = "(directory)" if record.kind is Kind.DIRECTORY else ""
-        short = "" if commit is None else commit.id[:SHORT_ID]
-        message = "" if commit is None else commit.message.strip().partition("\n")[0]
-        rest = [for_display(text) for text in (kind, label_words(self.labels), message) if text]
-        start = [record.id, f"{in_units(record.size):>8}", minute(record.updated_at), f"{short:{SHORT_ID}}"]
-        return "  ".join([*start, *rest]).rstrip()
+        return (
+            "" if commit is None else commit.id[:SHORT_ID],
+            in_units(record.size),
+            "?" if self.bytes_added is None else in_units(self.bytes_added),
+            stored_at(record),
+            short_digest(record),
+            record.kind.value,
+            for_display(", ".join(self.labels)),
+            "" if commit is None else for_display(commit.message.strip().partition("\n")[0]),
+        )
+
+
+_HEADER = ("COMMIT", ">SIZE", ">ADDS", STORED, "DIGEST", "KIND", "LABELS", "MESSAGE")
+_ADDS = _HEADER.index(">ADDS")
 
 
 async def list_versions(context: CommandContext, text: str, limit: int | None) -> None:
@@ -49,17 +64,31 @@ async def list_versions(context: CommandContext, text: str, limit: int | None) -
         raise InvalidReference(text, "all versions of a name are listed; give the name alone")
     async with context.repository(read_only=True) as repository:
         async with explaining(repository, NamedRevision(name, None)):
-            versions = await _versions(repository, name, limit)
+            records = await _records(repository, name, limit)
+            versions = await _versions(repository, name, records)
+            added = await bytes_added(repository, name, records, is_whole=limit is None or len(records) < limit)
+        versions = [version._replace(bytes_added=added.get(version.record.id)) for version in versions]
         count, size = len(versions), sum(version.record.size for version in versions)
         context.show(
             {"name": name, "files": [version.as_json() for version in versions], "repository": repository.location},
-            *(version.line() for version in versions),
+            *_lines(versions, with_added=bool(added)),
             f"{count} version{'' if count == 1 else 's'} of {name}, {in_units(size)} in {context.place(repository)}",
         )
+        if not added:
+            context.note(
+                f"what each version adds is left out: it is shown for up to {VERSIONS_LIMIT} versions, "
+                f"whose lists of chunks take up to {in_units(MANIFESTS_LIMIT)} together"
+            )
 
 
-async def _versions(repository: Repository, name: str, limit: int | None) -> list[Version]:
-    records = await _records(repository, name, limit)
+def _lines(versions: Sequence[Version], *, with_added: bool) -> list[str]:
+    rows = [_HEADER, *(version.row() for version in versions)]
+    if not with_added:
+        rows = [(*row[:_ADDS], *row[_ADDS + 1 :]) for row in rows]
+    return columns(rows[0], rows[1:])
+
+
+async def _versions(repository: Repository, name: str, records: Sequence[Record]) -> list[Version]:
     wanted = {record.id for record in records}
     head = None
     try:
@@ -105,8 +134,8 @@ async def _records(repository: Repository, name: str, limit: int | None) -> list
                 raise
             break
         found += page
-        if len(found) > _VERSIONS_LIMIT:
-            raise LimitExceeded(f"the number of versions at {repository.location}", len(found), _VERSIONS_LIMIT)
+        if len(found) > _LISTED_LIMIT:
+            raise LimitExceeded(f"the number of versions at {repository.location}", len(found), _LISTED_LIMIT)
         if len(page) < size:
             break
     return found

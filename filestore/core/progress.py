@@ -21,6 +21,9 @@ class Progress:
     read: Bytes of content that a push has read from its source, or that a fetch has found on this machine.
     file_count: The number of files: for a directory, the number of files in it; otherwise 1.
     files_done: The number of files that are finished.
+    checked: Bytes that were read of `to_check`.
+    to_check: Bytes of content on this machine that a fetch looks at before it receives anything. 0 when it does not.
+    is_total_known: Whether `total` is the whole size. Otherwise more content may come, and `total` is what is known so far.
     """
 
     total: int
@@ -30,6 +33,9 @@ class Progress:
     read: int
     file_count: int = 1
     files_done: int = 0
+    checked: int = 0
+    to_check: int = 0
+    is_total_known: bool = True
 
 
 Report = Callable[[Progress], None]

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -25,9 +26,9 @@ SOONEST_SECONDS = 2.0
 """After a failure of a peer, addresses are looked up again when they are as old as this."""
 PEERS_LIMIT = 4096
 """The most peers that one client knows. Of more, the first ones in the order of their texts count, for all clients alike."""
-DNS = "dns:///"
+DNS, DNS_TLS = "dns:///", "dns+https:///"
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?):([0-9]{1,5})\Z")
-_EXPECTED = "peers are dns:///NAME:PORT, or a list of http://HOST:PORT and https://HOST:PORT"
+_EXPECTED = "peers are dns:///NAME:PORT, dns+https:///NAME:PORT, or a list of http://HOST:PORT and https://HOST:PORT"
 
 LookUp = Callable[[str, int], Awaitable[list[str]]]
 """Returns the addresses of a host name, given a port. Raises OSError."""
@@ -39,6 +40,8 @@ class Peer(NamedTuple):
     address: str
     """HOST:PORT, by which clients rank it."""
     url: str
+    name: str = ""
+    """The name that its certificate has. An empty text means the host of the URL."""
 
 
 class Addresses(Protocol):
@@ -60,11 +63,12 @@ class Addresses(Protocol):
 def parse_peers(given: str | Sequence[str]) -> Addresses:
     """Return what tells which peers there are. `given` is a dns:/// URL or URLs, also as one text. Raises InvalidSetting."""
     texts = [text.strip() for text in (split_urls(given) if isinstance(given, str) else given)]
-    if len(texts) == 1 and texts[0].lower().startswith(DNS):
-        found = _NAME.match(texts[0][len(DNS) :])
-        if found is None or not 0 < int(found[2]) < 1 << 16:
-            raise InvalidSetting("peers", f"{texts[0]!r} is not {DNS}NAME:PORT")
-        return NamedPeers(found[1], int(found[2]))
+    for start, scheme in ((DNS, "http"), (DNS_TLS, "https")):
+        if len(texts) == 1 and texts[0].lower().startswith(start):
+            found = _NAME.match(texts[0][len(start) :])
+            if found is None or not 0 < int(found[2]) < 1 << 16:
+                raise InvalidSetting("peers", f"{texts[0]!r} is not {start}NAME:PORT")
+            return NamedPeers(found[1], int(found[2]), scheme=scheme)
     if not texts:
         raise InvalidSetting("peers", _EXPECTED)
     return ListedPeers(sorted({_peer_of(text) for text in texts}))
@@ -87,9 +91,9 @@ def _shown(text: str) -> str:
     return shown_url(text) if "@" in text else text
 
 
-def _peer(scheme: str, host: str, port: int) -> Peer:
+def _peer(scheme: str, host: str, port: int, *, name: str = "") -> Peer:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Peer(address, f"{scheme}://{address}")
+    return Peer(address, f"{scheme}://{address}", name)
 
 
 class ListedPeers:
@@ -120,9 +124,11 @@ async def look_up(name: str, port: int) -> list[str]:
 class NamedPeers:
     """All addresses of a name: `Addresses`. They are looked up again from time to time. For one event loop."""
 
-    def __init__(self, name: str, port: int, *, look_up: LookUp = look_up, clock: Clock = time.monotonic) -> None:
-        """`clock` returns monotonic seconds."""
-        self._name, self._port = name, port
+    def __init__(
+        self, name: str, port: int, *, scheme: str = "http", look_up: LookUp = look_up, clock: Clock = time.monotonic
+    ) -> None:
+        """`clock` returns monotonic seconds. With the scheme `https`, the certificate of each peer has `name`."""
+        self._name, self._port, self._scheme = name, port, scheme
         self._look_up, self._clock = look_up, clock
         self._peers: list[Peer] = []
         self._looked_up_at = -LOOK_UP_SECONDS
@@ -131,9 +137,9 @@ class NamedPeers:
         self._looking: asyncio.Task[None] | None = None
         self.failure: str | None = None
 
-    def __reduce__(self) -> tuple[type[NamedPeers], tuple[str, int]]:
+    def __reduce__(self) -> tuple[Callable[[], NamedPeers], tuple[()]]:
         """Give another process a new one."""
-        return type(self), (self._name, self._port)
+        return partial(NamedPeers, self._name, self._port, scheme=self._scheme), ()
 
     async def peers(self) -> list[Peer]:
         age = self._clock() - self._looked_up_at
@@ -162,7 +168,8 @@ class NamedPeers:
             self._looking, self._looked_up_at = None, self._clock()
         self._is_doubtful = not found
         hosts = sorted({_host(text) for text in found})
-        self._peers = sorted(_peer("http", host, self._port) for host in hosts)[:PEERS_LIMIT] or self._peers
+        name = self._name if self._scheme == "https" else ""
+        self._peers = sorted(_peer(self._scheme, host, self._port, name=name) for host in hosts)[:PEERS_LIMIT] or self._peers
 
 
 def _host(address: str) -> str:

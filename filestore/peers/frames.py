@@ -42,8 +42,6 @@ EARLY_SECONDS = 60.0
 """How long before its end a ticket is not used any more."""
 LINKS_LIMIT = 64
 """How many peers keep connections that are not in use."""
-_RECENT_LIMIT = 1 << 14
-"""How many frames are remembered with the peer that gave them. They take about 3 MB."""
 _INLINE_LIMIT = 1 << 16
 """For so many pairs of a digest and a peer, a choice takes less than the way to a thread and back."""
 
@@ -77,7 +75,8 @@ class PeerFrames:
 
     Frames that come in a batch are not verified here, because the caller's decoder does that, and to do it twice takes as much
     processor time as the whole rest of a fetch. A frame that is asked for alone is verified here: that is how a caller asks again
-    for one that was damaged. Then the peer that gave it before is left out.
+    for one that was damaged. The same peer is asked, and left out if it gives the wrong bytes again. It is not accused for what
+    it gave before, because a caller may have other reasons to ask again.
     """
 
     def __init__(
@@ -103,7 +102,6 @@ class PeerFrames:
         self._tickets = _Tickets(ticket, clock=clock)
         self._health = Health(clock=clock)
         self._links = _Links(open_link)
-        self._recent: dict[Digest, str] = {}
         self._failure: FilestoreError | str | None = None
         """What a peer did wrong last."""
         self._has_warned = False
@@ -113,8 +111,6 @@ class PeerFrames:
     async def get(self, digests: Sequence[Digest], buffer: memoryview, moved: Moved | None) -> list[memoryview | None]:
         """Do what `Repository.get` does."""
         batch = PeerBatch(digests, buffer)
-        if len(digests) == 1:
-            self._note_asked_again(digests[0])
         await self._ask_peers(batch, moved)
         await self._ask_server(batch, moved)
         return batch.frames()
@@ -130,12 +126,6 @@ class PeerFrames:
         self._client = secrets.token_bytes(16)
         self._tickets.after_fork()
         self._addresses.after_fork()
-
-    def _note_asked_again(self, digest: Digest) -> None:
-        """Leave out the peer that gave a frame which was damaged. Who asks for it alone has found that out."""
-        peer = self._recent.pop(digest, None)
-        if peer is not None:
-            self._note_failure(peer, _wrong_frame(digest, peer))
 
     async def _ask_peers(self, batch: PeerBatch, moved: Moved | None) -> None:
         """Ask peers for the frames of `batch`, round by round, until it has them or none is left to ask."""
@@ -226,8 +216,6 @@ class PeerFrames:
                 self.received_size += place.size
         if len(batch.digests) == 1:
             await self._drop_wrong(batch, moved)
-        else:
-            self._remember(batch, numbers)
         return failure
 
     async def _drop_wrong(self, batch: PeerBatch, moved: Moved | None) -> None:
@@ -238,13 +226,6 @@ class PeerFrames:
             if moved is not None:
                 moved(-place.size)
             self._note_failure(place.peer, _wrong_frame(batch.digests[number], place.peer))
-
-    def _remember(self, batch: PeerBatch, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if number in batch.places:
-                self._recent[batch.digests[number]] = batch.places[number].peer
-        while len(self._recent) > _RECENT_LIMIT:
-            del self._recent[next(iter(self._recent))]
 
     async def _ask_server(self, batch: PeerBatch, moved: Moved | None) -> None:
         """Get from the server what peers did not give."""

@@ -17,10 +17,12 @@ from filestore.errors import Busy, FilestoreError, StorageError, StorageFull, Un
 from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.http.server.errors import FailureLog
 from filestore.peers.frame_folder import FrameFolder
+from filestore.peers.metrics import LOOKUPS
 from filestore.peers.tickets import REFUSALS
 from filestore.repository.ingest import is_intact
 from filestore.repository.protocol import Repository
 from filestore.system.buffers import allocate_pages
+from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 
 FOUND_TOGETHER = 64
@@ -144,6 +146,9 @@ class OriginFrames:
                 part = flights[start : start + FOUND_TOGETHER]
                 # Frames may have to be decoded.
                 sizes = await in_cpu_thread(self._folder.sizes, [flight.digest for flight in part])
+                missed = sizes.count(0)
+                count(Event.CACHE_LOOKUPS, LOOKUPS, "hit", amount=len(part) - missed)
+                count(Event.CACHE_LOOKUPS, LOOKUPS, "miss", amount=missed)
                 for flight, size in zip(part, sizes, strict=True):
                     if size:
                         self._settle(flight, size)
@@ -194,6 +199,8 @@ class OriginFrames:
         # I4: nobody gets a frame that is not verified.
         intact = await asyncio.gather(*(in_cpu_thread(is_intact, frame) for _, frame in frames))
         sound = [(flight, frame) for (flight, frame), is_sound in zip(frames, intact, strict=True) if is_sound]
+        count(Event.FRAMES_FETCHED, amount=len(sound))
+        count(Event.FRAMES_FETCHED_SIZE, amount=sum(len(frame.data) for _, frame in sound))
         kept = await self._keep([frame for _, frame in sound])
         for flight, frame in sound:
             if frame.digest in kept:

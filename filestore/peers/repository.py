@@ -29,11 +29,12 @@ class PeerRepository(RemoteRepository):
 
     def __init__(self, url: str | Sequence[str], *, peers: Addresses, stall_seconds: float = 30, **options: Any) -> None:
         """Make a client without asking anybody anything yet. The other arguments are those of `RemoteRepository`."""
+        # First: the rest tells of forks, and another thread may fork at that moment.
+        self._peer_stall_seconds = stall_seconds
+        self._peer_places: Places | None = None
+        self._peers = PeerFrames(peers, get=super().get, ticket=self.peer_ticket, open_link=self._open_link)
         super().__init__(url, stall_seconds=stall_seconds, **options)
         self._options = partial(self._options, peers=peers)
-        self._peer_stall_seconds = stall_seconds
-        self._peer_places = self._open_places()
-        self._peers = PeerFrames(peers, get=super().get, ticket=self.peer_ticket, open_link=self._open_link)
 
     @property
     def peers_size(self) -> int:
@@ -47,25 +48,32 @@ class PeerRepository(RemoteRepository):
     async def get(self, digests: Sequence[Digest], buffer: memoryview, *, moved: Moved | None = None) -> list[memoryview | None]:
         return await self._peers.get(digests, buffer, moved)
 
+    async def name_places(self, digests: Sequence[Digest]) -> None:  # noqa: ARG002  # of the protocol
+        """Return None: few frames are had from the server."""
+        return
+
     def after_fork(self) -> None:
         super().after_fork()
-        self._peer_places = self._open_places()
+        self._peer_places = None
         self._peers.after_fork()
 
     async def close(self) -> None:
         await self._peers.close()
-        if self._peer_places is not self._requests.places:
+        if self._peer_places is not None and self._peer_places is not self._requests.places:
             self._peer_places.close()
         await super().close()
 
     def _open_places(self) -> Places:
-        return self._requests.places if self._requests.is_limited else Places(CONNECTIONS)
+        return self._requests.places.others(CONNECTIONS)
 
     def _open_link(self, peer: Peer) -> Transport:
+        if self._peer_places is None:
+            self._peer_places = self._open_places()
         return Transport(
             peer.url,
             token=None,
             places=self._peer_places,
             stall_seconds=self._peer_stall_seconds,
             connect_seconds=min(CONNECT_SECONDS, self._peer_stall_seconds),
+            tls_host=peer.name or None,
         )

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,25 +15,32 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from filestore.core.digest import DIGEST_SIZE, parse_digests
-from filestore.errors import Busy, LimitExceeded, Unauthorized
+from filestore.core.scopes import Scope
+from filestore.errors import Busy, LimitExceeded, Stalled, Unauthorized
 from filestore.http import wire
 from filestore.http.client.repository import RemoteRepository
 from filestore.http.limits import DEFAULT_SERVER_LIMITS, ServerLimits
+from filestore.http.server.access import Access
 from filestore.http.server.body.answer import answering, arriving, moving
 from filestore.http.server.body.frames import Frames
+from filestore.http.server.connections import ConnectionSite
 from filestore.http.server.descriptors import OpenFrames, allow_many_files
 from filestore.http.server.errors import as_problems, concerns_us, refusal
 from filestore.http.server.listener import listening, server_url
 from filestore.http.server.log import DirectHandler, log_by_thread
+from filestore.http.server.metrics import count_request
 from filestore.http.server.outages import OUTAGES, Outages
-from filestore.http.server.request_record import note_answer
+from filestore.http.server.request_logs import NO_LOGS, LogOptions, request_logs
+from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.running import BACKLOG, accepting, first_of, handled, stop_signals
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import Traffic
 from filestore.peers.frame_folder import FOLDER, SIZE_LIMIT, FrameFolder
+from filestore.peers.metrics import PeerMetrics
 from filestore.peers.origin_frames import PEER, OriginFrames
 from filestore.peers.tickets import KnownTickets
 from filestore.system.event_loop import run_in_loop
+from filestore.system.metrics import Event, count
 
 _BODY_LIMIT = wire.BATCH_COUNT_LIMIT * DIGEST_SIZE
 _RETRY_AFTER_SECONDS = 1
@@ -54,12 +61,17 @@ def serve(
     min_free: int = 0,
     limits: ServerLimits = DEFAULT_SERVER_LIMITS,
     tls: TlsFiles | None = None,
+    metrics: tuple[str, int] | None = None,
+    logs: LogOptions = NO_LOGS,
 ) -> None:
     """Give frames of the origin to other machines, until SIGTERM, SIGINT or SIGHUP. Call it in a process without threads.
 
     Frames are kept in the folder `peers` of `cache`, up to `size_limit` bytes. `min_free` bytes of its disk stay free.
     `announce(url)` is called when connections are accepted. Port 0 means any free port. Of `limits`, those of connections hold.
     After a stop signal, requests in progress may continue for `limits.drain_seconds`; a second one ends them.
+
+    `metrics` is the host and the port at which anybody who reaches them can read numbers about this process. `logs` says which
+    logs of requests are written. A log that cannot be written is an error at the start only.
 
     Raises AddressInUse, AddressError, InvalidSetting (a certificate that cannot be used), and what `open_origin` and the first
     question to the origin raise.
@@ -68,17 +80,21 @@ def serve(
     allow_many_files()
     logging.getLogger("aiohttp.server").addFilter(concerns_us)
     logging.basicConfig(level=logging.WARNING, handlers=[DirectHandler()])
-    with listening(host, port, backlog=BACKLOG) as listener:
+    logs.check()
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(host, port, backlog=BACKLOG))
+        watched = None if metrics is None else stack.enter_context(listening(*metrics, backlog=BACKLOG))
+        observers = (count_request, *stack.enter_context(request_logs(logs)))
         scheme = "http" if certificate is None else "https"
 
         async def run() -> None:
             async with open_origin() as origin:
                 identity = await origin.identity()
                 folder = FrameFolder(cache / FOLDER, identity.id, identity.namespace, size_limit=size_limit, min_free=min_free)
-                peer = Peer(origin, folder, limits=limits)
+                peer = Peer(origin, folder, limits=limits, namespace=identity.namespace, observers=observers)
                 try:
                     ready = partial(announce, server_url(host, listener, scheme=scheme))
-                    await _run(peer, listener, ready=ready, limits=limits, tls=certificate)
+                    await _run(peer, listener, watched, ready=ready, limits=limits, tls=certificate)
                 finally:
                     await peer.close()
 
@@ -89,9 +105,20 @@ def serve(
 class Peer:
     """Answers the requests of other machines for the frames of one namespace."""
 
-    def __init__(self, origin: RemoteRepository, folder: FrameFolder, *, limits: ServerLimits = DEFAULT_SERVER_LIMITS) -> None:
-        """Use it in one event loop."""
+    def __init__(
+        self,
+        origin: RemoteRepository,
+        folder: FrameFolder,
+        *,
+        namespace: str,
+        limits: ServerLimits = DEFAULT_SERVER_LIMITS,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Use it in one event loop. `observers` get the records of requests."""
         self.traffic = Traffic()
+        self.metrics = PeerMetrics(self.traffic)
+        self.observers = observers
+        self._access = Access(namespace, scope=Scope.READ)
         self._tickets = KnownTickets(origin.peer_ticket)
         self._frames = OriginFrames(origin, folder)
         self._open_frames = OpenFrames()
@@ -113,8 +140,25 @@ class Peer:
 
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        with self.traffic.passing():
-            return self.traffic.refused(is_known=False) or await handler(request)
+        with self.traffic.passing(), recorded(request, request.remote or "", self.observers):
+            response = self.traffic.refused(is_known=False) or await handler(request)
+            await self._finish(request, response)
+            return response
+
+    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Send what a handler has returned, so that its record is whole. Cut the connection if the client is gone or too slow."""
+        is_sent = response.prepared
+        try:
+            async with moving(self._stall_seconds):
+                await response.prepare(request)
+                await response.write_eof()
+        except (Stalled, ConnectionError):
+            if request.transport is not None:
+                request.transport.abort()
+        else:
+            if not is_sent:
+                size = response.content_length or 0
+                record_of(request).note_body(0 if request.method == "HEAD" else size)
 
     async def _complete_head(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "filestore"
@@ -136,7 +180,9 @@ class Peer:
 
     async def _answer_frames(self, request: web.Request) -> web.StreamResponse:
         if not await self._tickets.accepts(request.headers.get("Authorization")):
+            count(Event.WRONG_CREDENTIALS)
             raise Unauthorized(PEER)
+        record_of(request).access = self._access
         digests = parse_digests(await self._body(request))
         response = web.StreamResponse(headers={"Content-Type": wire.OCTETS})
         async with self._frames.held(digests) as held, Frames(held, digests, self._open_frames) as frames:
@@ -145,6 +191,8 @@ class Peer:
             size = len(header) + sum(entry.stored_size for entry in entries)
             async with answering(request, response, size=size, stall_seconds=self._stall_seconds) as answer:
                 await frames.send(answer, entries, header=header)
+            count(Event.FRAMES_GIVEN, amount=sum(entry.stored_size > 0 for entry in entries))
+            count(Event.FRAMES_GIVEN_SIZE, amount=size - len(header))
         return response
 
     async def _body(self, request: web.Request) -> bytes:
@@ -161,8 +209,30 @@ class Peer:
                 return await request.content.readexactly(size)
 
 
+@asynccontextmanager
+async def _showing_metrics(
+    peer: Peer, readers: ConnectionSite, listener: socket.socket | None, limits: ServerLimits
+) -> AsyncIterator[None]:
+    """Answer the connections of `listener` with the metrics during the block, which count those of `readers`."""
+    if listener is None:
+        yield
+        return
+    shown = peer.metrics.app(connections=lambda: readers.connection_count)
+    async with accepting(shown, listener, limits=limits) as site:
+        try:
+            yield
+        finally:
+            await site.stop()
+
+
 async def _run(
-    peer: Peer, listener: socket.socket, *, ready: Callable[[], None], limits: ServerLimits, tls: ServerTls | None
+    peer: Peer,
+    listener: socket.socket,
+    watched: socket.socket | None,
+    *,
+    ready: Callable[[], None],
+    limits: ServerLimits,
+    tls: ServerTls | None,
 ) -> None:
     """Answer until a stop signal, then let the requests in progress finish, until another one."""
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -176,7 +246,8 @@ async def _run(
     with handled(asyncio.get_running_loop(), handlers, is_last=False):
         async with (
             nullcontext() if tls is None else tls.watched(),
-            accepting(peer.app(), listener, limits=limits, tls=tls) as site,
+            accepting(peer.app(), listener, limits=limits, tls=tls, observers=peer.observers) as site,
+            _showing_metrics(peer, site, watched, limits),
         ):
             ready()
             await stopping.wait()

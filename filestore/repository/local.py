@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
@@ -27,6 +28,7 @@ from filestore.core.commits import (
     checked_new_commit,
 )
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.manifest import CHUNK_LIMIT, Manifest
 from filestore.core.names import DEFAULT_NAMESPACE, checked_namespace, checked_new_full_name, shortened, split_full_name
 from filestore.core.object_names import ObjectName
@@ -53,6 +55,7 @@ from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.index.protocol import ContentDigests, Heads, Index, ListingGrowth, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all
+from filestore.repository.links import OPERATOR, LinkMaker, list_links, make_link, revoke_link
 from filestore.repository.listing import listing_file, read_lines
 from filestore.repository.lost_frames import LostFrames
 from filestore.repository.maintenance.selection import VersionRule
@@ -181,6 +184,10 @@ class LocalRepository:
     @property
     def waited_seconds(self) -> float | None:
         return None
+
+    @property
+    def waited_because(self) -> str:
+        return ""
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:
@@ -579,6 +586,18 @@ class LocalRepository:
         keys = await self._index.signing_keys()
         signed = signed_path(keys, "GET", path, namespace=self._namespace, expires_at=expires_at, issuer=self._issuer)
         return signed.removeprefix("/")
+
+    async def make_link(self, file_id: str, *, seconds: float, nonce: str | None = None, maker: LinkMaker = OPERATOR) -> Link:
+        self._check_writable()
+        record = await self.record(Reference(id=file_id))
+        return await make_link(self._index, record, seconds=seconds, nonce=nonce or secrets.token_hex(16), maker=maker)
+
+    async def links(self) -> list[Link]:
+        return await list_links(self._index, self._namespace, prefix=self.prefix)
+
+    async def revoke_link(self, link_id: str) -> Link:
+        self._check_writable()
+        return await revoke_link(self._index, self._namespace, link_id, prefix=self.prefix)
 
     async def remove(
         self,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.names import checked_name, checked_namespace, split_full_name
 from filestore.core.quotas import Quota
 from filestore.core.records import Kind, Record
@@ -212,6 +213,24 @@ def take_peers_size(repository: Repository) -> int:
     return taken
 
 
+@runtime_checkable
+class NamesPlaces(Protocol):
+    """A repository whose server may name the places of frames. The process that transfers asks for those of the worker processes.
+
+    It can ask about more frames at a time than a worker process, which knows only its own batches.
+    """
+
+    async def name_places(self, digests: Sequence[Digest]) -> object | None:
+        """Return where frames are, for `take_places` in another process. It can be pickled.
+
+        Return None if the other process asks itself, as before it is known whether the server names places. Raises Unauthorized
+        and TransferError.
+        """
+
+    def take_places(self, digests: Sequence[Digest], places: object) -> None:
+        """Remember for a `get` that comes next where these frames are, as `name_places` has returned it in another process."""
+
+
 class Repository(Protocol):
     """What `connect` gives: a repository in a folder of this machine, or at a server. Both have the same verbs.
 
@@ -236,6 +255,10 @@ class Repository(Protocol):
 
         A verb tries a server that it has reached again and again for a time, and continues when the server is back.
         """
+
+    @property
+    def waited_because(self) -> str:
+        """Why the last request failed for which `waited_seconds` counts. Empty if none waits."""
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:
@@ -415,6 +438,21 @@ class Repository(Protocol):
 
         Raises NotFound.
         """
+
+    async def make_link(self, file_id: str, *, seconds: float) -> Link:
+        """Make a link to a record: a signed URL that lasts `seconds`, is listed, and can be revoked.
+
+        Its `path` is below the server's URL, and is not told again. It ends no later than the token by which this repository
+        was opened.
+
+        Raises NotFound, InvalidInput, LimitExceeded, StorageError, TransferError.
+        """
+
+    async def links(self) -> list[Link]:
+        """Return the links that are valid, the oldest first. Raises StorageError, TransferError."""
+
+    async def revoke_link(self, link_id: str) -> Link:
+        """End a link. Return it. Raises NotFound, StorageError, TransferError."""
 
     async def remove(
         self,

@@ -105,6 +105,12 @@ class Event(StrEnum):
     LOG_LINES_LEFT_OUT = "log_lines_left_out"
     """Lines about requests that a log has no room for. Label: log."""
     PROCESS_STARTS = "process_starts"
+    FRAMES_GIVEN = "frames_given"
+    """Frames that a peer has given to readers."""
+    FRAMES_GIVEN_SIZE = "frames_given_size"
+    FRAMES_FETCHED = "frames_fetched"
+    """Frames that a peer has fetched from its origin."""
+    FRAMES_FETCHED_SIZE = "frames_fetched_size"
 
 
 class Gauge(StrEnum):

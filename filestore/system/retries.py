@@ -53,6 +53,7 @@ class Retries:
         self._failing: list[RequestRetries] = []
         self._asked_until = self._all_until = self.progress_at
         self._asked_because = ""
+        self._failed_because = ""
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:
@@ -76,6 +77,11 @@ class Retries:
         since = [request.failing_since for request in self._failing if request.failing_since is not None]
         return self.clock() - min(since) if since else None
 
+    @property
+    def waited_because(self) -> str:
+        """Why the last request failed that is tried again. Empty if no request waits for another try."""
+        return "" if self.waited_seconds is None else self._failed_because
+
     def note_progress(self) -> None:
         """Note that a request succeeded, or that bytes arrived for good before it failed."""
         self.progress_at = self.clock()
@@ -83,6 +89,7 @@ class Retries:
 
     def note_pause(self, seconds: float, error: FilestoreError, *, now: float) -> None:
         """Note that a request waits for some seconds after an error."""
+        self._failed_because = str(error.named_facts().get("reason", error))
         if error.wait_reason and now + seconds > self._asked_until:
             self._asked_until, self._asked_because = now + seconds, error.wait_reason
         if error.pauses_all:

@@ -38,6 +38,7 @@ from filestore.errors import (
     LimitExceeded,
     ServerError,
     SourceChanged,
+    SourceUnreadable,
 )
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec
@@ -45,7 +46,7 @@ from filestore.format.zip.checksum import crc32
 from filestore.repository.protocol import Identity, Repository, checked_repository
 from filestore.system.buffers import BufferPool
 from filestore.system.files import given_path
-from filestore.system.threads import cpu_threads, in_cpu_thread, in_disk_thread, in_thread, task_group
+from filestore.system.threads import cpu_threads, in_cpu_thread, in_disk_thread, in_stoppable_thread, task_group
 from filestore.transfer.parallelism import Parallelism, limits_of, push_parallelism
 from filestore.transfer.send_window import ChunkSender, SendRegion, SendWindow
 from filestore.transfer.sources.file import (
@@ -61,6 +62,7 @@ from filestore.transfer.sources.file import (
     scan_and_hash,
 )
 from filestore.transfer.sources.push_cache import PushCache
+from filestore.transfer.sources.stream import StreamSource
 from filestore.transfer.sources.tree import TreeSource
 from filestore.transfer.sources.walk import Symlinks, checked_symlinks, walk
 from filestore.transfer.tree_seed import tree_tail
@@ -202,14 +204,12 @@ async def push(
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
     """
     path = given_path(path)
-    chosen = _checked_codec(codec)
+    chosen = checked_codec(codec)
     started = time.monotonic()
     new = checked_new_commit(NewCommit(message, author, branch))
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
-    if branch != MAIN or "/" in kept_name:
-        # Only these can be refused for what the repository knows, and a question costs a round trip.
-        await repository.check_new_name(kept_name, branch=branch)
+    await check_at_repository(repository, kept_name, branch=branch)
     async with _opened_source(
         path, identity, push_cache, rehash=rehash, symlinks=symlinks, include=include, exclude=exclude
     ) as source:
@@ -234,6 +234,13 @@ async def push(
     return PushResult(record, sending.moved, sending.shared, read, source.file_count, time.monotonic() - started)
 
 
+async def check_at_repository(repository: Repository, name: str, *, branch: str) -> None:
+    """Raise the error of a commit for its name and its branch, before anything is sent."""
+    if branch != MAIN or "/" in name:
+        # Only these can be refused for what the repository knows, and a question costs a round trip.
+        await repository.check_new_name(name, branch=branch)
+
+
 async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
     """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
@@ -252,9 +259,34 @@ async def send_and_commit(repository: Repository, content: Content, *, name: str
 
     Raises what `send` raises, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
     """
-    sending = _Sender(repository, content, codec=None, report=None)
+    return (await push_content(repository, content, name=name)).record
+
+
+async def push_content(
+    repository: Repository,
+    content: Content,
+    *,
+    name: str,
+    commit: NewCommit = PLAIN_COMMIT,
+    codec: Codec | None = None,
+    report: Report | None = None,
+    parallelism: Parallelism = _ONE_PROCESS,
+    threads: Executor | None = None,
+) -> PushResult:
+    """Store `content` as a file with the name `name`, as `push` does with a path. `threads` is as in `send`.
+
+    Raises what `send_and_commit` raises, and SourceUnreadable for a stream without any bytes.
+    """
+    started = time.monotonic()
+    sending = _Sender(repository, content, codec=codec, report=report, parallelism=parallelism, threads=threads)
     await sending.send_all()
-    return await _commit(sending, await in_cpu_thread(content.manifest), name, Kind.FILE)
+    if isinstance(content, StreamSource) and not content.size:
+        reason = "no bytes arrived, so that what should have written to it has most likely failed"
+        raise SourceUnreadable(str(content.path), f"{reason}; to store an empty file, push a file that is empty")
+    manifest = await in_cpu_thread(content.manifest)
+    record = await _commit(sending, manifest, name, Kind.FILE, commit)
+    seconds = time.monotonic() - started
+    return PushResult(record, sending.moved, sending.shared, content.read + sending.read_again, content.file_count, seconds)
 
 
 async def plan_push(
@@ -294,6 +326,27 @@ async def plan_push(
     new = sum({chunk.digest: chunk.size for chunk in manifest.chunks if chunk.digest in missing}.values())
     seconds = time.monotonic() - started
     return PushPlan(manifest.digest, manifest.size, tuple(entries), new, manifest.size - new, source.read, seconds)
+
+
+@asynccontextmanager
+async def scanned_source(
+    path: Path,
+    identity: Identity,
+    *,
+    push_cache: PushCache | None = None,
+    report: Report | None = None,
+    symlinks: Symlinks | str = Symlinks.INSIDE,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> AsyncIterator[tuple[FileSource | TreeSource, Manifest]]:
+    """Give the file or directory that a push would send, open for a block, and the manifest that it would commit.
+
+    Raises what `push` raises because of its source.
+    """
+    async with _opened_source(
+        path, identity, push_cache, rehash=False, symlinks=symlinks, include=include, exclude=exclude
+    ) as source:
+        yield source, await _scan_all(source, report)
 
 
 def _check_size(source: FileSource | TreeSource, identity: Identity) -> None:
@@ -365,7 +418,7 @@ def _open_source(
     return stack.enter_context(FileSource(path, chunking_version=chunking_version, is_remembered=is_remembered))
 
 
-def _checked_codec(codec: Codec | str | None) -> Codec | None:
+def checked_codec(codec: Codec | str | None) -> Codec | None:
     """Return the codec for all chunks, or None for the best codec of each chunk. Raises InvalidInput."""
     if codec is None or isinstance(codec, Codec) or codec == "auto":
         return codec if isinstance(codec, Codec) else None
@@ -543,7 +596,8 @@ class _Sender:
                 continue
             has_workers = pool is not None and pool.is_ready
             memory = buffer if source.read else buffer[:FIRST_WINDOW_SIZE]
-            own, shared = await in_thread(self._threads, _scanned, source, memory, has_workers=has_workers)
+            stop = source.stop if isinstance(source, StreamSource) else _stop_nothing
+            own, shared = await in_stoppable_thread(self._threads, stop, _scanned, source, memory, has_workers=has_workers)
             self.report_progress()
             if own:
                 group.create_task(self._send_windows(own, buffer))
@@ -610,7 +664,16 @@ class _Sender:
             # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
             self._done = max(self._done, min(source.size, self._sent + self.shared + self._under_way))
             self._report(
-                Progress(source.size, self._done, self.moved, self.shared, source.read, source.file_count, source.files_done)
+                Progress(
+                    source.size,
+                    self._done,
+                    self.moved,
+                    self.shared,
+                    source.read,
+                    source.file_count,
+                    source.files_done,
+                    is_total_known=source.is_finished or not isinstance(source, StreamSource),
+                )
             )
 
     async def _send_windows(self, windows: list[Window], buffer: memoryview) -> None:
@@ -732,6 +795,10 @@ def _scanned(source: Content, buffer: memoryview, *, has_workers: bool) -> tuple
         else:
             own.append(window)
     return own, shared
+
+
+def _stop_nothing() -> None:
+    """A scan of a file ends soon by itself."""
 
 
 def _open_origin(origin: Origin, stack: ExitStack) -> int:

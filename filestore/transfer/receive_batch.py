@@ -100,18 +100,18 @@ class BatchReceiver:
         """
         known = known or [None] * len(chunks)
         wanted = [chunk for chunk, content in zip(chunks, known, strict=True) if content is None]
-        frames = await self._get(wanted, buffer)
+        frames = await self.get(wanted, buffer)
         if after is not None:
             await after.wait()
         return sum(map(len, frames)) + await self._hand_on(chunks, frames, known, writer)
 
-    async def _get(self, chunks: Sequence[Chunk], buffer: memoryview) -> list[memoryview]:
-        """Receive the frames of `chunks`. Raises ChunksMissing if the repository does not have one of them."""
+    async def get(self, chunks: Sequence[Chunk], buffer: memoryview) -> list[memoryview]:
+        """Receive the frames of `chunks` into `buffer`, unverified. Raises ChunksMissing if the repository lacks one of them."""
         if not chunks:
             return []
         digests = [chunk.digest for chunk in chunks]
         frames = []
-        async with self._mending(digests):
+        async with self.mending(digests):
             received = await self._repository.get(digests, buffer, moved=self._moved)
         for digest, frame in zip(digests, received, strict=True):
             if frame is None:
@@ -131,18 +131,18 @@ class BatchReceiver:
             if damage is None:
                 return size
             if start == received_again:
-                async with self._mending([chunk.digest for chunk in chunks]):
+                async with self.mending([chunk.digest for chunk in chunks]):
                     raise damage
             received_again = start
             arrived[start] = frame = await self._get_again(chunks[start])
             size += len(frame)
 
     async def _get_again(self, chunk: Chunk) -> memoryview:
-        [frame] = await self._get([chunk], memoryview(bytearray(frame_limit(chunk.size))))
+        [frame] = await self.get([chunk], memoryview(bytearray(frame_limit(chunk.size))))
         return frame
 
     @asynccontextmanager
-    async def _mending(self, digests: Sequence[Digest]) -> AsyncIterator[None]:
+    async def mending(self, digests: Sequence[Digest]) -> AsyncIterator[None]:
         """If the block raises DamagedChunk or InvalidBatch, ask the repository to verify these chunks.
 
         The repository then treats damaged chunks as missing, so that the next push of the file sends them again. The

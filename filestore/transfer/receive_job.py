@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.manifest import Chunk
 from filestore.format.zip.checksum import crc32
-from filestore.repository.protocol import take_peers_size
+from filestore.repository.protocol import NamesPlaces, take_peers_size
 from filestore.system.buffers import BufferPool
 from filestore.system.mappings import SharedFile
 from filestore.transfer.receive_batch import BatchReceiver
@@ -70,6 +70,8 @@ class ReceiveJob:
     buffer_size: int
     buffer_count: int
     """How many such jobs a process does at the same time."""
+    places: object | None = None
+    """Where the frames are, if the process that transfers knows it."""
 
     @classmethod
     def of(  # the fields of a job
@@ -81,6 +83,7 @@ class ReceiveJob:
         is_summed: bool,
         buffer_size: int,
         buffer_count: int,
+        places: object | None = None,
     ) -> Self:
         """Make a job. `writes` are in the order of the chunks, and each chunk has at least one."""
         numbers, files, offsets = zip(*writes, strict=True)
@@ -94,6 +97,7 @@ class ReceiveJob:
             is_summed,
             buffer_size,
             buffer_count,
+            places,
         )
 
     async def run(self, worker: Worker, descriptors: Sequence[int]) -> Received:
@@ -103,6 +107,8 @@ class ReceiveJob:
         ]
         make = partial(BufferPool, count=self.buffer_count, size=self.buffer_size)
         writer = _FileWriter(self, descriptors)
+        if self.places is not None and isinstance(worker.repository, NamesPlaces):
+            worker.repository.take_places([chunk.digest for chunk in chunks], self.places)
         async with worker.kept(f"batches of {self.buffer_size}", make).take() as buffer:
             size = await BatchReceiver(worker.repository, moved=worker.moved).receive(chunks, buffer, writer)
         return Received(size, writer.checksums, take_peers_size(worker.repository))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,6 +91,7 @@ class Receiver:
         self._seeded: list[_SeedMatches] = []
         self._seed_lock = threading.Lock()
         self._read = self._written = self._under_way = self._done = 0
+        self._checked = self._to_check = 0
         self._unsynced = 0
         self._syncing = asyncio.Lock()
         self.report_progress()
@@ -102,11 +103,12 @@ class Receiver:
 
     async def scan(self, source: Source) -> Manifest:
         """Cut and hash the file or the tree that this fetch will replace. Raises SourceChanged, SourceUnreadable."""
-        async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
-            while not source.is_finished:
-                await in_cpu_thread(scan_and_hash, source, buffer)
-                self._read = source.read
-                self.report_progress()
+        with self._checking(source.size):
+            async with BufferPool(count=1, size=WINDOW_SIZE).take() as buffer:
+                while not source.is_finished:
+                    await in_cpu_thread(scan_and_hash, source, buffer)
+                    self._read = self._checked = source.read
+                    self.report_progress()
         return source.manifest()
 
     async def content(self, wanted: range) -> bytes:
@@ -152,7 +154,8 @@ class Receiver:
         if resume:
             # The sink can give only content that may be written in any order, so no chunk here waits for the one before it.
             staged = await in_cpu_thread(self._table.missing, Ordering.ANY, Ordering.ONCE)
-            await self._reuse_each(batches_by_size(staged, self._options), lambda batch: _held(sink, batch))
+            with self._checking(self._missing_size):
+                await self._reuse_each(batches_by_size(staged, self._options), lambda batch: _held(sink, batch))
         for seed in seeds:
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
@@ -203,7 +206,19 @@ class Receiver:
         # Frames in flight count with their encoded bytes. The bar does not move back when a retry starts again.
         self._done = max(self._done, min(self._manifest.size, self.reused + self._written + self._under_way))
         count, done = (1, 0) if self._sink is None else (self._sink.file_count, self._sink.files_done)
-        self._report(Progress(self._manifest.size, self._done, self.moved, self.reused, self._read, count, done))
+        self._report(
+            Progress(
+                self._manifest.size,
+                self._done,
+                self.moved,
+                self.reused,
+                self._read,
+                count,
+                done,
+                checked=self._checked,
+                to_check=self._to_check,
+            )
+        )
 
     def _orders(self, sink: Sink) -> Iterator[Ordering | None]:
         """Yield when the sink can take each chunk, or None. Chunks that it does not need are added to the counters."""
@@ -225,12 +240,18 @@ class Receiver:
         """
         reusable = await in_cpu_thread(self._table.missing, Ordering.ANY)
         found = await in_cpu_thread(find_matches, reusable, seed.manifest)
+        with self._checking(sum(place.size for place in found.places)):
+            await self._reuse_found(sink, seed, found)
+
+    async def _reuse_found(self, sink: Sink, seed: Seed, found: Matches) -> None:
         for extent in long_extents(found.places, found, sink, self._options):
             if await self._copy_extent(sink, seed, extent, found):
                 await self._reuse_each(batches_by_size(extent, self._options), lambda batch: _held(sink, batch))
         rest = (place for place in found.places if self._table.is_missing(place.offsets[0]))
         for batch in batches_by_size(rest, self._options):
-            self._note_reused(await in_cpu_thread(_copied, sink, seed, batch, found))
+            places = await in_cpu_thread(_copied, sink, seed, batch, found)
+            self._note_checked(batch)
+            self._note_reused(places)
 
     async def _copy_extent(self, sink: Sink, seed: Seed, extent: Places, found: Matches) -> bool:
         first = extent[0].offsets[0]
@@ -249,7 +270,9 @@ class Receiver:
 
         async def worker() -> None:
             for batch in batches:
-                self._note_reused(await in_cpu_thread(find, batch))
+                places = await in_cpu_thread(find, batch)
+                self._note_checked(batch)
+                self._note_reused(places)
 
         async with task_group() as group:
             for _ in range(self._own_count):
@@ -329,6 +352,19 @@ class Receiver:
                 if seed.read_into(memoryview(memory), offset) and chunk_digest(memory) == place.chunk.digest:
                     pieces[place.offsets[0]] = bytes(memory)
         return pieces
+
+    @contextmanager
+    def _checking(self, size: int) -> Iterator[None]:
+        """Report in the block that content on this machine is looked at, of which there are `size` bytes."""
+        self._checked, self._to_check = 0, size
+        self.report_progress()
+        try:
+            yield
+        finally:
+            self._checked = self._to_check = 0
+
+    def _note_checked(self, places: list[Place]) -> None:
+        self._checked = min(self._to_check, self._checked + sum(place.size for place in places))
 
     def _note_reused(self, places: list[Place]) -> None:
         for place in places:

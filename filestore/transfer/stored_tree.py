@@ -27,6 +27,7 @@ from filestore.format.zip.checksum import crc32
 from filestore.format.zip.inflate import Inflater
 from filestore.format.zip.read import (
     DEFAULT_LIMITS,
+    TAIL_SIZE,
     End,
     Extent,
     Member,
@@ -35,6 +36,7 @@ from filestore.format.zip.read import (
     check_crc,
     check_descriptor,
     check_local_header,
+    find_end,
 )
 from filestore.repository.protocol import Moved, Repository
 from filestore.system.threads import in_cpu_thread
@@ -123,6 +125,14 @@ class StoredTree:
         tree = await in_cpu_thread(_parsed, manifest, tail, end, limits)
         await check_other_parts(receiving, tree.members, end)
         return tree
+
+    @classmethod
+    def of_tail(cls, manifest: Manifest, tail: bytes, *, limits: ZipLimits = DEFAULT_LIMITS) -> StoredTree:
+        """Return the tree of a zip file of ours, from its bytes from the central directory on.
+
+        Raises InvalidArchive, LimitExceeded.
+        """
+        return _parsed(manifest, tail, find_end(tail[-TAIL_SIZE:], manifest.size, limits=limits), limits)
 
     @property
     def size_in_memory(self) -> int:

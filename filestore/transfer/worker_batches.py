@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from filestore.repository.protocol import AsksPeers, Moved, Repository
+from filestore.repository.protocol import AsksPeers, Moved, NamesPlaces, Repository
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.places import Place
 from filestore.transfer.receive_job import ReceiveJob, Write, WriteFailed
@@ -98,13 +98,18 @@ class WorkerBatches:
         files = {number: file for file, number in enumerate(numbers)}
         writes = [Write(number, files[part.number], part.offset) for number, (_, parts) in enumerate(places) for part in parts]
         offsets = [offset for place, _ in places for offset in place.offsets]
+        chunks = [place.chunk for place, _ in places]
+        named = None
+        if isinstance(self._repository, NamesPlaces):
+            named = await self._repository.name_places([chunk.digest for chunk in chunks])
         job = ReceiveJob.of(
-            [place.chunk for place, _ in places],
+            chunks,
             writes,
             staging=self._sink.staging,
             is_summed=self._sink.needs_checksums,
             buffer_size=self._options.batch_size,
             buffer_count=self._slots,
+            places=named,
         )
         async with self._files.opened(numbers) as descriptors:
             try:

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from filestore.cache import Cache
 from filestore.core.digest import DIGEST_SIZE, Digest, chunk_digest, manifest_digest
+from filestore.core.links import Link
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.paths import file_path
 from filestore.core.records import Kind, Record
@@ -643,6 +644,34 @@ async def test_signed_paths_that_lead_elsewhere(path: str) -> None:
     async with facing(as_answer({"path": "signed/default/1/" + "0" * 64 + "/" + other.run_path})) as repository:
         with pytest.raises(UnexpectedRecord):
             await repository.sign(RECORD.id)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": "link_../../victim"},
+        {"id": 7},
+        {"file_id": "file_0123"},
+        {"name": "../name"},
+        {"name": "n" * 2000},
+        {"expires_at": "tomorrow"},
+        {"made_by": None},
+        {"path": ["signed"]},
+    ],
+)
+async def test_links_that_cannot_be_right(changed: dict[str, object]) -> None:
+    """A link with a wrong value is neither listed nor made."""
+    link = Link(
+        "link_" + "0" * 16, RECORD.id, RECORD.name, 1, 2, "laptop", "signed/default/1/" + "0" * 64 + "/" + RECORD.run_path
+    )
+    async with facing(as_answer(link.as_json())) as repository:
+        assert link == await repository.make_link(RECORD.id, seconds=1)
+    async with facing(as_answer(link.as_json() | changed)) as repository:
+        with pytest.raises(ServerError):
+            await repository.make_link(RECORD.id, seconds=1)
+    async with facing(as_answer({"links": [link.as_json() | changed]})) as repository:
+        with pytest.raises(ServerError):
+            await repository.links()
 
 
 @pytest.mark.parametrize("status", [200, 404])

@@ -395,6 +395,37 @@ async def test_a_signed_path_ends_in_the_record_s_own(repository: Repository) ->
 
 
 @pytest.mark.slow
+async def test_links(repository: Repository, namespace: str) -> None:
+    """Each has its own path, which is told once, and its end. A link that is revoked is not listed, and is not found again.
+
+    A JSON Web Token makes none. The servers of these tests know no other tokens; `tests/e2e/test_links.py` has some.
+    """
+    record = await push(repository, contents(1), name="a b.jpg")
+    if namespace != DEFAULT_NAMESPACE:
+        with pytest.raises(InvalidInput, match="JSON Web Token"):
+            await repository.make_link(record.id, seconds=60)
+        assert [] == await repository.links()
+        return
+    made = [await repository.make_link(record.id, seconds=seconds) for seconds in (60, 3600)]
+    assert 2 == len({link.path for link in made})
+    for link, seconds in zip(made, (60, 3600), strict=True):
+        assert (record.id, record.name) == (link.file_id, link.name)
+        assert seconds * 1_000_000 == link.expires_at - link.created_at
+        assert link.path is not None
+        assert link.path.endswith("/a%20b.jpg")
+    assert [link._replace(path=None) for link in made] == await repository.links()
+    assert made[0]._replace(path=None) == await repository.revoke_link(made[0].id)
+    assert [made[1].id] == [link.id for link in await repository.links()]
+    for link_id in (made[0].id, "link_" + "0" * 16):
+        with pytest.raises(NotFound):
+            await repository.revoke_link(link_id)
+    for seconds in (0, 367 * 86400):
+        with pytest.raises(InvalidInput):
+            await repository.make_link(record.id, seconds=seconds)
+    await repository.revoke_link(made[1].id)
+
+
+@pytest.mark.slow
 async def test_what_was_never_there_is_not_found(repository: Repository) -> None:
     """Each verb raises the same error for an unknown file."""
     digest = chunk_digest(b"")
@@ -406,6 +437,7 @@ async def test_what_was_never_there_is_not_found(repository: Repository) -> None
         repository.manifest(digest),
         repository.remove("file_" + "0" * 32),
         repository.sign("file_" + "0" * 32),
+        repository.make_link("file_" + "0" * 32, seconds=60),
     ):
         with pytest.raises(NotFound):
             await verb

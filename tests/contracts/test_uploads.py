@@ -182,6 +182,16 @@ async def test_the_limits_of_a_namespace(servers: Servers) -> None:
     await begun(servers)
 
 
+async def test_parts_that_arrive_at_once_at_one_server_keep_its_limit(servers: Servers) -> None:
+    """Those that were accepted and are not stored yet count as well."""
+    uploads = [await servers.one.begin(servers.mine, name=None, upload_id=None) for _ in range(3)]
+    found = await asyncio.gather(*(kept(upload, 1, bytes(450_000)) for upload in uploads), return_exceptions=True)
+    refused = [each for each in found if isinstance(each, UploadsTooLarge)]
+    assert refused
+    parts = [part for upload in uploads for part in await upload.parts()]
+    assert 900_000 >= sum(part.size for part in parts)
+
+
 async def test_a_cut_goes_on_at_another_server(servers: Servers) -> None:
     """The chunks so far, and from which parts they are."""
     upload = await begun(servers)

@@ -181,8 +181,10 @@ def test_ls_lists_the_versions_of_a_name(home: Home, environ: dict[str, str]) ->
     ]
     assert listed["files"][:1] == home.result("ls", NAME, "--limit", "1", environ=environ)["files"]
     lines = home.run("ls", NAME, environ=environ).stdout.splitlines()
-    assert lines[0].endswith(f"  {newest[:10]}  (directory)  (main, v1)  one again")
-    assert lines[2].startswith(f"2 versions of {NAME}, ")
+    assert ["COMMIT", "SIZE", "ADDS", "STORED", "(UTC)", "DIGEST", "KIND", "LABELS", "MESSAGE"] == lines[0].split()
+    assert lines[1].startswith(f"{newest[:10]}  ")
+    assert lines[1].endswith(f"  {first['digest'][:10]}  directory  main, v1  one again")
+    assert lines[3].startswith(f"2 versions of {NAME}, ")
     # What means one version lists what is in it.
     for reference in (f"{NAME}:", f"{NAME}@dev", f"{NAME}@dev:", second["id"]):
         assert ["weights.bin"] == [entry["path"] for entry in home.result("ls", reference, environ=environ)["entries"]]

@@ -101,6 +101,7 @@ def test_every_problem_has_the_status_and_the_members_that_are_documented() -> N
     client_side |= {
         "cache-full",
         "download-refused",
+        "invalid-tensors",
         "token-missing",
         "unexpected-content",
         "unexpected-record",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,7 +24,9 @@ from tests.support.ceph import Bucket
 from tests.support.commands import SCRIPTS, Home
 from tests.support.gateway_faults import KINDS, CutRequest, faulty_gateway
 from tests.support.generator import octets
+from tests.support.nginx import free_port
 from tests.support.postgres import Postgres, PostgresServer, running_postgres
+from tests.support.tls import CERTIFICATE, client_tls
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +47,10 @@ def home(tmp_path: Path) -> Home:
 
 
 @contextmanager
-def starting(home: Home, environ: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def starting(home: Home, environ: Mapping[str, str], *arguments: str, port: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Start a server, without waiting for it. Its standard error goes to its standard output."""
     with subprocess.Popen(
-        [SCRIPTS / "filestore", "serve", "--root", home.folder / "received", "--port", "0", *arguments],
+        [SCRIPTS / "filestore", "serve", "--root", home.folder / "received", "--port", str(port), *arguments],
         env=home.environ | dict(environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -70,6 +77,122 @@ def until(process: subprocess.Popen[str], found: str) -> list[str]:
 def place(bucket: Bucket, index_url: str) -> dict[str, str]:
     """What a server finds in its environment."""
     return {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": index_url}
+
+
+class Answer(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    headers: Message[str, str]
+    said: dict[str, str]
+
+
+def ask(port: int, path: str, *, method: str = "GET", tls: ssl.SSLContext | None = None) -> Answer:
+    """Ask a server, as often as it takes until a connection is neither refused nor cut."""
+    place = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
+    request = urllib.request.Request(f"{place}{path}", method=method, data=b"x" if method == "POST" else None)
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
+                return Answer(answer.status, answer.headers, json.load(answer))
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, json.load(error))
+        except (urllib.error.URLError, ConnectionError):
+            continue
+
+
+def assert_waits(port: int, part: str, *, tls: ssl.SSLContext | None = None) -> None:
+    """It is alive and not ready, says what it waits for, and tells all others to come back."""
+    assert 200 == ask(port, "/healthz", tls=tls).status
+    for method, path in (("GET", "/readyz"), ("GET", f"{API}/files"), ("POST", f"{API}/chunks"), ("GET", "/files/a.bin")):
+        answer = ask(port, path, method=method, tls=tls)
+        assert 503 == answer.status
+        assert f"it waits for its {part}" in answer.said["detail"]
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.headers["X-Request-Id"]
+        assert "127.0.0.1" not in answer.said["detail"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_waits_at_its_start_answers(home: Home, bucket: Bucket, database: PostgresServer, workers: str) -> None:
+    """A supervisor must not restart it, and a load balancer must not send it requests."""
+    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    database.stop()
+    try:
+        with starting(home, environ, "--create", "--workers", workers, port=port) as process:
+            until(process, "Warning: waiting for at most ")
+            assert_waits(port, "index")
+            database.start()
+            until(process, "listening on ")
+            assert 200 == ask(port, "/readyz").status
+    finally:
+        if not database._answers():
+            database.start()
+
+
+def test_a_server_with_a_certificate_answers_by_tls(home: Home, bucket: Bucket, postgres: Postgres) -> None:
+    """Also while it waits."""
+    environ, port = place(bucket, postgres.new_database()), free_port()
+    environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
+    with starting(home, environ, "--create", "--tls-cert", str(CERTIFICATE), port=port) as process:
+        until(process, "Warning: waiting for at most ")
+        assert_waits(port, "object store", tls=client_tls())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """In order, although nothing can be opened."""
+    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    with starting(home, environ, "--create", "--workers", "2", port=port) as process:
+        until(process, "listening on ")
+        database.stop()
+        try:
+            for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(worker), signal.SIGKILL)
+            for _ in range(2):
+                until(process, "waiting for at most ")
+            assert_waits(port, "index")
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+            assert 0 == process.returncode, said
+            assert "Traceback" not in said
+        finally:
+            database.start()
+
+
+def test_workers_that_all_wait_answer(home: Home, bucket: Bucket, database: PostgresServer) -> None:
+    """Those that follow workers which died in an outage. When it is over, all requests go to those that work."""
+    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    with starting(home, environ, "--create", "--workers", "2", port=port) as process:
+        until(process, "listening on ")
+        database.stop()
+        try:
+            for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(worker), signal.SIGKILL)
+            for _ in range(2):
+                until(process, "waiting for at most ")
+            assert_waits(port, "index")
+        finally:
+            database.start()
+        while ask(port, "/readyz").status != 200:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert 0 == process.wait(60)
+
+
+def test_a_waiting_server_that_is_killed_leaves_its_port(home: Home, bucket: Bucket, postgres: Postgres) -> None:
+    """Nothing answers for it any more, so that a service manager can start it again."""
+    environ, port = place(bucket, postgres.new_database()), free_port()
+    environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
+    with starting(home, environ, "--create", port=port) as process:
+        until(process, "Warning: waiting for at most ")
+        assert_waits(port, "object store")
+        process.kill()
+        process.communicate(timeout=60)  # until nobody has its output open
+    with socket.create_server(("127.0.0.1", port)):
+        pass
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -108,6 +108,23 @@ def frames_of(chunk: bytes, target: Path) -> list[Path]:
     return list(target.glob(f"chunks/*/*/*/{encoded(chunk).digest}"))
 
 
+async def test_the_copy_of_the_index_is_synced_once(
+    filled: ObjectLocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything else, before the backup gets its name. Until then, records may be removed from it."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    async with opened(filled) as old:
+        await backed_up(old, tmp_path / "backup")
+    assert 1 == synced.count("index.sqlite")
+
+
 async def test_names_alone(filled: ObjectLocation, tmp_path: Path) -> None:
     """Without content, a backup has all rows."""
     async with opened(filled) as parts:

@@ -394,6 +394,35 @@ async def test_locks_share_a_connection(open_shared: OpenIndex, watcher: asyncpg
         assert is_ours
 
 
+async def test_a_connection_for_locks_that_is_made_during_a_close_is_closed(
+    open_shared: OpenIndex, watcher: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else knows of it, and it would stay until the end of the process."""
+    index = await open_shared()
+    made, may_go_on = asyncio.Event(), asyncio.Event()
+    connections = []
+    connect = asyncpg.connect
+
+    async def connect_slowly(**arguments: object) -> asyncpg.Connection:
+        connections.append(await connect(**arguments))
+        made.set()
+        await may_go_on.wait()
+        return connections[0]
+
+    async def lock() -> None:
+        async with index.try_lock("name"):
+            pass
+
+    monkeypatch.setattr(asyncpg, "connect", connect_slowly)
+    locking = asyncio.create_task(lock())
+    await made.wait()
+    await index.close()
+    may_go_on.set()
+    with pytest.raises(RuntimeError, match="is closed"):
+        await locking
+    assert [True] == [connection.is_closed() for connection in connections]
+
+
 async def test_a_failed_lock_frees_the_others(open_shared: OpenIndex, watcher: asyncpg.Connection) -> None:
     """They share a session, which is gone. The blocks go on, and the next one takes its lock in a new session."""
     index, other = await open_shared(), await open_shared()
@@ -594,11 +623,76 @@ async def test_objects_are_found_by_their_rows(open_shared: OpenIndex) -> None:
         ]
 
 
+LOOK_UPS: dict[str, Callable[[PostgresIndex, Sequence[Digest]], Awaitable[object]]] = {
+    "missing": lambda index, digests: index.missing(A, digests),
+    "rows": lambda index, digests: index.refreshed_rows(A, digests),
+    "sizes": lambda index, digests: index.sizes(A, digests),
+    "unknown": lambda index, digests: index.unknown(A, digests),
+    "objects": lambda index, digests: index.frame_objects(A, digests),
+    "names": lambda index, digests: index.unnamed_frames(A, [ObjectName(digest) for digest in digests]),
+}
+WAITING_FOR_ROWS = (
+    "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'chunks'::regclass"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+@pytest.mark.parametrize("call", LOOK_UPS)
+async def test_many_digests_are_looked_up_side_by_side(open_shared: OpenIndex, watcher: asyncpg.Connection, call: str) -> None:
+    """Each part by a process of the database of its own. A part that fails fails the call, with its own error."""
+    index = await open_shared()
+    digests = [chunk_digest(b"%d" % number) for number in range(4096)]
+
+    async def look_up() -> asyncio.Task[object]:
+        """Begin to look the digests up, and wait until four processes do so."""
+        task = asyncio.ensure_future(LOOK_UPS[call](index, digests))
+        while len(await watcher.fetch(WAITING_FOR_ROWS)) < 4:
+            await asyncio.sleep(0)
+        return task
+
+    async with watcher.transaction():
+        await watcher.execute("LOCK TABLE chunks")
+        failing = await look_up()
+        (pid, *_) = await watcher.fetchrow(WAITING_FOR_ROWS)
+        await watcher.fetchval("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(Busy):
+            await failing
+        task = await look_up()
+    await task
+
+
+async def test_what_was_looked_up_in_parts_is_whole_and_in_order(open_shared: OpenIndex, clock: Clock) -> None:
+    """Of 5,000 chunks some are live, some condemned, some only in another namespace, and all are asked for twice."""
+    index = await open_shared(connections=4)
+    many = [ChunkRow(chunk_digest(b"%d" % number), 1 + number, 10, object_id=b"%08d" % number) for number in range(5000)]
+    live, condemned, foreign = many[::3], many[1::3], many[2::3]
+    await add(index, [*live, *condemned])
+    await add(index, foreign, B)
+    async with index.transaction(A) as transaction:
+        await transaction.condemn(A, [row.digest for row in condemned], unseen_since=LATE)
+    clock.advance(seconds=2 * HOUR)
+    await index.missing(A, [row.digest for row in live[::2]])
+    digests = [row.digest for row in many]
+    asked = [*digests, *reversed(digests)]
+    is_live = {row.digest for row in live}
+    sizes = {row.digest: row.size for row in live}
+    assert [digest for digest in digests if digest not in is_live] == await index.missing(A, asked)
+    assert (sizes, sizes) == (await index.refreshed_sizes(A, asked), await index.sizes(A, asked))
+    assert {state.last_seen for state in await index.chunk_rows(A, limit=5000) if state.is_live} == {clock.now}
+    assert sorted(live) == sorted(await index.refreshed_rows(A, digests))
+    absent = {row.digest for row in foreign}
+    assert [digest for digest in asked if digest in absent] == await index.unknown(A, asked)
+    assert {row.digest: FrameObject(row.object_id, 10) for row in live} == await index.frame_objects(A, asked)
+    names = [ObjectName(row.digest, row.object_id) for row in many]
+    assert [name for name in names if name.digest in absent] == await index.unnamed_frames(A, names)
+
+
 async def test_each_verb_is_one_statement(open_shared: OpenIndex, clock: Clock) -> None:
-    """A round trip takes longer than the work, so a batch takes one."""
+    """A round trip takes longer than the work, so a batch takes one. Only a look-up of more digests has several, side by side."""
     index = await open_shared(connections=4)
     many = [ChunkRow(chunk_digest(b"%d" % number), 10, 10) for number in range(10_000)]
     digests = [row.digest for row in many]
+    few = digests[:1000]
     statements: list[str] = []
     async with index._connections.lend() as connection:
         # The first array of a type is one more round trip, once for each connection.
@@ -623,10 +717,10 @@ async def test_each_verb_is_one_statement(open_shared: OpenIndex, clock: Clock) 
         ):
             assert 1 == await counted(call)
     for read in (
-        index.missing(A, digests),
-        index.unknown(A, digests),
-        index.frame_objects(A, digests),
-        index.unnamed_frames(A, [ObjectName(digest) for digest in digests]),
+        index.missing(A, few),
+        index.unknown(A, few),
+        index.frame_objects(A, few),
+        index.unnamed_frames(A, [ObjectName(digest) for digest in few]),
         index.removed_since(A, 0),
         index.namespaces(),
         index.version(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +19,9 @@ from filestore.core.manifest import Chunk, Manifest
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.format.codec import Codec, Frame
 from filestore.http import wire
+from filestore.http.client.frame_urls import FramePlaces
 from filestore.http.server.frame_urls import LEAST_SIZE
-from filestore.repository.protocol import Repository
+from filestore.repository.protocol import NamesPlaces, Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from filestore.transfer.receive_batch import BatchReceiver
@@ -27,7 +30,7 @@ from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import Link, running_link
 from tests.support.nginx import free_port
-from tests.support.server import TOKEN, RunningServer, running_server
+from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, running_server
 
 FRAME_SIZE = 1_000_000
 COUNT = 12
@@ -53,6 +56,17 @@ class World(NamedTuple):
         found = await self.repository.get(digests, buffer_for(len(wanted)), moved=moved.append)
         assert [frame.data for frame in wanted] == found
         assert sum(len(frame.data) for frame in wanted) == sum(moved)
+
+    def asks(self) -> list[bytes]:
+        """Return a list that gets an item for each request for frames to the server from now on."""
+        asked: list[bytes] = []
+
+        async def note(piece: bytes) -> bytes:
+            asked.extend(re.findall(rb"POST /native/v1/chunks/get ", piece))
+            return piece
+
+        self.link.up = note
+        return asked
 
 
 @asynccontextmanager
@@ -110,13 +124,7 @@ async def test_few_requests_tell_where_all_frames_are(tmp_path: Path, presigned_
         await here.repository.put(sent)
         chunks = [Chunk(frame.digest, FRAME_SIZE) for frame in sent]
         record = await here.repository.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name="file")
-        asked: list[bytes] = []
-
-        async def note(piece: bytes) -> bytes:
-            asked.extend(re.findall(rb"POST /native/v1/chunks/get ", piece))
-            return piece
-
-        here.link.up = note
+        asked = here.asks()
         await here.repository.manifest(record.digest)
         await asyncio.gather(*(here.get(sent[start : start + 2]) for start in range(0, len(sent), 2)))
         assert (2 if presigned_reads else 8) == len(asked)
@@ -146,6 +154,64 @@ async def test_small_and_absent_frames_are_for_the_server(tmp_path: Path) -> Non
         assert 3 == len(here.store.heads)
         await here.get(small)
         assert 3 == len(here.store.heads)
+
+
+async def test_worker_processes_are_told_the_places(tmp_path: Path) -> None:
+    """One process asks about all frames that follow in the manifest. What it gives another process is used there once."""
+    async with world(tmp_path) as here:
+        sent = frames(20, count=12)
+        await here.repository.put(sent)
+        digests = [frame.digest for frame in sent]
+        chunks = [Chunk(digest, FRAME_SIZE) for digest in digests]
+        record = await here.repository.commit(Manifest.build(chunks, chunking_version=CHUNKING_VERSION).encoded, name="file")
+        first = here.repository
+        assert isinstance(first, NamesPlaces)
+        await here.repository.manifest(record.digest)
+        assert await first.name_places(digests[2:4]) is None  # it is not known yet whether the server gives URLs
+        await here.get(sent[:2])
+        opening = here.repository.opening()
+        assert opening is not None
+        asked = here.asks()
+        async with opening.open(share=2) as other:
+            assert isinstance(other, NamesPlaces)
+            for start in range(2, 10, 4):
+                wanted = digests[start : start + 4]
+                places = await first.name_places(wanted)
+                assert places is not None
+                other.take_places(wanted, pickle.loads(pickle.dumps(places)))  # as between two processes
+                await here._replace(repository=other).get(sent[start : start + 4])
+            assert 1 == len(asked)
+            await here._replace(repository=other).get(sent[2:6])
+            assert 2 == len(asked)
+
+
+async def test_places_that_ended_on_the_way_to_a_worker_process_are_asked_for_again(tmp_path: Path) -> None:
+    """The process was stopped for minutes, or the machine slept."""
+    async with world(tmp_path) as here:
+        sent = frames(21, count=4)
+        await here.repository.put(sent)
+        digests = [frame.digest for frame in sent]
+        await here.get(sent)
+        first = here.repository
+        assert isinstance(first, NamesPlaces)
+        places = await first.name_places(digests)
+        assert isinstance(places, FramePlaces)
+        asked = here.asks()
+        first.take_places(digests, places._replace(end=time.monotonic() - 1))
+        await here.get(sent)
+        assert 1 == len(asked)
+        assert 2 * len(sent) == len(here.store.heads)
+
+
+async def test_a_few_small_frames_among_large_ones_come_from_the_store(tmp_path: Path) -> None:
+    """Each of them would be a request to the server of its own."""
+    async with world(tmp_path) as here:
+        sent = [*frames(18, count=3), *frames(19, count=2, size=1000)]
+        await here.repository.put(sent)
+        before = here.link.down_size
+        await here.get(sent)
+        assert 5 == len(here.store.heads)
+        assert here.link.down_size - before < 1000 * len(sent)
 
 
 async def test_a_url_that_has_ended_is_renewed(tmp_path: Path) -> None:
@@ -298,3 +364,64 @@ async def test_the_server_says_where_frames_are_only_to_those_who_ask(tmp_path: 
         [place] = asked.json["frames"]
         assert (300, len(sent.data)) == (asked.json["expires_in"], place["size"])
         assert place["url"].startswith(f"{here.store.url}/default/{sent.digest}?")
+
+
+def places_of(server: RunningServer, wanted: list[Frame], **headers: str) -> dict[str, Any]:
+    """Return the document that says where frames are."""
+    fields = {"Accept": wire.FRAME_URLS} | {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = server.ask("POST", f"{wire.API}/chunks/get", b"".join(frame.digest for frame in wanted), headers=fields)
+    document: dict[str, Any] = answer.json
+    return document
+
+
+async def test_urls_are_given_again(tmp_path: Path) -> None:
+    """Many machines read one file at the same time. A client that the store has refused gets new ones."""
+    async with world(tmp_path) as here:
+        sent = frames(22, count=3)
+        await here.repository.put(sent)
+        first, second = places_of(here.server, sent), places_of(here.server, sent)
+        assert first["frames"] == second["frames"]
+        assert first["expires_in"] > second["expires_in"] > 200
+        assert first["expires_in"] == places_of(here.server, sent, Cache_Control="no-cache")["expires_in"]
+        await here.get(sent)
+        assert 3 == len(here.store.heads)
+
+
+async def test_a_client_that_the_store_has_refused_asks_for_new_urls(tmp_path: Path) -> None:
+    """Those that the server would give again may be refused too."""
+    async with world(tmp_path) as here:
+        sent = frames(23, count=3)
+        await here.repository.put(sent)
+        heads: list[bytes] = []
+
+        async def note(piece: bytes) -> bytes:
+            heads.extend(re.findall(rb"Cache-Control: no-cache", piece))
+            return piece
+
+        here.link.up = note
+        here.store.change = lambda *_: b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n"
+        await here.get(sent)
+        assert 1 == len(heads)
+
+
+async def test_an_absent_frame_is_looked_for_again(tmp_path: Path) -> None:
+    """It may be stored a moment after a client has asked for it."""
+    async with world(tmp_path) as here:
+        sent = frames(24, count=2)
+        await here.repository.put(sent[:1])
+        assert [FRAME_SIZE, 0] == [min(place["size"], FRAME_SIZE) for place in places_of(here.server, sent)["frames"]]
+        await here.repository.put(sent[1:])
+        assert all("url" in place for place in places_of(here.server, sent)["frames"])
+
+
+async def test_urls_that_are_given_again_stay_in_their_namespace(tmp_path: Path) -> None:
+    """Whoever knows the digests gets no URL in another namespace, and none with a token that is unknown."""
+    async with world(tmp_path) as here:
+        sent = frames(25, count=2)
+        await here.repository.put(sent)
+        assert all("url" in place for place in places_of(here.server, sent)["frames"])
+        body, fields = b"".join(frame.digest for frame in sent), {"Accept": wire.FRAME_URLS}
+        other = here.server.ask("POST", f"{wire.API}/chunks/get", body, headers=fields, token=OTHER_TOKEN)
+        assert [{"size": 0}, {"size": 0}] == other.json["frames"]
+        for token in (None, "unknown"):
+            assert 401 == here.server.ask("POST", f"{wire.API}/chunks/get", body, headers=fields, token=token).status

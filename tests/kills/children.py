@@ -41,6 +41,7 @@ _MODULES = (
     "filestore_cli.gc",
     "filestore.system.own_process",
     "filestore_cli.start",
+    "filestore_cli.fetching",
     "filestore_cli.transfer",
     "numpy",
 )

@@ -38,6 +38,7 @@ _MODULES = (
     "filestore_cli.removal",
     "filestore_cli.repairing",
     "filestore_cli.serving",
+    "filestore_cli.fetching",
     "filestore_cli.transfer",
     "filestore_cli.usage",
     "filestore.backends",

@@ -23,9 +23,9 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 _REPORT = re.compile(r"\S+ \S+ \d+ INFO ")
 """The beginning of a line in the log of a server that only tells what it did."""
-TRANSFERS = frozenset({"push", "fetch", "warm", "create"})
+TRANSFERS = frozenset({"copy", "create", "diff", "fetch", "push", "sync", "warm"})
 """Commands that show their progress on standard error if they take longer than a second."""
-_PROGRESS = re.compile(r"^(?:push|fetch|look at) [^\n]*: [^\n]*\n", re.MULTILINE)
+_PROGRESS = re.compile(r"^(?:push|fetch|copy|sync|look at) [^\n]*: [^\n]*\n", re.MULTILINE)
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """Makes permissions apply to a command that root runs, as they do to any other user."""
 

@@ -13,9 +13,10 @@ import pwd
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.support.daemons import START_SECONDS, Daemons, engine_folder, lasting_port, program
@@ -82,12 +83,13 @@ class Postgres(NamedTuple):
 class PostgresServer:
     """The process of a server, which a test may stop, kill and start again. What is committed stays."""
 
-    def __init__(self, folder: Path, *, durable: bool, addresses: Sequence[str]) -> None:
+    def __init__(self, folder: Path, *, durable: bool, addresses: Sequence[str], settings: Mapping[str, str]) -> None:
         self.postgres = Postgres(lasting_port())
         self._data = folder / "data"
         self._daemons = Daemons(folder, user=_user())
         self._process: subprocess.Popen[bytes]
         self._settings = _SETTINGS | {"port": str(self.postgres.port), "listen_addresses": ",".join(["127.0.0.1", *addresses])}
+        self._settings |= settings
         if not durable:
             # Commits are still written before they are acknowledged: a killed server may lose nothing.
             self._settings |= {"fsync": "off", "full_page_writes": "off"}
@@ -133,14 +135,16 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(*, durable: bool = False, addresses: Sequence[str] = ()) -> Iterator[PostgresServer]:
+def running_postgres(
+    *, durable: bool = False, addresses: Sequence[str] = (), settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[PostgresServer]:
     """Run a server of its own until the end of the block.
 
     `durable` has it sync what it commits, which a test of power cuts needs, not one of killed processes. `addresses` are those of
-    this machine at which `tests.support.hosts` reach it too.
+    this machine at which `tests.support.hosts` reach it too. `settings` are further ones of the server.
     """
     with engine_folder("postgres", _user()) as folder:
-        server = PostgresServer(folder, durable=durable, addresses=addresses)
+        server = PostgresServer(folder, durable=durable, addresses=addresses, settings=settings)
         server.start()
         try:
             yield server

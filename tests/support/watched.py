@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit
 from filestore.core.digest import Digest
+from filestore.core.links import Link
 from filestore.core.records import Kind, Record
 from filestore.format.codec import Frame
 from filestore.repository.protocol import (
@@ -47,6 +48,10 @@ class WatchedRepository:
     @property
     def waited_seconds(self) -> float | None:
         return self.inner.waited_seconds
+
+    @property
+    def waited_because(self) -> str:
+        return self.inner.waited_because
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:
@@ -137,6 +142,18 @@ class WatchedRepository:
     async def sign(self, file_id: str) -> str:
         await self._note("sign")
         return await self.inner.sign(file_id)
+
+    async def make_link(self, file_id: str, *, seconds: float) -> Link:
+        await self._note("make_link")
+        return await self.inner.make_link(file_id, seconds=seconds)
+
+    async def links(self) -> list[Link]:
+        await self._note("links")
+        return await self.inner.links()
+
+    async def revoke_link(self, link_id: str) -> Link:
+        await self._note("revoke_link")
+        return await self.inner.revoke_link(link_id)
 
     async def versions(
         self,

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,23 @@ from filestore import blocking
 from filestore.errors import BlockingCallRefused, ChunksMissing, InvalidRange, NotFound
 from filestore.system.loop_thread import THREAD_NAME
 from tests.support.generator import octets
+from tests.support.models import safetensors_file, tensor
 from tests.support.server import RunningServer, eventually, running_server
 
 CONTENT = octets(1, 3 << 20)
-VERBS = ["connect", "push", "plan_push", "fetch", "fetch_tree"]
+VERBS = [
+    "connect",
+    "push",
+    "plan_push",
+    "fetch",
+    "fetch_tree",
+    "diff",
+    "copy",
+    "plan_copy",
+    "sync_to_name",
+    "sync_to_folder",
+    "open_tensors",
+]
 METHODS = ["resolve", "resolved", "lease", "open", "cached", "close"]
 
 
@@ -108,6 +122,22 @@ def test_the_entries_of_a_tree(repository: blocking.Repository, tmp_path: Path) 
         fetched = blocking.fetch(repository, f"tree.zip:{path}", target=tmp_path / "file", force=True)
         assert (tree / path).read_bytes() == fetched.path.read_bytes()
     assert 1 == blocking.fetch_tree(repository, "tree.zip:inner", target=tmp_path / "inner").file_count
+
+
+def test_tensors(repository: blocking.Repository, tmp_path: Path) -> None:
+    """Of a stored file and of a local one; an iteration may end early, and the connection goes on."""
+    tensors = [tensor("a", 300_000, seed=1, dtype="I8"), tensor("b", 7, seed=2, dtype="F32")]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_file(tensors))
+    blocking.push(repository, path)
+    assert () == blocking.diff(repository, "model.safetensors", new=path).files
+    for weights in (blocking.open_tensors(repository, "model.safetensors"), blocking.open_tensors(path)):
+        assert ["a", "b"] == list(weights.tensors)
+        assert tensors[1].data == weights.read("b")
+        assert [tensors[0].data] == [data for _, data in islice(weights.read_all(), 1)]
+        assert {each.name: each.data for each in tensors} == {each.name: data for each, data in weights.read_all()}
+    with pytest.raises(BlockingCallRefused):
+        blocking.open_tensors(repository.inner, "model.safetensors")  # type: ignore[arg-type]
 
 
 def test_a_folder_is_a_repository_too(source: Path, tmp_path: Path) -> None:

@@ -39,10 +39,23 @@ async def test_list() -> None:
     assert [A, B] == await parse_peers(f"{B.url} {A.url}").peers()
 
 
+async def test_addresses_with_certificates() -> None:
+    """Each is asked by https, and its certificate must have the name. Clients rank them as they do without certificates."""
+    peers = parse_peers("DNS+https:///caches.internal:8600")
+    assert isinstance(peers, NamedPeers)
+    named = NamedPeers("caches.internal", 8600, scheme="https", look_up=Names("10.0.0.2", "10.0.0.1"), clock=Clock())
+    expected = [Peer(each.address, f"https://{each.address}", "caches.internal") for each in (A, B)]
+    assert expected == await named.peers()
+    assert pickle.dumps(peers) == pickle.dumps(pickle.loads(pickle.dumps(peers)))
+    assert pickle.dumps(peers) != pickle.dumps(parse_peers("dns:///caches.internal:8600"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        "dns+https:///caches",
+        "dns+ftp:///caches:1",
         "10.0.0.1:8600",
         "http://10.0.0.1",
         "ftp://10.0.0.1:1",

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from filestore.core.references import Reference
-from filestore.repository.index.postgres import history, names, records
+from filestore.repository.index.postgres import connections, history, names, records
 
 _NAME = "team/n1"
 _COMMITS = 4000
@@ -28,8 +28,8 @@ _READ = "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint FROM pg_s
 
 @pytest.fixture(params=["no statistics", "statistics"])
 async def connection(request: pytest.FixtureRequest, postgres_index_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A transaction in an index with many names, one of which has many commits."""
-    connection = await asyncpg.connect(postgres_index_url, server_settings={"jit": "off"})
+    """A transaction in an index with many names, one of which has many commits, on a connection like those of an index."""
+    connection = await asyncpg.connect(postgres_index_url, server_settings=connections._SETTINGS)
     try:
         for statement in _ROWS:
             await connection.execute(statement)

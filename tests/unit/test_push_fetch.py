@@ -541,6 +541,26 @@ async def test_symlinks_are_for_directories(watched: WatchedRepository, source: 
 
 
 @pytest.mark.slow
+async def test_progress_tells_what_is_looked_at_here(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """An older version at the target is read before anything is received, and then copied. None of this is moved."""
+    await push(watched, source)
+    target = tmp_path / "target.bin"
+    content = bytearray(source.read_bytes())
+    content[10 * MIB : 10 * MIB + 10] = bytes(10)
+    target.write_bytes(content)
+    reported: list[Progress] = []
+    fetched = await fetch(watched, source.name, target=target, force=True, report=reported.append)
+
+    checking = [progress for progress in reported if progress.to_check]
+    assert (len(content), 0) == (checking[0].to_check, checking[0].checked)
+    assert max(progress.checked for progress in checking) == len(content)
+    assert all(progress.checked <= progress.to_check for progress in checking)
+    assert {progress.moved for progress in checking} == {0}
+    assert reported[-1].to_check == 0
+    assert 0 < fetched.bytes_received < 5 * MIB
+
+
+@pytest.mark.slow
 async def test_a_push_of_which_very_many_chunks_are_missing_commits_twice(repository: LocalRepository) -> None:
     """An error lists at most 4,096 chunks. The push then asks about all of its chunks, instead of committing again and again."""
     watched = WatchedRepository(repository)

@@ -88,7 +88,7 @@ async def measure_remote(plan: Plan, server: Server, *, size: int | None, shows_
         # A fetch needs the content once for the source, and once for the copy.
         check_space(plan._replace(verb="fetch", sizes=[size]))
         job = {"do": "ceilings", "folder": name, "size": ceiling_size(plan)}
-        ceilings = await measuring.done(job, Activity("measure"), "this machine", total=0)
+        ceilings = await measuring.done(job, Activity("measure", counts=False), "this machine", total=0)
         found = await remote.transfers(size)
         return RemoteResult(
             round_trip_seconds=sent["round_trip_seconds"],

@@ -152,7 +152,7 @@ async def measure(plan: Plan, *, shows_progress: bool) -> BenchResult:
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="filestore-bench-") as name:
         measuring = Measuring(plan, Path(name), shows_progress=shows_progress)
         job = {"do": "ceilings", "folder": name, "size": ceiling_size(plan)}
-        measuring.ceilings |= await measuring.done(job, Activity("measure"), "this machine", total=0)
+        measuring.ceilings |= await measuring.done(job, Activity("measure", counts=False), "this machine", total=0)
         runs = [await measuring.run(size, clients) for size in plan.sizes for clients in plan.clients]
         return BenchResult(measuring.url, measuring.ceilings, runs, measuring.removed)
 
@@ -193,7 +193,7 @@ class Measuring:
         """Measure the link to a server. Its direction is `send`, or `receive` with the name of a record whose frames are sent."""
         digests = "" if name is None else await _digests_of(server, name, self._plan.link)
         job = {"do": "link", "direction": direction, "digests": digests, **address_of(server, self._plan.link)}
-        return await self.done(job, Activity("measure"), "the link", total=0)
+        return await self.done(job, Activity("measure", counts=False), "the link", total=0)
 
     async def _find_link(self, server: Server, direction: str, *, name: str | None = None) -> None:
         """Note the rate of the link to a server of the user as a ceiling. It is left out if the server permits no measurement."""

@@ -1,4 +1,4 @@
-"""Find the segments of a GGUF file: the data of its tensors.
+"""Find the segments of a GGUF file, the data of its tensors, and what its header says about them.
 
 Source: GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -6,12 +6,14 @@ Source: GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gg
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
+
+T = TypeVar("T")
 
 SIGNATURE = b"GGUF"
 HEADER_LIMIT = 64 << 20
@@ -35,49 +37,70 @@ _DEFAULT_ALIGNMENT = 32
 _UINT32, _STRING, _ARRAY_TYPE = 4, 8, 9
 _VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
-# Type: (elements in a block, bytes of a block). Q8_1 (9) is missing, because its size differs between sources, and no
-# known file uses it.
-_BLOCKS = {
-    0: (1, 4),  # F32
-    1: (1, 2),  # F16
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    10: (256, 84),  # Q2_K
-    11: (256, 110),  # Q3_K
-    12: (256, 144),  # Q4_K
-    13: (256, 176),  # Q5_K
-    14: (256, 210),  # Q6_K
-    15: (256, 292),  # Q8_K
-    16: (256, 66),  # IQ2_XXS
-    17: (256, 74),  # IQ2_XS
-    18: (256, 98),  # IQ3_XXS
-    19: (256, 50),  # IQ1_S
-    20: (32, 18),  # IQ4_NL
-    21: (256, 110),  # IQ3_S
-    22: (256, 82),  # IQ2_S
-    23: (256, 136),  # IQ4_XS
-    24: (1, 1),  # I8
-    25: (1, 2),  # I16
-    26: (1, 4),  # I32
-    27: (1, 8),  # I64
-    28: (1, 8),  # F64
-    29: (256, 56),  # IQ1_M
-    30: (1, 2),  # BF16
-    34: (256, 54),  # TQ1_0
-    35: (256, 66),  # TQ2_0
-    39: (32, 17),  # MXFP4
-    40: (64, 36),  # NVFP4
-    41: (128, 18),  # Q1_0
+
+class Block(NamedTuple):
+    """How a type stores its elements: so many of them in a block of so many bytes."""
+
+    name: str
+    elements: int
+    size: int
+
+
+# Q8_1 (9) is missing, because its size differs between sources, and no known file uses it.
+BLOCKS = {
+    0: Block("F32", 1, 4),
+    1: Block("F16", 1, 2),
+    2: Block("Q4_0", 32, 18),
+    3: Block("Q4_1", 32, 20),
+    6: Block("Q5_0", 32, 22),
+    7: Block("Q5_1", 32, 24),
+    8: Block("Q8_0", 32, 34),
+    10: Block("Q2_K", 256, 84),
+    11: Block("Q3_K", 256, 110),
+    12: Block("Q4_K", 256, 144),
+    13: Block("Q5_K", 256, 176),
+    14: Block("Q6_K", 256, 210),
+    15: Block("Q8_K", 256, 292),
+    16: Block("IQ2_XXS", 256, 66),
+    17: Block("IQ2_XS", 256, 74),
+    18: Block("IQ3_XXS", 256, 98),
+    19: Block("IQ1_S", 256, 50),
+    20: Block("IQ4_NL", 32, 18),
+    21: Block("IQ3_S", 256, 110),
+    22: Block("IQ2_S", 256, 82),
+    23: Block("IQ4_XS", 256, 136),
+    24: Block("I8", 1, 1),
+    25: Block("I16", 1, 2),
+    26: Block("I32", 1, 4),
+    27: Block("I64", 1, 8),
+    28: Block("F64", 1, 8),
+    29: Block("IQ1_M", 256, 56),
+    30: Block("BF16", 1, 2),
+    34: Block("TQ1_0", 256, 54),
+    35: Block("TQ2_0", 256, 66),
+    39: Block("MXFP4", 32, 17),
+    40: Block("NVFP4", 64, 36),
+    41: Block("Q1_0", 128, 18),
 }
+
+
+class Described(NamedTuple):
+    """A tensor, as its row in the tensor table describes it."""
+
+    name: bytes
+    kind: int
+    """The number of its type: a key of `BLOCKS`, or one that this cutting version does not know."""
+    dimensions: tuple[int, ...]
+    """The fastest first."""
+    offset: int
+    """From the start of the data, which follows the table at a multiple of the alignment."""
+    size: int | None
+    """None if this cutting version does not know the type of the tensor."""
 
 
 class _Tensor(NamedTuple):
     offset: int
     size: int | None
-    """None if this cutting version does not know the type of the tensor."""
 
 
 def segment(feed: Feed) -> Parsing[None]:
@@ -85,16 +108,24 @@ def segment(feed: Feed) -> Parsing[None]:
 
     The table itself contains no boundary.
     """
+    data, tensors = yield from read_table(feed, lambda found: _Tensor(found.offset, found.size))
+    feed.mark_extents((data + begin, data + end) for begin, end in _extents(tensors))
+
+
+def read_table(feed: Feed, kept: Callable[[Described], T]) -> Parsing[tuple[int, list[T]]]:
+    """Return where the data begins, and of each tensor what `kept` takes of it, in the order of the table.
+
+    Raises NotThisFormat. The table may claim offsets and sizes that are outside the file.
+    """
     table = _Table(feed)
     _, version, tensor_count, key_count = _HEAD.unpack((yield from table.read(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
         raise NotThisFormat("its version is unknown, or its counts are beyond the limits")
     alignment = yield from _alignment(table, key_count)
-    tensors: list[_Tensor] = []
+    tensors: list[T] = []
     for _ in range(tensor_count):
-        tensors.append((yield from _tensor(table)))  # noqa: PERF401  # a comprehension cannot yield
-    data = feed.position + (feed.start - feed.position) % alignment
-    feed.mark_extents((data + begin, data + end) for begin, end in _extents(tensors))
+        tensors.append(kept((yield from _tensor(table))))  # noqa: PERF401  # a comprehension cannot yield
+    return feed.position + (feed.start - feed.position) % alignment, tensors
 
 
 def _extents(tensors: Sequence[_Tensor]) -> Iterator[tuple[int, int]]:
@@ -241,23 +272,23 @@ def _skip_array(table: _Table, *, depth: int) -> Parsing[None]:
         raise NotThisFormat("an array's type is unknown")
 
 
-def _tensor(table: _Table) -> Parsing[_Tensor]:
+def _tensor(table: _Table) -> Parsing[Described]:
     length = yield from table.number(_U64)
     if length >= NAME_LIMIT:
         raise NotThisFormat("a tensor's name is too long")
-    yield from table.skip(length)
+    name = yield from table.read(length)
     count = yield from table.number(_U32)
     if count > DIMENSIONS_LIMIT:
         raise NotThisFormat("a tensor has too many dimensions")
     dimensions = struct.unpack(f"<{count}Q", (yield from table.read(count * _U64.size)))
     kind, offset = _EXTENT.unpack((yield from table.read(_EXTENT.size)))
-    return _Tensor(offset, _size(kind, dimensions))
+    return Described(bytes(name), kind, dimensions, offset, _size(kind, dimensions))
 
 
 def _size(kind: int, dimensions: tuple[int, ...]) -> int | None:
-    if kind not in _BLOCKS:
+    if kind not in BLOCKS:
         return None
-    elements, size = _BLOCKS[kind]
+    _, elements, size = BLOCKS[kind]
     if (dimensions[0] if dimensions else 1) % elements:
         raise NotThisFormat("a tensor's rows are not whole blocks")
     return prod(dimensions) // elements * size

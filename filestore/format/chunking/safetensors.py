@@ -1,4 +1,4 @@
-"""Find the segments of a safetensors file: the data of its tensors.
+"""Find the segments of a safetensors file, the data of its tensors, and what its header says about them.
 
 Source: safetensors format, https://github.com/huggingface/safetensors#format.
 """
@@ -31,19 +31,29 @@ def segment(feed: Feed) -> Parsing[None]:
 
     The header contains no boundary, so cutting does not wait for it.
     """
+    header = yield from read_header(feed)
+    feed.mark_extents((feed.position + begin, feed.position + end) for begin, end in _extents(header))
+
+
+def read_header(feed: Feed) -> Parsing[bytearray]:
+    """Return the JSON text of the header. The data of the tensors begins at the position of the feed after it."""
     (length,) = _LENGTH.unpack((yield from feed.read(_LENGTH.size)))
-    data = feed.position + length
-    header = yield from feed.read(length, known=data)
-    feed.mark_extents((data + begin, data + end) for begin, end in _extents(header))
+    return (yield from feed.read(length, known=feed.position + length))
 
 
-class _Flat(NamedTuple):
-    """A JSON object that contains no other objects. Only its member `data_offsets` is needed."""
+class Flat(NamedTuple):
+    """A JSON object that contains no other objects: those members of it that describe a tensor."""
 
     data_offsets: object
+    dtype: object
+    shape: object
 
 
-def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
+def described(header: bytearray) -> Iterator[tuple[str, Flat]]:
+    """Yield the name and the description of each tensor, in the order of the header. The values were not checked.
+
+    Raises NotThisFormat.
+    """
     if sum(header.count(mark) for mark in (b",", b"[", b"{")) > VALUES_LIMIT:
         raise NotThisFormat("its header holds too many values")
     try:
@@ -52,41 +62,49 @@ def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
         )
     except (ValueError, RecursionError):
         raise NotThisFormat("its header is not JSON") from None
+    if isinstance(tensors, Flat) and not header.strip(b" \t\r\n{}"):
+        return  # a file without tensors
     if not isinstance(tensors, dict):
         raise NotThisFormat("its header is not an object of objects")
     for name, tensor in tensors.items():
         if name != "__metadata__":
-            yield _extent(tensor.data_offsets)
+            yield name, tensor
 
 
-def _extent(offsets: object) -> tuple[int, int]:
+def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
+    for _, tensor in described(header):
+        yield extent(tensor.data_offsets)
+
+
+def extent(offsets: object) -> tuple[int, int]:
+    """Return the start and the end of a tensor in the data. Raises NotThisFormat where they are not two integers."""
     match offsets:
         case [int(begin), int(end)] if not isinstance(begin, bool) and not isinstance(end, bool):
             return begin, end
     raise NotThisFormat("a tensor's data_offsets are not a pair of integers")
 
 
-def _object(pairs: list[tuple[str, object]]) -> _Flat | dict[str, object]:
+def _object(pairs: list[tuple[str, object]]) -> Flat | dict[str, object]:
     """Convert a JSON object of the header. Raises NotThisFormat if it is nested too deep or has a name twice.
 
-    The header is an object of flat objects. It becomes a dict, and a flat object becomes a `_Flat`.
+    The header is an object of flat objects. It becomes a dict, and a flat object becomes a `Flat`.
 
     The allowed depth is part of the format, because the depth at which a JSON parser gives up depends on the machine.
     """
     members = dict(pairs)
     if len(members) != len(pairs):
         raise NotThisFormat("a name occurs twice in its header")
-    if members and all(isinstance(value, _Flat) for value in members.values()):
+    if members and all(isinstance(value, Flat) for value in members.values()):
         return members
     if any(_is_nested(value) for value in members.values()):
         raise NotThisFormat("its header is not nested like a description of tensors")
-    return _Flat(members.get("data_offsets"))
+    return Flat(members.get("data_offsets"), members.get("dtype"), members.get("shape"))
 
 
 def _is_nested(value: object) -> bool:
     if isinstance(value, list):
-        return any(isinstance(item, list | dict | _Flat) for item in value)
-    return isinstance(value, dict | _Flat)
+        return any(isinstance(item, list | dict | Flat) for item in value)
+    return isinstance(value, dict | Flat)
 
 
 def _integer(text: str) -> int:

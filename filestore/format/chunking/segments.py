@@ -24,7 +24,7 @@ _NOTHING = memoryview(b"")
 
 
 class NotThisFormat(Exception):
-    """A container has another format than its first bytes say. This error is never raised outside this package."""
+    """A container has another format than its first bytes say. This error is never raised outside `filestore.format`."""
 
 
 class Feed:

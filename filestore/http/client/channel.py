@@ -26,9 +26,11 @@ from filestore.http.client.chunked import ChunkedCoding
 from filestore.http.client.connection import Connection, PlainConnection, TlsConnection
 from filestore.http.client.foreign import foreign_answer
 from filestore.http.client.heads import Head, parse_head
+from filestore.http.client.rate_limited import RateLimitedConnection
 from filestore.repository.protocol import Moved
 from filestore.system.connection_errors import failure_reason
 from filestore.system.metrics import Stage, span
+from filestore.system.rate_limit import RateLimit
 from filestore.system.stalls import LEAST_ANSWER_RATE, LEAST_RATE, StallTimer
 
 HEAD_LIMIT = 64 << 10
@@ -65,10 +67,13 @@ class Channel:
     Its methods block, so call them in a thread.
     """
 
-    def __init__(self, connected: socket.socket, peer: Peer, *, stall_seconds: float, address: str = "") -> None:
-        """Take over `connected`, a socket in non-blocking mode. `address` is that of its other end."""
+    def __init__(
+        self, connected: socket.socket, peer: Peer, *, stall_seconds: float, address: str = "", rate: RateLimit | None = None
+    ) -> None:
+        """Take over `connected`, a socket in non-blocking mode. `address` is that of its other end. `rate` limits its bytes."""
         self.address = address
-        self._connection: Connection = PlainConnection(connected)
+        self._rate = rate
+        self._connection = self._limited(PlainConnection(connected))
         self._peer = peer
         self._stall_seconds = stall_seconds
         self._is_aborted = False
@@ -123,7 +128,7 @@ class Channel:
         plain = self._connection.socket
         try:
             connection = TlsConnection(plain, self._peer.tls(), self._peer.host)
-            self._connection = connection
+            self._connection = self._limited(connection)
             if self._is_aborted:  # meanwhile, when there was nothing to end
                 connection.end()
             while True:
@@ -139,6 +144,9 @@ class Channel:
         except ValueError:  # a certificate cannot have this name
             raise no_connection(self._peer.location, UnicodeError()) from None
         self._is_open = True
+
+    def _limited(self, connection: Connection) -> Connection:
+        return connection if self._rate is None else RateLimitedConnection(connection, self._rate)
 
     def _open_tunnel(self, tunnel: bytes) -> None:
         """Ask the proxy to pass on all bytes to the server and back (RFC 9110, section 9.3.6)."""

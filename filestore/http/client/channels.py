@@ -20,6 +20,7 @@ from filestore.http.client.channel import Channel, Peer
 from filestore.http.client.connection import client_tls
 from filestore.system.connection_errors import failure_reason
 from filestore.system.proxies import Proxy
+from filestore.system.rate_limit import RateLimit
 from filestore.system.threads import in_stoppable_thread
 
 T = TypeVar("T")
@@ -36,13 +37,18 @@ class Places:
     than that. For one event loop.
     """
 
-    def __init__(self, count: int, *, is_limit: bool = False) -> None:
-        """Without an event loop, it may be made and dropped."""
+    def __init__(self, count: int, *, is_limit: bool = False, rate: RateLimit | None = None) -> None:
+        """Without an event loop, it may be made and dropped. `rate` limits the bytes of all connections together."""
         self.is_limit = is_limit
+        self.rate = rate
         self.batches = asyncio.Semaphore(count)
         self.short = self.batches if is_limit else asyncio.Semaphore(count)
         self.threads = ThreadPoolExecutor(max_workers=2 * count, thread_name_prefix="filestore-channel")
         self._users: list[Channels] = []
+
+    def others(self, count: int) -> Places:
+        """Return places for other servers: these if their number is a limit, or else `count` more, within the same rate."""
+        return self if self.is_limit else Places(count, rate=self.rate)
 
     def add(self, channels: Channels) -> None:
         """Let `channels` use these places."""
@@ -92,6 +98,7 @@ class Channels:
         connect_seconds: float | None = None,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
+        tls_host: str | None = None,
         api: str = wire.API,
     ) -> None:
         """`location` is an `http://` or `https://` URL, `token` printable ASCII. `api` is what all paths of requests begin with.
@@ -99,7 +106,8 @@ class Channels:
         A new connection may take `connect_seconds`, or `stall_seconds` if that is None.
 
         Without TLS, a proxy is sent whole URLs (RFC 9112, section 3.2.2). With TLS, it is asked for a tunnel, and sees neither
-        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None.
+        token nor content. `tls` is what `client_tls` returns, which is called when it is needed if `tls` is None. `tls_host` is
+        the name in the certificate, if that is not the host of the URL.
         """
         url = URL(location)
         is_secure = url.scheme == "https"
@@ -118,7 +126,7 @@ class Channels:
             path = f"http://{url.host_port_subcomponent}{path}"
             fields += to_proxy
         make_tls = (lambda: tls or client_tls()) if is_secure else None
-        self._peer = Peer(location, path, fields, url.raw_host or "", make_tls, tunnel)
+        self._peer = Peer(location, path, fields, tls_host or url.raw_host or "", make_tls, tunnel)
         self._proxy = proxy
         self._address = (url.raw_host, url.port) if proxy is None else (proxy.host, proxy.port)
         self._stall_seconds = stall_seconds
@@ -198,7 +206,7 @@ class Channels:
         with suppress(OSError):
             address = str(connected.getpeername()[0])
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Channel(connected, self._peer, stall_seconds=self._stall_seconds, address=address)
+        return Channel(connected, self._peer, stall_seconds=self._stall_seconds, address=address, rate=self._places.rate)
 
     def _chosen(self, addresses: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
         """Return the addresses at which no request stalled, or all if none is left."""

@@ -35,10 +35,15 @@ _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class Connection(Protocol):
     """A connection to a server. A method that would block raises BlockingIOError instead."""
 
-    socket: socket.socket
-    """The socket to wait with, and to ask for facts. Through TLS, its own bytes are encrypted."""
-    awaited: int
-    """The event of `poll` that the last call which raised BlockingIOError waits for."""
+    @property
+    def socket(self) -> socket.socket:
+        """The socket to wait with, and to ask for facts. Through TLS, its own bytes are encrypted."""
+        ...
+
+    @property
+    def awaited(self) -> int:
+        """The event of `poll` that the last call which raised BlockingIOError waits for."""
+        ...
 
     def send(self, views: Sequence[memoryview]) -> int:
         """Send bytes of `views`, which are not empty. Return their number.

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from filestore.core.commits import Commit, Label, commit_from_json, label_from_json
 from filestore.core.digest import Digest, parse_digests
+from filestore.core.links import Link, link_from_json
 from filestore.core.names import checked_name, checked_namespace
 from filestore.core.paths import parse_run_path
 from filestore.core.records import Record, parse_json, record_from_json, value_count
@@ -178,6 +179,22 @@ def parse_signed_path(location: str, document: dict[str, Any], *, file_id: str) 
     if found != file_id:
         raise UnexpectedRecord(location, f"a path of {found!r}", f"one of {file_id!r}")
     return path
+
+
+def parse_link(location: str, document: dict[str, Any]) -> Link:
+    """Parse a link. Its path is not checked."""
+    try:
+        return link_from_json(document)
+    except (KeyError, TypeError, ValueError, FilestoreError):
+        raise _malformed(location, "its link is malformed") from None
+
+
+def parse_links(location: str, document: dict[str, Any]) -> list[Link]:
+    """Parse the links of a namespace."""
+    values = document.get("links")
+    if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+        return [parse_link(location, value) for value in values]
+    raise _malformed(location, "its list of links is malformed")
 
 
 def parse_ticket(location: str, document: dict[str, Any]) -> PeerTicket:

@@ -175,10 +175,10 @@ class _Origin:
 class StoreReads:
     """Reads frames from the stores that servers name. For one event loop. Without an event loop, it may be made and dropped."""
 
-    def __init__(self, *, places: Places | None, stall_seconds: float, find_proxy: ProxyFinder, is_on: bool = True) -> None:
-        """`places` are those of the client, if its connections are limited."""
-        self._owns_places = places is None
-        self._places = Places(CONNECTIONS) if places is None else places
+    def __init__(self, *, places: Places, stall_seconds: float, find_proxy: ProxyFinder, is_on: bool = True) -> None:
+        """`places` are those of the client."""
+        self._places = places.others(CONNECTIONS)
+        self._owns_places = self._places is not places
         self._stall_seconds = min(stall_seconds, STALL_SECONDS)
         self._find_proxy = find_proxy
         self._origins: dict[str, _Origin] = {}
@@ -186,11 +186,11 @@ class StoreReads:
         self.is_on = is_on
         """Whether stores are tried."""
 
-    def after_fork(self, places: Places | None) -> None:
+    def after_fork(self, places: Places) -> None:
         """Leave connections and threads to the parent. The child opens new ones."""
         abandon(self._places)
         abandon(self._origins)
-        self._places = Places(CONNECTIONS) if places is None else places
+        self._places = places.others(CONNECTIONS)
         self._origins = {}
 
     async def read_each(self, wanted: Sequence[tuple[StoreUrl, memoryview]], *, end: float, moved: Moved) -> list[Outcome]:

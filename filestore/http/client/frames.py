@@ -48,7 +48,7 @@ class FrameReader:
         self._requests = requests
         self._concurrency = concurrency
         self._stores = StoreReads(
-            places=requests.places if requests.is_limited else None,
+            places=requests.places,
             stall_seconds=stall_seconds,
             find_proxy=find_proxy,
             is_on=presigned_reads,
@@ -66,7 +66,7 @@ class FrameReader:
         self._concurrency = concurrency
         self._asking = asyncio.Lock()
         self._first = None
-        self._stores.after_fork(self._requests.places if self._requests.is_limited else None)
+        self._stores.after_fork(self._requests.places)
 
     async def close(self) -> None:
         """Close the connections to stores."""
@@ -135,6 +135,15 @@ class FrameReader:
                 self._known.add(asked, found)
                 places = self._known.take(digests)
             return places
+
+    async def name_places(self, digests: Sequence[Digest]) -> FramePlaces | None:
+        """Do what `NamesPlaces.name_places` does."""
+        return await self._places_of(digests) if self._stores.is_on and self._has_urls and len(digests) > 1 else None
+
+    def take_places(self, digests: Sequence[Digest], places: FramePlaces) -> None:
+        """Do what `NamesPlaces.take_places` does."""
+        self._has_urls = True
+        self._known.add(digests, places)
 
     def note_manifest(self, encoded: bytes) -> None:
         """Note that the chunks of a manifest will probably be asked for, in their order."""
@@ -226,7 +235,7 @@ class FrameReader:
                 self._stores.note_failure("it refuses URLs that the server has just signed")
             if not wanted or is_again:
                 return read
-            renewed = await self._ask_places([digests[number] for number in wanted])
+            renewed = await self._ask_places([digests[number] for number in wanted], is_again=True)
             frames = list(places.frames)
             for number, frame in zip(wanted, renewed.frames, strict=True):
                 # One that was stored again with another size is for the server.
@@ -234,9 +243,10 @@ class FrameReader:
             places = FramePlaces(frames, renewed.end)
         return read
 
-    async def _ask_places(self, digests: Sequence[Digest]) -> FramePlaces:
-        """Ask where frames are, and for nothing else."""
-        request = Request(method="POST", path="/chunks/get", fields={"Accept": wire.FRAME_URLS}, body=b"".join(digests))
+    async def _ask_places(self, digests: Sequence[Digest], *, is_again: bool = False) -> FramePlaces:
+        """Ask where frames are, and for nothing else. If `is_again`, URLs that were given before are of no use."""
+        fields = {"Accept": wire.FRAME_URLS} | ({"Cache-Control": "no-cache"} if is_again else {})
+        request = Request(method="POST", path="/chunks/get", fields=fields, body=b"".join(digests))
 
         async def ask() -> FramePlaces:
             answer = SmallAnswer(self._requests.location, limit=DOCUMENT_LIMIT)

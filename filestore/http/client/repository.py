@@ -6,7 +6,9 @@ Routes and shapes are described in `docs/http-api.md`. `requests` sends and retr
 from __future__ import annotations
 
 import json
+import math
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +23,7 @@ from yarl import URL
 from filestore.core.batches import batched_by_size
 from filestore.core.commits import MAIN, PLAIN_COMMIT, Commit, Label, LabelKind, NewCommit, checked_label, checked_new_commit
 from filestore.core.digest import DIGEST_SIZE, Digest, manifest_digest, token_digest
+from filestore.core.links import Link
 from filestore.core.manifest import HEADER_SIZE as MANIFEST_HEADER_SIZE
 from filestore.core.manifest import MANIFEST_LIMIT, Manifest, stated_size
 from filestore.core.names import split_full_name
@@ -54,6 +57,8 @@ from filestore.http.client.documents import (
     parse_label,
     parse_labels,
     parse_late_document,
+    parse_link,
+    parse_links,
     parse_record,
     parse_records,
     parse_signed_path,
@@ -62,6 +67,7 @@ from filestore.http.client.documents import (
     parse_versions,
 )
 from filestore.http.client.exchange import ClientCertificate, Request
+from filestore.http.client.frame_urls import FramePlaces
 from filestore.http.client.frames import FrameReader
 from filestore.http.client.requests import ProxyFinder, Requests
 from filestore.repository.listing import listing_file, read_lines
@@ -80,6 +86,7 @@ from filestore.repository.protocol import (
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
+from filestore.system.rate_limit import LEAST_RATE
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS
 from filestore.system.threads import in_cpu_thread, tell_of_forks
 
@@ -146,13 +153,15 @@ class RemoteRepository:
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
         presigned_reads: bool = True,
+        limit_rate: int | None = None,
     ) -> None:
         """Make a client without asking the server anything yet.
 
         `url` may be the URLs of several servers of one repository: a list of them, or a text with commas or spaces between them.
         `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
         so many batches at a time in each process. With `presigned_reads`, frames are read from an object store where a server
-        names their URLs there. Raises InvalidUrl, InvalidSetting.
+        names their URLs there. `limit_rate` is how many bytes per second all connections together move, those to other servers
+        too; then one process does all transfers. Raises InvalidUrl, InvalidSetting.
         """
         given = split_urls(url) if isinstance(url, str) else list(url)
         locations = list(dict.fromkeys(map(_checked_location, given)))
@@ -161,6 +170,8 @@ class RemoteRepository:
         if token is not None and not _TOKEN.fullmatch(token):
             # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
+        if limit_rate is not None and limit_rate < LEAST_RATE:
+            raise InvalidSetting("limit_rate", f"it is {limit_rate}; at least {LEAST_RATE} bytes per second are needed")
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()
         self._options: Callable[..., RemoteRepository] = partial(
@@ -174,7 +185,9 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             certificate=certificate,
             presigned_reads=presigned_reads,
+            limit_rate=limit_rate,
         )
+        self._has_rate = limit_rate is not None
         self._limit = connections
         if connections is None:
             connections = default_connections()
@@ -188,6 +201,7 @@ class RemoteRepository:
             first_pause_seconds=first_pause_seconds,
             find_proxy=find_proxy,
             certificate=certificate,
+            limit_rate=limit_rate,
         )
         self._connections = connections
         self._is_lending = False
@@ -209,7 +223,9 @@ class RemoteRepository:
         """Give processes started by spawn or forkserver a client of the same server, with its own connections."""
         return self._make(), ()
 
-    def opening(self) -> RemoteOpening:
+    def opening(self) -> RemoteOpening | None:
+        if self._has_rate:
+            return None  # connections of another process would not count for the rate
         return RemoteOpening(self._make(), self._limit)
 
     def _make(self) -> Callable[..., RemoteRepository]:
@@ -247,6 +263,10 @@ class RemoteRepository:
     @property
     def waited_seconds(self) -> float | None:
         return self._requests.retries.waited_seconds
+
+    @property
+    def waited_because(self) -> str:
+        return self._requests.retries.waited_because
 
     @property
     def asked_pause(self) -> tuple[float, str] | None:
@@ -325,6 +345,12 @@ class RemoteRepository:
         encoded = await self._requests.retried(ask)
         self._frames.note_manifest(encoded)
         return encoded
+
+    async def name_places(self, digests: Sequence[Digest]) -> FramePlaces | None:
+        return await self._frames.name_places(digests)
+
+    def take_places(self, digests: Sequence[Digest], places: FramePlaces) -> None:
+        self._frames.take_places(digests, places)
 
     async def record(self, wanted: Wanted) -> Record:
         reference = whole_reference_of(wanted)
@@ -468,6 +494,35 @@ class RemoteRepository:
     async def sign(self, file_id: str) -> str:
         answer = await self._requests.json("POST", f"/files/{quote(file_id, safe='')}/sign")
         return parse_signed_path(self.location, answer, file_id=file_id)
+
+    async def make_link(self, file_id: str, *, seconds: float) -> Link:
+        # With the same nonce, a request that is sent again makes no second link.
+        query = _query(file_id=file_id, seconds=str(math.ceil(seconds)), nonce=secrets.token_hex(16))
+        answer = await self._requests.json("POST", f"/links?{query}")
+        link = parse_link(self.location, answer)
+        return link._replace(path=parse_signed_path(self.location, answer, file_id=file_id))
+
+    async def links(self) -> list[Link]:
+        return parse_links(self.location, await self._requests.json("GET", "/links"))
+
+    async def revoke_link(self, link_id: str) -> Link:
+        # Read it first: once it is revoked and the answer was lost, it cannot be had any more.
+        kept = next((link for link in await self.links() if link.id == link_id), None)
+        if kept is None:
+            raise NotFound(link_id)
+        tries = count(1)
+
+        async def ask() -> Link:
+            is_again = next(tries) > 1
+            try:
+                answer = await self._requests.octets_once("DELETE", f"/links/{quote(link_id, safe='')}")
+            except NotFound:
+                if is_again:
+                    return kept
+                raise
+            return parse_link(self.location, parse_document(self.location, answer))
+
+        return await self._requests.retried(ask)
 
     async def remove(
         self,

@@ -17,6 +17,7 @@ from filestore.http.client.transport import Transport
 from filestore.repository.protocol import Identity, closed_error
 from filestore.system.http_answers import may_try_again
 from filestore.system.proxies import Proxy
+from filestore.system.rate_limit import RateLimit
 from filestore.system.retries import Retries
 from filestore.system.threads import abandon
 
@@ -50,6 +51,7 @@ class Requests:
         first_pause_seconds: float,
         find_proxy: ProxyFinder,
         certificate: ClientCertificate | None = None,
+        limit_rate: int | None = None,
     ) -> None:
         """Prepare requests without connecting. The options are those of `RemoteRepository`."""
         self._locations = list(locations)
@@ -60,6 +62,7 @@ class Requests:
         self._stall_seconds = stall_seconds
         self._find_proxy = find_proxy
         self._certificate = certificate
+        self._limit_rate = limit_rate
         self.retries = Retries(retry_seconds=retry_seconds, first_pause_seconds=first_pause_seconds)
         self.places, self._servers = self._open()
         self._was_reached = False
@@ -77,7 +80,8 @@ class Requests:
         self.places, self._servers = self._open()
 
     def _open(self) -> tuple[Places, Servers]:
-        places = Places(self._connections, is_limit=self.is_limited)
+        rate = None if self._limit_rate is None else RateLimit(self._limit_rate)
+        places = Places(self._connections, is_limit=self.is_limited, rate=rate)
         return places, Servers([self._open_server(location, places) for location in self._locations])
 
     def _open_server(self, location: str, places: Places) -> Server:

@@ -52,13 +52,15 @@ class Transport:
         connect_seconds: float | None = None,
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
+        tls_host: str | None = None,
         api: str = wire.API,
     ) -> None:
         """Make a transport without connecting.
 
         `location` is the URL of the server, `token` is printable ASCII. `connect_seconds` is how long a new connection may take;
-        None means `stall_seconds`. `tls` is what `client_tls` returns; None means what it returns without a certificate. `api`
-        is what the paths of all requests begin with.
+        None means `stall_seconds`. `tls` is what `client_tls` returns; None means what it returns without a certificate.
+        `tls_host` is the name in the certificate of the server, if that is not the host of `location`. `api` is what the paths of
+        all requests begin with.
         """
         self._location = location
         self._has_token = token is not None
@@ -70,6 +72,7 @@ class Transport:
             connect_seconds=connect_seconds,
             proxy=proxy,
             tls=tls,
+            tls_host=tls_host,
             api=api,
         )
         self.has_answered = False

@@ -32,13 +32,14 @@ from filestore.http.server.origin import Origin, TrustedProxies, client_group
 from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.pushes import PUSHES_LIMIT
 from filestore.http.server.quotas import Quotas, throttle_of
+from filestore.http.server.recent_urls import RecentUrls
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
 from filestore.http.server.route import Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
-from filestore.http.server.routes import history, versions
+from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
@@ -89,6 +90,9 @@ ROUTES = (
     Route("GET", f"{API}/labels", history.list_labels, Scope.READ),
     Route("PUT", f"{API}/labels", history.set_label, Scope.WRITE),
     Route("DELETE", f"{API}/labels", history.remove_label, Scope.DELETE),
+    Route("POST", f"{API}/links", links.make_link, Scope.WRITE),
+    Route("GET", f"{API}/links", links.list_links, Scope.READ),
+    Route("DELETE", f"{API}/links/{{id}}", links.revoke_link, Scope.DELETE),
     Route("POST", f"{API}/peer-ticket", native.give_peer_ticket, Scope.READ),
     Route("GET", f"{API}/usage", versions.measure_usage, Scope.READ),
     Route("GET", f"{API}/manifests/{{digest}}", native.get_manifest, Scope.READ, is_transfer=True),
@@ -309,6 +313,7 @@ class RequestAuthenticator:
         self._reader_budget = Budget(limits.memory_limit // 2)
         self._push_budget = push_budget
         self._open_frames = OpenFrames()
+        self._recent_urls = RecentUrls()
         self._rechecks = Rechecks(wait_seconds=limits.stall_seconds / 2)
         self._manifests = SharedManifests(wait_seconds=limits.stall_seconds)
         self._trees = SharedTrees(wait_seconds=limits.stall_seconds)
@@ -395,6 +400,7 @@ class RequestAuthenticator:
             manifests=self._manifests,
             trees=self._trees,
             open_frames=self._open_frames,
+            recent_urls=self._recent_urls,
             rechecks=self._rechecks,
             spool_folder=self._spool_folder,
             stall_seconds=self._limits.stall_seconds,

@@ -183,6 +183,11 @@ class ConnectionSite(web.SockSite):
         self._load: Load | None = None
         self._acceptor: Acceptor | None = None
 
+    @property
+    def connection_count(self) -> int:
+        """How many connections there are."""
+        return 0 if self._runner.server is None else len(self._runner.server.connections)
+
     async def start(self) -> None:
         """Begin to accept connections."""
         await web.BaseSite.start(self)

@@ -27,6 +27,7 @@ from filestore.http.server.body.writer import BodyWriter
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.origin import Origin
+from filestore.http.server.recent_urls import RecentUrls
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import RequestRecord, record_of
 from filestore.http.server.stored_trees import SharedTrees
@@ -56,6 +57,7 @@ class RequestContext:
     manifests: SharedManifests
     trees: SharedTrees
     open_frames: OpenFrames
+    recent_urls: RecentUrls
     rechecks: Rechecks
     spool_folder: Path
     stall_seconds: float

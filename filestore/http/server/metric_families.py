@@ -69,7 +69,7 @@ COUNTED = (
     Family(
         "cache_lookups",
         _C,
-        "Looks into a cache: the manifests of a server, or the files of a runtime.",
+        "Looks into a cache: the manifests of a server, the files of a runtime, or the frames of a peer.",
         ("cache", "result"),
         Event.CACHE_LOOKUPS,
     ),
@@ -138,6 +138,8 @@ LOOKED_AT = (
     Family("index_size_bytes", _G, "Size of the files of the index."),
     Family("uploads_open", _G, "Unfinished uploads of this host, by form or in parts; with an object store, forms only."),
     Family("uploads_open_bytes", _G, "Disk space that unfinished uploads take or have announced."),
+    Family("uploads_in_store", _G, "Unfinished uploads in parts in the object store, of all servers; 0 with a folder."),
+    Family("uploads_in_store_bytes", _G, "Bytes of the parts of the uploads in the object store."),
     Family("namespaces", _G, "Namespaces of the repository."),
     Family("namespace_files", _G, "Files, with all versions.", ("namespace",)),
     Family("namespace_names", _G, "Different names of files.", ("namespace",)),

@@ -12,7 +12,7 @@ import importlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -24,8 +24,9 @@ from filestore.errors import FilestoreError, Forbidden
 from filestore.http.limits import ServerLimits
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import log_failure
-from filestore.http.server.metric_families import BUCKETS, COUNTED, DURATION, PROCESSES, STAGES
+from filestore.http.server.metric_families import BUCKETS, COUNTED, DURATION, PROCESSES, STAGES, Family
 from filestore.http.server.request_record import RequestRecord
+from filestore.http.server.routes.sdk.upload_totals import noted_totals
 from filestore.http.server.traffic import Traffic
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.index.protocol import Index
@@ -141,9 +142,7 @@ class Metrics:
         self._note_memory()
         for queue, waiting in {**self._index.waiting, **waiting_calls()}.items():
             note(Gauge.QUEUE, queue, value=waiting)
-        memory, files = await in_disk_thread(_memory_and_files)
-        note(Gauge.MEMORY, value=memory)
-        note(Gauge.OPEN_FILES, value=files)
+        await note_memory_and_files()
 
     def _samples(self) -> Samples:
         each_process = self._shared_times.each_process()
@@ -157,10 +156,10 @@ class Metrics:
         }
 
 
-def samples_of(each_process: list[StageTimes]) -> Samples:
-    """Return what processes have counted and noted."""
+def samples_of(each_process: list[StageTimes], *, counted: Sequence[Family] = COUNTED) -> Samples:
+    """Return what processes have counted and noted. `counted` are the sums over all processes."""
     return {
-        **_counted(each_process),
+        **_counted(each_process, counted),
         **_staged(each_process),
         **_started(each_process),
         **_of_processes(each_process),
@@ -222,7 +221,13 @@ class _Look:
 
     async def _uploads(self) -> Samples:
         uploads, size = await in_disk_thread(self._upload_quota.totals)
-        return {"uploads_open": {(): uploads}, "uploads_open_bytes": {(): size}}
+        in_store = await noted_totals(self._index)
+        return {
+            "uploads_open": {(): uploads},
+            "uploads_open_bytes": {(): size},
+            "uploads_in_store": {(): in_store.uploads},
+            "uploads_in_store_bytes": {(): in_store.size},
+        }
 
     async def _usage(self) -> Samples:
         """The largest namespaces are shown alone, and the sum of all others."""
@@ -256,13 +261,13 @@ class _Look:
         }
 
 
-def _counted(each_process: list[StageTimes]) -> Samples:
+def _counted(each_process: list[StageTimes], families: Sequence[Family]) -> Samples:
     sums: defaultdict[str, defaultdict[Key, float]] = defaultdict(lambda: defaultdict(float))
     for process in each_process:
         for (name, *labels), value in process.numbers.all().items():
             sums[name][tuple(labels)] += value
     # Without labels there is always a sample, so that a rate is 0 and not absent.
-    samples: Samples = {family.name: {**({} if family.labels else {(): 0.0}), **sums[family.source or ""]} for family in COUNTED}
+    samples: Samples = {family.name: {**({} if family.labels else {(): 0.0}), **sums[family.source or ""]} for family in families}
     samples[DURATION.name] = dict(sums[Event.REQUEST_TIMES])
     for (route,), seconds in sums[Event.REQUEST_SECONDS].items():
         samples[DURATION.name][route, "sum"] = seconds
@@ -314,6 +319,13 @@ def _position(scrub: Pass) -> float:
 def _last_end(scrub: Pass) -> int:
     ended_at = scrub.last.get("ended_at", 0) if scrub.left else scrub.ended_at
     return ended_at if isinstance(ended_at, int) else 0
+
+
+async def note_memory_and_files() -> None:
+    """Note the resident memory and the open files of this process."""
+    memory, files = await in_disk_thread(_memory_and_files)
+    note(Gauge.MEMORY, value=memory)
+    note(Gauge.OPEN_FILES, value=files)
 
 
 def _memory_and_files() -> tuple[int, int]:

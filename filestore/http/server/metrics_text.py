@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from platform import python_version
@@ -17,27 +17,28 @@ from filestore.http.server.metric_families import BUCKETS, FAMILIES, PREFIX, Fam
 _Samples = Mapping[str, Mapping[tuple[str, ...], float]]
 
 
-def render(samples: _Samples, accept: str) -> tuple[bytes, str]:
-    """Return the text of the metrics, and its type. A client that accepts OpenMetrics gets that."""
+def render(samples: _Samples, accept: str, *, families: Sequence[Family] = FAMILIES) -> tuple[bytes, str]:
+    """Return the text of those of the metrics that have samples, and its type. A client that accepts OpenMetrics gets that."""
     try:
         encode, kind = choose_encoder(accept)
     except (TypeError, ValueError):  # the version that it asks for is not a number
         encode, kind = choose_encoder("")
     registry = CollectorRegistry()
-    registry.register(_Collector(samples))
+    registry.register(_Collector(samples, families))
     return encode(registry), kind
 
 
 class _Collector(Collector):
     """Gives the samples to the library."""
 
-    def __init__(self, samples: _Samples) -> None:
+    def __init__(self, samples: _Samples, families: Sequence[Family]) -> None:
         self._samples = samples
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric that has samples."""
         samples: _Samples = {**self._samples, "build_info": {(_version(), python_version()): 1.0}}
-        for family in FAMILIES:
+        for family in self._families:
             if found := samples.get(family.name):
                 yield _histogram(family, found) if family.kind is Kind.HISTOGRAM else _metric(family, found)
 

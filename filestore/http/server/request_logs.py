@@ -42,6 +42,8 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("PUT", f"{API}/labels"): "set-label",
         ("DELETE", f"{API}/labels"): "remove-label",
         ("POST", f"{API}/files/{{id}}/sign"): "sign",
+        ("POST", f"{API}/links"): "make-link",
+        ("DELETE", f"{API}/links/{{id}}"): "revoke-link",
         ("POST", f"{API}/peer-ticket"): "give-ticket",
         ("POST", f"{API}/chunks/get"): "read-chunks",
         ("GET", f"{API}/chunks/{{digest}}"): "read-chunks",

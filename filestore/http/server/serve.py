@@ -28,6 +28,7 @@ from filestore.http.server.running import BACKLOG
 from filestore.http.server.supervisor import Supervisor
 from filestore.http.server.tls import ServerTls, TlsFiles
 from filestore.http.server.traffic import SharedTransfers
+from filestore.http.server.waiting import Waiting
 from filestore.http.server.worker import Extension, OpenBackend, Service, no_extension, run_worker
 from filestore.system.event_loop import run_in_loop
 from filestore.system.metrics import SharedTimes
@@ -43,7 +44,8 @@ def serve(
     port: int,
     announce: Callable[[str], None],
     announce_stop: Callable[[str], None] | None = None,
-    prepare: Callable[[], None] = lambda: None,
+    prepare: Callable[[Waiting], None] = lambda _: None,
+    waits: bool = False,
     workers: int | None = None,
     tokens: Mapping[Digest, str] | None = None,
     spool_folder: Path | None = None,
@@ -58,7 +60,9 @@ def serve(
 
     With `tls`, the server speaks TLS. SIGHUP then reads the files of the certificate again, and does not end the server.
 
-    `prepare()` is called when the address is bound and nothing else is open, in a process that has no threads yet.
+    `prepare(waiting)` is called when the address is bound and nothing else is open, in a process that has no threads yet. In a
+    child process it may wait by `waiting`, which answers at the address meanwhile. With `waits`, a server process waits in the
+    same way for what `open_backend` opens.
     `announce(url)` is called when connections are accepted. `announce_stop(sentence)` is called after that: at the first
     stop signal, which says how many transfers may finish, every ten seconds while they do, and at the end. Port 0 means
     any free port.
@@ -87,6 +91,7 @@ def serve(
         limits = limits.shared_by(workers)
     service = Service(
         open_backend=open_backend,
+        waits=waits,
         tokens=tokens or {},
         spool_folder=spool_folder or Path(tempfile.gettempdir()),
         limits=limits,
@@ -116,7 +121,7 @@ def serve(
     if service.tls is not None:
         service.tls.log_warnings()
     with listening(host, port, backlog=BACKLOG) as listener:
-        prepare()
+        prepare(Waiting(listener, limits=limits, tls=service.tls))
         if workers > 1:
             Supervisor(service, listener, count=workers).run(
                 lambda: announce(server_url(host, listener, scheme=scheme)), announce_stop

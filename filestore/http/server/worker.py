@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -27,10 +28,13 @@ from filestore.http.server.running import accepting, first_of, handled, stop_sig
 from filestore.http.server.tls import ServerTls
 from filestore.http.server.token_uses import note_uses_for_ever
 from filestore.http.server.traffic import SharedTransfers, StopWords, Traffic
+from filestore.http.server.waiting import Waiting
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import SharedTimes
 from filestore.system.shared_rates import SharedRates
+
+logger = logging.getLogger("filestore.server")
 
 CLEANUP_SECONDS = 5.0
 """How long cancelled requests may take to clean up."""
@@ -58,6 +62,8 @@ class Service:
     loads: SharedLoads = field(default_factory=lambda: SharedLoads(1))
     logs: LogOptions = field(default_factory=LogOptions)
     jwt: JwtOptions | None = None
+    waits: bool = False
+    """Whether the repository may be away at the start, because it is on other hosts."""
 
 
 @asynccontextmanager
@@ -117,7 +123,7 @@ async def _serve_until(
 
     The port stays open until then, since a transfer may need another connection and because new ones get an answer.
     """
-    opened = await _opened(service.open_backend, stopping)
+    opened = await _opened(service, listener, stopping)
     if opened is None:
         return
     store, index = opened
@@ -169,9 +175,11 @@ async def _serve_until(
         await store.close()
 
 
-async def _opened(open_backend: OpenBackend, stopping: asyncio.Event) -> tuple[ChunkStore, Index] | None:
-    """Open the repository, which may wait until it is there. Return None if the server is stopped before that."""
-    opening, stop = asyncio.ensure_future(open_backend()), asyncio.create_task(stopping.wait())
+async def _opened(service: Service, listener: socket.socket, stopping: asyncio.Event) -> tuple[ChunkStore, Index] | None:
+    """Open the repository, and wait until it is there. Return None if the server is stopped before that."""
+    waiting = Waiting(listener, limits=service.limits, tls=service.tls, loads=service.loads)
+    opened = waiting.once_there(service.open_backend, tell=logger.warning) if service.waits else service.open_backend()
+    opening, stop = asyncio.ensure_future(opened), asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([opening, stop], return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 Row: TypeAlias = tuple[Any, ...]
 """The values of the columns of a table, in their order."""
 
-_MOVED_TASKS = ("hold", "given-tokens")
+_MOVED_TASKS = ("hold", "given-tokens", "links")
 """The tasks whose states are valid in another index. Others begin again there."""
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.row_pages import TABLES, WHOLE_CHUNKS, Row, Table, insert_rows
 from filestore.repository.index.schema import prepare
-from filestore.system.files import sync_path
 from filestore.system.sqlite_copy import check_database
 from filestore.system.sqlite_errors import sqlite_errors
 from filestore.system.threads import in_disk_thread, shield_until_done
 
 
 async def copy_index(index: PostgresIndex, path: Path, *, where: str) -> None:
-    """Write the rows of `index`, as they are at one moment, to the new file `path`, and sync it. Its folder is not synced.
+    """Write the rows of `index`, as they are at one moment, to the new file `path`. The caller syncs it and its folder.
 
     No writer waits. What says which object is a frame, and the states of tasks that begin again elsewhere, are left out. Memory
     does not depend on the number of rows. `where` names the file in errors. Raises StorageError, StorageFull, Busy.
@@ -50,7 +49,7 @@ class _NewIndex:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             prepare(self._connection)
-            # The file has no readers, and is synced at its end.
+            # The file has no readers, and the caller syncs it.
             self._connection.execute("PRAGMA synchronous = OFF")
 
     def insert(self, table: Table, rows: Sequence[Row]) -> None:
@@ -66,7 +65,6 @@ class _NewIndex:
             self._connection.close()
 
     def finish(self) -> None:
-        """Check the closed file, and sync it."""
+        """Check the closed file."""
         with sqlite_errors(self._where):
             check_database(self._path, where=self._where)
-            sync_path(self._path)

@@ -8,6 +8,7 @@ from filestore.core.quotas import NO_QUOTA
 from filestore.errors import FileInUse
 from filestore.repository.given_tokens import given_tokens, remove_given
 from filestore.repository.index.protocol import Index, Policy
+from filestore.repository.links import forget_links
 
 _AT_ONCE = 500
 
@@ -34,6 +35,7 @@ async def remove_namespace(index: Index, namespace: str, *, force: bool = False)
             await transaction.remove_token(token)
         # Without the rows that limit them, they would permit everything.
         await remove_given(index, transaction, *given.intersection(tokens), namespace=namespace)
+        await forget_links(transaction, namespace)
         await transaction.set_policy(namespace, Policy())
         await transaction.set_quota(namespace, NO_QUOTA)
         await transaction.remove_owners(namespace)

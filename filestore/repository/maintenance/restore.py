@@ -354,11 +354,11 @@ def _put_in_place(backup: Path, root: Path, index: Path, stamp: str) -> list[Pat
 def renew(path: Path) -> IndexVersion:
     """Give an index another id, because the commits after the backup are not in it. Forget the states of tasks.
 
-    Holds stay, and so do the tokens of `given_tokens`.
+    Holds stay, and so do the tokens of `given_tokens` and the links.
     """
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE meta SET value = lower(hex(randomblob(16))) WHERE key = 'index_id'")
-        connection.execute("DELETE FROM tasks WHERE task NOT IN ('hold', 'given-tokens')")
+        connection.execute("DELETE FROM tasks WHERE task NOT IN ('hold', 'given-tokens', 'links')")
         version = select_version(connection)
     assert version is not None  # noqa: S101  # it was migrated
     return version

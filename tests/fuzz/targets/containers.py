@@ -9,10 +9,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
 from filestore.core.manifest import CHUNK_LIMIT
+from filestore.errors import InvalidTensors
+from filestore.format import tensors
 from filestore.format.chunking import Chunker, gguf, safetensors
 from filestore.format.chunking import zip as zips
 from filestore.format.chunking.containers import segmenter
 from filestore.format.chunking.segments import POSITION_LIMIT, SEGMENT_MIN
+from filestore.format.tensors import HeaderReader, TensorTable, parse_tensors
 from tests.fuzz.target import PlantedFault, Target, pieces_of
 
 _FILLER = b"~FILL~"
@@ -138,4 +141,43 @@ ZIP_SEGMENTS = Target(
     seeds=_zips,
     fault=PlantedFault(owner=zips, function="_sized", old="if end >= POSITION_LIMIT:", new="if end < 0:"),
     parses=("filestore.format.chunking",),
+)
+
+
+def _read_in_pieces(content: bytes) -> TensorTable:
+    reader, fed = HeaderReader(len(content), name="x"), 0
+    for piece in pieces_of(content):
+        assert fed < reader.needed <= len(content)
+        reader.feed(piece)
+        fed += len(piece)
+        if reader.table is not None:
+            return reader.table
+    raise InvalidTensors("x", "it ends inside its header")
+
+
+def _check_tensors(data: bytes) -> None:
+    """The tensors are the same in one piece and in many, are in the file, and share no byte."""
+    content = _expanded(data)
+    try:
+        table = parse_tensors(content, name="x")
+    except InvalidTensors:
+        table = None
+    try:
+        found = _read_in_pieces(content)
+    except InvalidTensors:
+        found = None
+    assert table == found
+    reached = table.data_offset if table is not None else 0
+    for tensor in () if table is None else table.tensors:
+        assert reached <= tensor.offset <= tensor.offset + tensor.size <= len(content)
+        reached = tensor.offset + tensor.size
+        tensor.name.encode()
+
+
+TENSORS = Target(
+    check=_check_tensors,
+    errors=(),
+    seeds=lambda: [*_safetensors(), *_gguf()],
+    fault=PlantedFault(owner=tensors, function="_checked", old="if reached > size:", new="if reached > 1 << 80:"),
+    parses=("filestore.format.tensors", "filestore.format.chunking"),
 )

@@ -1,35 +1,36 @@
 """The rows of chunks in an index in PostgreSQL.
 
-A statement about many digests has them in an array, so it is one round trip. A search by `= ANY` uses the primary key, however
-many rows the table has. A join with the array might read the whole table.
+A statement about many digests has all of them, so it is one round trip. A search by `= ANY` uses the primary key, however
+many rows the table has. A join with the digests might read the whole table.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import chain
 
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.core.object_names import ObjectName
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.statements import batches, read
+from filestore.repository.index.postgres.statements import GIVEN, batches, packed_batches, read
 from filestore.repository.index.postgres.tasks import KEPT_DIGESTS, KEPT_REMOVALS
 from filestore.repository.index.protocol import REFRESH_MICROSECONDS, Base, ChunkRow, ChunkState
 
 _COLUMNS = "digest, size, stored_size, frame_digest, object_id, going, last_seen"
-_FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"  # constants
+_FOUND = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest = {GIVEN}"  # constants
 _LIVE = f"{_FOUND} AND NOT going"
 _PAGE = f"SELECT {_COLUMNS} FROM chunks WHERE namespace = $1 AND digest > $2 ORDER BY digest LIMIT $3"  # the same
-# Packed in two values, because the client would need longer for thousands of rows than for all else of a check.
+# Packed in one or two values, because the client would need longer for thousands of rows than for all else of a check.
 _REFRESHED = (
     "SELECT string_agg(digest || int8send(size), '') FILTER (WHERE last_seen >= $3),"
     " string_agg(digest || int8send(size), '') FILTER (WHERE last_seen < $3)"
-    " FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+    f" FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
 )
 _DIGEST_AND_SIZE = struct.Struct(f">{DIGEST_SIZE}sq")
-_SIZES = "SELECT digest, size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
-_CONDEMNED = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND going"
-_KNOWN = "SELECT digest FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+_SIZES = f"SELECT string_agg(digest || int8send(size), '') FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
+_CONDEMNED = f"SELECT digest FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND going"
+_KNOWN = f"SELECT digest FROM chunks WHERE namespace = $1 AND digest = {GIVEN}"
 # A chunk that is there again needs none of its objects that could not be read.
 _INSERT = (
     "WITH found_again AS (DELETE FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[]))"
@@ -41,7 +42,7 @@ _INSERT = (
 )
 _SEE = (
     "UPDATE chunks SET last_seen = $3"
-    " WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going AND (last_seen < $4 OR last_seen > $3)"
+    f" WHERE namespace = $1 AND digest = {GIVEN} AND NOT going AND (last_seen < $4 OR last_seen > $3)"
 )
 # A statement that removes rows, and counts this as one removal if there were any.
 _REMOVE = (
@@ -56,12 +57,12 @@ _REMOVE = (
 )
 _CONDEMN = _REMOVE.format(
     "",
-    "UPDATE chunks SET going = true WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going AND last_seen < $3",
+    f"UPDATE chunks SET going = true WHERE namespace = $1 AND digest = {GIVEN} AND NOT going AND last_seen < $3",
     "",
 )
 _DELETED = (
-    "edges AS (DELETE FROM bases WHERE namespace = $1 AND digest = ANY($2::bytea[])), ",
-    "DELETE FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[])",
+    f"edges AS (DELETE FROM bases WHERE namespace = $1 AND digest = {GIVEN}), ",
+    f"DELETE FROM chunks WHERE namespace = $1 AND digest = {GIVEN}",
 )
 _DELETE = _REMOVE.format(*_DELETED, "")
 _LOSE = _REMOVE.format(
@@ -82,7 +83,7 @@ _INSERT_BASES = (
     "INSERT INTO bases (namespace, digest, base) SELECT $1, * FROM unnest($2::bytea[], $3::bytea[]) ON CONFLICT DO NOTHING"
 )
 _NEEDED = (
-    "SELECT DISTINCT base FROM bases WHERE namespace = $1 AND base = ANY($2::bytea[]) AND EXISTS"
+    f"SELECT DISTINCT base FROM bases WHERE namespace = $1 AND base = {GIVEN} AND EXISTS"
     " (SELECT 1 FROM chunks WHERE chunks.namespace = bases.namespace AND chunks.digest = bases.digest)"
 )
 # One look-up for each namespace: DISTINCT would read every row of these tables.
@@ -127,7 +128,8 @@ async def select_refreshed(
 
 async def select_sizes(connection: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
     """Return the decoded size of each of `digests` that has a live row."""
-    return {Digest(digest): size for digest, size in await read(connection, _SIZES, namespace, digests)}
+    found = [_DIGEST_AND_SIZE.iter_unpack(packed or b"") for (packed,) in await read(connection, _SIZES, namespace, digests)]
+    return {Digest(digest): size for digest, size in chain.from_iterable(found)}
 
 
 async def insert_chunks(connection: Connection, namespace: str, rows: Sequence[ChunkRow], now: int) -> None:
@@ -139,8 +141,8 @@ async def insert_chunks(connection: Connection, namespace: str, rows: Sequence[C
 
 async def update_last_seen(connection: Connection, namespace: str, digests: Sequence[Digest], now: int) -> None:
     """Set the last-seen time of live rows to `now`, if it is old enough, or in the future."""
-    for batch in batches(sorted(set(digests))):
-        await connection.execute(_SEE, namespace, batch, now, now - REFRESH_MICROSECONDS)
+    for packed in packed_batches(digests):
+        await connection.execute(_SEE, namespace, packed, now, now - REFRESH_MICROSECONDS)
 
 
 async def delete_chunks(connection: Connection, namespace: str, digests: Sequence[Digest]) -> list[ObjectName]:

@@ -31,6 +31,8 @@ _SETTINGS = {
     "jit": "off",
     # Ours find rows by their keys. With many keys, a table of a million rows would be read as a whole.
     "enable_seqscan": "off",
+    # PostgreSQL cannot know how many digests are given. In a table without statistics, it would read all rows of a namespace.
+    "enable_bitmapscan": "off",
     "max_parallel_workers_per_gather": "0",
     # A process whose host is gone or cut off loses its locks after a minute, and one that was stopped after five.
     "tcp_keepalives_idle": "30",
@@ -138,6 +140,9 @@ class Connections:
     async def _connect(self) -> Connection:
         self.check()
         connection = await asyncpg.connect(**self._arguments)
+        if self._closed:  # meanwhile, so that nobody else would close it
+            connection.terminate()
+            self.check()
         _keep_alive(connection)
         return connection
 

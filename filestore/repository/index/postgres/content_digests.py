@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 from filestore.core.content_digests import BLOB_ID_SIZE, PACKED_SIZE, SHA256_SIZE
 from filestore.core.digest import DIGEST_SIZE, Digest
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.statements import batches, read
+from filestore.repository.index.postgres.statements import GIVEN, batches, read
 from filestore.repository.index.protocol import ContentDigests
 from filestore.repository.index.rows import content_of
 
 _COLUMNS = "digest, size, sha256, blob_id, source, start"
-_CONTENTS = f"SELECT {_COLUMNS} FROM content_digests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+_CONTENTS = f"SELECT {_COLUMNS} FROM content_digests WHERE namespace = $1 AND digest = {GIVEN}"
 _CONTENTS_BY_SHA256 = (
-    f"SELECT DISTINCT ON (sha256) {_COLUMNS} FROM content_digests WHERE namespace = $1 AND sha256 = ANY($2::bytea[])"
+    f"SELECT DISTINCT ON (sha256) {_COLUMNS} FROM content_digests WHERE namespace = $1 AND sha256 = {GIVEN}"
     " ORDER BY sha256, digest DESC"
 )
 # The newest content that has a digest is likely to be removed last. Of several rows for one digest, only one can be inserted.
@@ -68,7 +68,7 @@ async def select_tree(connection: Connection, namespace: str, digest: Digest) ->
 
 async def select_trees(connection: Connection, namespace: str, digests: Sequence[Digest]) -> set[Digest]:
     """Return those of `digests` that are trees whose digests are known."""
-    statement = "SELECT digest FROM tree_digests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+    statement = f"SELECT digest FROM tree_digests WHERE namespace = $1 AND digest = {GIVEN}"
     return {Digest(digest) for (digest,) in await read(connection, statement, namespace, digests)}
 
 

@@ -48,6 +48,7 @@ from filestore.repository.index.postgres.integrity import find_problems
 from filestore.repository.index.postgres.listing import write_listing
 from filestore.repository.index.postgres.location import shown_location
 from filestore.repository.index.postgres.locks import ALL_NAMESPACES, locking
+from filestore.repository.index.postgres.parts import joined, merged, read_parts
 from filestore.repository.index.postgres.publish import Group
 from filestore.repository.index.postgres.revisions import KNOWN_REVISIONS, REVISION
 from filestore.repository.index.postgres.transaction import PostgresTransaction
@@ -76,6 +77,7 @@ from filestore.repository.index.signing_keys import parse_keys
 from filestore.system.threads import shield_until_done
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 SECRET_SIZE = 32
@@ -143,14 +145,15 @@ class PostgresIndex:
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
-        states = await self._read(chunks.select_live, namespace, digests)
+        states = joined(await self._look_up(chunks.select_live, namespace, digests))
         horizon = self._now() - REFRESH_MICROSECONDS
         old = {state.row.digest: state.row.size for state in states if state.last_seen < horizon}
         removed = old.keys() - (await self._refresh(namespace, old)).keys()
         return [state.row for state in states if state.row.digest not in removed]
 
     async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
-        recent, old = await self._read(chunks.select_refreshed, namespace, digests, self._now() - REFRESH_MICROSECONDS)
+        found = await self._look_up(chunks.select_refreshed, namespace, digests, self._now() - REFRESH_MICROSECONDS)
+        recent, old = (merged(sizes) for sizes in zip(*found, strict=True))
         return recent | await self._refresh(namespace, old)
 
     async def removals(self, namespace: str) -> int:
@@ -248,7 +251,7 @@ class PostgresIndex:
         return await self._read(chunks.select_rows, namespace, after, limit)
 
     async def sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
-        return await self._read(chunks.select_sizes, namespace, digests)
+        return merged(await self._look_up(chunks.select_sizes, namespace, digests))
 
     async def problems(self) -> list[IndexProblem]:
         async with self._connections.lend_long() as connection:
@@ -256,10 +259,10 @@ class PostgresIndex:
                 return await find_problems(connection)
 
     async def unknown(self, namespace: str, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._read(chunks.select_unknown, namespace, digests)
+        return joined(await self._look_up(chunks.select_unknown, namespace, digests))
 
     async def content_digests(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, ContentDigests]:
-        return await self._read(content_digests.select_contents, namespace, digests)
+        return merged(await self._look_up(content_digests.select_contents, namespace, digests))
 
     async def contents_by_sha256(self, namespace: str, sha256s: Sequence[bytes]) -> dict[bytes, ContentDigests]:
         return await self._read(content_digests.select_contents_by_sha256, namespace, sha256s)
@@ -326,16 +329,16 @@ class PostgresIndex:
         """Do nothing: the database itself frees what removed rows have left (autovacuum)."""
 
     async def frame_objects(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, FrameObject]:
-        return await self._read(object_map.select_frames, namespace, digests)
+        return merged(await self._look_up(object_map.select_frames, namespace, digests))
 
     async def manifest_object(self, namespace: str, digest: Digest) -> bytes | None:
         return await self._read(object_map.select_manifest, namespace, digest)
 
     async def unnamed_frames(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
-        return await self._read(object_map.select_unnamed_frames, namespace, names)
+        return joined(await self._look_up(object_map.select_unnamed_frames, namespace, names))
 
     async def unnamed_manifests(self, namespace: str, names: Sequence[ObjectName]) -> list[ObjectName]:
-        return await self._read(object_map.select_unnamed_manifests, namespace, names)
+        return joined(await self._look_up(object_map.select_unnamed_manifests, namespace, names))
 
     async def row_page(self, table: Table, after: Row | None) -> list[Row]:
         """Return rows as `row_pages.RowSource` does."""
@@ -381,6 +384,17 @@ class PostgresIndex:
         async with self._connections.lend() as connection:
             with postgres_errors(self.location):
                 return await function(connection, *args, **kwargs)
+
+    async def _look_up(
+        self,
+        function: Callable[Concatenate[Connection, str, Sequence[R], P], Awaitable[T]],
+        namespace: str,
+        rows: Sequence[R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[T]:
+        """Run a read about any number of rows as `_read` does, in parts that have a connection each."""
+        return await read_parts(lambda part: self._read(function, namespace, part, *args, **kwargs), rows)
 
     async def _refresh(self, namespace: str, old: dict[Digest, int]) -> dict[Digest, int]:
         """Set the last-seen times of live rows, if writing is allowed. Return the sizes of those that are still live."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from filestore.core.digest import Digest
 from filestore.core.object_names import NO_OBJECT_ID, FrameObject, ObjectName
 from filestore.repository.index.postgres.connection import Connection
-from filestore.repository.index.postgres.statements import batches, read
+from filestore.repository.index.postgres.statements import GIVEN, batches, read
 
-_FRAMES = "SELECT digest, object_id, stored_size FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) AND NOT going"
+_FRAMES = f"SELECT digest, object_id, stored_size FROM chunks WHERE namespace = $1 AND digest = {GIVEN} AND NOT going"
 _NAMED_FRAMES = (
-    "SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = ANY($2::bytea[]) UNION ALL"
-    " SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+    f"SELECT digest, object_id FROM chunks WHERE namespace = $1 AND digest = {GIVEN} UNION ALL"
+    f" SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND digest = {GIVEN}"
 )
 _LOST = "SELECT digest, object_id FROM lost_frames WHERE namespace = $1 AND (digest, object_id) > ($2, $3) ORDER BY 1, 2 LIMIT $4"
 _FORGET_LOST = (
@@ -20,7 +20,7 @@ _FORGET_LOST = (
     " WHERE lost.namespace = $1 AND lost.digest = ANY($2::bytea[]) AND lost.digest = given.digest"
     " AND lost.object_id = given.object_id RETURNING lost.digest, lost.object_id"
 )
-_NAMED_MANIFESTS = "SELECT digest, object_id FROM manifests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+_NAMED_MANIFESTS = f"SELECT digest, object_id FROM manifests WHERE namespace = $1 AND digest = {GIVEN}"
 # The row that is there stays. It is written, so that it is returned, also if it is newer than this statement.
 _KEEP_MANIFEST = (
     "INSERT INTO manifests AS kept (namespace, digest, object_id) VALUES ($1, $2, $3)"

@@ -9,11 +9,11 @@ from filestore.core.signing import SigningKeys
 from filestore.repository.index.postgres import tokens
 from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.errors import postgres_errors
-from filestore.repository.index.postgres.statements import read
+from filestore.repository.index.postgres.statements import GIVEN, read
 from filestore.repository.index.row_pages import Row, Table
 from filestore.repository.index.signing_keys import pack_keys
 
-_KEPT_MANIFESTS = "SELECT digest FROM manifests WHERE namespace = $1 AND digest = ANY($2::bytea[])"
+_KEPT_MANIFESTS = f"SELECT digest FROM manifests WHERE namespace = $1 AND digest = {GIVEN}"
 _KEEP = "INSERT INTO secrets (kind, value) VALUES ($1, $2) ON CONFLICT (kind) DO UPDATE SET value = excluded.value"
 
 

@@ -34,7 +34,7 @@ from filestore.http.server.lfs_objects import HEAD_LIMIT, LfsObject, parsed_obje
 from filestore.http.server.routes.sdk.parts import UploadPart
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ArrivingPart, Cut, ServedUpload
-from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals
+from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals, note_totals, sum_of
 from filestore.http.server.routes.sdk.uploads import encoded_cut, new_id, parsed_cut
 from filestore.http.server.upload_quota import UPLOAD_ID
 from filestore.repository.index.protocol import Index
@@ -107,10 +107,10 @@ class ObjectUploads:
         if not UPLOAD_ID.match(upload_id):
             raise UploadNotFound(upload_id)
         namespace, file_id = repository.namespace, f"{FILE_ID_START}{upload_id}"
-        await self._check_count(namespace, repository.quota.uploads)
         upload = ObjectUpload(self, upload_id, file_id=file_id, name=name or file_id, namespace=namespace)
-        description = {"file_id": file_id, "name": upload.name}
-        await self.objects.put(upload.key(_DESCRIPTION), json.dumps(description).encode(), only_new=True)
+        description, key = {"file_id": file_id, "name": upload.name}, upload.key(_DESCRIPTION)
+        async with self._taking_count(namespace, key, repository.quota.uploads):
+            await self.objects.put(key, json.dumps(description).encode(), only_new=True)
         return upload
 
     async def find(self, upload_id: str, *, namespace: str) -> ObjectUpload:
@@ -130,8 +130,8 @@ class ObjectUploads:
                 return
             now = await self.objects.clock()
             ages = _Ages(now - timedelta(seconds=idle_seconds), now - timedelta(seconds=limit_seconds))
-            for namespace in await self.objects.folders(""):
-                await self._expire_namespace(namespace, ages)
+            left = [await self._expire_namespace(namespace, ages) for namespace in await self.objects.folders("")]
+            await note_totals(self.index, sum_of(*left))
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         for namespace in namespaces:
@@ -152,39 +152,49 @@ class ObjectUploads:
         found = await self.objects.get(_object_key(namespace, sha256))
         return None if found is None else await in_disk_thread(parsed_whole, sha256, found)
 
-    async def check_size(self, namespace: str, more: int, *, takes: bool) -> None:
-        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit.
+    async def check_size(self, namespace: str, more: int) -> None:
+        """Raise UploadsTooLarge if the parts of a namespace and `more` bytes would be larger than its limit."""
+        if self._size_limit is not None:
+            limits = UploadTotals(_NO_LIMIT, self._size_limit)
+            self._check_used(namespace, await self._totals.used_with(namespace, UploadTotals(0, more), limits), limits)
 
-        With `takes`, the caller puts a part of so many bytes next.
-        """
-        limit = self._size_limit
-        if limit is None:
+    @asynccontextmanager
+    async def taking_size(self, namespace: str, name: str, size: int) -> AsyncIterator[None]:
+        """Count a part that the block puts as an object with this name. Raises UploadsTooLarge."""
+        if self._size_limit is None:
+            yield
             return
-        limits = UploadTotals(_NO_LIMIT, limit)
-        used = (await self._totals.used_with(namespace, UploadTotals(0, more), limits, takes=takes)).size
-        if used > limit:
-            what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
-            raise UploadsTooLarge(what, used, limit, "uploads_size_limit")
+        limits = UploadTotals(_NO_LIMIT, self._size_limit)
+        async with self._totals.taking(namespace, name, UploadTotals(0, size), limits) as used:
+            self._check_used(namespace, used, limits)
+            yield
 
-    async def _check_count(self, namespace: str, limit: int | None) -> None:
+    @asynccontextmanager
+    async def _taking_count(self, namespace: str, name: str, limit: int | None) -> AsyncIterator[None]:
+        """Count an upload that the block begins. `limit` is that of the namespace, if it has one. Raises TooManyUploads."""
         setting = "uploads_limit" if limit is None else ""
         limit = self._count_limit if limit is None else limit
         if limit is None:
+            yield
             return
         limits = UploadTotals(limit, _NO_LIMIT)
-        count = (await self._totals.used_with(namespace, UploadTotals(1, 0), limits, takes=True)).uploads
-        if count > limit:
-            what = f"the number of uploads in progress of the namespace {namespace}"
-            raise TooManyUploads(what, count, limit, setting)
+        async with self._totals.taking(namespace, name, UploadTotals(1, 0), limits) as used:
+            if used.uploads > limit:
+                what = f"the number of uploads in progress of the namespace {namespace}"
+                raise TooManyUploads(what, used.uploads, limit, setting)
+            yield
 
-    async def _list_totals(self, namespace: str) -> UploadTotals:
-        found = await self.objects.names(namespace)
-        kinds = Counter(each.name.rpartition("/")[2] for each in found)
-        finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
-        size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
-        return UploadTotals(kinds[_DESCRIPTION] - kinds[_FINISHED], size)
+    @staticmethod
+    def _check_used(namespace: str, used: UploadTotals, limits: UploadTotals) -> None:
+        if used.size > limits.size:
+            what = f"the size in bytes of the unfinished uploads of the namespace {namespace}"
+            raise UploadsTooLarge(what, used.size, limits.size, "uploads_size_limit")
 
-    async def _expire_namespace(self, namespace: str, ages: _Ages) -> None:
+    async def _list_totals(self, namespace: str, *, without: Collection[str]) -> UploadTotals:
+        return _totals_of([each for each in await self.objects.names(namespace) if each.name not in without])
+
+    async def _expire_namespace(self, namespace: str, ages: _Ages) -> UploadTotals:
+        """Remove what is too old. Return what is left."""
         found = await self.objects.names(namespace)
         old = [each.name for each in found if _id_of(each) == _OBJECTS and each.put_at < ages.idle]
         await self.objects.remove(old)
@@ -192,9 +202,11 @@ class ObjectUploads:
         for each in found:
             if UPLOAD_ID.match(_id_of(each)):
                 uploads.setdefault(_id_of(each), []).append(each)
+        left = []
         for upload_id, of_upload in uploads.items():
-            if ages.are_over(of_upload):
-                await self._remove_unlocked(namespace, upload_id)
+            if not ages.are_over(of_upload) or not await self._remove_unlocked(namespace, upload_id):
+                left += of_upload
+        return _totals_of(left)
 
     async def _remove_unlocked(self, namespace: str, upload_id: str) -> bool:
         """Remove an upload, unless it is locked. Return whether it was removed."""
@@ -228,7 +240,7 @@ class ObjectUpload:
 
     @asynccontextmanager
     async def arriving(self, size: int) -> AsyncIterator[ArrivingPart]:
-        await self._uploads.check_size(self.namespace, size, takes=False)
+        await self._uploads.check_size(self.namespace, size)
         begun: list[_FilePart] = []
         try:
             await in_disk_thread(_begin_part, self._uploads.spool_folder, begun)
@@ -246,9 +258,9 @@ class ObjectUpload:
         if tags and arrived.tag not in tags:
             raise PartRefused(number)
         check_size(arrived.size + sum(other.size for other in parts if other.number != number))
-        await self._uploads.check_size(self.namespace, arrived.size, takes=True)
         name = self.key(f"{_PARTS}/{number:05}/{arrived.size}-{arrived.tag}")
-        await self._objects.put(name, arrived.file if arrived.size else b"")
+        async with self._uploads.taking_size(self.namespace, name, arrived.size):
+            await self._objects.put(name, arrived.file if arrived.size else b"")
         return ObjectPart(number, arrived.tag, arrived.size, name, self._objects, asyncio.get_running_loop())
 
     async def arrived(self, number: int) -> UploadPart | None:
@@ -366,6 +378,14 @@ def _begin_part(folder: Path, begun: list[_FilePart]) -> None:
 
 def _id_of(found: TemporaryObject) -> str:
     return found.name.split("/", 2)[1]
+
+
+def _totals_of(found: Sequence[TemporaryObject]) -> UploadTotals:
+    """Return what the objects of a namespace are together."""
+    kinds = Counter(each.name.rpartition("/")[2] for each in found)
+    finished = {_id_of(each) for each in found if each.name.endswith(f"/{_FINISHED}")}
+    size = sum(each.size for each in found if _is_part(each) and _id_of(each) not in finished)
+    return UploadTotals(kinds[_DESCRIPTION] - kinds[_FINISHED], size)
 
 
 def _is_part(found: TemporaryObject) -> bool:
