@@ -93,7 +93,7 @@ def test_an_alias_is_the_same_command() -> None:
     assert "warm" not in cli.list_commands(context)
 
 
-RESERVED = {"copy", "sync", "web"}
+RESERVED = {"web"}
 """Names of commands that later versions will have."""
 
 
