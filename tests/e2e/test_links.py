@@ -81,7 +81,7 @@ def test_a_link_outlives_the_server_and_not_its_end(home: Home, server: Server) 
     """Another server of the folder takes it. After its time nobody does."""
     long, short = (home.result("link", "weights.bin", "--for", time, environ=server.environ)["url"] for time in ("7d", "2s"))
     eventually(lambda: 403 == status(short))
-    assert 1 == len(home.result("link", "--list", environ=server.environ)["links"])
+    eventually(lambda: 1 == len(home.result("link", "--list", environ=server.environ)["links"]))
     with home.server(root=home.data) as another:
         assert CONTENT == read(long.replace(server.url, another.url))
 
