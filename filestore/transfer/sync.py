@@ -133,8 +133,8 @@ async def sync_to_name(
     Cancellation: nothing is recorded.
 
     Raises InvalidInput if `path` is not a folder, and without `delete` if a file is in the place of a stored folder, or the other
-    way round; InvalidReference if the name means a single file; HeadMoved if somebody else commits meanwhile; and what `push` and
-    `fetch_tree` raise.
+    way round, and HeadMoved if somebody else commits meanwhile; InvalidReference if the name means a single file; and what `push`
+    and `fetch_tree` raise.
     """
     started = time.monotonic()
     root = given_path(path)
