@@ -11,10 +11,11 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -148,7 +149,8 @@ async def sync_to_name(
         changes, operations = await in_disk_thread(_local_changes, walked, old, delete=delete)
         record, sent = None if old is None else old.record, 0
         if operations and not plan and old is not None:
-            record, sent = await _edit(repository, old, operations, kept_name, new)
+            check = partial(_check_unchanged, walked, {operation.path for operation in operations})
+            record, sent = await _edit(repository, old, operations, kept_name, new, check=check)
         return SyncResult(record, tuple(changes), sent, 0, time.monotonic() - started)
     pushed = await push(
         repository,
@@ -256,10 +258,10 @@ async def _opened(repository: Repository, record: Record, name: str, limits: Zip
         raise InvalidReference(name, "it is a single file and not a directory; push or fetch it") from None
 
 
-def _local_changes(walked: WalkResult, old: _Stored | None, *, delete: bool) -> tuple[list[SyncChange], list[Operation]]:
+def _local_changes(walked: WalkResult, old: _Stored | None, *, delete: bool) -> tuple[list[SyncChange], list[PutFile]]:
     """Return what a folder changes in a stored tree, and the operations for that. Raises InvalidInput."""
     changes: list[SyncChange] = []
-    operations: list[Operation] = []
+    operations: list[PutFile] = []
     for place, entry in enumerate(walked.entries):
         stored = None if old is None else old.tree.entry(entry.name)
         if old is not None and not delete:
@@ -315,15 +317,35 @@ def _stored_changes(old: StoredTree | None, new: StoredTree) -> list[SyncChange]
     return sorted(changes)
 
 
+def _check_unchanged(walked: WalkResult, names: Collection[str]) -> None:
+    """Raise SourceChanged if one of these files is not as the walk found it: an edit reads its file without this check."""
+    for place, entry in enumerate(walked.entries):
+        if entry.name in names:
+            path = walked.path(place)
+            with storage_errors(path, translate=source_error):
+                found = os.lstat(path)
+            walked.states.check(place, found, path)
+
+
 async def _edit(
-    repository: Repository, old: _Stored, operations: Sequence[Operation], name: str, new: NewCommit
+    repository: Repository,
+    old: _Stored,
+    operations: Sequence[Operation],
+    name: str,
+    new: NewCommit,
+    *,
+    check: Callable[[], None],
 ) -> tuple[Record, int]:
-    """Store and commit the edited tree. Return the record, and how many bytes were sent. Raises HeadMoved."""
+    """Store and commit the edited tree, after a call of `check` in a thread. Return the record, and how many bytes were sent.
+
+    Raises HeadMoved, and what `check` raises.
+    """
     edit = TreeEdit(repository, old.tree, operations, name=name, size_limit=(await repository.identity()).upload_limit)
     sent = 0
     for attempt in count(1):
         result = await edit.store()
         sent += result.bytes_sent
+        await in_disk_thread(check)
         try:
             # With its parent: what somebody else stored meanwhile is not lost.
             commit = new._replace(parent=old.commit_id)
