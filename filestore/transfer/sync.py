@@ -8,6 +8,7 @@ the next sync continues. Nothing is read or written through a link in the folder
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import stat
 import time
@@ -45,12 +46,11 @@ from filestore.transfer.edits import Operation, PutFile, TreeEdit
 from filestore.transfer.fetch import fetch_entry, staging_file
 from filestore.transfer.fetch_entry import FoundEntry
 from filestore.transfer.fetch_tree import fetch_record_tree
-from filestore.transfer.folder_comparison import LocalPath, Match, are_equal, extras, has_content, is_own, match
+from filestore.transfer.folder_comparison import LocalPath, Match, are_equal, extras, has_content, is_own, match, own_paths
 from filestore.transfer.push import COMMIT_ATTEMPTS, push
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import WalkResult, walk
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
-from filestore.transfer.target import OWN_NAMES
 
 _SMALL = 4 << 20
 """Files of at most this size are fetched several at a time, so that their requests overlap."""
@@ -144,8 +144,10 @@ async def sync_to_name(
     if not await in_disk_thread(root.is_dir):
         raise InvalidInput(f"{for_display(str(root))} is not a folder; a single file is stored by a push")
     old = await _stored(checked_repository(repository), kept_name, limits)
+    # A glob for such names would match a part of a path too.
+    left = [glob.escape(path) for path in await in_disk_thread(own_paths, root)]
     if plan or (old is not None and not delete):
-        walked = await in_disk_thread(lambda: walk(root, exclude=[OWN_NAMES]))
+        walked = await in_disk_thread(lambda: walk(root, exclude=left))
         changes, operations = await in_disk_thread(_local_changes, walked, old, delete=delete)
         record, sent = None if old is None else old.record, 0
         if operations and not plan and old is not None:
@@ -160,7 +162,7 @@ async def sync_to_name(
         author=author,
         push_cache=push_cache,
         report=report,
-        exclude=[OWN_NAMES],
+        exclude=left,
     )
     tree = await StoredTree.open(repository, pushed.record.digest, name=kept_name, limits=limits)
     changes = await in_disk_thread(_stored_changes, None if old is None else old.tree, tree)

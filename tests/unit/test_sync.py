@@ -298,6 +298,24 @@ async def test_a_cancelled_sync_to_a_name_records_nothing(repository: Repository
     assert 1 == len(await repository.history(NAME))
 
 
+@pytest.mark.parametrize("delete", [False, True])
+async def test_what_an_interrupted_sync_has_left_is_not_stored(
+    repository: Repository, tree: Path, tmp_path: Path, *, delete: bool
+) -> None:
+    """In whatever folder it is, and nothing else is left out."""
+    await push(repository, tree, name=NAME)
+    (tree / ".settings").mkdir()
+    (tree / ".settings/a.filestore-b").write_bytes(b"mine")
+    before = content(tree)
+    for folder in (tree, tree / "inner"):
+        (folder / ".0a[0]a.filestore-partial").write_bytes(b"half")
+        (folder / ".0b0b.filestore-partial").mkdir()
+        (folder / ".0b0b.filestore-partial/half").write_bytes(b"half")
+    await sync_to_name(repository, tree, name=NAME, delete=delete)
+    await sync_to_folder(repository, NAME, target=tmp_path / "back")
+    assert before == content(tmp_path / "back")
+
+
 @pytest.mark.parametrize("how", ["written", "another file", "a link"])
 async def test_a_file_that_changes_meanwhile_is_not_stored(
     repository: Repository, tree: Path, tmp_path: Path, *, how: str
