@@ -22,6 +22,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "completion": ("filestore completion bash",),
     "copy": ("filestore copy my_model.zip --to mirror --create --all-versions", "filestore copy my_model.zip@v1 stable.zip"),
     "create file": ("filestore create file weights.bin", "filestore create file -r my_model --name my_model.zip"),
+    "diff": ("filestore diff my_model.zip@~1 my_model.zip", "filestore diff my_model.zip ./my_model"),
     "du": ("filestore du", "filestore du --limit 5"),
     "fetch": (
         "filestore fetch my_model.zip",
@@ -32,8 +33,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "hash": ("filestore hash weights.bin", "filestore hash my_model --exclude '*.log'"),
     "info": ("filestore info my_model.zip", "filestore info my_model.zip@v1:config.json"),
     "leftovers": ("filestore leftovers", "filestore leftovers models --remove"),
+    "link": ("filestore link my_model.zip --for 2d", "filestore link --list", "filestore link --revoke link_52fa0c1e77ab9d3f"),
     "log": ("filestore log my_model.zip", "filestore log my_model.zip@v1 --limit 5"),
-    "ls": ("filestore ls --limit 10", "filestore ls my_model.zip", "filestore ls my_model.zip: --recursive"),
+    "ls": (
+        "filestore ls '*.zip' --sort size",
+        "filestore ls my_model.zip",
+        "filestore ls my_model.zip: --recursive",
+        "filestore ls my_model.zip:model.safetensors --tensors",
+    ),
     "man": ("filestore man ~/.local/share/man/man1",),
     "migrate": ("filestore migrate --from /srv/models --to s3://models --dry-run",),
     "namespace ls": ("filestore namespace ls",),

@@ -12,6 +12,7 @@ import pytest
 from filestore_cli.examples import EXAMPLES
 from filestore_cli.main import cli
 from tests.support.commands import REPOSITORY, Home
+from tests.support.models import safetensors_file, tensor
 
 WIDTH = 78
 """The longest line that the help shows in 80 columns."""
@@ -20,6 +21,7 @@ ELSEWHERE = {
     "bench remote": "needs a server",
     "bench upload": "takes minutes",
     "cache serve": "runs until it is stopped",
+    "link": "needs a server",
     "migrate": "needs an object store",
     "runtime serve": "runs until it is stopped",
     "serve": "runs until it is stopped",
@@ -111,6 +113,7 @@ def test_the_examples_work(home: Home, tmp_path: Path) -> None:
     (tmp_path / "my_model").mkdir()
     (tmp_path / "my_model/config.json").write_text("{}")
     (tmp_path / "my_model/train.log").write_text("epoch 1\n")
+    (tmp_path / "my_model/model.safetensors").write_bytes(safetensors_file([tensor("weight", 3, 5, seed=1, dtype="F32")]))
     (tmp_path / "weights.bin").write_bytes(bytes(range(256)) * 100)
     (tmp_path / "models").mkdir()
     (tmp_path / "fetched").mkdir()
