@@ -1277,8 +1277,10 @@ def _first_given(
 ) -> _GivenValue | None:
     if options.get(name) is not None:
         return _GivenValue(option_of(name), options[name])
-    if setting.environment is not None and (text := environ.get(setting.environment)) and not _SERVICE.match(text):
-        return _GivenValue(setting.environment, text)
+    text = "" if setting.environment is None else environ.get(setting.environment)
+    # A URL or another value of this form is a mistake, of which the user must hear.
+    if text and not (name == "port" and _SERVICE.match(text)):
+        return _GivenValue(str(setting.environment), text)
     if name in file:
         return _GivenValue(f"{name} in {file_path}", file[name])
     return None

@@ -231,6 +231,8 @@ def test_a_service_of_kubernetes_is_not_a_port(value: str) -> None:
     assert settings().port == settings(environ={"FILESTORE_PORT": value}).port
     with pytest.raises(InvalidSetting):
         settings(environ={"FILESTORE_PORT": "tcp://"})
+    # Somebody has set that. A push must not go to the local folder instead.
+    assert value == settings(environ={"FILESTORE_URL": value}).url
 
 
 def test_a_bad_token_is_not_repeated() -> None:
