@@ -54,8 +54,9 @@ def fetch(
     """Write stored files and directories to TARGET, and verify every byte.
 
     For a file, TARGET works as in cp: in an existing folder, the file gets its own name; otherwise TARGET is the path
-    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
-    Content of an older version and of an interrupted fetch is not transferred again.
+    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder, or the same
+    directory, may be there. Missing folders above TARGET are made. Content of an older version and of an interrupted
+    fetch is not transferred again.
 
     With several names, TARGET is a folder, which is made if it is not there: each file and each directory gets its own
     name in it. If one of them fails, the others are fetched all the same.
@@ -154,6 +155,7 @@ async def _fetch_to_output(context: CommandContext, wanted: FetchRequest) -> Res
             "file_count": 1,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": 0,
+            "was_there": False,
             **context.peers_result(repository),
             "seconds": fetched.seconds,
             "repository": repository.location,
@@ -229,16 +231,12 @@ class FetchRequest(NamedTuple):
         output, follows_link = self.output, self.is_chosen(name)
         path = Path(name if output is None else output)
         if output is not None and self.names_folder:
-            if not path.is_dir():
-                raise TargetError(output, "there is no such folder; make it first")
             path /= name
         if follows_link and path.is_symlink():
             # The link stays; the file that it points to is replaced.
             path = path.resolve()
         if path.is_dir():
             raise TargetError(str(path), "there is a folder at that path; give another target with -o")
-        if not path.parent.is_dir():
-            raise TargetError(str(path), f"there is no folder {path.parent}; make it first")
         return path
 
     def tree_path(self, name: str) -> Path:
@@ -417,6 +415,7 @@ def _result(done: _Done) -> dict[str, object]:
         "file_count": 1 if done.file_count is None else done.file_count,
         "bytes_received": fetched.bytes_received,
         "bytes_reused": fetched.bytes_reused,
+        "was_there": fetched.was_there,
         **done.peers,
         "seconds": fetched.seconds,
     }
@@ -433,5 +432,6 @@ def _rows(done: _Done) -> Rows:
         "received": exactly(fetched.bytes_received),
         **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
         "reused": exactly(fetched.bytes_reused),
+        **({"already_there": "verified; nothing was replaced"} if fetched.was_there else {}),
         "time": time_taken(fetched.seconds, fetched.bytes_received),
     }

@@ -33,6 +33,7 @@ from filestore.system.metrics import Stage, span
 from filestore.system.owners import PRIVATE_FILE, is_ours, tighten_descriptor, usual_mode
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.fetch_entry import FoundEntry, checked_kind, content_of, find_entry, find_wanted, own_manifest
+from filestore.transfer.parents import with_parents
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
@@ -56,6 +57,7 @@ class FetchResult:
     bytes_received: Bytes that were received: compressed chunks with their headers.
     bytes_reused: Bytes of the file that were on this machine already.
     seconds: How long the fetch took.
+    was_there: True where the same file was at the target: it was verified, and nothing was replaced.
     manifest: The list of the file's chunks.
     """
 
@@ -65,6 +67,7 @@ class FetchResult:
     bytes_received: int
     bytes_reused: int
     seconds: float
+    was_there: bool
     manifest: Manifest = field(repr=False, compare=False)
 
 
@@ -89,7 +92,7 @@ async def fetch(
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name. `:` and the path of a file may follow the text.
-    target: the path of the file itself, in a folder that exists.
+    target: the path of the file itself. Missing folders above it are made.
     force: replace a file with other content that is at `target`, or a symbolic link to one. Without it, such a file is an
         error. Chunks that the old file and the new one share are copied and not received.
     report: called with a `Progress` at each step, in the thread of the event loop.
@@ -148,17 +151,18 @@ async def fetch_entry(
             options=options,
         )
         return replace(result, seconds=time.monotonic() - started)
-    read = await content_of(repository, found, target, report)
-    result = await fetch_record(
-        repository,
-        record,
-        target=target,
-        force=force,
-        manifest=read.seed.manifest,
-        seeds=[read.seed],
-        is_executable=is_executable,
-        options=options,
-    )
+    async with with_parents(target):
+        read = await content_of(repository, found, target, report)
+        result = await fetch_record(
+            repository,
+            record,
+            target=target,
+            force=force,
+            manifest=read.seed.manifest,
+            seeds=[read.seed],
+            is_executable=is_executable,
+            options=options,
+        )
     if report is not None:
         report(Progress(result.size, result.size, read.bytes_received, 0, 0, 1, 1))
     return replace(result, bytes_received=read.bytes_received, bytes_reused=0, seconds=time.monotonic() - started)
@@ -191,17 +195,26 @@ async def fetch_record(
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         receiving = Receiver(repository, manifest, report, options=options)
-        for attempt in count(1):
-            try:
-                await _fetch(receiving, manifest, target, seeds, partial_file, force=force, is_executable=is_executable)
-            except OvertakenError:
-                if attempt == ATTEMPTS:
-                    reason = "its staging file was removed again and again by someone else"
-                    raise TargetError(str(target), reason) from None
-            else:
-                seconds = time.monotonic() - started
-                return FetchResult(record, target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
-    raise AssertionError
+        async with with_parents(target):
+            for attempt in count(1):
+                try:
+                    await _fetch(receiving, manifest, target, seeds, partial_file, force=force, is_executable=is_executable)
+                except OvertakenError:
+                    if attempt == ATTEMPTS:
+                        reason = "its staging file was removed again and again by someone else"
+                        raise TargetError(str(target), reason) from None
+                else:
+                    break
+        return FetchResult(
+            record=record,
+            path=target,
+            size=manifest.size,
+            bytes_received=receiving.moved,
+            bytes_reused=receiving.reused,
+            seconds=time.monotonic() - started,
+            was_there=receiving.is_whole,
+            manifest=manifest,
+        )
 
 
 async def _fetch(  # each is a part of the call

@@ -36,9 +36,11 @@ from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.fetch_entry import FoundEntry, TreePart, checked_kind, find_entry, find_wanted, tree_part
+from filestore.transfer.parents import with_parents
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
 from filestore.transfer.seeds import FileSeed, Seed, closing
+from filestore.transfer.sinks.compare import is_from_push
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
@@ -64,6 +66,7 @@ class FetchTreeResult:
     is_atomic: False where the target was a folder that stays, and its names appeared one by one. True otherwise:
         one rename.
     left: The old content of the target, or a part of it, where it could not be removed; None otherwise.
+    was_there: True where the same tree was at the target: it was verified, and nothing was replaced.
     manifest: The list of the zip's chunks.
     tail: The zip's bytes from its central directory on. With the manifest, a `TreeSeed` of the tree is made of
         them.
@@ -78,6 +81,7 @@ class FetchTreeResult:
     seconds: float
     is_atomic: bool
     left: Path | None
+    was_there: bool
     manifest: Manifest = field(repr=False, compare=False)
     tail: bytes = field(repr=False, compare=False)
 
@@ -104,12 +108,16 @@ async def fetch_tree(
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name. `:` and the path of a folder may follow the text.
-    target: the path of the tree itself: a new name in a folder that exists, or an empty folder.
+    target: the path of the tree itself: a new name, or an empty folder. Missing folders above it are made.
     force: replace the file at `target`, or the folder with all that is in it. Without it, a folder that is not empty is an
-        error, even where it holds the same tree. A symbolic link is never replaced. Files that the old tree and the new one
-        share are copied and not received.
+        error, unless it is the same tree. A symbolic link is never replaced. Files that the old tree and the new one share are
+        copied and not received.
     limits: what the zip file may ask of this machine; see `ZipLimits`.
     report: called with a `Progress` at each step, in the thread of the event loop.
+
+    Idempotent: where the same tree is at `target` already, it is read and verified, and nothing but its list of entries is
+    received. The tree of a pushed directory is hashed. The tree of another zip file, or of a part of a directory, is compared
+    with the checksums in the list of entries.
 
     Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
 
@@ -160,15 +168,16 @@ async def fetch_record_tree(
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         place = Target(target, manifest.digest, force=force)
-        is_moved = await in_disk_thread(place.look)
-        receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
-        try:
-            archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
-            part = TreePart(archive, manifest, manifest.digest)
-            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
-        except (InvalidArchive, LimitExceeded):
-            await in_disk_thread(place.discard)
-            raise
+        async with with_parents(place.path):
+            is_moved = await in_disk_thread(place.look)
+            receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
+            try:
+                archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
+                part = TreePart(archive, manifest, manifest.digest)
+                await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
+            except (InvalidArchive, LimitExceeded):
+                await in_disk_thread(place.discard)
+                raise
     return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
 
 
@@ -214,13 +223,14 @@ async def fetch_part(
     started = time.monotonic()
     with closing(seeds):
         place = Target(target, part.key, force=force)
-        is_moved = await in_disk_thread(place.look)
-        receiving = Receiver(repository, part.manifest, report, seeds=seeds, options=options)
-        try:
-            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
-        except (InvalidArchive, LimitExceeded):
-            await in_disk_thread(place.discard)
-            raise
+        async with with_parents(place.path):
+            is_moved = await in_disk_thread(place.look)
+            receiving = Receiver(repository, part.manifest, report, seeds=seeds, options=options)
+            try:
+                await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
+            except (InvalidArchive, LimitExceeded):
+                await in_disk_thread(place.discard)
+                raise
     return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
 
 
@@ -237,6 +247,7 @@ def _result(
         seconds=seconds,
         is_atomic=not place.is_inside,
         left=place.left,
+        was_there=receiving.is_whole,
         manifest=part.manifest,
         tail=part.archive.tail,
     )
@@ -259,6 +270,11 @@ async def _write(
         return
     if is_moved:
         await in_disk_thread(place.look)
+    if place.is_kept and await _is_there(receiving, part, place):
+        await in_disk_thread(place.discard)
+        receiving.note_whole()
+        return
+    place.refuse_kept()
     if reserve is not None:
         await reserve(part.archive)
     await _fetch_tree(receiving, part, place, seeds, options=options)
@@ -284,8 +300,23 @@ async def _fetch_tree(
                 reason = "another process removed its staging folder again and again; end that process, and fetch again"
                 raise TargetError(str(place.path), reason) from None
             await in_disk_thread(place.look)
+            place.refuse_kept()
         else:
             return
+
+
+async def _is_there(receiving: Receiver, part: TreePart, place: Target) -> bool:
+    """Return whether the tree is at the target already. Its content is read only if its names and sizes are right.
+
+    The tree that a push stored is hashed. For any other one, and for a part of a tree, no digest is known: its files are
+    compared with the checksums in the central directory.
+    """
+    if not await in_disk_thread(place.resembles, part.archive):
+        return False
+    if await in_cpu_thread(is_from_push, part.archive.members, part.archive.tail):
+        older = await _older(receiving, part.manifest, place)
+        return older is not None and older.manifest.digest == part.key
+    return await in_disk_thread(place.holds_all, part.archive)
 
 
 async def _attempt(

@@ -72,6 +72,8 @@ class Receiver:
         """Encoded bytes of the frames that were received."""
         self.reused = 0
         """Decoded bytes that were on this machine already."""
+        self.is_whole = False
+        """The target has the whole content already."""
         self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
@@ -98,6 +100,7 @@ class Receiver:
 
     def note_whole(self) -> None:
         """Note that the whole content is on this machine already."""
+        self.is_whole = True
         self.reused = self._manifest.size
         self.report_progress()
 

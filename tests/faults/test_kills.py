@@ -109,9 +109,8 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
 
 @pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
-    """No half file has the name. The second fetch keeps what the first has written, and completes."""
+    """No half file has the name. The second fetch keeps what the first has written, also the folder, and completes."""
     target = tmp_path / "out" / "back"
-    target.parent.mkdir()
     with home.server(root=tmp_path / "root") as server:
         pushed = home.result("push", source, environ=server.environ)
         command = start(home, server, "fetch", pushed["id"], "-o", target)
