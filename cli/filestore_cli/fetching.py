@@ -19,6 +19,7 @@ from filestore.errors import TargetError
 from filestore.system.files import EMPTY_PATH
 from filestore_cli.context import TRANSFER_SETTINGS, CommandContext, Result, takes
 from filestore_cli.lookup import record_of
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, Items, show_items
 from filestore_cli.several import Failures, refuse_equal, show_blocks
 from filestore_cli.start import RESUMES, output_failure, run_to_end, say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from filestore.transfer.fetch import FetchResult
     from filestore.transfer.fetch_entry import FoundEntry
     from filestore.transfer.fetch_tree import FetchTreeResult
+    from filestore.transfer.local_seeds import SeedFinder
 
 _OUTPUT = "-"
 """The target that means standard output."""
@@ -46,10 +48,25 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 )
 @click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
 @click.option("--unzip", is_flag=True, help="Write the content of a zip file that was stored as a file.")
+@click.option(
+    "--seed",
+    "seeds",
+    metavar="PATH",
+    type=NonemptyPath(),
+    multiple=True,
+    help="A file or folder of this machine that may have parts of the content, such as an older version; repeatable.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
 @takes(*TRANSFER_SETTINGS, "presigned_reads", "peers")
 def fetch(
-    context: CommandContext, references: tuple[str, ...], output: str | None, *, keeps_zip: bool, unzip: bool, force: bool
+    context: CommandContext,
+    references: tuple[str, ...],
+    output: str | None,
+    *,
+    keeps_zip: bool,
+    unzip: bool,
+    seeds: tuple[Path, ...],
+    force: bool,
 ) -> None:
     """Write stored files and directories to TARGET, and verify every byte.
 
@@ -71,7 +88,7 @@ def fetch(
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
     if output == _OUTPUT:
-        _check_output(references, unzip=unzip)
+        _check_output(references, unzip=unzip, seeds=seeds)
     if output == "":
         raise click.UsageError(f"--output: {EMPTY_PATH}")
     is_several = len(references) > 1
@@ -90,11 +107,11 @@ def fetch(
             say(json.dumps(result))
         return
     if not is_several:
-        [done], place, location = run_to_end(_fetch(context, requests, None))
+        [done], place, location = run_to_end(_fetch(context, requests, seeds, None))
         context.show(_result(done) | {"repository": location}, *table(**_rows(done), repository=place))
         return
     failures = Failures()
-    fetched, place, location = run_to_end(_fetch(context, requests, failures))
+    fetched, place, location = run_to_end(_fetch(context, requests, seeds, failures))
     results = {
         "fetched": [_result(done) for done in fetched],
         "failed": failures.as_json("reference"),
@@ -104,10 +121,12 @@ def fetch(
     show_blocks(context, results, blocks, place=place, failures=failures)
 
 
-def _check_output(references: Sequence[str], *, unzip: bool) -> None:
+def _check_output(references: Sequence[str], *, unzip: bool, seeds: Sequence[Path]) -> None:
     """Raise UsageError if this cannot be written to standard output."""
     if len(references) > 1:
         raise click.UsageError("-o - writes one file to standard output; fetch several one by one (-o ./- is a folder called -)")
+    if seeds:
+        raise click.UsageError("--seed is for a file or directory that is written to a disk; leave it out with -o -")
     if unzip:
         raise click.UsageError(
             "standard output takes one file; leave out --unzip, or fetch one file of it by its path after a ':'"
@@ -155,6 +174,7 @@ async def _fetch_to_output(context: CommandContext, wanted: FetchRequest) -> Res
             "file_count": 1,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": 0,
+            "reused_from": [],
             "was_there": False,
             **context.peers_result(repository),
             "seconds": fetched.seconds,
@@ -294,7 +314,7 @@ class _Done(NamedTuple):
 
 
 async def _fetch(
-    context: CommandContext, requests: Sequence[FetchRequest], failures: Failures | None
+    context: CommandContext, requests: Sequence[FetchRequest], seeds: Sequence[Path], failures: Failures | None
 ) -> tuple[list[_Done], str, str]:
     """Do the fetches, and return their results, words that name the repository, and its location.
 
@@ -303,7 +323,11 @@ async def _fetch(
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
+    from filestore.transfer.local_seeds import finders_of  # heavy
+
     noted = Failures.raised() if failures is None else failures
+    # Made once, so that each is hashed once.
+    finders = finders_of(seeds)
     done: list[_Done] = []
     async with context.repository(read_only=True) as repository:
         found: list[_Found] = []
@@ -325,7 +349,7 @@ async def _fetch(
             noted.tell = items.tell
             for each, target in noted.each(placed, lambda place: place[0].wanted.reference):
                 with noted.of(each.wanted.reference):
-                    done.append(await _fetch_one(context, repository, each, target, items))
+                    done.append(await _fetch_one(context, repository, each, target, items, finders=finders))
         for result in done:
             _note_tree(context, result)
         return done, context.place(repository), repository.location
@@ -356,16 +380,30 @@ def _make_folder(output: str | None) -> None:
         raise TargetError(output, f"this folder cannot be made: {error.strerror}") from None
 
 
-async def _fetch_one(context: CommandContext, repository: Repository, found: _Found, target: Path, items: Items) -> _Done:
+async def _fetch_one(
+    context: CommandContext,
+    repository: Repository,
+    found: _Found,
+    target: Path,
+    items: Items,
+    *,
+    finders: Sequence[SeedFinder],
+) -> _Done:
     peers_before = context.peers_result(repository)
     with items.item(found.name if found.entry is not None else found.record.name) as report:
-        fetched = await _written(context, repository, found, target, report)
+        fetched = await _written(context, repository, found, target, report, finders=finders)
     peers = {name: size - peers_before.get(name, 0) for name, size in context.peers_result(repository).items()}
     return _Done(found, fetched, getattr(fetched, "file_count", None), peers)
 
 
 async def _written(
-    context: CommandContext, repository: Repository, found: _Found, target: Path, report: Report | None
+    context: CommandContext,
+    repository: Repository,
+    found: _Found,
+    target: Path,
+    report: Report | None,
+    *,
+    finders: Sequence[SeedFinder],
 ) -> FetchResult | FetchTreeResult:
     from filestore.transfer.fetch import fetch as fetch_file  # heavy
     from filestore.transfer.fetch import fetch_entry
@@ -374,13 +412,17 @@ async def _written(
     wanted, record = found.wanted, found.record
     if found.is_tree:
         if found.entry is not None:
-            return await fetch_entry_tree(repository, record, found.entry, target=target, force=wanted.force, report=report)
+            return await fetch_entry_tree(
+                repository, record, found.entry, target=target, force=wanted.force, finders=finders, report=report
+            )
         limits = context.settings.zip_limits
-        return await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
+        return await fetch_tree(
+            repository, record, target=target, force=wanted.force, seeds=finders, limits=limits, report=report
+        )
     force = wanted.is_chosen(found.name)
     if found.entry is not None:
-        return await fetch_entry(repository, record, found.entry, target=target, force=force, report=report)
-    return await fetch_file(repository, record, target=target, report=report, force=force)
+        return await fetch_entry(repository, record, found.entry, target=target, force=force, finders=finders, report=report)
+    return await fetch_file(repository, record, target=target, seeds=finders, report=report, force=force)
 
 
 def _note_tree(context: CommandContext, done: _Done) -> None:
@@ -415,6 +457,7 @@ def _result(done: _Done) -> dict[str, object]:
         "file_count": 1 if done.file_count is None else done.file_count,
         "bytes_received": fetched.bytes_received,
         "bytes_reused": fetched.bytes_reused,
+        "reused_from": [{"path": str(path), "size": size} for path, size in fetched.reused_from.items()],
         "was_there": fetched.was_there,
         **done.peers,
         "seconds": fetched.seconds,
@@ -432,6 +475,7 @@ def _rows(done: _Done) -> Rows:
         "received": exactly(fetched.bytes_received),
         **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
         "reused": exactly(fetched.bytes_reused),
+        **({"from": ", ".join(map(for_display, fetched.reused_from))} if fetched.reused_from else {}),
         **({"already_there": "verified; nothing was replaced"} if fetched.was_there else {}),
         "time": time_taken(fetched.seconds, fetched.bytes_received),
     }

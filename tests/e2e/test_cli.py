@@ -164,7 +164,7 @@ def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
     pushed = home.result("push", model)
     fetched = home.result("fetch", pushed[key])
 
-    numbers = {"size", "file_count", "bytes_received", "bytes_reused", "was_there", "seconds"}
+    numbers = {"size", "file_count", "bytes_received", "bytes_reused", "reused_from", "was_there", "seconds"}
     assert {"id", "digest", "name", "path", "repository"} | numbers == set(fetched)
     assert (pushed["bytes_sent"], 0, SIZE) == (fetched["bytes_received"], fetched["bytes_reused"], fetched["size"])
     assert model.read_bytes() == (home.folder / fetched["path"]).read_bytes()

@@ -41,7 +41,7 @@ PUSHED_KEYS = RECORD_KEYS | {
 }
 FETCHED_KEYS = {
     *("id", "digest", "name", "path", "size", "file_count"),
-    *("bytes_received", "bytes_reused", "was_there", "seconds", "repository"),
+    *("bytes_received", "bytes_reused", "reused_from", "was_there", "seconds", "repository"),
 }
 NOT_ATOMIC = "the new names were moved into it one by one, and not in one step"
 

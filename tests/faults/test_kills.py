@@ -125,6 +125,27 @@ def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, t
 
 
 @pytest.mark.slow
+def test_a_client_is_killed_while_it_copies_a_seed(home: Home, source: Path, tmp_path: Path) -> None:
+    """The seed is as it was, no half file has the name, and the second fetch completes with the seed."""
+    target, seed = tmp_path / "out" / "back", tmp_path / "seed"
+    with source.open("rb") as file:
+        seed.write_bytes(file.read(SIZE // 2))
+    before = seed.stat()
+    with home.server(root=tmp_path / "root") as server:
+        pushed = home.result("push", source, environ=server.environ)
+        fetch = "fetch", pushed["id"], "-o", target, "--seed", seed
+        command = start(home, server, *fetch)
+        kill_when(lambda: held(target.parent) >= 16 << 20, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert not target.exists()
+        fetched = home.result(*fetch, environ=server.environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert (before.st_size, before.st_mtime_ns) == (seed.stat().st_size, seed.stat().st_mtime_ns)
+    assert fetched["bytes_received"] < SIZE // 2 + (8 << 20)
+    assert ["back"] == [path.name for path in target.parent.iterdir()]
+
+
+@pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
     """The command fails with one sentence. The second fetch completes."""
     root, target = tmp_path / "root", tmp_path / "out" / "back"

@@ -1,0 +1,64 @@
+"""`filestore fetch` uses what this machine has. Each test counts the bytes that are received from a server or a folder."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Home
+from tests.support.trees import plant, standing
+
+MIB = 1 << 20
+OLD = random.Random(1).randbytes(12 * MIB)
+NEW = OLD[: 5 * MIB] + b"changed" + OLD[5 * MIB :]
+
+
+@pytest.mark.slow
+def test_a_seed(home: Home, tmp_path: Path) -> None:
+    """What a seed has is not received. The result says where it came from."""
+    new = plant(tmp_path / "new", {"model.bin": NEW}) / "model.bin"
+    seed = plant(tmp_path / "old", {"older.bin": OLD}) / "older.bin"
+    home.result("push", new)
+    by_file = home.result("fetch", "model.bin", "-o", tmp_path / "a/1", "--seed", seed)
+    by_folder = home.result("fetch", "model.bin", "-o", tmp_path / "a/2", "--seed", tmp_path / "old", "--seed", seed)
+    shown = home.run("fetch", "model.bin", "-o", tmp_path / "a/3", "--seed", seed)
+
+    assert filecmp.cmp(new, tmp_path / "a/1", shallow=False)
+    assert filecmp.cmp(new, tmp_path / "a/2", shallow=False)
+    assert by_file["bytes_received"] < 3 * MIB
+    assert [{"path": str(seed), "size": by_file["bytes_reused"]}] == by_file["reused_from"]
+    assert [str(tmp_path / "old")] == [each["path"] for each in by_folder["reused_from"]]
+    assert str(seed) in shown.stdout
+
+
+@pytest.mark.slow
+def test_seeds_that_cannot_be_read(home: Home, tmp_path: Path) -> None:
+    """One sentence, and nothing is made."""
+    home.result("push", plant(tmp_path / "new", {"model.bin": b"content"}) / "model.bin")
+    os.mkfifo(tmp_path / "pipe")
+
+    assert home.failure("fetch", "model.bin", "-o", tmp_path / "a/1", "--seed", tmp_path / "pipe") == (
+        f"{tmp_path}/pipe cannot be read: it is not a regular file"
+    )
+    assert "No such file" in home.failure("fetch", "model.bin", "-o", tmp_path / "a/1", "--seed", tmp_path / "absent")
+    assert not (tmp_path / "a").exists()
+    assert "leave it out" in home.run("fetch", "model.bin", "-o", "-", "--seed", tmp_path / "pipe").stderr
+
+
+@pytest.mark.slow
+def test_two_fetches_at_once_into_a_missing_folder(home: Home, tmp_path: Path) -> None:
+    """Both make the folders above their target, and both are right."""
+    tree = plant(tmp_path / "tree", {"model.bin": NEW, "config.json": b"{}"})
+    home.result("push", tree)
+    targets = [tmp_path / "a/b/c/one", tmp_path / "a/b/c/one", tmp_path / "a/b/c/two"]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda target: home.result("fetch", "tree.zip", "-o", target), targets))
+
+    assert [standing(tree)] * 3 == [standing(target) for target in targets]
+    assert [str(target) for target in targets] == [result["path"] for result in results]
+    assert ["one", "two"] == sorted(path.name for path in (tmp_path / "a/b/c").iterdir())
