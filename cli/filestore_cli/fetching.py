@@ -72,8 +72,8 @@ def fetch(
 
     For a file, TARGET works as in cp: in an existing folder, the file gets its own name; otherwise TARGET is the path
     of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder, or the same
-    directory, may be there. Missing folders above TARGET are made. Content of an older version and of an interrupted
-    fetch is not transferred again.
+    directory, may be there. Missing folders above TARGET are made. Content of an older version, also one beside TARGET,
+    and of an interrupted fetch is not transferred again.
 
     With several names, TARGET is a folder, which is made if it is not there: each file and each directory gets its own
     name in it. If one of them fails, the others are fetched all the same.
@@ -408,8 +408,11 @@ async def _written(
     from filestore.transfer.fetch import fetch as fetch_file  # heavy
     from filestore.transfer.fetch import fetch_entry
     from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_tree
+    from filestore.transfer.siblings import SiblingFinder
 
     wanted, record = found.wanted, found.record
+    # Last: they are only read if nothing else has the whole content.
+    finders = [*finders, SiblingFinder(is_tree=found.is_tree)]
     if found.is_tree:
         if found.entry is not None:
             return await fetch_entry_tree(

@@ -62,3 +62,20 @@ def test_two_fetches_at_once_into_a_missing_folder(home: Home, tmp_path: Path) -
     assert [standing(tree)] * 3 == [standing(target) for target in targets]
     assert [str(target) for target in targets] == [result["path"] for result in results]
     assert ["one", "two"] == sorted(path.name for path in (tmp_path / "a/b/c").iterdir())
+
+
+@pytest.mark.slow
+def test_another_version_beside_the_target(home: Home, tmp_path: Path) -> None:
+    """It is found without an option, for files and directories, and stays as it is."""
+    for name, content in (("model-v1.bin", OLD), ("model-v2.bin", NEW)):
+        home.result("push", plant(tmp_path / name, {name: content}) / name)
+        home.result("push", plant(tmp_path / f"{name}.tree", {"model.bin": content}), "--name", f"{name[:-4]}.zip")
+    target = tmp_path / "target"
+    first = [home.result("fetch", name, "-o", target / name) for name in ("model-v1.bin", "model-v2.bin")]
+    trees = [home.result("fetch", f"{name}.zip", "-o", target / name) for name in ("model-v1", "model-v2")]
+
+    assert (OLD, NEW) == ((target / "model-v1.bin").read_bytes(), (target / "model-v2.bin").read_bytes())
+    assert ({"model.bin": OLD}, {"model.bin": NEW}) == (standing(target / "model-v1"), standing(target / "model-v2"))
+    for old, new, name in ((*first, "model-v1.bin"), (*trees, "model-v1")):
+        assert old["bytes_received"] > 12 * MIB > 3 * MIB > new["bytes_received"]
+        assert [str(target / name)] == [each["path"] for each in new["reused_from"]]
