@@ -57,7 +57,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
     help="A file or folder of this machine that may have parts of the content, such as an older version; repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
-@takes(*TRANSFER_SETTINGS, "presigned_reads", "peers")
+@takes(*TRANSFER_SETTINGS, "presigned_reads", "peers", "cache")
 def fetch(
     context: CommandContext,
     references: tuple[str, ...],
@@ -323,13 +323,15 @@ async def _fetch(
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
-    from filestore.transfer.local_seeds import finders_of  # heavy
+    from filestore.cache.cached_seeds import CachedSeeds  # heavy
+    from filestore.transfer.local_seeds import finders_of
 
     noted = Failures.raised() if failures is None else failures
-    # Made once, so that each is hashed once.
-    finders = finders_of(seeds)
     done: list[_Done] = []
-    async with context.repository(read_only=True) as repository:
+    limits = context.settings.zip_limits
+    async with context.repository(read_only=True) as repository, CachedSeeds(context.settings.cache, limits=limits) as cached:
+        # Made once, so that each is hashed once. What the cache has need not be hashed before it is copied.
+        finders = [cached, *finders_of(seeds)]
         found: list[_Found] = []
         for wanted in noted.each(requests, lambda wanted: wanted.reference):
             with noted.of(wanted.reference):

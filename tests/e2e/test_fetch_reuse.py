@@ -79,3 +79,76 @@ def test_another_version_beside_the_target(home: Home, tmp_path: Path) -> None:
     for old, new, name in ((*first, "model-v1.bin"), (*trees, "model-v1")):
         assert old["bytes_received"] > 12 * MIB > 3 * MIB > new["bytes_received"]
         assert [str(target / name)] == [each["path"] for each in new["reused_from"]]
+
+
+def warmed(home: Home, tmp_path: Path) -> None:
+    """Two files and a directory are stored, and the older ones are in the cache."""
+    for name, content in (("one.bin", OLD), ("two.bin", NEW), ("small.txt", b"text")):
+        home.result("push", plant(tmp_path / name, {name: content}) / name)
+    home.result("push", plant(tmp_path / "tree", {"a/model.bin": OLD, "b.json": b"{}"}))
+    home.result("cache", "warm", "one.bin", "small.txt", "tree.zip")
+
+
+@pytest.mark.slow
+def test_a_fetch_copies_from_the_cache(home: Home, tmp_path: Path) -> None:
+    """The same content is not received at all, and of another version only what changed."""
+    warmed(home, tmp_path)
+    target = tmp_path / "target"
+    whole = [home.result("fetch", name, "-o", target / name) for name in ("one.bin", "small.txt")]
+    tree = home.result("fetch", "tree.zip", "-o", target / "tree")
+    other = home.result("fetch", "two.bin", "-o", target / "two.bin")
+    without = home.result("fetch", "one.bin", "-o", target / "without", "--cache", tmp_path / "absent")
+
+    assert (OLD, NEW) == ((target / "one.bin").read_bytes(), (target / "two.bin").read_bytes())
+    assert {"a/model.bin": OLD, "b.json": b"{}"} == standing(target / "tree")
+    assert [0, 0] == [each["bytes_received"] for each in whole]
+    assert all(".cache/filestore" in each["path"] for fetched in (*whole, tree, other) for each in fetched["reused_from"])
+    assert tree["bytes_received"] < MIB
+    assert other["bytes_received"] < 3 * MIB
+    assert without["bytes_received"] > 12 * MIB
+    assert not (tmp_path / "absent").exists()
+    assert [] == [path for path in (home.folder / ".cache/filestore/leases").iterdir() if path.is_dir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["content", "cut", "fifo", "manifest", "format", "forbidden"])
+def test_a_damaged_cache_does_no_harm(home: Home, tmp_path: Path, what: str) -> None:
+    """What is wrong in it is received."""
+    warmed(home, tmp_path)
+    cache = home.folder / ".cache/filestore"
+    [content] = cache.glob("*/*/files/??/??/*/content/one.bin")
+    entry = content.parents[1]
+    if what in {"content", "cut"}:
+        content.chmod(0o600)
+        content.write_bytes(bytes(len(OLD)) if what == "content" else b"")
+    elif what == "fifo":
+        content.unlink()
+        os.mkfifo(content)
+    elif what == "manifest":
+        (entry / "manifest").write_bytes(b"x")
+    elif what == "format":
+        (cache / "format").write_text('{"cache": 99}')
+    else:
+        os.chown(cache, 12345, 12345) if os.geteuid() == 0 else cache.chmod(0)
+    fetched = home.result("fetch", "one.bin", "-o", tmp_path / "target/one.bin")
+    cache.chmod(0o700)
+
+    assert OLD == (tmp_path / "target/one.bin").read_bytes()
+    if what in {"format", "forbidden"}:
+        assert fetched["bytes_received"] > 12 * MIB
+
+
+@pytest.mark.slow
+def test_fetches_at_once_with_one_cache_that_is_being_evicted(home: Home, tmp_path: Path) -> None:
+    """All are right, whichever of them finds its entry."""
+    warmed(home, tmp_path)
+    commands = [
+        ("fetch", "one.bin", "-o", tmp_path / "target/1"),
+        ("cache", "prune", "--cache-size-limit", "1MB"),
+        ("fetch", "one.bin", "-o", tmp_path / "target/2"),
+        ("fetch", "two.bin", "-o", tmp_path / "target/3"),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda command: home.result(*command), commands))
+
+    assert [OLD, OLD, NEW] == [(tmp_path / "target" / name).read_bytes() for name in "123"]

@@ -146,6 +146,25 @@ def test_a_client_is_killed_while_it_copies_a_seed(home: Home, source: Path, tmp
 
 
 @pytest.mark.slow
+def test_a_client_is_killed_while_it_copies_from_the_cache(home: Home, source: Path, tmp_path: Path) -> None:
+    """The entry is as it was, its lease ends with the process, and the second fetch receives nothing."""
+    target = tmp_path / "out" / "back"
+    with home.server(root=tmp_path / "root") as server:
+        pushed = home.result("push", source, environ=server.environ)
+        home.result("cache", "warm", pushed["id"], environ=server.environ)
+        fetch = "fetch", pushed["id"], "-o", target
+        command = start(home, server, *fetch)
+        kill_when(lambda: held(target.parent) >= 16 << 20, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert not target.exists()
+        fetched = home.result(*fetch, environ=server.environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert 0 == fetched["bytes_received"]
+    assert [] == home.result("cache", "verify")["removed"]
+    assert 1 == len(home.result("cache", "prune", "--cache-size-limit", "1MB")["removed"])
+
+
+@pytest.mark.slow
 def test_the_server_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
     """The command fails with one sentence. The second fetch completes."""
     root, target = tmp_path / "root", tmp_path / "out" / "back"
