@@ -28,7 +28,7 @@ class CachedSeeds:
     """Finds entries of a cache, of all its repositories, that share chunks with what is fetched.
 
     What it finds is not evicted before the end of its block. Nothing is written to the cache but leases and times of use. A cache
-    that is missing, damaged, from another user or of an unknown version gives nothing, and is no error.
+    that is missing, damaged, from another user or of an unknown version gives nothing, and is not an error.
     """
 
     def __init__(self, root: Path, *, limits: ZipLimits = DEFAULT_LIMITS) -> None:

@@ -94,7 +94,7 @@ async def test_a_fetch_copies_a_sibling_tree(repository: LocalRepository, tmp_pa
 async def test_a_sibling_that_cannot_be_read(
     repository: LocalRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was not named, so that it is no error."""
+    """It was not named, so this is not an error."""
     (tmp_path / "pushed").write_bytes(NEW)
     record = (await push(repository, tmp_path / "pushed", name="model-v3.bin")).record
     place = plant(tmp_path / "place", {"model-v2.bin": OLD})
