@@ -633,7 +633,7 @@ class Unauthorized(FilestoreError):
     slug = "unauthorized"
     facts = ("where",)
     sentence = "{where} refused the token; give a token of that server"
-    hint = "give-token"
+    hint = "check-token"
 
 
 class TokenMissing(Unauthorized):
@@ -641,6 +641,7 @@ class TokenMissing(Unauthorized):
 
     slug = "token-missing"
     sentence = "{where} needs a token, and none was given; give a token of that server"
+    hint = "give-token"
 
 
 class TokenExpired(Unauthorized):
@@ -648,6 +649,7 @@ class TokenExpired(Unauthorized):
 
     slug = "token-expired"
     sentence = "{where} refused the token, because it has expired; give a valid token of that server"
+    hint = "renew-token"
 
 
 class UrlRefused(FilestoreError):
@@ -666,7 +668,7 @@ class TooManyGuesses(FilestoreError):
         "{where} refused the token or the signed URL, and answers at most {limit} wrong ones of an address in a minute; "
         "use the right one, which is accepted at once"
     )
-    hint = "give-token"
+    hint = "check-token"
     limit: int
 
 

@@ -19,12 +19,13 @@ import click
 from filestore.core.object_location import ObjectLocation, has_password, is_object_store
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
-from filestore_cli.settings import Folders, Settings, option_of, parse_setting, setting_definitions, settings_from
-from filestore_cli.start import output_failure, say
+from filestore_cli.settings import Folders, Settings, option_of, setting_definitions, settings_from, without_effect
+from filestore_cli.start import TOKEN_SOURCE, output_failure, say
 from filestore_cli.text import for_display, lines_for_display
-from filestore_cli.token_files import warn_of_option, warn_of_password, with_token_of_file
+from filestore_cli.token_files import token_source, warn_of_option, warn_of_password, with_token_of_file
 
 Command: TypeAlias = Callable[..., None]
 Result: TypeAlias = Mapping[str, object]
@@ -44,6 +45,8 @@ TRANSFER_SETTINGS = (
     "limit_rate",
 )
 """The settings of the commands that push and fetch."""
+_OTHER_OPTIONS = {"transfer_memory": ("--max-memory",)}
+"""Further options of settings: names that other programs have for the same."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
 
@@ -280,9 +283,7 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
                 warn_of_option()
             if options.get("index") is not None and has_password(options["index"]):
                 warn_of_password()
-            folders = _folders()
-            server = _sdk_server(options) if in_pipeline else None
-            command(CommandContext(_load(options, folders, server), json, quiet, folders.data, server), **arguments)
+            command(command_context(options, json=json, quiet=quiet, in_pipeline=in_pipeline), **arguments)
 
         decorated: Command = click.option("--quiet", is_flag=True, help="Print no progress and no notes.")(call)
         decorated = click.option("--json", is_flag=True, help="Print one JSON object, and nothing else on standard output.")(
@@ -295,19 +296,24 @@ def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command
     return decorate
 
 
-def _setting_option(name: str) -> Callable[[Command], Command]:
-    def check(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
-        # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
-        try:
-            return None if not value and value != "" else parse_setting(name, value, source=option_of(name))
-        except InvalidSetting as error:
-            raise click.BadParameter(error.reason, ctx, param) from error
+def command_context(options: Mapping[str, object], *, json: bool, quiet: bool, in_pipeline: bool = False) -> CommandContext:
+    """Return the context of a command that has these options of settings, with None for those that were not given.
 
+    Raises InvalidSetting for a value from the environment or the configuration file.
+    """
+    folders = _folders()
+    server = _sdk_server(options) if in_pipeline else None
+    return CommandContext(_load(options, folders, server), json, quiet, folders.data, server)
+
+
+def _setting_option(name: str) -> Callable[[Command], Command]:
     setting = setting_definitions()[name]
     environment = f"; {setting.environment}" if setting.environment else ""
     return click.option(
         option_of(name),
-        callback=check,
+        *_OTHER_OPTIONS.get(name, ()),
+        cls=SettingOption,
+        setting_name=name,
         **({"is_flag": True, "flag_value": "yes", "default": None} if setting.is_flag else {"metavar": name.upper()}),
         multiple=setting.is_repeatable,
         help=f"{setting.meaning}.  [default: {setting.default}{environment}]",
@@ -347,6 +353,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
 
     config = _known(platformdirs.user_config_path)
     path = None if config is None else config / _CONFIG_FILE
+    for variable, reason in without_effect(os.environ).items():
+        say(f"Warning: {for_display(variable)} has no effect: {reason}")
     file = {} if path is None else _read(path)
     environ: Mapping[str, str] = os.environ
     if server is not None:
@@ -356,6 +364,8 @@ def _load(options: Mapping[str, object], folders: Folders, server: SdkServer | N
         environ = {name: value for name, value in environ.items() if name not in variables}
         file = {name: value for name, value in file.items() if name not in others}
     if "token" in options:
+        source = token_source(options, environ, file, file_path=str(path))
+        click.get_current_context().meta[TOKEN_SOURCE] = source or (server.source if server and server.token else None)
         options = with_token_of_file(options, environ, file, file_path=str(path))
     if server is not None:
         options = {**options, "url": server.url, "token": options.get("token") or server.token}

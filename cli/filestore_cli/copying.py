@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from filestore.core.commits import printable
-from filestore.core.object_location import has_password
+from filestore.core.object_location import has_password, is_object_store
 from filestore.core.references import Reference
 from filestore.repository.protocol import whole_reference_of
 from filestore_cli.auditing import user_name
@@ -95,10 +95,21 @@ def copy(
 
 def _check(target: Target, name: str | None, message: str | None, *, dry_run: bool, all_versions: bool) -> None:
     """Raise click.UsageError if the options contradict one another."""
-    if target.url == "":
-        raise click.UsageError("--to is empty, as from a variable that is not set; give a server's URL or the path of a folder")
+    _check_target(target)
     if name is not None and "://" in name:
         raise click.UsageError(f"{for_display(name)} is the URL of a repository, and not a new name; give it by --to")
+    if target.url is None and name is None:
+        raise click.UsageError("it says neither a new name nor --to, so there is nothing to copy; give one of them")
+    if dry_run and target.is_created:
+        raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
+    if all_versions and message is not None:
+        raise click.UsageError("--all-versions copies each version with its own message; leave out --message")
+
+
+def _check_target(target: Target) -> None:
+    """Raise click.UsageError if the options for the target do not go together."""
+    if target.url == "":
+        raise click.UsageError("--to is empty, as from a variable that is not set; give a server's URL or the path of a folder")
     if target.url is None:
         for option, value in (
             (_TO_TOKEN_FILE, target.token_file),
@@ -107,12 +118,8 @@ def _check(target: Target, name: str | None, message: str | None, *, dry_run: bo
         ):
             if value:
                 raise click.UsageError(f"{option} is about the repository to copy to; name that by --to")
-        if name is None:
-            raise click.UsageError("it says neither a new name nor --to, so there is nothing to copy; give one of them")
-    if dry_run and target.is_created:
-        raise click.UsageError("--create makes a repository, and --dry-run makes nothing; give one of them")
-    if all_versions and message is not None:
-        raise click.UsageError("--all-versions copies each version with its own message; leave out --message")
+    elif is_object_store(target.url) is not (target.index_url is not None):
+        raise click.UsageError("an object store has its index in a database: --to s3://... and --to-index go together")
     if target.index_url is not None and has_password(target.index_url):
         warn_of_password()
 

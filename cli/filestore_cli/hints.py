@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from shlex import quote
 
-from filestore.errors import FilestoreError
+from filestore.errors import FilestoreError, Forbidden, ScopeMissing, TokenMissing, TooManyGuesses, Unauthorized
 
 _SETTING = re.compile(r"[a-z_]{1,40}")
+_ABOUT_TOKEN = (Forbidden, ScopeMissing, TooManyGuesses, Unauthorized)
 _SHOW_USED = "`filestore cache ls` shows what is in use"
 HINTS = {
     "cache-min-free": f"FILESTORE_CACHE_MIN_FREE sets the limit, and {_SHOW_USED}",
     "cache-size-limit": f"FILESTORE_CACHE_SIZE_LIMIT sets the limit, and {_SHOW_USED}",
     "cache-size-limit-too-small": "FILESTORE_CACHE_SIZE_LIMIT sets the limit",
+    "check-token": "it may be mistyped, removed, or of another server; on the machine of that server, `filestore token ls` lists "
+    "its tokens, and `filestore token new` makes one",
     "choose-address": "--host and --port set it, and --listen for `filestore cache serve`",
     "choose-name": "--name sets it",
     "choose-port": "--port sets it, and --listen for `filestore cache serve`",
@@ -43,6 +46,7 @@ HINTS = {
     "remove-record": "`filestore rm {file_id}` removes the record",
     "repair-index": "`filestore restore` does it from a backup; without one, move the file away if it is damaged, and "
     "`filestore check --repair` finds the content again, but no names and tokens",
+    "renew-token": "on the machine of that server, `filestore token rotate` makes a new one like it",
     "replace": "--force does that",
     "show-owners": "on the machine of the repository, `filestore owner ls` shows which namespace has it",
     "start-server": "`filestore serve` starts one",
@@ -57,20 +61,25 @@ error, or, for `variable`, by the environment variable of its setting.
 """
 
 
-def explained(error: FilestoreError) -> str:
-    """Return the message of an error, with advice for a user of the command line."""
-    message = _advised(error)
+def explained(error: FilestoreError, *, token_source: str | None = None) -> str:
+    """Return the message of an error, with advice for a user of the command line.
+
+    `token_source` is where the token of the command is from. It is named if the error is about that token.
+    """
+    message = _advised(error, token_source)
     if not error.request_id or error.request_id in message:
         return message
     return f"{message} (request {error.request_id}; the server's log has more)"
 
 
-def _advised(error: FilestoreError) -> str:
+def _advised(error: FilestoreError, token_source: str | None) -> str:
     sentence = HINTS.get(error.hint)
+    is_about_token = isinstance(error, _ABOUT_TOKEN) and not isinstance(error, TokenMissing)
+    message = f"{error} (this one is from {token_source})" if is_about_token and token_source else str(error)
     if sentence is None:
-        return str(error)
+        return message
     # A server may have chosen the facts, and a user copies the command.
     facts = {name: quote(fact) if isinstance(fact, str) else fact for name, fact in error.named_facts().items()}
     setting = str(facts.get("setting", ""))
     variable = f"FILESTORE_{setting}".upper() if _SETTING.fullmatch(setting) else "its environment variable"
-    return f"{error}; {sentence.format(**facts, variable=variable)}"
+    return f"{message}; {sentence.format(**facts, variable=variable)}"

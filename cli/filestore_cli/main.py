@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 import click
 
 from filestore.errors import FilestoreError, HostUnknown, Interrupted, Stalled, Unreachable
+from filestore_cli.help import HelpContext, with_help
 from filestore_cli.hints import explained
-from filestore_cli.start import OUTPUT_LEFT, RESUMES, how_interrupted, interrupted_status, output_failure, say, sentence
+from filestore_cli.start import (
+    OUTPUT_LEFT,
+    RESUMES,
+    TOKEN_SOURCE,
+    how_interrupted,
+    interrupted_status,
+    output_failure,
+    say,
+    sentence,
+)
+from filestore_cli.suggestions import suggestion
 from filestore_cli.text import for_display, lines_for_display
 from filestore_cli.version import print_version
 
@@ -21,6 +32,7 @@ _COMMANDS = {
     "bench": "bench.command:bench",
     "cache": "caching:cache",
     "check": "check:check",
+    "completion": "completion:completion",
     "copy": "copying:copy",
     "create": "transfer:create",
     "diff": "diffing:diff",
@@ -33,6 +45,7 @@ _COMMANDS = {
     "link": "links:link",
     "log": "history:log",
     "ls": "records:ls",
+    "man": "man:man",
     "migrate": "migrating:migrate",
     "namespace": "namespaces:namespace",
     "owner": "owners:owner",
@@ -53,6 +66,9 @@ start."""
 _ALIASES = {"warm": "caching:warm"}
 """Other names of commands, which help does not list."""
 
+COMPLETION_VARIABLE = "_FILESTORE_COMPLETE"
+"""A shell asks by this variable how a line goes on. click reads it."""
+
 _RESUMED = {"copy", "create", "fetch", "migrate", "push", "sync"}
 """Commands that continue where they were interrupted. What a command sets as `RESUMES` in the `meta` of its context comes
 before this."""
@@ -66,25 +82,22 @@ class Commands(click.Group):
     For wrong usage, click prints a message and exits with status 2.
     """
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's interface
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # the same
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         place = _COMMANDS.get(cmd_name) or _ALIASES.get(cmd_name)
         if place is None:
             return None
         module, name = place.split(":")
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
-        return command
+        if ctx.resilient_parsing:
+            from filestore_cli.candidates import with_candidates  # heavy, and only completion needs it
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            nearest = get_close_matches(args[0], _COMMANDS, n=1)
-            if not nearest or "Did you mean" in error.message:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean '{nearest[0]}'?", ctx) from None
+            with_candidates(command)
+        return with_help(command)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -105,7 +118,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except FilestoreError as error:
             how_to_go_on = _how_to_go_on(error) if _resumes(ctx) else ""
-            raise click.ClickException(for_display(explained(error)) + how_to_go_on) from error
+            raise click.ClickException(
+                for_display(explained(error, token_source=ctx.meta.get(TOKEN_SOURCE))) + how_to_go_on
+            ) from error
         except KeyboardInterrupt:
             say(f"{how_interrupted()}{_HOW_TO_GO_ON if _resumes(ctx) else ''}.")
             ctx.exit(interrupted_status())
@@ -143,14 +158,19 @@ def cli() -> None:
 
 def status_of(program: str) -> int:
     """Run the command that the process's arguments name. Return its exit status."""
+    if COMPLETION_VARIABLE in os.environ:
+        from filestore_cli.completion import register  # only a shell asks for it
+
+        register()
     try:
         return int(cli.main(prog_name=program, standalone_mode=False) or 0)
     except click.ClickException as error:
-        # Arguments and a server may have chosen a part of it.
         shown = io.StringIO()
         error.show(shown)
+        text = f"{shown.getvalue().rstrip()}{suggestion(error)}\n"
         with suppress(OSError):
-            click.echo(lines_for_display(shown.getvalue()), err=True, nl=False)
+            # Arguments and a server may have chosen a part of it.
+            click.echo(lines_for_display(text), err=True, nl=False)
         return error.exit_code
     except click.Abort:
         say(f"{how_interrupted()}.")

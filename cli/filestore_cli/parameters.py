@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from filestore.errors import InvalidSetting
 from filestore.system.files import EMPTY_PATH
-from filestore_cli.settings import parse_age, parse_size
+from filestore_cli.settings import Setting, option_of, parse_age, parse_setting, parse_size, setting_definitions
 
 
 class NonemptyPath(click.Path):
@@ -69,3 +70,26 @@ class Count(click.IntRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             self.fail(f"{value!r} cannot be used; a whole number from 1 is expected", param, ctx)
+
+
+class SettingOption(click.Option):
+    """The option of a setting. Its value is that of the setting, or None if it was not given."""
+
+    def __init__(self, *arguments: Any, setting_name: str, **more: Any) -> None:
+        self.setting_name = setting_name
+        super().__init__(*arguments, callback=_parsed, **more)
+
+    @property
+    def setting(self) -> Setting:
+        """The definition of the setting."""
+        return setting_definitions()[self.setting_name]
+
+
+def _parsed(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> Any:
+    # A bad value of an option is wrong usage. A bad value from the environment or the file is a failure.
+    assert isinstance(param, SettingOption)  # noqa: S101  # it is the callback of this class only
+    name = param.setting_name
+    try:
+        return None if not value and value != "" else parse_setting(name, value, source=option_of(name))
+    except InvalidSetting as error:
+        raise click.BadParameter(error.reason, ctx, param) from error

@@ -372,6 +372,8 @@ class Items:
             return
         place = f"{self._number} of {len(self._sizes)}, " if len(self._sizes) > 1 else ""
         self._display.name = f"{place}{for_display(name)}"
+        with suppress(OSError):
+            self._display.show()
         try:
             yield self._report
         finally:

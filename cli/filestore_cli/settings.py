@@ -50,7 +50,12 @@ _HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
 UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _PORT_LIMIT = 65535
+_SERVICE = re.compile(r"(tcp|udp|sctp)://[0-9a-fA-F.:\[\]]+:[0-9]+\Z")
+"""What Kubernetes sets in FILESTORE_PORT of all containers of a namespace that has a service named `filestore`."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+_VARIABLE_START = "filestore_"
+_NEAR, _NEAR_SHORT, _SHORT = 0.8, 0.66, 3
+"""How near a name is to that of a setting, from 0 to 1, if it is probably a mistyped one: one letter of three is much."""
 
 
 class Setting(NamedTuple):
@@ -72,6 +77,8 @@ class Setting(NamedTuple):
     """Whether the option may be given several times. `parse` then gets the list of all its values."""
     is_flag: bool = False
     """Whether the option has no value, and means `yes`."""
+    choices: tuple[str, ...] = ()
+    """All values, if these are a few words."""
 
 
 class Folders(NamedTuple):
@@ -225,7 +232,9 @@ def _pythons(value: object) -> tuple[tuple[str, Path], ...]:
 def _choice(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+            nearest = get_close_matches(str(value).lower(), choices, 1)
+            question = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}{question}")
         return str(value)
 
     return parse
@@ -323,7 +332,8 @@ def _setting(
     meaning: str,
     *,
     unit: str,
-    parse: Callable[[object], object],
+    parse: Callable[[object], object] | None = None,
+    choices: tuple[str, ...] = (),
     default: str | None = None,
     has_environment: bool = True,
     has_option: bool = True,
@@ -332,13 +342,14 @@ def _setting(
 ) -> dict[str, Callable[[str, object], Setting]]:
     """Return a function that makes the definition of a setting from its name and its default.
 
-    `default` is the default in words. Give it if the default of the field does not say everything.
+    `default` is the default in words. Give it if the default of the field does not say everything. Give either `parse` or
+    `choices`.
     """
 
     def definition(name: str, value: object) -> Setting:
         environment = f"FILESTORE_{name.upper()}" if has_environment else None
         text = default or _default_text(value, unit)
-        return Setting(meaning, unit, text, environment, parse, has_option, is_repeatable, is_flag)
+        return Setting(meaning, unit, text, environment, parse or _choice(*choices), has_option, is_repeatable, is_flag, choices)
 
     return {"definition": definition}
 
@@ -482,7 +493,7 @@ class Settings:
         metadata=_setting(
             f"How a push encodes chunks: {', '.join(CODEC_CHOICES)}; auto chooses the best for each chunk by a sample",
             unit="choice",
-            parse=_choice(*CODEC_CHOICES),
+            choices=CODEC_CHOICES,
         ),
     )
     connections: int | None = field(
@@ -887,7 +898,7 @@ class Settings:
         metadata=_setting(
             f"Whether a server writes a line for each request, and in which form: {', '.join(ACCESS_LOG_CHOICES)}",
             unit="choice",
-            parse=_choice(*ACCESS_LOG_CHOICES),
+            choices=ACCESS_LOG_CHOICES,
         ),
     )
     access_log_file: Path | None = field(
@@ -965,6 +976,15 @@ class Settings:
             unit="text",
             parse=_text,
             default="none: a token sees all names",
+            has_option=False,
+        ),
+    )
+    completion_seconds: float = field(
+        default=1.0,
+        metadata=_setting(
+            "How long the completion of a shell waits for the names of stored files; then it offers none",
+            unit="seconds",
+            parse=_seconds(60),
             has_option=False,
         ),
     )
@@ -1205,6 +1225,26 @@ def _unknown_reason(name: str) -> str:
     return f"there is no such setting; the settings are {', '.join(known)}"
 
 
+def without_effect(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return why some variables of the environment have no effect, by their names.
+
+    Such a variable looks like a mistyped one of a setting, or like one of a setting that only its option changes. Other
+    programs may have variables that begin in the same way too, so one that is like none of ours is not among them.
+    """
+    variables = {setting.environment for setting in setting_definitions().values()}
+    names = [name for name, setting in setting_definitions().items() if setting.environment is not None]
+    found = {}
+    for variable in sorted(environ):
+        name = variable.lower().removeprefix(_VARIABLE_START)
+        if not variable.lower().startswith(_VARIABLE_START) or variable in variables:
+            continue
+        if name in setting_definitions() and name not in names:
+            found[variable] = _unknown_reason(name)
+        elif nearest := get_close_matches(name, names, 1, _NEAR if len(name) > _SHORT else _NEAR_SHORT):
+            found[variable] = f"no setting has this name; did you mean {setting_definitions()[nearest[0]].environment}?"
+    return found
+
+
 def option_of(name: str) -> str:
     """Return the option of the command line for a setting."""
     return "--" + name.replace("_", "-")
@@ -1237,8 +1277,10 @@ def _first_given(
 ) -> _GivenValue | None:
     if options.get(name) is not None:
         return _GivenValue(option_of(name), options[name])
-    if setting.environment is not None and environ.get(setting.environment):
-        return _GivenValue(setting.environment, environ[setting.environment])
+    text = "" if setting.environment is None else environ.get(setting.environment)
+    # A URL or another value of this form is a mistake, of which the user must hear.
+    if text and not (name == "port" and _SERVICE.match(text)):
+        return _GivenValue(str(setting.environment), text)
     if name in file:
         return _GivenValue(f"{name} in {file_path}", file[name])
     return None

@@ -23,6 +23,8 @@ OUTPUT_LEFT = SIGNALLED + signal.SIGPIPE
 """The exit status of a command if the program that read its output has ended, as in Unix tools."""
 RESUMES = "filestore.resumes"
 """The key in the `meta` of click's context by which a command says whether it continues where it was interrupted."""
+TOKEN_SOURCE = "filestore.token_source"  # noqa: S105  # the name of a key
+"""Under this key of the `meta` of click's context is where the token of a command is from."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

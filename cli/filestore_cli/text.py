@@ -70,6 +70,17 @@ def table(**rows: object) -> list[str]:
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items()]
 
 
+def file_rows(count: int, *, is_tree: bool) -> Rows:
+    """Return the row of a result that has the number of files in a tree."""
+    return {"files": f"{count:,}"} if is_tree else {}
+
+
+def time_taken(seconds: float, moved: int) -> str:
+    """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
+    rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
+    return duration(seconds) + rate
+
+
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return rows as lines under a header, in columns that are as wide as they must be. Without rows, return nothing.
 
@@ -82,14 +93,3 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(map(len, values)) for values in zip(*lines, strict=True)]
     forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
     return ["  ".join(form.format(value) for form, value in zip(forms, line, strict=True)).rstrip() for line in lines]
-
-
-def file_rows(count: int, *, is_tree: bool) -> Rows:
-    """Return the row of a result that has the number of files in a tree."""
-    return {"files": f"{count:,}"} if is_tree else {}
-
-
-def time_taken(seconds: float, moved: int) -> str:
-    """Return how long a transfer took, and the rate of the bytes that were moved, if there were some."""
-    rate = f" ({in_units(moved / seconds)}/s)" if moved and seconds > 0 else ""
-    return duration(seconds) + rate

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from filestore.errors import InvalidSetting
 from filestore_cli.settings import option_of, parse_setting, setting_definitions
@@ -19,6 +20,14 @@ SHORT_LENGTH = 16
 _TOKEN, _FILE = "token", "token_file"
 
 
+class _Place(NamedTuple):
+    """A place that may name a token, or a file that has it."""
+
+    given: Mapping[str, object]
+    words: Mapping[str, str]
+    """How the user knows the two settings there."""
+
+
 def with_token_of_file(
     options: Mapping[str, object], environ: Mapping[str, str], file: Mapping[str, object], *, file_path: str
 ) -> Mapping[str, object]:
@@ -26,22 +35,34 @@ def with_token_of_file(
 
     The places are the options, the environment and the configuration file, in this order. Raises InvalidSetting.
     """
-    variables = {name: environ.get(setting_definitions()[name].environment or "") or None for name in (_TOKEN, _FILE)}
-    sources = {name: setting_definitions()[name].environment or "" for name in (_TOKEN, _FILE)}
+    place = _first_place(options, environ, file, file_path=file_path)
+    if place is None or place.given.get(_FILE) is None:
+        return options
+    words = place.words
+    if place.given.get(_TOKEN) is not None:
+        raise InvalidSetting(words[_FILE], f"{words[_TOKEN]} gives a token too; give one of them")
+    path: Path = parse_setting(_FILE, place.given[_FILE], source=words[_FILE])
+    return {**options, _TOKEN: read_token(path, source=words[_FILE])}
+
+
+def token_source(
+    options: Mapping[str, object], environ: Mapping[str, str], file: Mapping[str, object], *, file_path: str
+) -> str | None:
+    """Return where the token of a command is from, in the words of its user. None if there is none."""
+    place = _first_place(options, environ, file, file_path=file_path)
+    return None if place is None else place.words[_TOKEN if place.given.get(_FILE) is None else _FILE]
+
+
+def _first_place(
+    options: Mapping[str, object], environ: Mapping[str, str], file: Mapping[str, object], *, file_path: str
+) -> _Place | None:
+    variables = {name: setting_definitions()[name].environment or "" for name in (_TOKEN, _FILE)}
     places = (
-        (options, {name: option_of(name) for name in (_TOKEN, _FILE)}),
-        (variables, sources),
-        (file, {name: f"{name} in {file_path}" for name in (_TOKEN, _FILE)}),
+        _Place(options, {name: option_of(name) for name in variables}),
+        _Place({name: environ.get(variable) or None for name, variable in variables.items()}, variables),
+        _Place(file, {name: f"{name} in {file_path}" for name in variables}),
     )
-    for given, words in places:
-        if given.get(_FILE) is not None:
-            if given.get(_TOKEN) is not None:
-                raise InvalidSetting(words[_FILE], f"{words[_TOKEN]} gives a token too; give one of them")
-            path: Path = parse_setting(_FILE, given[_FILE], source=words[_FILE])
-            return {**options, _TOKEN: read_token(path, source=words[_FILE])}
-        if given.get(_TOKEN) is not None:
-            break
-    return options
+    return next((place for place in places if any(place.given.get(name) is not None for name in variables)), None)
 
 
 def read_token(path: Path, *, source: str) -> str:

@@ -613,13 +613,35 @@ def test_push_and_fetch_through_a_server(home: Home, tmp_path: Path, model: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["wrong", "None"])
 def test_a_wrong_token(home: Home, model: Path, server: Server, token: str) -> None:
-    """For an unknown token, the error says where to find the right one."""
+    """For an unknown token, the error says where it is from, and where to find the right one."""
     sentence = home.failure("push", model, environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": token})
     assert (
-        sentence == f"{server.url} refused the token; give a token of that server; "
-        "--token-file or FILESTORE_TOKEN gives it, and PIPELINE_API_TOKEN to `pipeline create file`; "
-        "the first start of `filestore serve` prints one, and `filestore token new` makes another"
+        sentence == f"{server.url} refused the token; give a token of that server (this one is from FILESTORE_TOKEN); "
+        "it may be mistyped, removed, or of another server; on the machine of that server, `filestore token ls` lists its "
+        "tokens, and `filestore token new` makes one"
     )
+
+
+@pytest.mark.slow
+def test_a_refused_token_is_told_with_its_place(home: Home, server: Server) -> None:
+    """Each place that can give a token is named, and the token itself is not."""
+    path = home.folder / "token.txt"
+    path.write_text("wrong-token")
+    path.chmod(0o600)
+    variables = {"FILESTORE_URL": server.url}
+
+    def place(*options: str | Path, **environ: str) -> str:
+        said = home.run("ls", *options, environ=variables | environ).stderr.splitlines()[-1]
+        assert "wrong-token" not in said
+        (found,) = re.findall(r"\(this one is from (.*?)\);", said)
+        return str(found)
+
+    assert "--token" == place("--token", "wrong-token", FILESTORE_TOKEN="another")
+    assert "--token-file" == place("--token-file", path)
+    assert "FILESTORE_TOKEN_FILE" == place(FILESTORE_TOKEN_FILE=str(path))
+    home.config_file.write_text('token = "wrong-token"\n')
+    home.config_file.chmod(0o600)
+    assert f"token in {home.config_file}" == place()
 
 
 @pytest.mark.slow
@@ -655,6 +677,46 @@ def test_an_unknown_command(home: Home) -> None:
     assert done.returncode == 2
     assert done.stderr.endswith("No such command 'puush'. Did you mean 'push'?\n")
     assert "Did you mean" not in home.run("unheard-of").stderr
+    # What other programs call it.
+    assert home.run("upload", "model.bin").stderr.endswith("No such command 'upload'. Did you mean 'push'?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        (["push", "--synlinks", "keep", "x"], "(?:Did you mean|Possible options:) '?--symlinks'?"),
+        (["push", "--symlinks", "inzide", "x"], "'inzide' is not one of .*'refuse'. Did you mean 'inside'\\?"),
+        (["push", "--codec", "ztsd", "x"], "'ztsd' is not one of .*; did you mean zstd\\?"),
+        (["token", "new", "--scope", "reed"], "'reed' is not one of .*'admin'. Did you mean 'read'\\?"),
+    ],
+    ids=["option", "choice", "setting", "scope"],
+)
+def test_a_mistyped_option_or_value(home: Home, arguments: list[str], question: str) -> None:
+    """The error names the nearest one."""
+    done = home.run(*arguments)
+    assert done.returncode == 2
+    assert re.search(question, done.stderr.splitlines()[-1])
+
+
+def test_a_mistyped_variable(home: Home) -> None:
+    """A warning says that it has no effect. Variables of other programs may begin in the same way."""
+    warning = "Warning: {} has no effect: {}\n"
+    mistyped = ("FILESTORE_TOKNE", "FILESTORE_URI", "FILESTORE_HOST")
+    # Kubernetes sets some of these for a service of this name.
+    of_others = (
+        "FILESTORE_SITE",
+        "FILESTORE_JOURNAL",
+        "FILESTORE_SERVICE_HOST",
+        "FILESTORE_SERVICE_PORT",
+        "FILESTORE_PORT_80_TCP",
+    )
+    done = home.run("hash", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
+    assert done.returncode == 0
+    assert done.stderr == (
+        warning.format("FILESTORE_HOST", "only the option --host changes it")
+        + warning.format("FILESTORE_TOKNE", "no setting has this name; did you mean FILESTORE_TOKEN?")
+        + warning.format("FILESTORE_URI", "no setting has this name; did you mean FILESTORE_URL?")
+    )
 
 
 @pytest.mark.slow

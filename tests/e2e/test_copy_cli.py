@@ -12,6 +12,7 @@ import pytest
 
 from filestore.core.quotas import Quota
 from filestore.repository.folder import INDEX_NAME
+from tests.support.ceph import Bucket
 from tests.support.commands import SCRIPTS, Home, Server
 from tests.support.generator import octets
 from tests.support.hostile_server import IDENTITY, Asked, document, hostile_server
@@ -78,6 +79,8 @@ def test_a_new_name(home: Home) -> None:
         (("model", "other", "--create"), "--create is about the repository to copy to"),
         (("model", "other", "--to-token-file", "token"), "--to-token-file is about the repository to copy to"),
         (("model", "--to", ""), "--to is empty"),
+        (("model", "--to", "s3://bucket/models"), "--to s3://... and --to-index go together"),
+        (("model", "--to", "folder", "--to-index", "postgresql://127.0.0.1/x"), "--to s3://... and --to-index go together"),
         (("model", "--to", "folder", "--create", "--dry-run"), "--dry-run makes nothing"),
         (("model", "other", "--all-versions", "--message", "Why."), "leave out --message"),
     ],
@@ -150,3 +153,15 @@ def test_a_copy_that_is_killed_continues(home: Home, tmp_path: Path, *, is_serve
     home.result("check", "--url", other)
     fetched = home.result("fetch", NAME, "-o", tmp_path / "fetched", "--url", other, "--quiet")
     assert size == fetched["size"]
+
+
+def test_copy_to_an_object_store_and_back(home: Home, tmp_path: Path, bucket: Bucket, postgres_index_url: str) -> None:
+    """A command makes the repository there, and copies without a server."""
+    pushed = push(home, 1)
+    to = ("--to", bucket.location("models"), "--to-index", postgres_index_url, "--create", "--quiet")
+    copied = home.result("copy", NAME, *to, environ=bucket.environ)
+    assert (pushed["digest"], True) == (copied["digest"], copied["repository_created"])
+    place = {**bucket.environ, "FILESTORE_STORE": bucket.location("models"), "FILESTORE_INDEX": postgres_index_url}
+    back = home.result("copy", NAME, "--to", tmp_path / "back", "--create", environ=place)
+    assert copied["bytes_sent"] == back["bytes_sent"]
+    assert 0 == home.result("copy", NAME, "again", environ=place)["bytes_sent"]

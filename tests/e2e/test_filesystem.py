@@ -144,7 +144,7 @@ def test_what_is_not_there(files: FilestoreFileSystem, path: str) -> None:
             call(path)
 
 
-def test_what_is_no_file(files: FilestoreFileSystem) -> None:
+def test_what_is_not_a_file(files: FilestoreFileSystem) -> None:
     """A directory is not read as one, and nothing is written."""
     for path in ("my_model.zip", "my_model.zip/weights"):
         with pytest.raises(IsADirectoryError):

@@ -152,7 +152,10 @@ def test_an_expired_token_at_the_command_line(home: Home, tmp_path: Path) -> Non
         made = home.result("token", "new", "--expires", "1s", "--label", "short")
         environ = server.environ | {"FILESTORE_TOKEN": made["token"]}
         eventually(lambda: home.run("ls", environ=environ).returncode != 0)
-        assert "refused the token, because it has expired" in home.failure("ls", environ=environ)
+        assert (
+            f"{server.url} refused the token, because it has expired; give a valid token of that server "
+            "(this one is from FILESTORE_TOKEN); on the machine of that server, `filestore token rotate` makes a new one like it"
+        ) == home.failure("ls", environ=environ)
         assert "expired 20" in home.run("token", "ls").stdout
         renewed = home.result("token", "rotate", made["digest"], "--expires", "1d")
         assert [] == home.result("ls", environ=environ | {"FILESTORE_TOKEN": renewed["token"]})["files"]

@@ -679,7 +679,7 @@ async def test_what_was_looked_up_in_parts_is_whole_and_in_order(open_shared: Op
     assert [digest for digest in digests if digest not in is_live] == await index.missing(A, asked)
     assert (sizes, sizes) == (await index.refreshed_sizes(A, asked), await index.sizes(A, asked))
     assert {state.last_seen for state in await index.chunk_rows(A, limit=5000) if state.is_live} == {clock.now}
-    assert sorted(live) == sorted(await index.refreshed_rows(A, digests))
+    assert sorted(live) == sorted(await index.refreshed_rows(A, asked))
     absent = {row.digest for row in foreign}
     assert [digest for digest in asked if digest in absent] == await index.unknown(A, asked)
     assert {row.digest: FrameObject(row.object_id, 10) for row in live} == await index.frame_objects(A, asked)

@@ -80,6 +80,13 @@ class RunningServer(NamedTuple):
         return {"Authorization": f"Bearer {self.token}"}
 
     @property
+    def host(self) -> str:
+        """The address at which it listens."""
+        host = urlsplit(self.url).hostname
+        assert host is not None
+        return host
+
+    @property
     def port(self) -> int:
         """The port on which it listens."""
         port = urlsplit(self.url).port
@@ -90,9 +97,9 @@ class RunningServer(NamedTuple):
         self, method: str, path: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, token: str | None = TOKEN
     ) -> Reply:
         """Return the answer to one request, whose path is sent as it is."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        connection = HTTPConnection(self.host, self.port, timeout=SECONDS)
         if self.tls is not None:
-            connection = HTTPSConnection("127.0.0.1", self.port, timeout=SECONDS, context=self.tls)
+            connection = HTTPSConnection(self.host, self.port, timeout=SECONDS, context=self.tls)
         try:
             sent = {"Authorization": f"Bearer {token}"} if token is not None else {}
             connection.request(method, path, body or None, sent | dict(headers or {}))
@@ -103,7 +110,7 @@ class RunningServer(NamedTuple):
 
     def connection(self) -> socket.socket:
         """Return a connection on which nothing was sent."""
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
+        plain = socket.create_connection((self.host, self.port), timeout=SECONDS)
         return plain if self.tls is None else self.tls.wrap_socket(plain, server_hostname="127.0.0.1")
 
     def begin(self, method: str, path: str, *headers: str, body: bytes = b"") -> socket.socket:

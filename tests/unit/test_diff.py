@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from filestore.core.manifest import MANY_CHUNKS
 from filestore.errors import EntryNotFound, InvalidInput, NotFound, SourceUnreadable
 from filestore.transfer.diff import Difference, FileDifference, Status, diff
 from filestore.transfer.push import push
@@ -118,6 +120,20 @@ async def test_files_that_differ(repository: WatchedRepository, tmp_path: Path) 
     assert back.bytes_to_send == 0
 
 
+async def test_files_with_equal_checksums(repository: WatchedRepository, tmp_path: Path) -> None:
+    """Whoever publishes a version can choose a CRC-32. Small files share a chunk, so its digest alone does not tell."""
+    content = octets(6, 1000)
+    # CRC-32 is linear, so a multiple of its polynomial in the content changes nothing of it.
+    forged = (int.from_bytes(content, "little") ^ int(f"{0x104C11DB7:b}"[::-1], 2) << 80).to_bytes(len(content), "little")
+    assert (zlib.crc32(content), False) == (zlib.crc32(forged), content == forged)
+    await pushed(repository, tmp_path / "second", {"a": b"1", "b": content, "c": b"3"})
+    third = await pushed(repository, tmp_path / "third", {"a": b"1", "b": forged, "c": b"3"})
+    for new in ("model", third):
+        found = await diff(repository, "model@~1", new=new)
+        assert {"b": Status.CHANGED} == statuses(found)
+        assert 2 == found.same_count
+
+
 @pytest.mark.parametrize("make", [safetensors_file, gguf_file])
 async def test_tensors_that_differ(
     repository: WatchedRepository, tmp_path: Path, make: Callable[[Sequence[Tensor]], bytes]
@@ -189,6 +205,21 @@ async def test_other_zip_files(repository: WatchedRepository) -> None:
         await stored(repository, content, name=name, chunk_size=chunk_size)
     for old, new in (("a.zip:", "b.zip:"), ("b.zip:", "c.zip:"), ("c.zip:large", "b.zip:large"), ("a.zip:small", "b.zip:small")):
         assert () == (await diff(repository, old, new=new)).files
+
+
+async def test_files_of_many_chunks(repository: WatchedRepository) -> None:
+    """So many that their tables are arrays. What is new is counted by the chunk, and tensors are found all the same."""
+    tensors = [tensor(f"t{number}", 90_001, seed=number, dtype="I8") for number in range(10)]
+    old, new = safetensors_file(tensors), safetensors_file([*tensors[:-1], changed(tensors[-1])])
+    assert len(old) > 100 * MANY_CHUNKS
+    for name, content in (("a.safetensors", old), ("b.safetensors", new)):
+        await stored(repository, content, name=name, chunk_size=100)
+    found = await diff(repository, "a.safetensors", new="b.safetensors")
+    (file,) = found.files
+    assert file.tensors is not None
+    assert ["t9"] == [each.name for each in file.tensors]
+    last = len(new) % 100 or 100
+    assert (9, last, last) == (file.same_tensors, found.bytes_new, file.bytes_new)
 
 
 async def test_a_push_cache_helps(repository: WatchedRepository, tmp_path: Path) -> None:

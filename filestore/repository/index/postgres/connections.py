@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -41,6 +42,9 @@ _SETTINGS = {
     "tcp_user_timeout": "60000",
     "idle_in_transaction_session_timeout": "300000",
 }
+
+_KEEPALIVES = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""PostgreSQL may end a session while this host is cut off. Whoever waits for its answer then learns it by these, in seconds."""
 
 _MAKE_DURABLE = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 
@@ -88,7 +92,7 @@ class Connections:
             command_timeout=seconds,
             # Prepared statements stay: without them, each takes two round trips.
             max_cached_statement_lifetime=0,
-            init=_make_durable,
+            init=_prepare,
             # Nothing of ours outlasts a transaction, so nothing is to be undone, which would be one more round trip.
             reset=_keep,
         )
@@ -139,6 +143,7 @@ class Connections:
         if self._closed:  # meanwhile, so that nobody else would close it
             connection.terminate()
             self.check()
+        _keep_alive(connection)
         return connection
 
     def check(self) -> None:
@@ -177,9 +182,18 @@ async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Connection)
         await pool.release(connection, timeout=_CONNECT_SECONDS)
 
 
-async def _make_durable(connection: Connection) -> None:
+async def _prepare(connection: Connection) -> None:
     """Let a commit wait for the disk where the server or the role says that it does not. A stricter value is kept."""
+    _keep_alive(connection)
     await connection.execute(_MAKE_DURABLE)
+
+
+def _keep_alive(connection: Connection) -> None:
+    connected = connection._transport.get_extra_info("socket")  # noqa: SLF001  # asyncpg itself sets none
+    if connected.family != socket.AF_UNIX:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVES.items():
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _keep(_connection: Connection) -> None:
