@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from filestore.core.commits import printable
 from filestore.core.digest import Digest, token_digest
 from filestore.core.links import LINK_SECONDS_LIMIT, NONCE_PATTERN, Link
 from filestore.core.names import shortened
@@ -82,7 +83,8 @@ async def make_link(index: Index, record: Record, *, seconds: float, nonce: str,
                 raise LimitExceeded("the number of links of the namespace", len(kept) + 1, LINKS_LIMIT)
             ends = [row.expires_at for row in rows.values() if row.id == maker.token_id and row.expires_at is not None]
             expires_at = min([now + round(seconds * _SECOND), *ends])
-            kept[digest] = _KeptLink(record.id, record.full_name, now, expires_at, maker.token_id, maker.label or maker.token_id)
+            made_by = printable(maker.label) or maker.token_id
+            kept[digest] = _KeptLink(record.id, record.full_name, now, expires_at, maker.token_id, made_by)
             await transaction.add_token(
                 digest,
                 namespace=record.namespace,

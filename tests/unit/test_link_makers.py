@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.digest import manifest_digest, token_digest
+from filestore.core.links import link_from_json
 from filestore.core.records import Kind, Record
 from filestore.errors import Unauthorized
 from filestore.repository.given_tokens import note_given, remove_given
@@ -42,4 +43,13 @@ async def test_a_removed_token_makes_no_link(tmp_path: Path, *, is_given: bool) 
     with pytest.raises(Unauthorized):
         await make_link(index, RECORD, seconds=60, nonce=NONCE, maker=MAKER)
     assert [] == await list_links(index, "team")
+    await index.close()
+
+
+async def test_a_long_label_is_cut(tmp_path: Path) -> None:
+    """A client believes no longer one, and would not list any link."""
+    index = await open_index(tmp_path / "index.sqlite")
+    made = await make_link(index, RECORD, seconds=60, nonce=NONCE, maker=LinkMaker(label="x\n" * 2000))
+    assert made == link_from_json(made.as_json())
+    assert "x x x" == made.made_by[:5]
     await index.close()
