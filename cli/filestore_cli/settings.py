@@ -428,7 +428,7 @@ class Settings:
     )
     cache: Path = field(
         metadata=_setting(
-            "The cache folder of the commands `filestore cache`",
+            "The cache folder of the commands `filestore cache`, from which `filestore fetch` copies what it has",
             unit="path",
             parse=_path,
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
