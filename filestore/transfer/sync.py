@@ -156,6 +156,8 @@ async def sync_to_name(
         name=kept_name,
         message=message,
         author=author,
+        # What somebody else stored meanwhile is not lost.
+        parent="" if old is None else old.commit_id,
         push_cache=push_cache,
         report=report,
         exclude=[OWN_NAMES],

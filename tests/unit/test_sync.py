@@ -285,9 +285,12 @@ async def test_a_cancelled_sync_to_a_name_records_nothing(repository: Repository
     assert 1 == len(await repository.history(NAME))
 
 
-async def test_what_another_user_stores_meanwhile_is_not_lost(repository: Repository, tree: Path) -> None:
+@pytest.mark.parametrize(("is_new", "delete"), [(False, False), (False, True), (True, False), (True, True)])
+async def test_what_another_user_stores_meanwhile_is_not_lost(
+    repository: Repository, tree: Path, *, is_new: bool, delete: bool
+) -> None:
     """The sync ends with an error, and changes nothing."""
-    record = (await push(repository, tree, name=NAME)).record
+    record = (await push(repository, tree, name="first" if is_new else NAME)).record
     (tree / "config.json").write_bytes(b"mine")
     (tree / "inner/empty").unlink()
     watched = WatchedRepository(repository)
@@ -298,7 +301,8 @@ async def test_what_another_user_stores_meanwhile_is_not_lost(repository: Reposi
 
     watched.before = store_another
     with pytest.raises(HeadMoved):
-        await sync_to_name(watched, tree, name=NAME)
+        await sync_to_name(watched, tree, name=NAME, delete=delete)
+    assert "Theirs." == (await repository.find_commit(NAME)).message
 
 
 async def commit_another(repository: Repository, record: Record) -> None:
