@@ -117,6 +117,9 @@ def test_a_local_path_is_compared(home: Home, versions: Path) -> None:
     (folder / "my_model.zip").mkdir()
     assert "my_model.zip, " in home.run("diff", "my_model.zip", "my_model", cwd=folder).stdout
     assert "one of them must name a stored file" in home.failure("diff", "./my_model.zip", versions, cwd=folder)
+    # Unless the first one is marked.
+    assert "my_model.zip, " in home.run("diff", "./my_model", "my_model.zip", cwd=folder).stdout
+    assert "begins with ./, as in ./my_model" in home.failure("diff", "my_model", "./my_model.zip", cwd=folder)
 
 
 @pytest.mark.slow
