@@ -72,8 +72,8 @@ def _direction(source: str, target: str) -> Direction:
         marked = [Path(text).is_dir() for text in (source, target)]
         if marked[0] == marked[1]:
             how = "both could be folders" if marked[0] else "neither is a folder that exists"
-            shown = for_display(source)
-            raise click.UsageError(f"of SOURCE and TARGET, {how}; begin the folder with ./, as in ./{shown}")
+            shown = f"./{for_display(source)} or ./{for_display(target)}"
+            raise click.UsageError(f"of SOURCE and TARGET, {how}; begin the folder with ./, as in {shown}")
     folder, name = (source, target) if marked[0] else (target, source)
     return Direction(Path(folder).expanduser(), name, is_to_folder=marked[1])
 
@@ -144,7 +144,7 @@ def _lines(done: Synced, *, is_plan: bool) -> list[str]:
     totals = {}
     for word, action in (("added", SyncAction.ADD), ("changed", SyncAction.CHANGE), ("removed", SyncAction.REMOVE)):
         sizes = [change.size for change in result.changes if change.action is action]
-        totals[word] = f"{len(sizes):,} files, {exactly(sum(sizes))}"
+        totals[word] = f"{len(sizes):,} file{'' if len(sizes) == 1 else 's'}, {exactly(sum(sizes))}"
     moved = {word: exactly(size) for word, size in (("sent", result.bytes_sent), ("received", result.bytes_received)) if size}
     digest = {} if result.record is None or is_plan else {"digest": result.record.digest}
     lines += [*([""] if lines else []), *table(**digest, **totals, **moved, time=duration(result.seconds), repository=done.place)]
