@@ -67,6 +67,7 @@ from filestore.transfer.copy import CopyPlan, CopyResult
 from filestore.transfer.diff import Difference, FileDifference, TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
+from filestore.transfer.local_seeds import SeedSource
 from filestore.transfer.push import PlannedEntry, PushPlan, PushResult
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import Symlinks
@@ -266,7 +267,13 @@ def plan_push(
 
 
 def fetch(
-    repository: Repository, wanted: Wanted, *, target: str | Path, force: bool = False, report: Report | None = None
+    repository: Repository,
+    wanted: Wanted,
+    *,
+    target: str | Path,
+    force: bool = False,
+    seeds: Sequence[SeedSource] = (),
+    report: Report | None = None,
 ) -> FetchResult:
     """Write a stored file to the path `target`, every byte verified.
 
@@ -278,7 +285,7 @@ def fetch(
     Raises what `filestore.fetch` raises, such as NotFound, TargetError and TransferError; and BlockingCallRefused.
     """
     inner = _inner(repository)
-    return run(lambda: _fetch.fetch(inner, wanted, target=target, force=force, report=report))
+    return run(lambda: _fetch.fetch(inner, wanted, target=target, force=force, seeds=seeds, report=report))
 
 
 def fetch_tree(
@@ -287,6 +294,7 @@ def fetch_tree(
     *,
     target: str | Path,
     force: bool = False,
+    seeds: Sequence[SeedSource] = (),
     limits: ZipLimits = DEFAULT_LIMITS,
     report: Report | None = None,
 ) -> FetchTreeResult:
@@ -301,7 +309,9 @@ def fetch_tree(
     BlockingCallRefused.
     """
     inner = _inner(repository)
-    return run(lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, limits=limits, report=report))
+    return run(
+        lambda: _fetch_tree.fetch_tree(inner, wanted, target=target, force=force, seeds=seeds, limits=limits, report=report)
+    )
 
 
 def diff(

@@ -36,6 +36,8 @@ bash tests/make_venv.sh .venv-fuzz
 .venv-fuzz/bin/pip install --quiet --upgrade 'pip>=25.1'
 .venv-fuzz/bin/pip install --quiet --constraint tests/constraints.txt --constraint tests/fuzz/constraints.txt --group fuzz --editable .
 
+bash docs/site/environment.sh
+
 # Environments that hold the Pipeline SDK too, whose console script has the name of one of ours: the last one installed wins.
 sdk_venv() {
     local folder=$1 order=$2 made

@@ -28,6 +28,8 @@ COUNT_LIMIT = 100
 """The most candidates that a shell gets."""
 _PLAIN = frozenset("%+-./:=@_~,")
 """The characters, beside letters and digits, that mean nothing special to bash inside a word."""
+_SPECIAL = {"": frozenset(), "'": frozenset("'"), '"': frozenset('"$`\\!')}
+"""The characters that bash does not keep as they are between quotes. Not all of them can be escaped there."""
 
 _REPLACED_BREAK = "@"
 """bash replaces this one of the characters that end a word, because it completes the names of machines after it."""
@@ -96,11 +98,16 @@ class _Bash(_Silent):
         self._typed = typed_in_bash(os.environ["COMP_LINE"], os.environ["COMP_BREAKS"])
         return list(self._typed.words[1:]), self._typed.last
 
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
+        special = _SPECIAL["" if self._typed is None else self._typed.quote]
+        found = super().get_completions(args, incomplete)
+        return [item for item in found if item.type != "plain" or special.isdisjoint(str(item.value))]
+
     def format_completion(self, item: CompletionItem[Any]) -> str:
         if item.type != "plain" or self._typed is None:
             return f"{item.type},{item.value}"
         value = str(item.value)[self._typed.kept :]
-        if not self._typed.is_quoted:
+        if not self._typed.quote:
             value = "".join(letter if letter.isalnum() or letter in _PLAIN else f"\\{letter}" for letter in value)
         return f"plain,{value}"
 
@@ -122,8 +129,8 @@ class TypedLine(NamedTuple):
     """The word at the cursor, up to it. It may be empty."""
     kept: int
     """How many characters of that word are before the part that bash replaces."""
-    is_quoted: bool
-    """Whether the cursor is between quotes."""
+    quote: str
+    """The kind of quotes that the cursor is between. Empty outside quotes."""
 
 
 def typed_in_bash(line: str, breaks: str) -> TypedLine:
@@ -150,4 +157,4 @@ def typed_in_bash(line: str, breaks: str) -> TypedLine:
             word += letter
             if letter in breaks and not quote:
                 kept = len(word) - (letter == _REPLACED_BREAK)
-    return TypedLine(words, word, kept, bool(quote))
+    return TypedLine(words, word, kept, quote)

@@ -45,6 +45,8 @@ TRANSFER_SETTINGS = (
     "limit_rate",
 )
 """The settings of the commands that push and fetch."""
+_OTHER_OPTIONS = {"transfer_memory": ("--max-memory",)}
+"""Further options of settings: names that other programs have for the same."""
 PIPELINE = "pipeline"
 """The name of the console script that the Pipeline SDK has too."""
 
@@ -309,6 +311,7 @@ def _setting_option(name: str) -> Callable[[Command], Command]:
     environment = f"; {setting.environment}" if setting.environment else ""
     return click.option(
         option_of(name),
+        *_OTHER_OPTIONS.get(name, ()),
         cls=SettingOption,
         setting_name=name,
         **({"is_flag": True, "flag_value": "yes", "default": None} if setting.is_flag else {"metavar": name.upper()}),

@@ -19,6 +19,7 @@ from filestore.errors import TargetError
 from filestore.system.files import EMPTY_PATH
 from filestore_cli.context import TRANSFER_SETTINGS, CommandContext, Result, takes
 from filestore_cli.lookup import record_of
+from filestore_cli.parameters import NonemptyPath
 from filestore_cli.progress import FETCH, Items, show_items
 from filestore_cli.several import Failures, refuse_equal, show_blocks
 from filestore_cli.start import RESUMES, output_failure, run_to_end, say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from filestore.transfer.fetch import FetchResult
     from filestore.transfer.fetch_entry import FoundEntry
     from filestore.transfer.fetch_tree import FetchTreeResult
+    from filestore.transfer.local_seeds import SeedFinder
 
 _OUTPUT = "-"
 """The target that means standard output."""
@@ -46,16 +48,32 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 )
 @click.option("--zip", "keeps_zip", is_flag=True, help="Write a directory as the zip file that it is stored as.")
 @click.option("--unzip", is_flag=True, help="Write the content of a zip file that was stored as a file.")
+@click.option(
+    "--seed",
+    "seeds",
+    metavar="PATH",
+    type=NonemptyPath(),
+    multiple=True,
+    help="A file or folder of this machine that may have parts of the content, such as an older version; repeatable.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file, or a folder with everything in it.")
-@takes(*TRANSFER_SETTINGS, "presigned_reads", "peers")
+@takes(*TRANSFER_SETTINGS, "presigned_reads", "peers", "cache")
 def fetch(
-    context: CommandContext, references: tuple[str, ...], output: str | None, *, keeps_zip: bool, unzip: bool, force: bool
+    context: CommandContext,
+    references: tuple[str, ...],
+    output: str | None,
+    *,
+    keeps_zip: bool,
+    unzip: bool,
+    seeds: tuple[Path, ...],
+    force: bool,
 ) -> None:
     """Write stored files and directories to TARGET, and verify every byte.
 
     For a file, TARGET works as in cp: in an existing folder, the file gets its own name; otherwise TARGET is the path
-    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder may be there.
-    Content of an older version and of an interrupted fetch is not transferred again.
+    of the new file. For a directory, TARGET is the path of the directory itself; only an empty folder, or the same
+    directory, may be there. Missing folders above TARGET are made. Content of an older version, also one beside TARGET,
+    and of an interrupted fetch is not transferred again.
 
     With several names, TARGET is a folder, which is made if it is not there: each file and each directory gets its own
     name in it. If one of them fails, the others are fetched all the same.
@@ -70,7 +88,7 @@ def fetch(
     if keeps_zip and unzip:
         raise click.UsageError("--zip writes a zip file and --unzip writes its content; give one of them")
     if output == _OUTPUT:
-        _check_output(references, unzip=unzip)
+        _check_output(references, unzip=unzip, seeds=seeds)
     if output == "":
         raise click.UsageError(f"--output: {EMPTY_PATH}")
     is_several = len(references) > 1
@@ -89,11 +107,11 @@ def fetch(
             say(json.dumps(result))
         return
     if not is_several:
-        [done], place, location = run_to_end(_fetch(context, requests, None))
+        [done], place, location = run_to_end(_fetch(context, requests, seeds, None))
         context.show(_result(done) | {"repository": location}, *table(**_rows(done), repository=place))
         return
     failures = Failures()
-    fetched, place, location = run_to_end(_fetch(context, requests, failures))
+    fetched, place, location = run_to_end(_fetch(context, requests, seeds, failures))
     results = {
         "fetched": [_result(done) for done in fetched],
         "failed": failures.as_json("reference"),
@@ -103,10 +121,12 @@ def fetch(
     show_blocks(context, results, blocks, place=place, failures=failures)
 
 
-def _check_output(references: Sequence[str], *, unzip: bool) -> None:
+def _check_output(references: Sequence[str], *, unzip: bool, seeds: Sequence[Path]) -> None:
     """Raise UsageError if this cannot be written to standard output."""
     if len(references) > 1:
         raise click.UsageError("-o - writes one file to standard output; fetch several one by one (-o ./- is a folder called -)")
+    if seeds:
+        raise click.UsageError("--seed is for a file or directory that is written to a disk; leave it out with -o -")
     if unzip:
         raise click.UsageError(
             "standard output takes one file; leave out --unzip, or fetch one file of it by its path after a ':'"
@@ -154,6 +174,8 @@ async def _fetch_to_output(context: CommandContext, wanted: FetchRequest) -> Res
             "file_count": 1,
             "bytes_received": fetched.bytes_received,
             "bytes_reused": 0,
+            "reused_from": [],
+            "was_there": False,
             **context.peers_result(repository),
             "seconds": fetched.seconds,
             "repository": repository.location,
@@ -229,16 +251,12 @@ class FetchRequest(NamedTuple):
         output, follows_link = self.output, self.is_chosen(name)
         path = Path(name if output is None else output)
         if output is not None and self.names_folder:
-            if not path.is_dir():
-                raise TargetError(output, "there is no such folder; make it first")
             path /= name
         if follows_link and path.is_symlink():
             # The link stays; the file that it points to is replaced.
             path = path.resolve()
         if path.is_dir():
             raise TargetError(str(path), "there is a folder at that path; give another target with -o")
-        if not path.parent.is_dir():
-            raise TargetError(str(path), f"there is no folder {path.parent}; make it first")
         return path
 
     def tree_path(self, name: str) -> Path:
@@ -296,7 +314,7 @@ class _Done(NamedTuple):
 
 
 async def _fetch(
-    context: CommandContext, requests: Sequence[FetchRequest], failures: Failures | None
+    context: CommandContext, requests: Sequence[FetchRequest], seeds: Sequence[Path], failures: Failures | None
 ) -> tuple[list[_Done], str, str]:
     """Do the fetches, and return their results, words that name the repository, and its location.
 
@@ -305,9 +323,15 @@ async def _fetch(
     from filestore.system.own_process import tune_process  # heavy
 
     tune_process()
+    from filestore.cache.cached_seeds import CachedSeeds  # heavy
+    from filestore.transfer.local_seeds import finders_of
+
     noted = Failures.raised() if failures is None else failures
     done: list[_Done] = []
-    async with context.repository(read_only=True) as repository:
+    limits = context.settings.zip_limits
+    async with context.repository(read_only=True) as repository, CachedSeeds(context.settings.cache, limits=limits) as cached:
+        # Made once, so that each is hashed once. What the cache has need not be hashed before it is copied.
+        finders = [cached, *finders_of(seeds)]
         found: list[_Found] = []
         for wanted in noted.each(requests, lambda wanted: wanted.reference):
             with noted.of(wanted.reference):
@@ -327,7 +351,7 @@ async def _fetch(
             noted.tell = items.tell
             for each, target in noted.each(placed, lambda place: place[0].wanted.reference):
                 with noted.of(each.wanted.reference):
-                    done.append(await _fetch_one(context, repository, each, target, items))
+                    done.append(await _fetch_one(context, repository, each, target, items, finders=finders))
         for result in done:
             _note_tree(context, result)
         return done, context.place(repository), repository.location
@@ -358,31 +382,52 @@ def _make_folder(output: str | None) -> None:
         raise TargetError(output, f"this folder cannot be made: {error.strerror}") from None
 
 
-async def _fetch_one(context: CommandContext, repository: Repository, found: _Found, target: Path, items: Items) -> _Done:
+async def _fetch_one(
+    context: CommandContext,
+    repository: Repository,
+    found: _Found,
+    target: Path,
+    items: Items,
+    *,
+    finders: Sequence[SeedFinder],
+) -> _Done:
     peers_before = context.peers_result(repository)
     with items.item(found.name if found.entry is not None else found.record.name) as report:
-        fetched = await _written(context, repository, found, target, report)
+        fetched = await _written(context, repository, found, target, report, finders=finders)
     peers = {name: size - peers_before.get(name, 0) for name, size in context.peers_result(repository).items()}
     return _Done(found, fetched, getattr(fetched, "file_count", None), peers)
 
 
 async def _written(
-    context: CommandContext, repository: Repository, found: _Found, target: Path, report: Report | None
+    context: CommandContext,
+    repository: Repository,
+    found: _Found,
+    target: Path,
+    report: Report | None,
+    *,
+    finders: Sequence[SeedFinder],
 ) -> FetchResult | FetchTreeResult:
     from filestore.transfer.fetch import fetch as fetch_file  # heavy
     from filestore.transfer.fetch import fetch_entry
     from filestore.transfer.fetch_tree import fetch_entry_tree, fetch_tree
+    from filestore.transfer.siblings import SiblingFinder
 
     wanted, record = found.wanted, found.record
+    # Last: they are only read if nothing else has the whole content.
+    finders = [*finders, SiblingFinder(is_tree=found.is_tree)]
     if found.is_tree:
         if found.entry is not None:
-            return await fetch_entry_tree(repository, record, found.entry, target=target, force=wanted.force, report=report)
+            return await fetch_entry_tree(
+                repository, record, found.entry, target=target, force=wanted.force, finders=finders, report=report
+            )
         limits = context.settings.zip_limits
-        return await fetch_tree(repository, record, target=target, force=wanted.force, limits=limits, report=report)
+        return await fetch_tree(
+            repository, record, target=target, force=wanted.force, seeds=finders, limits=limits, report=report
+        )
     force = wanted.is_chosen(found.name)
     if found.entry is not None:
-        return await fetch_entry(repository, record, found.entry, target=target, force=force, report=report)
-    return await fetch_file(repository, record, target=target, report=report, force=force)
+        return await fetch_entry(repository, record, found.entry, target=target, force=force, finders=finders, report=report)
+    return await fetch_file(repository, record, target=target, seeds=finders, report=report, force=force)
 
 
 def _note_tree(context: CommandContext, done: _Done) -> None:
@@ -417,6 +462,8 @@ def _result(done: _Done) -> dict[str, object]:
         "file_count": 1 if done.file_count is None else done.file_count,
         "bytes_received": fetched.bytes_received,
         "bytes_reused": fetched.bytes_reused,
+        "reused_from": [{"path": str(path), "size": size} for path, size in fetched.reused_from.items()],
+        "was_there": fetched.was_there,
         **done.peers,
         "seconds": fetched.seconds,
     }
@@ -433,5 +480,7 @@ def _rows(done: _Done) -> Rows:
         "received": exactly(fetched.bytes_received),
         **{name.removeprefix("bytes_"): exactly(size) for name, size in done.peers.items()},
         "reused": exactly(fetched.bytes_reused),
+        **({"from": ", ".join(map(for_display, fetched.reused_from))} if fetched.reused_from else {}),
+        **({"already_there": "verified; nothing was replaced"} if fetched.was_there else {}),
         "time": time_taken(fetched.seconds, fetched.bytes_received),
     }

@@ -50,6 +50,8 @@ _HOURS = re.compile(r"([0-9]{1,2})-([0-9]{1,2})\Z")
 UNKNOWN_FOLDER = Path("/dev/null/filestore")
 """A path at which nothing can be made. It is used in the place of a folder that is not known."""
 _PORT_LIMIT = 65535
+_SERVICE = re.compile(r"(tcp|udp|sctp)://[0-9a-fA-F.:\[\]]+:[0-9]+\Z")
+"""What Kubernetes sets in FILESTORE_PORT of all containers of a namespace that has a service named `filestore`."""
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 _VARIABLE_START = "filestore_"
 _NEAR, _NEAR_SHORT, _SHORT = 0.8, 0.66, 3
@@ -426,7 +428,7 @@ class Settings:
     )
     cache: Path = field(
         metadata=_setting(
-            "The cache folder of the commands `filestore cache`",
+            "The cache folder of the commands `filestore cache`, from which `filestore fetch` copies what it has",
             unit="path",
             parse=_path,
             default="filestore in the user's cache folder; on Linux ~/.cache/filestore",
@@ -1275,8 +1277,10 @@ def _first_given(
 ) -> _GivenValue | None:
     if options.get(name) is not None:
         return _GivenValue(option_of(name), options[name])
-    if setting.environment is not None and environ.get(setting.environment):
-        return _GivenValue(setting.environment, environ[setting.environment])
+    text = "" if setting.environment is None else environ.get(setting.environment)
+    # A URL or another value of this form is a mistake, of which the user must hear.
+    if text and not (name == "port" and _SERVICE.match(text)):
+        return _GivenValue(str(setting.environment), text)
     if name in file:
         return _GivenValue(f"{name} in {file_path}", file[name])
     return None

@@ -61,7 +61,7 @@ class Failures:
             yield
         except FilestoreError as error:
             # The next argument would wait for the same server again.
-            self._has_ended = isinstance(error, Unreachable | Interrupted | Stalled | Unauthorized)
+            self._has_ended |= isinstance(error, Unreachable | Interrupted | Stalled | Unauthorized)
             self._note(given, explained(error), error.slug)
         except click.UsageError:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -158,6 +159,8 @@ def _check_input(paths: Sequence[Path], name: str | None, selection: Selection, 
         raise click.UsageError(
             "standard input is one file, which is read once: leave out --dry-run, --rehash and the options of directories"
         )
+    if sys.stdin is None:
+        raise click.ClickException("standard input is closed; let a program write to it")
     if sys.stdin.isatty():
         raise click.ClickException(
             "standard input is a terminal; let a program write to it, as in `tar c data | filestore push - --name data.tar`"
@@ -327,7 +330,15 @@ def _names_of(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 def _sizes_of(paths: Sequence[Path]) -> list[int | None]:
     """Return the size of each file, and None for a directory, which has to be walked, and for a stream."""
-    return [path.stat().st_size if path.is_file() else None if path.exists() else 0 for path in paths]
+    return [_size_of(path) for path in paths]
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0  # its push fails, alone
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 async def _push_each(context: CommandContext, paths: Sequence[Path], pushing: _Pushing, failures: Failures | None) -> _AllDone:
@@ -435,7 +446,7 @@ async def _hash(context: CommandContext, path: Path, selection: Selection) -> Ma
 
 def _label(path: Path) -> str:
     # The names `.` and `..` say nothing to the user.
-    return path.resolve().name if path.is_dir() else path.name
+    return path.resolve().name if os.path.isdir(path) else path.name  # noqa: PTH112  # it raises nothing for a long name
 
 
 def codec_of(choice: str) -> Codec | None:

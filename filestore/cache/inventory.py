@@ -71,16 +71,16 @@ class StagedEntry(NamedTuple):
 
 def entries(root: Path) -> Iterator[CachedEntry]:
     """Yield the entries of the cache at `root`, intact or damaged."""
-    stores = _stores(root)
+    found = stores(root)
     for kind, name in FOLDERS.items():
-        for folder in (folder for store in stores for folder in sorted(store.glob(f"{name}/??/??/*"))):
+        for folder in (folder for store in found for folder in sorted(store.glob(f"{name}/??/??/*"))):
             with suppress(FileNotFoundError):  # it was removed meanwhile
                 yield _kept(folder, kind)
 
 
 def staged(root: Path) -> Iterator[StagedEntry]:
     """Yield the data in staging of the cache at `root`."""
-    for folder in (folder for store in _stores(root) for folder in sorted(store.glob("staging/*"))):
+    for folder in (folder for store in stores(root) for folder in sorted(store.glob("staging/*"))):
         # <label>, or .<label>.<32 hex digits>
         label = folder.name[1:].partition(".")[0] if folder.name.startswith(".") else folder.name
         with suppress(FileNotFoundError):
@@ -88,7 +88,7 @@ def staged(root: Path) -> Iterator[StagedEntry]:
             yield StagedEntry(_key(folder.parents[1], label), folder, size, used_at)
 
 
-def _stores(root: Path) -> list[Path]:
+def stores(root: Path) -> list[Path]:
     """Return the folders of the repositories and namespaces of the cache at `root`. Nothing else in it belongs to the cache."""
     return [
         folder

@@ -31,9 +31,10 @@ class _Candidate(NamedTuple):
 
 
 class FoundSeed(NamedTuple):
-    """A seed, and the kind and digest of its entry."""
+    """A seed, the kind and digest of its entry, and the path of its content."""
 
     wanted: WantedEntry
+    path: Path
     seed: Seed
 
 
@@ -69,10 +70,28 @@ def find_seeds(root: Path, wanted: Manifest, *, limits: ZipLimits) -> list[Found
         if manifest is None or tail is None or path is None or not recipe.cover(recipe.places_in(manifest)):
             continue
         left -= len(tail)
-        is_tree = candidate.kind is Kind.DIRECTORY
-        seed = TreeSeed(path, manifest, tail, limits=limits) if is_tree else FileSeed(path, manifest)
-        seeds.append(FoundSeed(WantedEntry(candidate.kind, manifest.digest), seed))
+        seeds.append(_found(candidate.kind, path, manifest, tail, limits=limits))
     return seeds
+
+
+def find_same(root: Path, wanted: Manifest, *, limits: ZipLimits) -> FoundSeed | None:
+    """Return the entry below `root` whose content has the digest of `wanted`, as a seed, or None."""
+    for kind in Kind:
+        folder = root / WantedEntry(kind, wanted.digest).path
+        manifest = read_manifest(folder)
+        if manifest is None or manifest.digest != wanted.digest:
+            continue
+        tail = _read_tail(_Candidate(kind, folder, manifest.size), limit=MANIFEST_LIMIT)
+        path = next(iter(contents(folder)), None)
+        if tail is not None and path is not None:
+            return _found(kind, path, manifest, tail, limits=limits)
+    return None
+
+
+def _found(kind: Kind, path: Path, manifest: Manifest, tail: bytes, *, limits: ZipLimits) -> FoundSeed:
+    is_tree = kind is Kind.DIRECTORY
+    seed = TreeSeed(path, manifest, tail, limits=limits) if is_tree else FileSeed(path, manifest)
+    return FoundSeed(WantedEntry(kind, manifest.digest), path, seed)
 
 
 class _Recipe:

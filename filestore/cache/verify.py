@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -15,12 +14,11 @@ from filestore.core.digest import Digest
 from filestore.core.paths import unhashed
 from filestore.core.records import Kind
 from filestore.errors import FilestoreError
-from filestore.format.zip import write
 from filestore.format.zip.read import Member
 from filestore.system.files import storage_errors
 from filestore.system.threads import in_disk_thread
 from filestore.transfer.push import manifest_of
-from filestore.transfer.sinks.compare import matches_disk
+from filestore.transfer.sinks.compare import has_modes, is_from_push, matches_disk
 from filestore.transfer.sources.walk import Symlinks
 
 _BYTECODE = "__pycache__"
@@ -85,30 +83,11 @@ async def _is_tree(path: Path, digest: Digest) -> bool:
     tail = await in_disk_thread(read_tail, folder)
     members = await in_disk_thread(read_members, tail, manifest)
     ignored = set() if any(_BYTECODE in member.path.split("/") for member in members) else {_BYTECODE}
-    if _is_ours(members, tail):
+    if is_from_push(members, tail):
         exclude = [glob for name in ignored for glob in (name, f"*/{name}")]
         found = await manifest_of(path, chunking_version=manifest.chunking_version, symlinks=Symlinks.KEEP, exclude=exclude)
         return found.digest == digest
     return await in_disk_thread(_is_theirs, path, members, ignored)
-
-
-def _is_ours(members: Sequence[Member], tail: bytes) -> bool:
-    """Return whether `tail` is the central directory that a push would write for these members."""
-    placed = [
-        write.PlacedEntry(
-            write.Entry(
-                member.path,
-                member.size,
-                is_executable=member.is_executable,
-                is_folder=member.is_folder,
-                target="" if member.is_link else None,
-            ),
-            member.crc,
-            member.start,
-        )
-        for member in members
-    ]
-    return write.central_directory(placed, members[-1].end if members else 0) == tail
 
 
 def _is_theirs(path: Path, members: Sequence[Member], ignored: Collection[str]) -> bool:
@@ -116,12 +95,6 @@ def _is_theirs(path: Path, members: Sequence[Member], ignored: Collection[str]) 
     with storage_errors(path):
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return matches_disk(root, members, ignored=ignored) and all(_has_mode(root, member) for member in members)
+            return matches_disk(root, members, ignored=ignored) and has_modes(root, members)
         finally:
             os.close(root)
-
-
-def _has_mode(root: int, member: Member) -> bool:
-    if member.is_folder or member.is_link:
-        return True
-    return bool(os.stat(member.path, dir_fd=root).st_mode & stat.S_IXUSR) == member.is_executable

@@ -8,10 +8,11 @@ servers check a link as any signed URL, and it ends when the row of this token i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from filestore.core.commits import printable
 from filestore.core.digest import Digest, token_digest
 from filestore.core.links import LINK_SECONDS_LIMIT, NONCE_PATTERN, Link
 from filestore.core.names import shortened
@@ -19,8 +20,9 @@ from filestore.core.paths import run_path
 from filestore.core.records import Record
 from filestore.core.scopes import Scope
 from filestore.core.signing import SigningKeys, sign, signed_path
-from filestore.errors import InvalidDigest, InvalidInput, LimitExceeded, NotFound
-from filestore.repository.index.protocol import Index, TokenRow, Transaction
+from filestore.errors import InvalidDigest, InvalidInput, LimitExceeded, NotFound, Unauthorized
+from filestore.repository.given_tokens import given_tokens
+from filestore.repository.index.protocol import TOKEN_ID_LENGTH, Index, TokenRow, Transaction
 
 TASK = "links"
 LINKS_LIMIT = 1000
@@ -59,7 +61,7 @@ async def make_link(index: Index, record: Record, *, seconds: float, nonce: str,
 
     The same `nonce`, which is 32 hexadecimal digits, gives the same link again.
 
-    Raises InvalidInput, LimitExceeded, StorageError.
+    Raises InvalidInput, LimitExceeded, StorageError; Unauthorized if the token of its maker was removed.
     """
     if not 0 < seconds <= LINK_SECONDS_LIMIT:
         raise InvalidInput(f"a link lasts more than 0 seconds and at most {LINK_SECONDS_LIMIT // 86400} days")
@@ -70,6 +72,7 @@ async def make_link(index: Index, record: Record, *, seconds: float, nonce: str,
     keys, now = await index.signing_keys(), _now()
     async with index.transaction() as transaction:
         rows = {row.digest: row for row in await index.tokens()}
+        await _check_maker(index, maker, rows.values())
         kept = await _kept_links(index, record.namespace)
         for digest in [digest for digest in kept if (row := rows.get(digest)) is None or row.has_expired(now)]:
             del kept[digest]
@@ -80,7 +83,8 @@ async def make_link(index: Index, record: Record, *, seconds: float, nonce: str,
                 raise LimitExceeded("the number of links of the namespace", len(kept) + 1, LINKS_LIMIT)
             ends = [row.expires_at for row in rows.values() if row.id == maker.token_id and row.expires_at is not None]
             expires_at = min([now + round(seconds * _SECOND), *ends])
-            kept[digest] = _KeptLink(record.id, record.full_name, now, expires_at, maker.token_id, maker.label or maker.token_id)
+            made_by = printable(maker.label) or maker.token_id
+            kept[digest] = _KeptLink(record.id, record.full_name, now, expires_at, maker.token_id, made_by)
             await transaction.add_token(
                 digest,
                 namespace=record.namespace,
@@ -91,6 +95,13 @@ async def make_link(index: Index, record: Record, *, seconds: float, nonce: str,
             )
         await _write(transaction, record.namespace, kept)
     return _link(digest, kept[digest])._replace(path=_path(keys, digest, record, kept[digest].expires_at))
+
+
+async def _check_maker(index: Index, maker: LinkMaker, rows: Iterable[TokenRow]) -> None:
+    """Raise Unauthorized if the token of a maker was removed. A server may not know it yet, and nothing would end the link."""
+    removed = {str(token.digest)[:TOKEN_ID_LENGTH] for token in await given_tokens(index) if token.is_removed}
+    if maker.token_id in removed.difference(row.id for row in rows):
+        raise Unauthorized("the server")
 
 
 async def list_links(index: Index, namespace: str, *, prefix: str = "") -> list[Link]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import Commit, LabelKind, NewCommit, checked_new_commit
+from filestore.core.commits import COMMITS_LIMIT, Commit, LabelKind, NewCommit, checked_new_commit
 from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.names import checked_new_full_name
@@ -222,12 +222,14 @@ async def _task(
 
 
 async def _history(repository: Repository, name: str) -> list[Commit]:
-    """Return all commits of `main`, the oldest first. At most as many as a name keeps."""
+    """Return all commits of `main`, the oldest first. Raises LimitExceeded if there are more than a name keeps."""
     commits: list[Commit] = []
     before = None
     while page := await repository.history(name, limit=_HISTORY_PAGE, before=before):
         commits += page
         before = page[-1].number
+        if len(commits) > COMMITS_LIMIT:  # a server could list them without end
+            raise LimitExceeded(f"the number of versions at {repository.location}", len(commits), COMMITS_LIMIT)
         if len(page) < _HISTORY_PAGE:
             break
     return commits[::-1]

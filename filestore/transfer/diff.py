@@ -136,12 +136,12 @@ async def diff(
     include, exclude: which of its files are taken, as for `push`.
     limits: for zip files that you do not trust.
 
-    Two files of stored directories are the same if they have the same chunks, or, where they share chunks with others, the same
-    size and CRC-32. Whether a file is executable counts as well. Folders are not compared. Tensors of files that end in
-    `.safetensors` or `.gguf` are compared by their type, shape and data.
+    Two files are the same if they have the same content; of files that are compressed in a zip file, size and CRC-32 count.
+    Whether a file is executable counts as well. Folders are not compared. Tensors of files that end in `.safetensors` or `.gguf`
+    are compared by their type, shape and data.
 
-    Cost: the manifests and lists of entries are read; of files with changed tensors their headers, and those small tensors that
-    share chunks with others.
+    Cost: the manifests and lists of entries are read; small files with the same CRC-32 whose chunks have something else that
+    differs; of files with changed tensors their headers, and those small tensors that share chunks with others.
 
     Raises InvalidInput, InvalidReference, NotFound, EntryNotFound, InvalidArchive, LimitExceeded, DamagedChunk, ChunksMissing,
     StorageError, TransferError; and what `push` raises because of a local path.
@@ -212,10 +212,8 @@ async def _is_same(before: Side, mine: ComparedFile, after: Side, its: ComparedF
             raise InvalidInput(f"{before.name} or {after.name} is compressed in its zip file; fetch it, and compare the file")
         return True
     same = _has_same_chunks(before, mine.start, after, its.start, mine.size)
-    if has_checksums and same is None:
-        return True
     if same is None or (has_checksums and not same):
-        # Neither chunks nor checksums can tell.
+        # Neither chunks nor checksums can tell: whoever publishes a file can give it the checksum of another one.
         return await _has_same_bytes(before, mine.start, after, its.start, mine.size)
     return same
 
@@ -224,7 +222,7 @@ def _has_same_chunks(before: Side, start: int, after: Side, other: int, size: in
     """Return whether two ranges are the same, or None if their chunks cannot tell."""
     mine, its = before.chunks_of(start, start + size), after.chunks_of(other, other + size)
     if mine is None or its is None:
-        return None
+        return True if before.chunks_around(start, start + size) == after.chunks_around(other, other + size) else None
     # Content that is cut by other rules has other chunks.
     return True if mine == its else False if before.manifest.chunking_version == after.manifest.chunking_version else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
@@ -93,6 +93,11 @@ class Side:
             return None
         end = self.offsets[last] if last < len(self.offsets) else self.manifest.size
         return self.manifest.chunks.between(first, last) if end == stop else None
+
+    def chunks_around(self, start: int, stop: int) -> tuple[int, Chunks]:
+        """Return the chunks that have a part of these bytes, of which there are some, and where they begin in the first one."""
+        first = bisect_right(self.offsets, start) - 1
+        return start - self.offsets[first], self.manifest.chunks.between(first, bisect_left(self.offsets, stop))
 
 
 class Part:

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,8 @@ from filestore.system.metrics import Stage, span
 from filestore.system.owners import PRIVATE_FILE, is_ours, tighten_descriptor, usual_mode
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.fetch_entry import FoundEntry, checked_kind, content_of, find_entry, find_wanted, own_manifest
+from filestore.transfer.local_seeds import LocalSeed, SeedFinder, SeedSource, find_seeds, finders_of
+from filestore.transfer.parents import with_parents
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
@@ -55,7 +57,9 @@ class FetchResult:
     size: Bytes of the file.
     bytes_received: Bytes that were received: compressed chunks with their headers.
     bytes_reused: Bytes of the file that were on this machine already.
+    reused_from: The part of these bytes that came from each file or folder of this machine, by its path.
     seconds: How long the fetch took.
+    was_there: True where the same file was at the target: it was verified, and nothing was replaced.
     manifest: The list of the file's chunks.
     """
 
@@ -64,7 +68,9 @@ class FetchResult:
     size: int
     bytes_received: int
     bytes_reused: int
+    reused_from: Mapping[Path, int]
     seconds: float
+    was_there: bool
     manifest: Manifest = field(repr=False, compare=False)
 
 
@@ -74,6 +80,7 @@ async def fetch(
     *,
     target: str | Path,
     force: bool = False,
+    seeds: Sequence[SeedSource] = (),
     report: Report | None = None,
 ) -> FetchResult:
     """Write a stored file to the path `target`, every byte verified.
@@ -89,9 +96,11 @@ async def fetch(
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name. `:` and the path of a file may follow the text.
-    target: the path of the file itself, in a folder that exists.
+    target: the path of the file itself. Missing folders above it are made.
     force: replace a file with other content that is at `target`, or a symbolic link to one. Without it, such a file is an
         error. Chunks that the old file and the new one share are copied and not received.
+    seeds: paths of files or folders of this machine that may have parts of the content, such as an older version. They are read
+        and hashed. Chunks that they have are copied, verified, and not received. A file that changes meanwhile is left out.
     report: called with a `Progress` at each step, in the thread of the event loop.
 
     Idempotent: where the file is at `target` already, it is read and verified, and nothing is received or written.
@@ -103,16 +112,16 @@ async def fetch(
     was received, no such file is left.
 
     Raises InvalidReference or NotFound where `wanted` names nothing; EntryNotFound, InvalidArchive or LimitExceeded where the
-    file of a directory cannot be read; TargetError, StorageFull or StorageError where the file
-    cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError
-    where a server refuses or cannot be reached.
+    file of a directory cannot be read; SourceUnreadable where a seed cannot be read; TargetError, StorageFull or StorageError
+    where the file cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or
+    TransferError where a server refuses or cannot be reached.
     """
-    path = given_path(target)
+    path, finders = given_path(target), finders_of(seeds)
     record, reference = await find_wanted(repository, wanted)
     if reference.entry_path is None:
-        return await fetch_record(repository, record, target=path, force=force, report=report)
+        return await fetch_record(repository, record, target=path, force=force, finders=finders, report=report)
     found = await find_entry(repository, record, reference)
-    return await fetch_entry(repository, record, found, target=path, force=force, report=report)
+    return await fetch_entry(repository, record, found, target=path, force=force, finders=finders, report=report)
 
 
 async def fetch_entry(
@@ -122,6 +131,7 @@ async def fetch_entry(
     *,
     target: Path,
     force: bool = False,
+    finders: Sequence[SeedFinder] = (),
     report: Report | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchResult:
@@ -143,25 +153,27 @@ async def fetch_entry(
             target=target,
             force=force,
             manifest=manifest,
+            finders=finders,
             report=report,
             is_executable=is_executable,
             options=options,
         )
         return replace(result, seconds=time.monotonic() - started)
-    read = await content_of(repository, found, target, report)
-    result = await fetch_record(
-        repository,
-        record,
-        target=target,
-        force=force,
-        manifest=read.seed.manifest,
-        seeds=[read.seed],
-        is_executable=is_executable,
-        options=options,
-    )
+    async with with_parents(target):
+        read = await content_of(repository, found, target, report)
+        result = await fetch_record(
+            repository,
+            record,
+            target=target,
+            force=force,
+            manifest=read.seed.manifest,
+            seeds=[read.seed],
+            is_executable=is_executable,
+            options=options,
+        )
     if report is not None:
         report(Progress(result.size, result.size, read.bytes_received, 0, 0, 1, 1))
-    return replace(result, bytes_received=read.bytes_received, bytes_reused=0, seconds=time.monotonic() - started)
+    return replace(result, bytes_received=read.bytes_received, bytes_reused=0, reused_from={}, seconds=time.monotonic() - started)
 
 
 async def fetch_record(
@@ -173,6 +185,7 @@ async def fetch_record(
     manifest: Manifest | None = None,
     report: Report | None = None,
     seeds: Sequence[Seed] = (),
+    finders: Sequence[SeedFinder] = (),
     partial_file: PartialFile | None = None,
     is_executable: bool = False,
     options: TransferOptions = DEFAULT_OPTIONS,
@@ -180,9 +193,9 @@ async def fetch_record(
     """Write the file of `record` to `target`, as `fetch` does, with help from other local data.
 
     `manifest` is the manifest of the file. Without it, the function asks the repository for it. Chunks that a seed
-    holds are copied instead of received. All seeds are closed at the end. `partial_file` is told the offset of each
-    chunk that was written. Chunks that its reader waits for are fetched first. With `is_executable`, a new file can be
-    executed.
+    holds are copied instead of received. All seeds are closed at the end. `finders` find more of them. `partial_file` is
+    told the offset of each chunk that was written. Chunks that its reader waits for are fetched first. With
+    `is_executable`, a new file can be executed.
 
     Raises TargetError, StorageFull, StorageError, DamagedChunk, ChunksMissing, NotFound, TransferError.
     """
@@ -191,17 +204,36 @@ async def fetch_record(
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         receiving = Receiver(repository, manifest, report, options=options)
-        for attempt in count(1):
-            try:
-                await _fetch(receiving, manifest, target, seeds, partial_file, force=force, is_executable=is_executable)
-            except OvertakenError:
-                if attempt == ATTEMPTS:
-                    reason = "its staging file was removed again and again by someone else"
-                    raise TargetError(str(target), reason) from None
-            else:
-                seconds = time.monotonic() - started
-                return FetchResult(record, target, manifest.size, receiving.moved, receiving.reused, seconds, manifest)
-    raise AssertionError
+        async with with_parents(target):
+            for attempt in count(1):
+                try:
+                    await _fetch(
+                        receiving,
+                        manifest,
+                        target,
+                        seeds,
+                        partial_file,
+                        finders=finders,
+                        force=force,
+                        is_executable=is_executable,
+                    )
+                except OvertakenError:
+                    if attempt == ATTEMPTS:
+                        reason = "its staging file was removed again and again by someone else"
+                        raise TargetError(str(target), reason) from None
+                else:
+                    break
+        return FetchResult(
+            record=record,
+            path=target,
+            size=manifest.size,
+            bytes_received=receiving.moved,
+            bytes_reused=receiving.reused,
+            reused_from=receiving.reused_from,
+            seconds=time.monotonic() - started,
+            was_there=receiving.is_whole,
+            manifest=manifest,
+        )
 
 
 async def _fetch(  # each is a part of the call
@@ -211,6 +243,7 @@ async def _fetch(  # each is a part of the call
     seeds: Sequence[Seed],
     partial_file: PartialFile | None,
     *,
+    finders: Sequence[SeedFinder],
     force: bool,
     is_executable: bool,
 ) -> None:
@@ -221,10 +254,14 @@ async def _fetch(  # each is a part of the call
         return
     if not force:
         await in_disk_thread(_check_free, target, was_free=is_free)
-    found = [] if older is None else [FileSeed(target, older)]
-    with closing(found), _PartialFile(target, manifest, partial_file) as staging:
+    found = await find_seeds(
+        receiving, manifest, target, finders, older=None if older is None else LocalSeed(target, FileSeed(target, older))
+    )
+    local = [each.seed for each in found]
+    with closing(local), _PartialFile(target, manifest, partial_file) as staging:
         await in_disk_thread(staging.open)
-        await receiving.reuse(staging, [*found, *seeds], resume=staging.held)
+        await receiving.reuse(staging, [*local, *seeds], resume=staging.held)
+        receiving.note_sources(found)
         await in_disk_thread(staging.check_space, receiving.missing_size())
         await receiving.download(staging, partial_file=partial_file)
         if not force:

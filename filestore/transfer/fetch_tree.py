@@ -13,7 +13,7 @@ container image, since an overlay file system does not rename such a folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -36,18 +36,18 @@ from filestore.repository.protocol import Repository, Wanted
 from filestore.system.files import given_path
 from filestore.system.threads import in_cpu_thread, in_disk_thread
 from filestore.transfer.fetch_entry import FoundEntry, TreePart, checked_kind, find_entry, find_wanted, tree_part
+from filestore.transfer.local_seeds import LocalSeed, SeedFinder, SeedSource, find_seeds, finders_of, seed_of
+from filestore.transfer.parents import with_parents
 from filestore.transfer.receiver import Receiver
 from filestore.transfer.schedule import DEFAULT_OPTIONS, TransferOptions
-from filestore.transfer.seeds import FileSeed, Seed, closing
+from filestore.transfer.seeds import Seed, closing
+from filestore.transfer.sinks.compare import is_from_push
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
-from filestore.transfer.sources.file import FileSource
-from filestore.transfer.sources.tree import TreeSource
-from filestore.transfer.sources.walk import Symlinks, walk
 from filestore.transfer.stored_tree import EntryKind
-from filestore.transfer.target import ATTEMPTS, OWN_NAMES, Target
-from filestore.transfer.tree_seed import TreeSeed, read_structure, tree_tail
+from filestore.transfer.target import ATTEMPTS, Target
+from filestore.transfer.tree_seed import TreeSeed, read_structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,12 @@ class FetchTreeResult:
     file_count: Number of files and links in the tree.
     bytes_received: Bytes that were received: compressed chunks with their headers.
     bytes_reused: Bytes of the zip that were on this machine already.
+    reused_from: The part of these bytes that came from each file or folder of this machine, by its path.
     seconds: How long the fetch took.
     is_atomic: False where the target was a folder that stays, and its names appeared one by one. True otherwise:
         one rename.
     left: The old content of the target, or a part of it, where it could not be removed; None otherwise.
+    was_there: True where the same tree was at the target: it was verified, and nothing was replaced.
     manifest: The list of the zip's chunks.
     tail: The zip's bytes from its central directory on. With the manifest, a `TreeSeed` of the tree is made of
         them.
@@ -75,9 +77,11 @@ class FetchTreeResult:
     file_count: int
     bytes_received: int
     bytes_reused: int
+    reused_from: Mapping[Path, int]
     seconds: float
     is_atomic: bool
     left: Path | None
+    was_there: bool
     manifest: Manifest = field(repr=False, compare=False)
     tail: bytes = field(repr=False, compare=False)
 
@@ -88,6 +92,7 @@ async def fetch_tree(
     *,
     target: str | Path,
     force: bool = False,
+    seeds: Sequence[SeedSource] = (),
     limits: ZipLimits = DEFAULT_LIMITS,
     report: Report | None = None,
 ) -> FetchTreeResult:
@@ -104,12 +109,18 @@ async def fetch_tree(
     repository: what `connect` gives.
     wanted: a name, an id, a digest or a stored path as a text, or a `Reference`, `Record`, `File` or `Directory`. A name means
         the newest file of that name. `:` and the path of a folder may follow the text.
-    target: the path of the tree itself: a new name in a folder that exists, or an empty folder.
+    target: the path of the tree itself: a new name, or an empty folder. Missing folders above it are made.
     force: replace the file at `target`, or the folder with all that is in it. Without it, a folder that is not empty is an
-        error, even where it holds the same tree. A symbolic link is never replaced. Files that the old tree and the new one
-        share are copied and not received.
+        error, unless it is the same tree. A symbolic link is never replaced. Files that the old tree and the new one share are
+        copied and not received.
+    seeds: paths of files or folders of this machine that may have parts of the content, as for `fetch`. A folder is read as a
+        push of it reads it, and its links are not followed.
     limits: what the zip file may ask of this machine; see `ZipLimits`.
     report: called with a `Progress` at each step, in the thread of the event loop.
+
+    Idempotent: where the same tree is at `target` already, it is read and verified, and nothing but its list of entries is
+    received. The tree of a pushed directory is hashed. The tree of another zip file, or of a part of a directory, is compared
+    with the checksums in the list of entries.
 
     Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
 
@@ -119,18 +130,20 @@ async def fetch_tree(
     `FetchTreeResult.is_atomic`.
 
     Raises InvalidReference, NotFound or EntryNotFound where `wanted` names nothing; NotAnArchive, InvalidArchive or
-    LimitExceeded where the file cannot be unpacked; TargetError, StorageFull or StorageError where the tree cannot be written;
-    DamagedChunk or ChunksMissing where the repository has lost a part of it; Unauthorized or TransferError where a server
-    refuses or cannot be reached.
+    LimitExceeded where the file cannot be unpacked; SourceUnreadable where a seed cannot be read; TargetError, StorageFull or
+    StorageError where the tree cannot be written; DamagedChunk or ChunksMissing where the repository has lost a part of it;
+    Unauthorized or TransferError where a server refuses or cannot be reached.
 
     Source: APPNOTE.TXT 6.3.10, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, for zip files.
     """
-    path = given_path(target)
+    path, finders = given_path(target), finders_of(seeds)
     record, reference = await find_wanted(repository, wanted)
     if not reference.entry_path:
-        return await fetch_record_tree(repository, record, target=path, force=force, limits=limits, report=report)
+        return await fetch_record_tree(
+            repository, record, target=path, force=force, limits=limits, finders=finders, report=report
+        )
     found = await find_entry(repository, record, reference, limits=limits)
-    return await fetch_entry_tree(repository, record, found, target=path, force=force, report=report)
+    return await fetch_entry_tree(repository, record, found, target=path, force=force, finders=finders, report=report)
 
 
 async def fetch_record_tree(
@@ -142,6 +155,7 @@ async def fetch_record_tree(
     limits: ZipLimits = DEFAULT_LIMITS,
     manifest: Manifest | None = None,
     seeds: Sequence[Seed] = (),
+    finders: Sequence[SeedFinder] = (),
     report: Report | None = None,
     reserve: Callable[[Zip], Awaitable[None]] | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
@@ -160,15 +174,16 @@ async def fetch_record_tree(
         if manifest is None:
             manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
         place = Target(target, manifest.digest, force=force)
-        is_moved = await in_disk_thread(place.look)
-        receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
-        try:
-            archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
-            part = TreePart(archive, manifest, manifest.digest)
-            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
-        except (InvalidArchive, LimitExceeded):
-            await in_disk_thread(place.discard)
-            raise
+        async with with_parents(place.path):
+            is_moved = await in_disk_thread(place.look)
+            receiving = Receiver(repository, manifest, report, seeds=seeds, options=options)
+            try:
+                archive = await read_structure(receiving, record.name, manifest.size, limits, offset_space=options.offset_space)
+                part = TreePart(archive, manifest, manifest.digest)
+                await _write(receiving, part, place, seeds, finders, is_moved=is_moved, reserve=reserve, options=options)
+            except (InvalidArchive, LimitExceeded):
+                await in_disk_thread(place.discard)
+                raise
     return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
 
 
@@ -179,6 +194,7 @@ async def fetch_entry_tree(
     *,
     target: Path,
     force: bool = False,
+    finders: Sequence[SeedFinder] = (),
     report: Report | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> FetchTreeResult:
@@ -191,7 +207,9 @@ async def fetch_entry_tree(
     started = time.monotonic()
     await checked_kind(repository, found, EntryKind.FOLDER)
     part = await in_cpu_thread(tree_part, found.tree, found.entry.path)
-    result = await fetch_part(repository, record, part, target=target, force=force, report=report, options=options)
+    result = await fetch_part(
+        repository, record, part, target=target, force=force, finders=finders, report=report, options=options
+    )
     return replace(result, seconds=time.monotonic() - started)
 
 
@@ -203,6 +221,7 @@ async def fetch_part(
     target: Path,
     force: bool = False,
     seeds: Sequence[Seed] = (),
+    finders: Sequence[SeedFinder] = (),
     report: Report | None = None,
     reserve: Callable[[Zip], Awaitable[None]] | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
@@ -214,13 +233,14 @@ async def fetch_part(
     started = time.monotonic()
     with closing(seeds):
         place = Target(target, part.key, force=force)
-        is_moved = await in_disk_thread(place.look)
-        receiving = Receiver(repository, part.manifest, report, seeds=seeds, options=options)
-        try:
-            await _write(receiving, part, place, seeds, is_moved=is_moved, reserve=reserve, options=options)
-        except (InvalidArchive, LimitExceeded):
-            await in_disk_thread(place.discard)
-            raise
+        async with with_parents(place.path):
+            is_moved = await in_disk_thread(place.look)
+            receiving = Receiver(repository, part.manifest, report, seeds=seeds, options=options)
+            try:
+                await _write(receiving, part, place, seeds, finders, is_moved=is_moved, reserve=reserve, options=options)
+            except (InvalidArchive, LimitExceeded):
+                await in_disk_thread(place.discard)
+                raise
     return _result(record, part, receiving, place, target=target, seconds=time.monotonic() - started)
 
 
@@ -234,9 +254,11 @@ def _result(
         file_count=part.archive.file_count,
         bytes_received=receiving.moved,
         bytes_reused=receiving.reused,
+        reused_from=receiving.reused_from,
         seconds=seconds,
         is_atomic=not place.is_inside,
         left=place.left,
+        was_there=receiving.is_whole,
         manifest=part.manifest,
         tail=part.archive.tail,
     )
@@ -247,6 +269,7 @@ async def _write(
     part: TreePart,
     place: Target,
     seeds: Sequence[Seed],
+    finders: Sequence[SeedFinder],
     *,
     is_moved: bool,
     reserve: Callable[[Zip], Awaitable[None]] | None,
@@ -259,9 +282,14 @@ async def _write(
         return
     if is_moved:
         await in_disk_thread(place.look)
+    if place.is_kept and await _is_there(receiving, part, place):
+        await in_disk_thread(place.discard)
+        receiving.note_whole()
+        return
+    place.refuse_kept()
     if reserve is not None:
         await reserve(part.archive)
-    await _fetch_tree(receiving, part, place, seeds, options=options)
+    await _fetch_tree(receiving, part, place, seeds, finders, options=options)
 
 
 async def _fetch_tree(
@@ -269,12 +297,13 @@ async def _fetch_tree(
     part: TreePart,
     place: Target,
     seeds: Sequence[Seed],
+    finders: Sequence[SeedFinder],
     *,
     options: TransferOptions,
 ) -> None:
     for attempt in count(1):
         try:
-            await _attempt(receiving, part, place, seeds, options=options)
+            await _attempt(receiving, part, place, seeds, finders, options=options)
         except OvertakenError:
             if await in_disk_thread(place.holds, part.archive):
                 await in_disk_thread(place.discard)
@@ -284,8 +313,23 @@ async def _fetch_tree(
                 reason = "another process removed its staging folder again and again; end that process, and fetch again"
                 raise TargetError(str(place.path), reason) from None
             await in_disk_thread(place.look)
+            place.refuse_kept()
         else:
             return
+
+
+async def _is_there(receiving: Receiver, part: TreePart, place: Target) -> bool:
+    """Return whether the tree is at the target already. Its content is read only if its names and sizes are right.
+
+    The tree that a push stored is hashed. For any other one, and for a part of a tree, no digest is known: its files are
+    compared with the checksums in the central directory.
+    """
+    if not await in_disk_thread(place.resembles, part.archive):
+        return False
+    if await in_cpu_thread(is_from_push, part.archive.members, part.archive.tail):
+        older = await _older(receiving, part.manifest, place)
+        return older is not None and older.seed.manifest.digest == part.key
+    return await in_disk_thread(place.holds_all, part.archive)
 
 
 async def _attempt(
@@ -293,21 +337,24 @@ async def _attempt(
     part: TreePart,
     place: Target,
     seeds: Sequence[Seed],
+    finders: Sequence[SeedFinder],
     *,
     options: TransferOptions,
 ) -> None:
     older = await _older(receiving, part.manifest, place)
     # The key of a folder is never the digest of a tree.
-    if isinstance(older, TreeSeed) and older.manifest.digest == part.key:
+    if older is not None and isinstance(older.seed, TreeSeed) and older.seed.manifest.digest == part.key:
         await in_disk_thread(place.discard)
         receiving.note_whole()
         return
-    found = [] if older is None else [older]
+    found = await find_seeds(receiving, part.manifest, place.path, finders, older=older)
+    local = [each.seed for each in found]
     staging = TreeStaging(place.staging, place.path, part.archive, gather_limit=options.gather_limit)
-    with closing(found), staging:
+    with closing(local), staging:
         try:
             await in_disk_thread(staging.prepare)
-            await receiving.reuse(staging, [*found, *seeds], resume=not staging.is_fresh)
+            await receiving.reuse(staging, [*local, *seeds], resume=not staging.is_fresh)
+            receiving.note_sources(found)
             await in_disk_thread(staging.check_space)
             await receiving.download(staging)
             await in_disk_thread(staging.finish)
@@ -322,17 +369,8 @@ async def _attempt(
         await in_disk_thread(place.publish, staging)
 
 
-async def _older(receiving: Receiver, manifest: Manifest, place: Target) -> Seed | None:
+async def _older(receiving: Receiver, manifest: Manifest, place: Target) -> LocalSeed | None:
     """Return the file or tree that will be replaced, as a seed. Return None if it is missing or cannot be read."""
     if not place.is_replaced:
         return None
-    try:
-        if await in_disk_thread(place.path.is_dir):
-            walked = await in_disk_thread(walk, place.path, symlinks=Symlinks.KEEP, exclude=[OWN_NAMES])
-            with await in_cpu_thread(TreeSource, walked, chunking_version=manifest.chunking_version) as tree:
-                older = await receiving.scan(tree)
-                return TreeSeed(place.path, older, await in_cpu_thread(tree_tail, tree))
-        with await in_disk_thread(FileSource, place.path, chunking_version=manifest.chunking_version) as file:
-            return FileSeed(place.path, await receiving.scan(file))
-    except FilestoreError:
-        return None
+    return await seed_of(receiving, place.path, chunking_version=manifest.chunking_version)

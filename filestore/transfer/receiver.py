@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from filestore.core.digest import chunk_digest
@@ -72,6 +73,10 @@ class Receiver:
         """Encoded bytes of the frames that were received."""
         self.reused = 0
         """Decoded bytes that were on this machine already."""
+        self.reused_from: dict[Path, int] = {}
+        """The part of these bytes that came from each file or folder with a path."""
+        self.is_whole = False
+        """The target has the whole content already."""
         self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
@@ -89,6 +94,7 @@ class Receiver:
         """Which chunks were received by `content`, by their numbers."""
         self._seeds = seeds
         self._seeded: list[_SeedMatches] = []
+        self._reused_by: dict[int, int] = {}
         self._seed_lock = threading.Lock()
         self._read = self._written = self._under_way = self._done = 0
         self._checked = self._to_check = 0
@@ -98,6 +104,7 @@ class Receiver:
 
     def note_whole(self) -> None:
         """Note that the whole content is on this machine already."""
+        self.is_whole = True
         self.reused = self._manifest.size
         self.report_progress()
 
@@ -157,8 +164,10 @@ class Receiver:
             with self._checking(self._missing_size):
                 await self._reuse_each(batches_by_size(staged, self._options), lambda batch: _held(sink, batch))
         for seed in seeds:
+            before = self.reused
             with suppress(SourceError):
                 await self._reuse_seed(sink, seed)
+            self._reused_by[id(seed)] = self.reused - before
         # Chunks that have an order are read from seeds when they are next, so these seeds stay open.
         ordered = await in_cpu_thread(self._table.missing, Ordering.ONCE, Ordering.AFTER)
         self._seeded = await in_cpu_thread(_look_up, ordered, seeds)
@@ -166,6 +175,11 @@ class Receiver:
         for seed in seeds:
             if id(seed) not in needed:
                 await in_disk_thread(seed.close)
+
+    def note_sources(self, seeds: Iterable[tuple[Path, Seed]]) -> None:
+        """Note in `reused_from` how much came from these seeds, after `reuse`."""
+        sizes = ((path, self._reused_by.get(id(seed), 0)) for path, seed in seeds)
+        self.reused_from = {path: size for path, size in sizes if size}
 
     def missing_size(self) -> int:
         """Return the number of bytes that are not filled yet."""

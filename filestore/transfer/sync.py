@@ -133,8 +133,8 @@ async def sync_to_name(
     Cancellation: nothing is recorded.
 
     Raises InvalidInput if `path` is not a folder, and without `delete` if a file is in the place of a stored folder, or the other
-    way round; InvalidReference if the name means a single file; HeadMoved if somebody else commits meanwhile; and what `push` and
-    `fetch_tree` raise.
+    way round, and HeadMoved if somebody else commits meanwhile; InvalidReference if the name means a single file; and what `push`
+    and `fetch_tree` raise.
     """
     started = time.monotonic()
     root = given_path(path)
@@ -278,7 +278,7 @@ def _local_changes(walked: WalkResult, old: _Stored | None, *, delete: bool) -> 
         changes.append(SyncChange(entry.name, SyncAction.CHANGE if is_there else SyncAction.ADD, entry.size))
         operations.append(PutFile(entry.name, Path(path), is_executable=entry.is_executable))
     if delete and old is not None:
-        names = {entry.name for entry in walked.entries}
+        names = {entry.name for entry in walked.entries if not entry.is_folder}
         changes += [
             SyncChange(each.path, SyncAction.REMOVE, each.size)
             for each in old.tree.entries(recursive=True)
@@ -366,6 +366,8 @@ def _compare(root: Path, tree: StoredTree, links: dict[str, str]) -> _Found:
         if state is Match.OTHER_KIND:
             found.in_the_way.append(entry.path)
         if entry.kind is EntryKind.FOLDER:
+            if state is Match.OTHER_KIND:
+                found.changes.append(SyncChange(entry.path, SyncAction.REMOVE, _size_of(root / entry.path)))
             found.folders.append(entry.path)
             blocked = blocked if blocked and entry.path.startswith(blocked) else f"{entry.path}/"
             continue
@@ -373,6 +375,11 @@ def _compare(root: Path, tree: StoredTree, links: dict[str, str]) -> _Found:
         found.changes.append(SyncChange(entry.path, action, entry.size))
         (found.links if entry.kind is EntryKind.LINK else found.files).append(entry)
     return found
+
+
+def _size_of(path: Path) -> int:
+    with storage_errors(path, translate=source_error):
+        return path.lstat().st_size
 
 
 async def _link_targets(repository: Repository, tree: StoredTree) -> dict[str, str]:

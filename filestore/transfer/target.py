@@ -6,7 +6,7 @@ import errno
 import filecmp
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -30,7 +30,7 @@ from filestore.system.files import (
 from filestore.system.locks import FileLock
 from filestore.system.metrics import Stage, span
 from filestore.system.owners import PRIVATE_FOLDER, is_ours, is_shared
-from filestore.transfer.sinks.compare import matches_disk
+from filestore.transfer.sinks.compare import has_modes, matches_disk, resembles_disk
 from filestore.transfer.sinks.protocol import OvertakenError
 from filestore.transfer.sinks.tree import TreeStaging
 from filestore.transfer.sinks.zip_index import Zip
@@ -81,6 +81,8 @@ class Target:
         self.path = path if path.name not in {"", ".."} else path.resolve()
         self.is_replaced = False
         """Something is at the path and will be replaced."""
+        self.is_kept = False
+        """A folder with content is at the path, and may not be replaced. The fetch is refused unless it is the same tree."""
         self._force = force
         self._lock_seconds = lock_seconds
         # Of fixed length, since the target's own name may already have 255 bytes. It differs from the label of a
@@ -119,6 +121,7 @@ class Target:
         process replaces what is in it.
         """
         self._staging_name = f"{self._stem}{STAGING_END}"
+        self.is_kept = False
         is_published = self._look()
         if not self.is_inside:
             with storage_errors(self.path, translate=target_error):
@@ -135,7 +138,7 @@ class Target:
             status = self.path.lstat()
         except FileNotFoundError:
             self.is_inside = self.is_replaced = False
-            return self._check_parent()
+            return False
         except OSError as error:
             raise target_error(str(self.path), error) from None
         if stat.S_ISLNK(status.st_mode):
@@ -153,12 +156,31 @@ class Target:
 
     def holds(self, archive: Zip) -> bool:
         """Return whether the target is exactly the tree of `archive`. Cost: the whole tree is read."""
+        return self._compares(lambda root: matches_disk(root, archive.members, ignored=self._ours))
+
+    def holds_all(self, archive: Zip) -> bool:
+        """Do what `holds` does, and compare the permission to execute too."""
+        return self.holds(archive) and self._compares(lambda root: has_modes(root, archive.members))
+
+    def resembles(self, archive: Zip) -> bool:
+        """Return whether the target has the names, sizes and executable files of `archive`. No content is read."""
+        return self._compares(lambda root: resembles_disk(root, archive.members, ignored=self._ours))
+
+    def refuse_kept(self) -> None:
+        """Raise TargetError if the fetch must not replace what is in the target."""
+        if self.is_kept:
+            reason = "it is not empty; give a new name or an empty folder, or have all of it replaced"
+            raise TargetError(str(self.path), reason, hint="replace")
+
+    def _compares(self, compare: Callable[[int], bool]) -> bool:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return False
         try:
-            return matches_disk(descriptor, archive.members, ignored=self._ours)
+            return compare(descriptor)
+        except OSError:
+            return False
         finally:
             os.close(descriptor)
 
@@ -256,9 +278,10 @@ class Target:
             self.is_inside, self.is_replaced = True, True
             return True
         self.is_replaced = bool(_names(self.path) - self._ours)
-        if self.is_replaced and not self._force:
-            reason = "it is not empty; give a new name or an empty folder, or have all of it replaced"
-            raise TargetError(str(self.path), reason, hint="replace")
+        self.is_kept = self.is_replaced and not self._force
+        if self.is_kept:
+            self.is_inside = False
+            return False
         self.is_inside = not self.is_replaced or self.path.is_mount()
         if self.is_replaced:
             self._check_replaced(self._home)
@@ -321,11 +344,6 @@ class Target:
             remove(replaced)
         except OSError:
             self.left = replaced
-
-    def _check_parent(self) -> bool:
-        if not self.path.parent.is_dir():
-            raise TargetError(str(self.path), f"there is no folder {self.path.parent}; make it first")
-        return False
 
     def _recover(self, aside: Path, path: Path) -> None:
         """Move back to `path` what an interrupted process moved aside. Remove it if something is at `path`."""

@@ -104,6 +104,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """Each page of docs/, and each one at the top, is once in the lists of docs/site/index.md; nothing else is."""
+    index = REPOSITORY / "docs/site/index.md"
+    lists = re.findall(r"^```\{toctree\}\n(?::[^\n]*\n)+\n(.*?)^```$", index.read_text(), re.MULTILINE | re.DOTALL)
+    listed = [(index.parent / f"{name}.md").resolve() for names in lists for name in names.split()]
+    pages = {*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("docs/site/*.md")}
+
+    assert sorted({*pages, REPOSITORY / "bench/README.md"} - {index}) == sorted(listed)
+
+
 @pytest.mark.parametrize(
     ("what", "number"),
     [

@@ -164,7 +164,7 @@ def test_fetch_by_any_reference(home: Home, model: Path, key: str) -> None:
     pushed = home.result("push", model)
     fetched = home.result("fetch", pushed[key])
 
-    numbers = {"size", "file_count", "bytes_received", "bytes_reused", "seconds"}
+    numbers = {"size", "file_count", "bytes_received", "bytes_reused", "reused_from", "was_there", "seconds"}
     assert {"id", "digest", "name", "path", "repository"} | numbers == set(fetched)
     assert (pushed["bytes_sent"], 0, SIZE) == (fetched["bytes_received"], fetched["bytes_reused"], fetched["size"])
     assert model.read_bytes() == (home.folder / fetched["path"]).read_bytes()
@@ -274,10 +274,17 @@ def test_a_terminal_shows_a_bar(home: Home, model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [("folder", "folder/model.bin"), ("folder/", "folder/model.bin"), ("new.bin", "new.bin"), ("folder/new", "folder/new")],
+    [
+        ("folder", "folder/model.bin"),
+        ("folder/", "folder/model.bin"),
+        ("new.bin", "new.bin"),
+        ("folder/new", "folder/new"),
+        ("missing/", "missing/model.bin"),
+        ("missing/too/new", "missing/too/new"),
+    ],
 )
 def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str) -> None:
-    """Into a folder under the file's own name, else to that path."""
+    """Into a folder under the file's own name, else to that path. Missing folders are made."""
     home.result("push", model)
     (home.folder / "folder").mkdir()
 
@@ -289,9 +296,8 @@ def test_targets_as_with_cp(home: Home, model: Path, target: str, expected: str)
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("missing/", "missing/ cannot be written: there is no such folder; make it first"),
-        ("missing/new", "missing/new cannot be written: there is no folder missing; make it first"),
-        ("file/", "file/ cannot be written: there is no such folder; make it first"),
+        ("file/", "file/model.bin cannot be written: file is there and is not a folder; give another target"),
+        ("file/a/b", "file/a/b cannot be written: file is there and is not a folder; give another target"),
         ("folder", "folder/model.bin cannot be written: there is a folder at that path; give another target with -o"),
         ("pipe", "pipe cannot be written: it exists and is not a regular file; give another target"),
     ],

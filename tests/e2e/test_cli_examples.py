@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -81,6 +82,23 @@ def test_the_help_and_the_page_show_the_examples(name: str) -> None:
     assert parsed(lines[0]).get_help().endswith("\n\nExamples:\n" + "\n".join(f"  {line}" for line in lines))
     section = (REPOSITORY / "docs/cli.md").read_text().split(f"\n### filestore {name}\n")[1]
     assert "```sh\n" + "\n".join(lines) + "\n```" == section.strip().split("\n\n")[1]
+
+
+COMING_FROM = (REPOSITORY / "docs/coming-from.md").read_text()
+
+
+@pytest.mark.parametrize("line", [each for each in re.findall(r"`([^`]+)`", COMING_FROM) if each.startswith("filestore ")])
+def test_each_command_for_users_of_other_tools_is_valid(line: str) -> None:
+    """A command of docs/coming-from.md names a command that exists, and options and values that it takes."""
+    assert parsed(line).command_path.split()[0] == "filestore"
+
+
+def test_each_row_for_users_of_other_tools_has_a_command() -> None:
+    """What one types here is a command of filestore, or nothing."""
+    rows = re.findall(r"^\| `.*` \| (.*) \|$", COMING_FROM, re.MULTILINE)
+
+    assert [] == [row for row in rows if not re.fullmatch(r"`filestore \S+( [^`]+)?`|nothing: .*", row)]
+    assert {"`filestore ls`", "`filestore du`", "nothing: every file may be large"} <= set(rows)
 
 
 def test_the_alias_of_a_command_shows_its_examples(home: Home) -> None:

@@ -41,7 +41,7 @@ PUSHED_KEYS = RECORD_KEYS | {
 }
 FETCHED_KEYS = {
     *("id", "digest", "name", "path", "size", "file_count"),
-    *("bytes_received", "bytes_reused", "seconds", "repository"),
+    *("bytes_received", "bytes_reused", "reused_from", "was_there", "seconds", "repository"),
 }
 NOT_ATOMIC = "the new names were moved into it one by one, and not in one step"
 
@@ -360,11 +360,17 @@ def test_a_file_stands_at_the_target(home: Home, tree: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_folder_that_is_missing(home: Home, tree: Path, tmp_path: Path) -> None:
-    """No folders are made above the tree."""
+    """Folders above the tree are made. Where the same tree is there, nothing is replaced."""
     home.result("push", tree)
+    target = tmp_path / "missing/too/tree"
+    first = home.result("fetch", "my_model.zip", "-o", target)
+    before = {path: path.lstat().st_mtime_ns for path in target.rglob("*")}
+    again = home.result("fetch", "my_model.zip", "-o", target)
 
-    sentence = home.failure("fetch", "my_model.zip", "-o", tmp_path / "missing/tree")
-    assert sentence == f"{tmp_path}/missing/tree cannot be written: there is no folder {tmp_path}/missing; make it first"
+    assert (False, True) == (first["was_there"], again["was_there"])
+    assert before == {path: path.lstat().st_mtime_ns for path in target.rglob("*")}
+    assert "already there" in home.run("fetch", "my_model.zip", "-o", target).stdout
+    assert standing(target) == THINGS
 
 
 def test_wrong_usage_of_fetch(home: Home) -> None:

@@ -67,6 +67,24 @@ def test_the_tab_key_completes_in_a_real_shell(stored: Home, tmp_path: Path, nam
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("quote", "offered"), [("", {0, 1, 2, 3, 4}), ('"', {1, 4}), ("'", {0, 2, 3, 4})])
+def test_bash_executes_nothing_of_a_name(home: Home, tmp_path: Path, quote: str, offered: set[int]) -> None:
+    """Another person has chosen it. What the quotes on the line would not keep as it is, is not offered."""
+    names = ["$(touch executed)", "it's", "`touch executed`", 'a"b\\c!d', "plain name"]
+    (tmp_path / "model").mkdir()
+    for name in names:
+        (tmp_path / "model" / name).write_text("")
+    home.create_repository()
+    assert 0 == home.run("push", tmp_path / "model").returncode
+    asked = {"_FILESTORE_COMPLETE": "bash_complete", "COMP_LINE": f"filestore info {quote}model.zip:", "COMP_BREAKS": BREAKS}
+    found = [line.removeprefix("plain,") for line in home.run(environ=PATIENT | asked).stdout.splitlines()]
+    words = [f"{quote}{value}{quote}" for value in found]
+    said = home.run("-c", f"printf '%s\\n' {' '.join(words)}", program="/bin/bash").stdout.splitlines()
+    assert {names[number] for number in offered} == {word.removeprefix("model.zip:") for word in said}
+    assert not (home.folder / "executed").exists()
+
+
+@pytest.mark.slow
 def test_what_is_offered(stored: Home) -> None:
     """Each word is completed by what it can be, and the candidates begin with what was typed."""
     assert {"push", "pipeline"} & set(candidates(stored, "pu")) == {"push"}
@@ -152,15 +170,15 @@ def test_the_number_of_candidates_is_bounded(home: Home, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "typed"),
     [
-        ("filestore ", TypedLine(["filestore"], "", 0, is_quoted=False)),
-        ("filestore fetch my_model.zip:a/b", TypedLine(["filestore", "fetch"], "my_model.zip:a/b", 13, is_quoted=False)),
-        ("filestore fetch m@v", TypedLine(["filestore", "fetch"], "m@v", 1, is_quoted=False)),
-        ("filestore fetch m@v1:a", TypedLine(["filestore", "fetch"], "m@v1:a", 5, is_quoted=False)),
-        ("filestore fetch two\\ wo", TypedLine(["filestore", "fetch"], "two wo", 0, is_quoted=False)),
-        ("filestore fetch 'two wo", TypedLine(["filestore", "fetch"], "two wo", 0, is_quoted=True)),
-        ("filestore fetch 'two words' ", TypedLine(["filestore", "fetch", "two words"], "", 0, is_quoted=False)),
-        ('filestore fetch "m:a', TypedLine(["filestore", "fetch"], "m:a", 0, is_quoted=True)),
-        ("filestore push '' --codec=z", TypedLine(["filestore", "push", ""], "--codec=z", 8, is_quoted=False)),
+        ("filestore ", TypedLine(["filestore"], "", 0, quote="")),
+        ("filestore fetch my_model.zip:a/b", TypedLine(["filestore", "fetch"], "my_model.zip:a/b", 13, quote="")),
+        ("filestore fetch m@v", TypedLine(["filestore", "fetch"], "m@v", 1, quote="")),
+        ("filestore fetch m@v1:a", TypedLine(["filestore", "fetch"], "m@v1:a", 5, quote="")),
+        ("filestore fetch two\\ wo", TypedLine(["filestore", "fetch"], "two wo", 0, quote="")),
+        ("filestore fetch 'two wo", TypedLine(["filestore", "fetch"], "two wo", 0, quote="'")),
+        ("filestore fetch 'two words' ", TypedLine(["filestore", "fetch", "two words"], "", 0, quote="")),
+        ('filestore fetch "m:a', TypedLine(["filestore", "fetch"], "m:a", 0, quote='"')),
+        ("filestore push '' --codec=z", TypedLine(["filestore", "push", ""], "--codec=z", 8, quote="")),
     ],
 )
 def test_a_line_of_bash_is_separated_as_bash_does(line: str, typed: TypedLine) -> None:

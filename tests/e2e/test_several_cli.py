@@ -94,6 +94,17 @@ def test_what_fails_stops_nothing(home: Home, checkpoints: list[Path]) -> None:
 
 
 @pytest.mark.slow
+def test_a_path_that_no_system_call_takes_stops_nothing(home: Home, checkpoints: list[Path]) -> None:
+    """It fails alone, as any other path."""
+    home.create_repository()
+    pushed, [error] = run_json(home, "push", "x" * 300, checkpoints[0], status=1)
+    assert (["ckpt-1.bin"], ["x" * 300]) == (
+        [each["name"] for each in pushed["pushed"]],
+        [each["path"] for each in pushed["failed"]],
+    )
+    assert "File name too long" in error
+
+
 def test_a_pattern_that_no_shell_expanded(home: Home, checkpoints: list[Path]) -> None:
     """It means what matches it, in order, and has the result of several also where one matches. No match is an error."""
     home.create_repository()

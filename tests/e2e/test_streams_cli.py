@@ -95,6 +95,13 @@ def test_a_terminal_is_not_pushed(home: Home) -> None:
 
 
 @pytest.mark.slow
+def test_closed_standard_input_is_not_pushed(home: Home) -> None:
+    """As a service manager may start a program."""
+    home.create_repository()
+    done = home.run("-c", f"{SCRIPTS}/filestore push - --name x <&-", program="/bin/sh")
+    assert (1, "Error: standard input is closed; let a program write to it\n") == (done.returncode, done.stderr)
+
+
 def test_a_file_may_be_called_a_hyphen(home: Home) -> None:
     """`./-` is that file."""
     home.create_repository()

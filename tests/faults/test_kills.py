@@ -109,9 +109,8 @@ def test_the_server_is_killed_in_the_middle_of_a_push(home: Home, source: Path, 
 
 @pytest.mark.slow
 def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, tmp_path: Path) -> None:
-    """No half file has the name. The second fetch keeps what the first has written, and completes."""
+    """No half file has the name. The second fetch keeps what the first has written, also the folder, and completes."""
     target = tmp_path / "out" / "back"
-    target.parent.mkdir()
     with home.server(root=tmp_path / "root") as server:
         pushed = home.result("push", source, environ=server.environ)
         command = start(home, server, "fetch", pushed["id"], "-o", target)
@@ -123,6 +122,46 @@ def test_a_client_is_killed_in_the_middle_of_a_fetch(home: Home, source: Path, t
     assert 0 < fetched["bytes_reused"]
     assert fetched["bytes_received"] < SIZE
     assert ["back"] == [path.name for path in target.parent.iterdir()]
+
+
+@pytest.mark.slow
+def test_a_client_is_killed_while_it_copies_a_seed(home: Home, source: Path, tmp_path: Path) -> None:
+    """The seed is as it was, no half file has the name, and the second fetch completes with the seed."""
+    target, seed = tmp_path / "out" / "back", tmp_path / "seed"
+    with source.open("rb") as file:
+        seed.write_bytes(file.read(SIZE // 2))
+    before = seed.stat()
+    with home.server(root=tmp_path / "root") as server:
+        pushed = home.result("push", source, environ=server.environ)
+        fetch = "fetch", pushed["id"], "-o", target, "--seed", seed
+        command = start(home, server, *fetch)
+        kill_when(lambda: held(target.parent) >= 16 << 20, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert not target.exists()
+        fetched = home.result(*fetch, environ=server.environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert (before.st_size, before.st_mtime_ns) == (seed.stat().st_size, seed.stat().st_mtime_ns)
+    assert fetched["bytes_received"] < SIZE // 2 + (8 << 20)
+    assert ["back"] == [path.name for path in target.parent.iterdir()]
+
+
+@pytest.mark.slow
+def test_a_client_is_killed_while_it_copies_from_the_cache(home: Home, source: Path, tmp_path: Path) -> None:
+    """The entry is as it was, its lease ends with the process, and the second fetch receives nothing."""
+    target = tmp_path / "out" / "back"
+    with home.server(root=tmp_path / "root") as server:
+        pushed = home.result("push", source, environ=server.environ)
+        home.result("cache", "warm", pushed["id"], environ=server.environ)
+        fetch = "fetch", pushed["id"], "-o", target
+        command = start(home, server, *fetch)
+        kill_when(lambda: held(target.parent) >= 16 << 20, command.pid, command)
+        assert -signal.SIGKILL == command.wait()
+        assert not target.exists()
+        fetched = home.result(*fetch, environ=server.environ)
+    assert filecmp.cmp(source, target, shallow=False)
+    assert 0 == fetched["bytes_received"]
+    assert [] == home.result("cache", "verify")["removed"]
+    assert 1 == len(home.result("cache", "prune", "--cache-size-limit", "1MB")["removed"])
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def test_the_options_of_a_command_are_in_groups(context: click.Context) -> None:
     assert "--" in sections[OPTIONS].splitlines()[0]
     for parameter in context.command.get_params(context):
         if isinstance(parameter, click.Option) and not parameter.hidden:
-            line = re.compile(rf"^  (?:-\w, )?{parameter.opts[-1]}(?![\w-])", re.MULTILINE)
+            long = ", ".join(option for option in parameter.opts if option.startswith("--"))
+            line = re.compile(rf"^  (?:-\w, )?{long}(?![\w-])", re.MULTILINE)
             assert [group_of(parameter)] == [title for title in titles if line.search(sections[title])]
 
 
@@ -67,9 +68,7 @@ def test_which_group_an_option_is_in() -> None:
 
     fetch = found("fetch")
     assert {REPOSITORY} == {fetch[option] for option in ("--url", "--token", "--token-file", "--insecure", "--peers", "--store")}
-    assert {TUNING} == {
-        fetch[option] for option in ("--connections", "--transfer-memory", "--stall-seconds", "--presigned-reads")
-    }
+    assert {TUNING} == {fetch[option] for option in ("--connections", "--max-memory", "--stall-seconds", "--presigned-reads")}
     assert {OPTIONS} == {fetch[option] for option in ("--output", "--zip", "--json", "--quiet", "--help")}
     assert (OPTIONS, OPTIONS, TUNING) == tuple(found("serve")[option] for option in ("--port", "--tls-cert", "--gc-hours"))
     assert OPTIONS == found("quota set")["--token"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from filestore.backends import connect
+from filestore.core.commits import Commit
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
@@ -25,6 +26,7 @@ from filestore.errors import (
     InvalidInput,
     InvalidReference,
     LabelExists,
+    LimitExceeded,
     NotFound,
     StorageFull,
 )
@@ -165,6 +167,20 @@ async def test_a_source_that_lies_is_refused(source: WatchedRepository, watched:
         await copy(lying, "model", to=watched)
     with pytest.raises(NotFound):
         await watched.record("model")
+
+
+async def test_a_history_without_end_is_refused(source: WatchedRepository, watched: WatchedRepository) -> None:
+    """Whichever of the two has it."""
+    commit = await source.find_commit("model")
+
+    class Endless(WatchedRepository):
+        async def history(self, *_: object, limit: int = 1000, before: int | None = None, **__: object) -> list[Commit]:
+            newest = 1 << 40 if before is None else before
+            return [commit._replace(number=newest - place) for place in range(1, limit + 1)]
+
+    for repository, to in ((Endless(source), watched), (source, Endless(watched))):
+        with pytest.raises(LimitExceeded, match="the number of versions"):
+            await copy(repository, "model", to=to, all_versions=True)
 
 
 async def test_a_target_that_refuses_a_right_frame_is_named(source: WatchedRepository, watched: WatchedRepository) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -117,6 +118,20 @@ async def test_files_that_differ(repository: WatchedRepository, tmp_path: Path) 
     swapped = {Status.ADDED: Status.REMOVED, Status.REMOVED: Status.ADDED, Status.CHANGED: Status.CHANGED}
     assert {path: swapped[status] for path, status in statuses(found).items()} == statuses(back)
     assert back.bytes_to_send == 0
+
+
+async def test_files_with_equal_checksums(repository: WatchedRepository, tmp_path: Path) -> None:
+    """Whoever publishes a version can choose a CRC-32. Small files share a chunk, so its digest alone does not tell."""
+    content = octets(6, 1000)
+    # CRC-32 is linear, so a multiple of its polynomial in the content changes nothing of it.
+    forged = (int.from_bytes(content, "little") ^ int(f"{0x104C11DB7:b}"[::-1], 2) << 80).to_bytes(len(content), "little")
+    assert (zlib.crc32(content), False) == (zlib.crc32(forged), content == forged)
+    await pushed(repository, tmp_path / "second", {"a": b"1", "b": content, "c": b"3"})
+    third = await pushed(repository, tmp_path / "third", {"a": b"1", "b": forged, "c": b"3"})
+    for new in ("model", third):
+        found = await diff(repository, "model@~1", new=new)
+        assert {"b": Status.CHANGED} == statuses(found)
+        assert 2 == found.same_count
 
 
 @pytest.mark.parametrize("make", [safetensors_file, gguf_file])

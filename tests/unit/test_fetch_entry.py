@@ -211,8 +211,11 @@ async def test_the_target_of_a_file(repository: LocalRepository, model: Record, 
         target.write_bytes(b"other")
         with pytest.raises(TargetError):
             await fetch(repository, f"model.zip:{path}", target=target)
+        made = tmp_path / path / "new/file"
+        await fetch(repository, f"model.zip:{path}", target=made)
+        assert (await fetch(repository, f"model.zip:{path}", target=made)).was_there
         with pytest.raises(TargetError):
-            await fetch(repository, f"model.zip:{path}", target=tmp_path / "no/such/folder")
+            await fetch(repository, f"model.zip:{path}", target=target / "below/a/file")
         with pytest.raises(TargetError):
             await fetch(repository, f"model.zip:{path}", target=tmp_path, force=True)
     assert [] == leftovers(tmp_path)
@@ -345,7 +348,7 @@ async def test_a_target_that_cannot_be_written(
     found = await find_entry(repository, record, Reference(id=record.id, entry_path="large"))
     watched = WatchedRepository(repository)
     with pytest.raises(TargetError):
-        await fetch_entry(watched, record, found, target=tmp_path / "none/large")
+        await fetch_entry(watched, record, found, target=Path("/proc/none/large"))
     monkeypatch.setattr(system_files, "free_space", lambda _: 2 * found.entry.size - 1)
     with pytest.raises(StorageFull):
         await fetch_entry(watched, record, found, target=tmp_path / "large")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,6 +64,19 @@ def content_of(thing: Planted) -> bytes:
 def packed(things: Mapping[str, Planted]) -> bytes:
     """The zip of a tree as we make it."""
     return zip_of(entries_of(things), {name: content_of(thing) for name, thing in things.items()})
+
+
+def zip_of_others(things: Mapping[str, Planted]) -> bytes:
+    """The zip of a tree as Python makes it: deflated."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, thing in things.items():
+            info = zipfile.ZipInfo(f"{name}/" if isinstance(thing, Folder) else name)
+            info.compress_type, info.create_system = zipfile.ZIP_DEFLATED, 3
+            kind = stat.S_IFLNK if isinstance(thing, Link) else stat.S_IFDIR if isinstance(thing, Folder) else stat.S_IFREG
+            info.external_attr = (kind | (0o755 if isinstance(thing, Script | Folder) else 0o644)) << 16
+            archive.writestr(info, str(thing.target) if isinstance(thing, Link) else content_of(thing))
+    return memory.getvalue()
 
 
 async def push_bytes(repository: LocalRepository, content: bytes, folder: Path) -> Record:
@@ -233,7 +248,7 @@ async def test_the_current_folder(repository: LocalRepository, place: Path, monk
 
 @pytest.mark.parametrize("what", ["file", "fifo", "folder", "hidden"])
 async def test_what_stands_there_is_kept(repository: LocalRepository, place: Path, what: str) -> None:
-    """A target that is neither new nor an empty folder: said before anything is asked for, with the option that replaces it."""
+    """A target that is neither new nor an empty folder: said before any file is asked for, with the option that replaces it."""
     target = place / "target"
     if what == "fifo":
         os.mkfifo(target)
@@ -245,13 +260,94 @@ async def test_what_stands_there_is_kept(repository: LocalRepository, place: Pat
     with pytest.raises(TargetError, match=r"or have (all of )?it replaced"):
         await fetch_tree(watched, record, target=target)
     assert before == seen(place)
-    assert "get" not in watched.calls
+    assert watched.calls.count("get") <= 1  # the list of entries
 
 
 async def test_a_target_in_no_folder(repository: LocalRepository, place: Path) -> None:
-    """Folders that lead there are not made."""
-    with pytest.raises(TargetError, match="make it first"):
-        await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "absent/target")
+    """Folders that lead there are made, and readable as any others."""
+    found = await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "absent/too/target")
+
+    assert TREE == standing(place / "absent/too/target")
+    assert not found.was_there
+    assert stat.S_IMODE(place.stat().st_mode) == stat.S_IMODE((place / "absent/too").stat().st_mode)
+
+
+async def test_a_target_below_a_file(repository: LocalRepository, place: Path) -> None:
+    """Said in one sentence, and nothing is made."""
+    plant(place, {"file": b"theirs"})
+    before = seen(place)
+    with pytest.raises(TargetError, match="file is there and is not a folder"):
+        await fetch_tree(repository, await stored(repository, packed(TREE)), target=place / "file/inner/target")
+    assert before == seen(place)
+
+
+async def test_a_refused_fetch_makes_no_folders(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """A zip file that is refused leaves nothing, also no folders above its target."""
+    with pytest.raises(LimitExceeded):
+        record = await push_bytes(repository, packed(TREE), tmp_path)
+        await fetch_tree(repository, record, target=place / "absent/target", limits=ZipLimits(entries=1))
+    assert [] == list(place.iterdir())
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_the_same_tree_is_there(repository: LocalRepository, place: Path, tmp_path: Path, *, force: bool) -> None:
+    """It is hashed and left as it is, and nothing but its list of entries is received."""
+    record = (await push(repository, plant(tmp_path / "tree", TREE), name="model.zip", symlinks=Symlinks.KEEP)).record
+    target = plant(place / "target", TREE)
+    before = {path: path.lstat() for path in place.rglob("*")}
+    found = await fetch_tree(repository, record, target=target, force=force)
+
+    assert before.keys() == {path for path in place.rglob("*") if path.lstat().st_mtime_ns == before[path].st_mtime_ns}
+    assert found.was_there
+    assert found.bytes_received < 400_000  # the end of the zip, and what it shares a chunk with
+    assert record.size == found.bytes_reused
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights/0.bin": octets(2, 3 * MIB)[:-1] + b"!"},
+        {"weights/0.bin": octets(2, 3 * MIB - 1)},
+        {"run.sh": b"#!/bin/sh\n"},
+        {"latest": Link("weights/0.bin")},
+        {"more": b""},
+        {"logs": b""},
+    ],
+)
+@pytest.mark.parametrize("is_pushed", [True, False])
+async def test_almost_the_same_tree_is_there(
+    repository: LocalRepository, place: Path, tmp_path: Path, change: dict[str, Planted], *, is_pushed: bool
+) -> None:
+    """It is refused, and left as it is: other content, size, permission, link or name."""
+    archive = packed(TREE) if is_pushed else zip_of_others(TREE)
+    record = await push_bytes(repository, archive, tmp_path)
+    target = plant(place / "target", TREE | change)
+    before = seen(place)
+    with pytest.raises(TargetError, match="it is not empty"):
+        await fetch_tree(repository, record, target=target)
+    assert before == seen(place)
+
+
+async def test_the_tree_of_another_program_is_there(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """A zip file that we would write differently is compared with its list of entries."""
+    record = await push_bytes(repository, zip_of_others(TREE), tmp_path)
+    target = plant(place / "target", TREE)
+
+    assert (await fetch_tree(repository, record, target=target)).was_there
+    assert [target] == list(place.iterdir())
+
+
+async def test_a_folder_of_a_tree_is_there(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """It is compared with the list of entries of the directory."""
+    record = (await push(repository, plant(tmp_path / "tree", TREE), name="model.zip", symlinks=Symlinks.KEEP)).record
+    reference = f"{record.id}:weights"
+    first = await fetch_tree(repository, reference, target=place / "weights")
+    again = await fetch_tree(repository, reference, target=place / "weights")
+    (place / "weights/1.bin").write_bytes(bytes(300_000))
+
+    assert (False, True) == (first.was_there, again.was_there)
+    with pytest.raises(TargetError, match="it is not empty"):
+        await fetch_tree(repository, reference, target=place / "weights")
 
 
 async def test_a_target_beside_which_nothing_can_be_made(repository: LocalRepository) -> None:

@@ -456,7 +456,7 @@ async def test_a_damaged_chunk_is_named_and_mended_by_the_next_push(
     assert source.read_bytes() == (await fetch(watched, record, target=tmp_path / "back")).path.read_bytes()
 
 
-@pytest.mark.parametrize("what", ["folder", "fifo", "no parent"])
+@pytest.mark.parametrize("what", ["folder", "fifo", "below a file"])
 async def test_fetch_to_where_no_file_can_be(watched: WatchedRepository, tmp_path: Path, what: str) -> None:
     """Anything but a file at the target is left as it is."""
     (tmp_path / "small").write_bytes(b"x")
@@ -467,9 +467,29 @@ async def test_fetch_to_where_no_file_can_be(watched: WatchedRepository, tmp_pat
     elif what == "fifo":
         os.mkfifo(target)
     else:
-        target = tmp_path / "absent" / "target"
+        target = tmp_path / "small" / "absent" / "target"
     with pytest.raises(TargetError):
         await fetch(watched, record, target=target)
+
+
+async def test_fetch_makes_missing_folders(watched: WatchedRepository, source: Path, tmp_path: Path) -> None:
+    """The folders above the target. A fetch that fails before anything arrives removes those that it made."""
+    record = (await push(watched, source)).record
+    fetched = await fetch(watched, record, target=tmp_path / "new/folder/target")
+    again = await fetch(watched, record, target=tmp_path / "new/folder/target")
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(NotFound):
+        await fetch(watched, Reference(name="absent"), target=tmp_path / "kept/a/b/target")
+    (tmp_path / "small").write_bytes(b"x")
+    lost = (await push(watched, tmp_path / "small")).record
+    [chunk] = (await manifest_of(tmp_path / "small")).chunks
+    (Path(watched.location.removeprefix("file://")) / chunk_key(lost.namespace, chunk.digest)).unlink()
+    with pytest.raises(ChunksMissing):
+        await fetch(watched, lost, target=tmp_path / "kept/a/b/target")
+
+    assert source.read_bytes() == (tmp_path / "new/folder/target").read_bytes()
+    assert (False, True, 0) == (fetched.was_there, again.was_there, again.bytes_received)
+    assert [] == list((tmp_path / "kept").iterdir())
 
 
 async def test_names_of_every_kind_come_back(watched: WatchedRepository, tmp_path: Path) -> None:

@@ -225,6 +225,16 @@ def test_hosts_that_are_none(host: str) -> None:
         settings(options={"host": host})
 
 
+@pytest.mark.parametrize("value", ["tcp://10.96.0.12:8080", "udp://[fd00::1]:53"])
+def test_a_service_of_kubernetes_is_not_a_port(value: str) -> None:
+    """A container has this variable because a service of its namespace is called filestore. Nobody has set it."""
+    assert settings().port == settings(environ={"FILESTORE_PORT": value}).port
+    with pytest.raises(InvalidSetting):
+        settings(environ={"FILESTORE_PORT": "tcp://"})
+    # Somebody has set that. A push must not go to the local folder instead.
+    assert value == settings(environ={"FILESTORE_URL": value}).url
+
+
 def test_a_bad_token_is_not_repeated() -> None:
     """A secret is never in an error."""
     with pytest.raises(InvalidSetting) as caught:

@@ -14,7 +14,7 @@ from filestore.errors import FilestoreError, HeadMoved, Interrupted, InvalidArch
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
-from filestore.transfer.sync import SyncAction, SyncResult, sync_to_folder, sync_to_name
+from filestore.transfer.sync import SyncAction, SyncChange, SyncResult, sync_to_folder, sync_to_name
 from tests.support.archives import Forged, forged
 from tests.support.fetching_trees import stored
 from tests.support.generator import octets
@@ -229,10 +229,14 @@ async def test_files_and_folders_in_the_way(repository: Repository, tree: Path, 
 
     copied = tmp_path / "copied"
     await sync_to_name(repository, other, name="team/other")
-    await sync_to_folder(repository, NAME, target=other, delete=True)
+    planned = await sync_to_folder(repository, NAME, target=other, delete=True, plan=True)
+    done = await sync_to_folder(repository, NAME, target=other, delete=True)
     assert content(tree) == content(other)
+    assert SyncChange("inner", SyncAction.REMOVE, len("a file")) in planned.changes == done.changes
     await sync_to_folder(repository, "team/other", target=copied)
-    await sync_to_name(repository, copied, name=NAME, delete=True)
+    planned = await sync_to_name(repository, copied, name=NAME, delete=True, plan=True)
+    done = await sync_to_name(repository, copied, name=NAME, delete=True)
+    assert SyncChange("config.json", SyncAction.REMOVE, len(SMALL)) in planned.changes == done.changes
     assert before == await fetched(repository, tmp_path / "back")
 
 

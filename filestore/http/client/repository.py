@@ -407,19 +407,8 @@ class RemoteRepository:
         kept = next((each for each in await self.labels(name) if each.name == label), None)
         if kept is None:
             raise RevisionNotFound(name, label)
-        tries = count(1)
-
-        async def ask() -> Label:
-            is_again = next(tries) > 1
-            try:
-                answer = await self._requests.octets_once("DELETE", f"/labels?{_query(name=name, label=label)}")
-            except RevisionNotFound:
-                if is_again:
-                    return kept
-                raise
-            return parse_label(self.location, parse_document(self.location, answer), name=label)
-
-        return await self._requests.retried(ask)
+        document = await self._deleted(f"/labels?{_query(name=name, label=label)}")
+        return kept if document is None else parse_label(self.location, document, name=label)
 
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         page = f"/files?limit={limit}" + (f"&before={before}" if before is not None else "")
@@ -510,17 +499,21 @@ class RemoteRepository:
         kept = next((link for link in await self.links() if link.id == link_id), None)
         if kept is None:
             raise NotFound(link_id)
+        document = await self._deleted(f"/links/{quote(link_id, safe='')}")
+        return kept if document is None else parse_link(self.location, document)
+
+    async def _deleted(self, path: str) -> dict[str, Any] | None:
+        """Return the document that answers a removal. Return None if the removal was done and its answer was lost."""
         tries = count(1)
 
-        async def ask() -> Link:
+        async def ask() -> dict[str, Any] | None:
             is_again = next(tries) > 1
             try:
-                answer = await self._requests.octets_once("DELETE", f"/links/{quote(link_id, safe='')}")
+                return parse_document(self.location, await self._requests.octets_once("DELETE", path))
             except NotFound:
                 if is_again:
-                    return kept
+                    return None
                 raise
-            return parse_link(self.location, parse_document(self.location, answer))
 
         return await self._requests.retried(ask)
 
