@@ -152,7 +152,7 @@ def _naming_its_token(source: Repository) -> Iterator[None]:
     try:
         yield
     except Unauthorized as error:
-        if error.where == source.location:
+        if error.named_facts()["where"] == source.location:
             raise
         is_missing = isinstance(error, TokenMissing)
         said = f"{error}; {_TO_TOKEN_FILE} gives it" if is_missing else explained(error, token_source=_TO_TOKEN_FILE)

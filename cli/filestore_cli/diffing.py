@@ -111,9 +111,10 @@ async def _check_names(repository: Repository, sides: Sequence[Reference | Path]
             try:
                 await record_of(repository, side.without_entry)
             except click.ClickException as error:
-                if os.path.lexists(str(side)):
-                    error.message += f"; a path of this machine begins with ./, as in ./{for_display(str(side))}"
-                raise
+                if not _is_path(str(side)):
+                    raise
+                said = f"{error.message}; a path of this machine begins with ./, as in ./{for_display(str(side))}"
+                raise click.ClickException(said) from error
 
 
 def _as_json(found: Difference, location: str) -> dict[str, Any]:
