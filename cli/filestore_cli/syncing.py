@@ -9,6 +9,7 @@ import click
 
 from filestore.core.commits import printable
 from filestore.core.references import Reference
+from filestore.errors import SourceRefused
 from filestore.repository.protocol import whole_reference_of
 from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, takes
@@ -59,7 +60,12 @@ def sync(context: CommandContext, source: str, target: str, *, delete: bool, pla
     direction = _direction(source, target)
     if message and direction.is_to_folder:
         raise click.UsageError("--message is about a new version of a name; leave it out")
-    done = run_to_end(_sync(context, direction, delete=delete, plan=plan, message=message))
+    try:
+        done = run_to_end(_sync(context, direction, delete=delete, plan=plan, message=message))
+    except SourceRefused as error:
+        # Its usual advice names options of a push.
+        said = f"{error}; `filestore push` has --symlinks and --exclude for that, and `filestore sync` takes all files"
+        raise click.ClickException(for_display(said)) from error
     context.show(_result(done), *_lines(done, is_plan=plan))
 
 

@@ -78,6 +78,17 @@ def test_wrong_usage(home: Home, arguments: tuple[str, ...], said: str) -> None:
     assert said in " ".join(done.stderr.split())
 
 
+def test_what_cannot_be_stored(home: Home) -> None:
+    """The advice names no option that the command does not have."""
+    folder = home.folder / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to("../outside")
+    (home.folder / "outside").touch()
+    said = home.failure("sync", "./folder", NAME)
+    assert "is a link that leads out" in said
+    assert said.endswith("`filestore push` has --symlinks and --exclude for that, and `filestore sync` takes all files")
+
+
 def test_the_folder_is_found_without_a_mark(home: Home) -> None:
     """If only one of the two is a folder, it is meant."""
     (home.folder / "folder").mkdir()
