@@ -244,15 +244,15 @@ async def check_at_repository(repository: Repository, name: str, *, branch: str)
         await repository.check_new_name(name, branch=branch)
 
 
-async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
+async def send(repository: Repository, content: Content, *, threads: Executor | None = None, report: Report | None = None) -> int:
     """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
     It starts where the scan of `content` is: chunks that were scanned before are not sent. It is scanned in `threads`, if its
-    scan waits for more than a file, and otherwise in those for work of the processor.
+    scan waits for more than a file, and otherwise in those for work of the processor. `report` is called as by a push.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    sending = _Sender(repository, content, codec=None, report=None, threads=threads)
+    sending = _Sender(repository, content, codec=None, report=report, threads=threads)
     await sending.send_all()
     return sending.moved
 

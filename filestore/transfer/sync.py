@@ -148,7 +148,7 @@ async def sync_to_name(
         changes, operations = await in_disk_thread(_local_changes, walked, old, delete=delete)
         record, sent = None if old is None else old.record, 0
         if operations and not plan and old is not None:
-            record, sent = await _edit(repository, old, operations, kept_name, new)
+            record, sent = await _edit(repository, old, operations, kept_name, new, report=report)
         return SyncResult(record, tuple(changes), sent, 0, time.monotonic() - started)
     pushed = await push(
         repository,
@@ -318,13 +318,13 @@ def _stored_changes(old: StoredTree | None, new: StoredTree) -> list[SyncChange]
 
 
 async def _edit(
-    repository: Repository, old: _Stored, operations: Sequence[Operation], name: str, new: NewCommit
+    repository: Repository, old: _Stored, operations: Sequence[Operation], name: str, new: NewCommit, *, report: Report | None
 ) -> tuple[Record, int]:
     """Store and commit the edited tree. Return the record, and how many bytes were sent. Raises HeadMoved."""
     edit = TreeEdit(repository, old.tree, operations, name=name, size_limit=(await repository.identity()).upload_limit)
     sent = 0
     for attempt in count(1):
-        result = await edit.store()
+        result = await edit.store(report=report)
         sent += result.bytes_sent
         try:
             # With its parent: what somebody else stored meanwhile is not lost.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.commits import NewCommit
+from filestore.core.progress import Progress
 from filestore.core.records import Kind, Record
 from filestore.errors import FilestoreError, HeadMoved, Interrupted, InvalidArchive, InvalidInput, InvalidReference, TargetError
 from filestore.repository.protocol import Repository
@@ -135,6 +136,18 @@ async def test_to_a_folder(repository: Repository, tree: Path, tmp_path: Path, *
     new = await sync_to_folder(watched, NAME, target=tmp_path / "missing", delete=delete)
     assert 4 == len(new.changes)
     assert expected == content(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_progress_of_a_sync_to_a_name(repository: Repository, tree: Path, *, delete: bool) -> None:
+    """It is told while content is sent, up to the whole tree, whether what is only stored stays or goes."""
+    await push(repository, tree, name=NAME)
+    (tree / "weights.bin").write_bytes(octets(9, len(LARGE)))
+    told: list[Progress] = []
+    result = await sync_to_name(repository, tree, name=NAME, delete=delete, report=told.append)
+    assert 2 < len(told)
+    assert told[-1].total == told[-1].done > len(LARGE)
+    assert told[-1].moved == result.bytes_sent > len(LARGE) // 2
 
 
 async def test_links_that_are_stored(repository: Repository, tree: Path, tmp_path: Path) -> None:
