@@ -9,13 +9,14 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeAlias
 
 import click
 from click.shell_completion import CompletionItem
 
+from filestore.errors import FilestoreError
 from filestore_cli.context import CommandContext, command_context
 from filestore_cli.parameters import SettingOption
 from filestore_cli.settings import Setting
@@ -27,6 +28,9 @@ _STORED = re.compile(r"\bREF\b|\bREFERENCE\b|\bNAME\[@REV\]")
 """Arguments that name a stored file have such words in their form."""
 _LOCAL = frozenset({"DIR", "FILE", "FOLDER", "[FOLDER]", "PATH", "SOURCE", "TARGET"})
 """The forms of arguments that are paths of this machine."""
+_EITHER = frozenset({"old", "new", "source", "target"})
+"""The arguments, if they are texts, that name a stored file or are paths of this machine."""
+_PATH_MARKS = ("/", "./", "../", "~")
 _ID_START = "file_"
 
 
@@ -70,6 +74,8 @@ def _finder(parameter: click.Parameter) -> Finder | None:
     form = str(parameter.metavar)
     if isinstance(parameter, click.Argument) and _STORED.search(form):
         return _stored
+    if isinstance(parameter, click.Argument) and parameter.name in _EITHER and parameter.type is click.STRING:
+        return _stored_or_paths
     return _paths if form in _LOCAL else None
 
 
@@ -88,6 +94,14 @@ def _one_of(values: Iterable[str]) -> Finder:
         return [CompletionItem(value) for value in values if value.startswith(incomplete)]
 
     return find
+
+
+def _stored_or_paths(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem[Any]]:
+    found: list[CompletionItem[Any]] = []
+    if not incomplete.startswith(_PATH_MARKS):
+        with suppress(FilestoreError, click.ClickException):  # no repository can be asked, and paths are there all the same
+            found += _stored(ctx, incomplete)
+    return [*found, *_paths(ctx, incomplete)]
 
 
 def _stored(ctx: click.Context, incomplete: str) -> Iterable[CompletionItem[Any]]:

@@ -59,6 +59,9 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print a script that completes commands, options, values, paths, and names of stored files with the TAB key.
 
     Names and ids are those of the repository that the command line, the environment or the configuration file names.
+
+    For bash, write `source <(filestore completion bash)` into ~/.bashrc; for zsh, the same with zsh into ~/.zshrc, after
+    compinit; for fish, write the script to ~/.config/fish/completions/filestore.fish.
     """
     register()
     kind = get_completion_class(shell)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,9 +13,11 @@ import click
 from filestore.core.commits import printable
 from filestore.core.object_location import has_password, is_object_store
 from filestore.core.references import Reference
+from filestore.errors import TokenMissing, Unauthorized
 from filestore.repository.protocol import whole_reference_of
 from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, takes
+from filestore_cli.hints import explained
 from filestore_cli.lookup import record_of
 from filestore_cli.parameters import NonemptyPath
 from filestore_cli.plain_http import check_plain_http
@@ -98,6 +100,8 @@ def _check(target: Target, name: str | None, message: str | None, *, dry_run: bo
     _check_target(target)
     if name is not None and "://" in name:
         raise click.UsageError(f"{for_display(name)} is the URL of a repository, and not a new name; give it by --to")
+    if name is not None and name.startswith(("/", "./", "../", "~")):
+        raise click.UsageError(f"{for_display(name)} is a path of this machine, and not a new name; give a repository by --to")
     if target.url is None and name is None:
         raise click.UsageError("it says neither a new name nor --to, so there is nothing to copy; give one of them")
     if dry_run and target.is_created:
@@ -132,13 +136,27 @@ async def _opened(context: CommandContext, target: Target, *, reads: bool) -> As
         is_same = target.url is None
         # First: the message about a wrong source names an option that the user knows.
         source = await stack.enter_async_context(context.repository(read_only=reads or not is_same))
-        if target.url is not None:
-            token = _token(context, target)
-            check_plain_http(target.url, replace(context.settings, token=token))
-            to = await stack.enter_async_context(
-                context.connecting(target.url, index=target.index_url, token=token, read_only=reads, peers=None)
-            )
-        yield source, to
+        with _naming_its_token(source):
+            if target.url is not None:
+                token = _token(context, target)
+                check_plain_http(target.url, replace(context.settings, token=token))
+                to = await stack.enter_async_context(
+                    context.connecting(target.url, index=target.index_url, token=token, read_only=reads, peers=None)
+                )
+            yield source, to
+
+
+@contextmanager
+def _naming_its_token(source: Repository) -> Iterator[None]:
+    """Raise ClickException, which names --to-token-file, for a token that another server than that of the source refused."""
+    try:
+        yield
+    except Unauthorized as error:
+        if error.named_facts()["where"] == source.location:
+            raise
+        is_missing = isinstance(error, TokenMissing)
+        said = f"{error}; {_TO_TOKEN_FILE} gives it" if is_missing else explained(error, token_source=_TO_TOKEN_FILE)
+        raise click.ClickException(for_display(said)) from error
 
 
 def _token(context: CommandContext, target: Target) -> str | None:

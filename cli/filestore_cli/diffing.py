@@ -57,10 +57,13 @@ def diff(context: CommandContext, old: str, new: str, *, selection: Selection, s
 
 
 def _sides(old: str, new: str) -> tuple[Reference | Path, Reference | Path]:
-    """Return what each text means. Where both could be paths, the first one is a reference."""
+    """Return what each text means. Where both could be paths, the one without the mark of a path is a reference, or the first."""
     is_old_path, is_new_path = _is_path(old), _is_path(new)
-    if is_old_path and is_new_path and not old.startswith(_PATH_BEGINNINGS) and old not in {".", ".."}:
-        is_old_path = False
+    if is_old_path and is_new_path:
+        if not _is_marked(old):
+            is_old_path = False
+        elif not _is_marked(new):
+            is_new_path = False
     return (
         Path(old) if is_old_path else Reference.parse(old),
         Path(new) if is_new_path else Reference.parse(new),
@@ -68,7 +71,11 @@ def _sides(old: str, new: str) -> tuple[Reference | Path, Reference | Path]:
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith(_PATH_BEGINNINGS) or text in {".", ".."} or (text != "" and os.path.lexists(text))
+    return _is_marked(text) or (text != "" and os.path.lexists(text))
+
+
+def _is_marked(text: str) -> bool:
+    return text.startswith(_PATH_BEGINNINGS) or text in {".", ".."}
 
 
 async def _diff(
@@ -101,7 +108,13 @@ async def _check_names(repository: Repository, sides: Sequence[Reference | Path]
     """Raise ClickException for a name that nothing is stored under, with what the user may have meant."""
     for side in sides:
         if isinstance(side, Reference):
-            await record_of(repository, side.without_entry)
+            try:
+                await record_of(repository, side.without_entry)
+            except click.ClickException as error:
+                if not _is_path(str(side)):
+                    raise
+                said = f"{error.message}; a path of this machine begins with ./, as in ./{for_display(str(side))}"
+                raise click.ClickException(said) from error
 
 
 def _as_json(found: Difference, location: str) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from filestore.errors import FilestoreError, Interrupted, Stalled, Unauthorized, Unreachable
+from filestore.errors import FilestoreError, Interrupted, ScopeMissing, Stalled, Unauthorized, Unreachable
 from filestore_cli.context import CommandContext, Result
 from filestore_cli.hints import explained
 from filestore_cli.start import say, sentence
 from filestore_cli.text import for_display, table
 
 T = TypeVar("T")
+
+_NOT_TRIED = "it was not tried"
 
 
 class Failure(NamedTuple):
@@ -47,12 +49,18 @@ class Failures:
         return _Raised()
 
     def each(self, items: Iterable[T], name_of: Callable[[T], str]) -> Iterator[T]:
-        """Yield the items, until the server cannot be used any more. Those that are left then fail too."""
+        """Yield the items, until the server cannot be used any more. Those that are left then fail too, which is one line."""
+        left: list[str] = []
         for item in items:
             if self._has_ended:
-                self._note(name_of(item), "it was not tried", None)
+                left.append(name_of(item))
             else:
                 yield item
+        self.found += [Failure(given, _NOT_TRIED, None) for given in left]
+        if len(left) == 1:
+            self.tell(f"Error: {left[0]}: {_NOT_TRIED}")
+        elif left:
+            self.tell(f"Error: {left[0]} and {len(left) - 1:,} more were not tried")
 
     @contextmanager
     def of(self, given: str) -> Iterator[None]:
@@ -61,7 +69,7 @@ class Failures:
             yield
         except FilestoreError as error:
             # The next argument would wait for the same server again.
-            self._has_ended |= isinstance(error, Unreachable | Interrupted | Stalled | Unauthorized)
+            self._has_ended |= isinstance(error, Unreachable | Interrupted | Stalled | Unauthorized | ScopeMissing)
             self._note(given, explained(error), error.slug)
         except click.UsageError:
             raise

@@ -9,6 +9,7 @@ import click
 
 from filestore.core.commits import printable
 from filestore.core.references import Reference
+from filestore.errors import SourceRefused
 from filestore.repository.protocol import whole_reference_of
 from filestore_cli.auditing import user_name
 from filestore_cli.context import CommandContext, takes
@@ -59,7 +60,12 @@ def sync(context: CommandContext, source: str, target: str, *, delete: bool, pla
     direction = _direction(source, target)
     if message and direction.is_to_folder:
         raise click.UsageError("--message is about a new version of a name; leave it out")
-    done = run_to_end(_sync(context, direction, delete=delete, plan=plan, message=message))
+    try:
+        done = run_to_end(_sync(context, direction, delete=delete, plan=plan, message=message))
+    except SourceRefused as error:
+        # Its usual advice names options of a push.
+        said = f"{error}; `filestore push` has --symlinks and --exclude for that, and `filestore sync` takes all files"
+        raise click.ClickException(for_display(said)) from error
     context.show(_result(done), *_lines(done, is_plan=plan))
 
 
@@ -72,8 +78,8 @@ def _direction(source: str, target: str) -> Direction:
         marked = [Path(text).is_dir() for text in (source, target)]
         if marked[0] == marked[1]:
             how = "both could be folders" if marked[0] else "neither is a folder that exists"
-            shown = for_display(source)
-            raise click.UsageError(f"of SOURCE and TARGET, {how}; begin the folder with ./, as in ./{shown}")
+            shown = f"./{for_display(source)} or ./{for_display(target)}"
+            raise click.UsageError(f"of SOURCE and TARGET, {how}; begin the folder with ./, as in {shown}")
     folder, name = (source, target) if marked[0] else (target, source)
     return Direction(Path(folder).expanduser(), name, is_to_folder=marked[1])
 
@@ -144,7 +150,7 @@ def _lines(done: Synced, *, is_plan: bool) -> list[str]:
     totals = {}
     for word, action in (("added", SyncAction.ADD), ("changed", SyncAction.CHANGE), ("removed", SyncAction.REMOVE)):
         sizes = [change.size for change in result.changes if change.action is action]
-        totals[word] = f"{len(sizes):,} files, {exactly(sum(sizes))}"
+        totals[word] = f"{len(sizes):,} file{'' if len(sizes) == 1 else 's'}, {exactly(sum(sizes))}"
     moved = {word: exactly(size) for word, size in (("sent", result.bytes_sent), ("received", result.bytes_received)) if size}
     digest = {} if result.record is None or is_plan else {"digest": result.record.digest}
     lines += [*([""] if lines else []), *table(**digest, **totals, **moved, time=duration(result.seconds), repository=done.place)]

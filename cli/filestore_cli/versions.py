@@ -85,6 +85,9 @@ def _lines(versions: Sequence[Version], *, with_added: bool) -> list[str]:
     rows = [_HEADER, *(version.row() for version in versions)]
     if not with_added:
         rows = [(*row[:_ADDS], *row[_ADDS + 1 :]) for row in rows]
+    if not any(row[-1] for row in rows[1:]):
+        # With the column of messages, the line of a directory is wider than a terminal.
+        rows = [row[:-1] for row in rows]
     return columns(rows[0], rows[1:])
 
 

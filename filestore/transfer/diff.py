@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filestore.core.manifest import Manifest
 from filestore.core.progress import Report
-from filestore.errors import InvalidInput, InvalidTensors
+from filestore.errors import InvalidInput, InvalidTensors, ScopeMissing
 from filestore.format.tensors import Tensor
 from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository.protocol import Repository, Wanted
@@ -95,7 +95,8 @@ class Difference:
     same_count: how many files are the same.
     same_size: bytes of their content.
     bytes_new: bytes of the new side in chunks that the old side does not have.
-    bytes_to_send: bytes that a push of the local path would send, before compression. None if both are stored.
+    bytes_to_send: bytes that a push of the local path would send, before compression. None if both are stored, or if the token
+        may not push, because a server tells no others which chunks it has.
     """
 
     old: str
@@ -288,9 +289,12 @@ async def _tensor_differences(old: _Opened, new: _Opened) -> AsyncIterator[Tenso
             yield TensorDifference(name, Status.REMOVED, mine, None)
 
 
-async def _bytes_to_send(repository: Repository, local: Side) -> int:
+async def _bytes_to_send(repository: Repository, local: Side) -> int | None:
     sizes = {chunk.digest: chunk.size for chunk in local.manifest.chunks}
-    return sum(sizes[digest] for digest in await repository.missing(list(sizes)))
+    try:
+        return sum(sizes[digest] for digest in await repository.missing(list(sizes)))
+    except ScopeMissing:
+        return None  # a token that reads can compare all the same
 
 
 class _NewBytes:

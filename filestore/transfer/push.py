@@ -156,6 +156,7 @@ async def push(
     message: str = "",
     author: str = "",
     branch: str = MAIN,
+    parent: str | None = None,
     push_cache: PushCache | None = None,
     rehash: bool = False,
     codec: Codec | str | None = None,
@@ -178,6 +179,8 @@ async def push(
     message: what the commit of this version says, at most 2048 bytes.
     author: who the commit is by, at most 255 bytes. A server takes the label of the token instead.
     branch: the branch of the name on which the commit is made. One other than "main" must exist.
+    parent: the id of the commit that must be the newest of the branch, so that nothing is lost which somebody else commits
+        meanwhile. An empty text means that there must be none. The default, None, is any.
     push_cache: what remembers earlier pushes. What has not changed since its last push to this repository is then not read.
     rehash: read everything, whatever the push cache says.
     codec: one codec for all chunks: a `Codec`, or "raw", "zstd", "planes2+zstd" or "planes4+zstd". The default, None or "auto",
@@ -196,9 +199,9 @@ async def push(
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
 
     Raises SourceUnreadable, SourceChanged, SourceRefused or NothingMatches where `path` cannot be pushed; InvalidName or
-    InvalidInput where another argument is wrong; NotFound or RevisionNotFound where the branch does not exist; OwnerTaken;
-    LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository in a folder cannot be written; Unauthorized or
-    TransferError where a server refuses or cannot be reached.
+    InvalidInput where another argument is wrong; NotFound or RevisionNotFound where the branch does not exist; HeadMoved where
+    `parent` is not its newest commit; OwnerTaken; LimitExceeded; StorageError, StorageFull, ReadOnly or Busy where a repository
+    in a folder cannot be written; Unauthorized or TransferError where a server refuses or cannot be reached.
 
     Source: W. Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems", IEEE TPDS
     31(9), 2020, for where content is cut; BLAKE3 specification, for digests. The whole format is docs/format.md.
@@ -206,7 +209,7 @@ async def push(
     path = given_path(path)
     chosen = checked_codec(codec)
     started = time.monotonic()
-    new = checked_new_commit(NewCommit(message, author, branch))
+    new = checked_new_commit(NewCommit(message, author, branch, parent))
     kept_name = checked_new_full_name(await in_disk_thread(default_name, path) if name is None else name)
     identity = await checked_repository(repository).identity()
     await check_at_repository(repository, kept_name, branch=branch)
@@ -241,15 +244,15 @@ async def check_at_repository(repository: Repository, name: str, *, branch: str)
         await repository.check_new_name(name, branch=branch)
 
 
-async def send(repository: Repository, content: Content, *, threads: Executor | None = None) -> int:
+async def send(repository: Repository, content: Content, *, threads: Executor | None = None, report: Report | None = None) -> int:
     """Send the chunks of `content` that the repository does not have, and record nothing. Return how many bytes were sent.
 
     It starts where the scan of `content` is: chunks that were scanned before are not sent. It is scanned in `threads`, if its
-    scan waits for more than a file, and otherwise in those for work of the processor.
+    scan waits for more than a file, and otherwise in those for work of the processor. `report` is called as by a push.
 
     Raises SourceUnreadable, StorageError, TransferError.
     """
-    sending = _Sender(repository, content, codec=None, report=None, threads=threads)
+    sending = _Sender(repository, content, codec=None, report=report, threads=threads)
     await sending.send_all()
     return sending.moved
 

@@ -152,7 +152,7 @@ async def sync_to_name(
         record, sent = None if old is None else old.record, 0
         if operations and not plan and old is not None:
             check = partial(_check_unchanged, walked, {operation.path for operation in operations})
-            record, sent = await _edit(repository, old, operations, kept_name, new, check=check)
+            record, sent = await _edit(repository, old, operations, kept_name, new, check=check, report=report)
         return SyncResult(record, tuple(changes), sent, 0, time.monotonic() - started)
     pushed = await push(
         repository,
@@ -160,6 +160,8 @@ async def sync_to_name(
         name=kept_name,
         message=message,
         author=author,
+        # What somebody else stored meanwhile is not lost.
+        parent="" if old is None else old.commit_id,
         push_cache=push_cache,
         report=report,
         exclude=left,
@@ -337,6 +339,7 @@ async def _edit(
     new: NewCommit,
     *,
     check: Callable[[], None],
+    report: Report | None,
 ) -> tuple[Record, int]:
     """Store and commit the edited tree, after a call of `check` in a thread. Return the record, and how many bytes were sent.
 
@@ -345,7 +348,7 @@ async def _edit(
     edit = TreeEdit(repository, old.tree, operations, name=name, size_limit=(await repository.identity()).upload_limit)
     sent = 0
     for attempt in count(1):
-        result = await edit.store()
+        result = await edit.store(report=report)
         sent += result.bytes_sent
         await in_disk_thread(check)
         try:

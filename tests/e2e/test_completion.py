@@ -99,6 +99,10 @@ def test_what_is_offered(stored: Home) -> None:
         == candidates(stored, "ls", "--url", "/")
     )
     assert ["team/weights.bin", "two words.bin", "my_model.zip"] == candidates(stored, "rm", "")
+    # A stored file or a path of this machine.
+    assert ["my_model.zip", "<file>"] == candidates(stored, "diff", "my") == candidates(stored, "sync", "my")
+    assert ["my_model.zip", "<file>"] == candidates(stored, "sync", "my_model", "my")
+    assert ["<file>"] == candidates(stored, "diff", "my_model.zip", "./m") == candidates(stored, "backup", "b")
     ids = candidates(stored, "info", "file_")
     assert 3 == len(ids)
     assert [ids[0]] == candidates(stored, "info", ids[0][:-1])
@@ -113,6 +117,7 @@ def test_nothing_is_said_where_there_is_nothing(stored: Home, tmp_path: Path) ->
     assert [] == candidates(stored, "fetch", "", FILESTORE_URL="http://127.0.0.1:9")
     assert [] == candidates(stored, "fetch", "", FILESTORE_CODEC="no such")
     assert [] == candidates(stored, "fetch", "other:")
+    assert ["<file>"] == candidates(stored, "sync", "", FILESTORE_URL="http://127.0.0.1:9")
     stored.config_file.write_text("mistyped = 1")
     assert [] == candidates(stored, "fetch", "")
 

@@ -76,6 +76,7 @@ def test_a_new_name(home: Home) -> None:
     [
         (("model",), "neither a new name nor --to"),
         (("model", "https://models.example"), "is the URL of a repository, and not a new name; give it by --to"),
+        (("model", "../mirror"), "../mirror is a path of this machine, and not a new name; give a repository by --to"),
         (("model", "other", "--create"), "--create is about the repository to copy to"),
         (("model", "other", "--to-token-file", "token"), "--to-token-file is about the repository to copy to"),
         (("model", "--to", ""), "--to is empty"),
@@ -97,6 +98,21 @@ def test_a_copy_of_what_is_not_there(home: Home, tmp_path: Path) -> None:
     push(home, 1, name="model.zip")
     assert "did you mean 'model.zip'?" in home.failure("copy", "model", "other")
     assert "not a repository" in home.failure("copy", "model.zip", "--to", tmp_path / "nowhere")
+
+
+def test_the_token_of_the_target_is_asked_for(home: Home, tmp_path: Path) -> None:
+    """The message names its option, and not where the token of the source is from."""
+    (tmp_path / "wrong").write_text("x" * 40)
+    (tmp_path / "wrong").chmod(0o600)
+    push(home, 1)
+    with home.local_server() as server:
+        environ = {"FILESTORE_TOKEN": server.token}
+        missing = home.run("copy", NAME, "--to", server.url, environ=environ).stderr
+        assert "needs a token" in missing
+        assert "--to-token-file gives it" in missing
+        wrong = home.run("copy", NAME, "--to", server.url, "--to-token-file", tmp_path / "wrong", environ=environ).stderr
+        assert "(this one is from --to-token-file)" in wrong
+        assert "FILESTORE_TOKEN" not in missing + wrong
 
 
 def test_the_token_of_the_source_is_sent_to_no_other_server(home: Home, tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def test_log_follows_a_history_of_many_pages(home: Home) -> None:
 
 def test_ls_lists_the_versions_of_a_name(home: Home, environ: dict[str, str]) -> None:
     """Each content once, the one that was stored last first, with its tags and branches, also those of an older commit."""
-    first = push(home, environ, 1, "--message", "one")
+    first = push(home, environ, 1)
+    assert home.run("ls", NAME, environ=environ).stdout.splitlines()[0].endswith("  LABELS")  # and no column without content
     home.result("tag", NAME, "v1", environ=environ)
     second = push(home, environ, 2, "--message", "two")
     push(home, environ, 1, "--message", "one again")

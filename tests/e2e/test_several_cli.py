@@ -200,11 +200,26 @@ def test_a_dry_run_of_several(home: Home, checkpoints: list[Path]) -> None:
 @pytest.mark.slow
 def test_a_server_that_is_gone_is_not_waited_for_again(home: Home, checkpoints: list[Path]) -> None:
     """What comes after the failure of the server was not tried."""
-    failed = run_json(home, "push", *checkpoints[:3], "--url", "http://127.0.0.1:9", "--retry-seconds", "1", status=1)[0][
-        "failed"
-    ]
+    away = ("--url", "http://127.0.0.1:9", "--retry-seconds", "1")
+    pushed, errors = run_json(home, "push", *checkpoints[:3], *away, status=1)
+    failed = pushed["failed"]
     assert [each["slug"] for each in failed] == ["unreachable", None, None]
     assert [each["error"] for each in failed[1:]] == ["it was not tried"] * 2
+    # The reason is not hidden by a line for each of many files.
+    assert (2, f"Error: {checkpoints[1]} and 1 more were not tried") == (len(errors), errors[-1])
+    last = run_json(home, "push", *checkpoints[:2], *away, status=1)[1][-1]
+    assert f"Error: {checkpoints[1]}: it was not tried" == last
+
+
+@pytest.mark.slow
+def test_a_token_that_may_not_push_is_told_once(home: Home, checkpoints: list[Path]) -> None:
+    """It would be refused for each of them."""
+    with home.local_server() as server:
+        made = home.result("token", "new", "--scope", "read", "--root", server.root)
+        done = home.run("push", *checkpoints[:3], environ={"FILESTORE_URL": server.url, "FILESTORE_TOKEN": made["token"]})
+    assert 1 == done.returncode
+    assert 1 == done.stderr.count("only with a token of the scope 'write'")
+    assert done.stderr.endswith(f"{checkpoints[1]} and 1 more were not tried\n")
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ def test_there_and_back(home: Home, environ: dict[str, str]) -> None:
     planned = home.run("sync", "./here", NAME, "--delete", "--plan", environ=environ)
     assert planned.stdout.splitlines()[:2] == ["add          5 B  new.json", "remove       3 B  old.json"]
     assert planned.stdout.endswith("Nothing was changed.\n")
+    assert "\nadded       1 file, 5 bytes\nchanged     0 files, 0 bytes\n" in planned.stdout
     done = home.result("sync", "./here", NAME, "--delete", "--message", "Why.", environ=environ)
     assert [("new.json", "add", 5), ("old.json", "remove", 3)] == [tuple(each.values()) for each in done["changes"]]
     assert ["Why.", ""] == [commit["message"] for commit in home.result("log", NAME, environ=environ)["commits"]]
@@ -65,7 +66,7 @@ def test_there_and_back(home: Home, environ: dict[str, str]) -> None:
     [
         (("./one", "./two"), "SOURCE and TARGET are both folders"),
         (("folder", "folder"), "both could be folders; begin the folder with ./"),
-        (("name", "other"), "neither is a folder that exists"),
+        (("name", "other"), "neither is a folder that exists; begin the folder with ./, as in ./name or ./other"),
         (("name", "./folder", "--message", "Why."), "--message is about a new version of a name"),
     ],
 )
@@ -75,6 +76,17 @@ def test_wrong_usage(home: Home, arguments: tuple[str, ...], said: str) -> None:
     done = home.run("sync", *arguments)
     assert (2, "") == (done.returncode, done.stdout)
     assert said in " ".join(done.stderr.split())
+
+
+def test_what_cannot_be_stored(home: Home) -> None:
+    """The advice names no option that the command does not have."""
+    folder = home.folder / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to("../outside")
+    (home.folder / "outside").touch()
+    said = home.failure("sync", "./folder", NAME)
+    assert "is a link that leads out" in said
+    assert said.endswith("`filestore push` has --symlinks and --exclude for that, and `filestore sync` takes all files")
 
 
 def test_the_folder_is_found_without_a_mark(home: Home) -> None:

@@ -117,6 +117,21 @@ def test_a_local_path_is_compared(home: Home, versions: Path) -> None:
     (folder / "my_model.zip").mkdir()
     assert "my_model.zip, " in home.run("diff", "my_model.zip", "my_model", cwd=folder).stdout
     assert "one of them must name a stored file" in home.failure("diff", "./my_model.zip", versions, cwd=folder)
+    # Unless the first one is marked.
+    assert "my_model.zip, " in home.run("diff", "./my_model", "my_model.zip", cwd=folder).stdout
+    assert "begins with ./, as in ./my_model" in home.failure("diff", "my_model", "./my_model.zip", cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_token_that_only_reads_compares_a_local_path(home: Home, versions: Path) -> None:
+    """What a push would send is not told to it."""
+    with home.local_server() as server:
+        made = home.result("token", "new", "--scope", "read", "--root", server.root)
+        environ = {"FILESTORE_URL": server.url, "FILESTORE_TOKEN": made["token"]}
+        (versions / "config.json").write_bytes(b"{ }")
+        found = home.result("diff", "my_model.zip", versions, environ=environ)
+        assert (None, ["config.json"]) == (found["bytes_to_send"], [file["path"] for file in found["files"]])
+        assert "to send" not in home.run("diff", "my_model.zip", versions, environ=environ).stdout
 
 
 @pytest.mark.slow

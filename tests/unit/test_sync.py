@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from filestore.core.commits import NewCommit
+from filestore.core.progress import Progress
 from filestore.core.records import Kind, Record
 from filestore.errors import (
     FilestoreError,
@@ -144,6 +145,18 @@ async def test_to_a_folder(repository: Repository, tree: Path, tmp_path: Path, *
     new = await sync_to_folder(watched, NAME, target=tmp_path / "missing", delete=delete)
     assert 4 == len(new.changes)
     assert expected == content(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_progress_of_a_sync_to_a_name(repository: Repository, tree: Path, *, delete: bool) -> None:
+    """It is told while content is sent, up to the whole tree, whether what is only stored stays or goes."""
+    await push(repository, tree, name=NAME)
+    (tree / "weights.bin").write_bytes(octets(9, len(LARGE)))
+    told: list[Progress] = []
+    result = await sync_to_name(repository, tree, name=NAME, delete=delete, report=told.append)
+    assert 2 < len(told)
+    assert told[-1].total == told[-1].done > len(LARGE)
+    assert told[-1].moved == result.bytes_sent > len(LARGE) // 2
 
 
 async def test_links_that_are_stored(repository: Repository, tree: Path, tmp_path: Path) -> None:
@@ -345,9 +358,12 @@ async def test_a_file_that_changes_meanwhile_is_not_stored(
     assert 1 == len(await repository.history(NAME))
 
 
-async def test_what_another_user_stores_meanwhile_is_not_lost(repository: Repository, tree: Path) -> None:
+@pytest.mark.parametrize(("is_new", "delete"), [(False, False), (False, True), (True, False), (True, True)])
+async def test_what_another_user_stores_meanwhile_is_not_lost(
+    repository: Repository, tree: Path, *, is_new: bool, delete: bool
+) -> None:
     """The sync ends with an error, and changes nothing."""
-    record = (await push(repository, tree, name=NAME)).record
+    record = (await push(repository, tree, name="first" if is_new else NAME)).record
     (tree / "config.json").write_bytes(b"mine")
     (tree / "inner/empty").unlink()
     watched = WatchedRepository(repository)
@@ -358,7 +374,8 @@ async def test_what_another_user_stores_meanwhile_is_not_lost(repository: Reposi
 
     watched.before = store_another
     with pytest.raises(HeadMoved):
-        await sync_to_name(watched, tree, name=NAME)
+        await sync_to_name(watched, tree, name=NAME, delete=delete)
+    assert "Theirs." == (await repository.find_commit(NAME)).message
 
 
 async def commit_another(repository: Repository, record: Record) -> None:

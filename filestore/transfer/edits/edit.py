@@ -13,6 +13,7 @@ from typing import NamedTuple
 from filestore.core.batches import batched_by_size
 from filestore.core.content_digests import PACKED_SIZE
 from filestore.core.manifest import Chunk, Manifest
+from filestore.core.progress import Report
 from filestore.errors import EntryNotFound, LimitExceeded
 from filestore.format.chunking.segments import SEGMENT_MIN
 from filestore.format.codec import frame_limit
@@ -149,8 +150,8 @@ class TreeEdit:
         size = min(whole + sum(map(_new_size, self._operations)) + _AROUND_SIZE, WINDOWS_IN_FLIGHT * WINDOW_SIZE)
         return 2 * size + KEPT_SIZE + count * _ENTRY_SIZE
 
-    async def store(self) -> EditResult:
-        """Send the chunks of the new tree that the repository does not have.
+    async def store(self, *, report: Report | None = None) -> EditResult:
+        """Send the chunks of the new tree that the repository does not have, and call `report` as a push does.
 
         Cancellation: nothing is recorded, and chunks that were sent stay for the grace period.
 
@@ -169,7 +170,7 @@ class TreeEdit:
                 raise LimitExceeded("the file's size in bytes", prepared.tree.size, self._size_limit, "upload_limit")
             await prepared.sum_stored(self._repository)
             await in_thread(threads, prepared.reuse)
-            sent = await send(self._repository, prepared.tree, threads=threads)
+            sent = await send(self._repository, prepared.tree, threads=threads, report=report)
             return await in_thread(threads, prepared.result, sent)
         finally:
             prepared.tree.close()
