@@ -47,6 +47,7 @@ from filestore.system.threads import in_disk_thread, shield_until_done
 if TYPE_CHECKING:
     from filestore.http.client.exchange import ClientCertificate
     from filestore.system.proxies import Proxy
+    from filestore.system.rate_limit import RateLimit
 
 STALL_SECONDS = 30.0
 
@@ -79,7 +80,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
-    limit_rate: int | None = None,
+    limit_rate: int | RateLimit | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> AbstractAsyncContextManager[Repository]:
     """Open the repository at `url`, a server or a folder of this machine, for the length of an `async with` block.
@@ -112,7 +113,8 @@ def connect(
         is on its way. By default 1 % of the disk, and at most 256 MiB.
     presigned_reads: read frames from the object store of a server where it gives URLs for that, and not through the server.
     limit_rate: how many bytes per second all connections to servers together move, in both directions, at least 10,000. The
-        transfers then have no worker processes.
+        transfers then have no worker processes. A `filestore.system.rate_limit.RateLimit` is shared by all repositories that
+        are opened with it.
     peers: caches on other machines, where `filestore cache serve` runs: `dns:///NAME:PORT` for all addresses of a name, with TLS
         `dns+https:///NAME:PORT`, or a list of `http://HOST:PORT`. Frames come from them, and from the server only what they do
         not give.
@@ -170,7 +172,7 @@ async def _connected(
     certificate: tuple[str | Path | None, str | Path | None],
     min_free: int | None,
     presigned_reads: bool,
-    limit_rate: int | None,
+    limit_rate: int | RateLimit | None,
     peers: str | Sequence[str] | None,
 ) -> AsyncIterator[Repository]:
     if not isinstance(url, str | Path):

@@ -55,6 +55,7 @@ from filestore.format.zip.read import DEFAULT_LIMITS, ZipLimits
 from filestore.repository import protocol
 from filestore.repository.protocol import FreedContent, Usage, VersionPage, Wanted, find_record
 from filestore.system.loop_thread import Block, close_at_end, has_ended, run
+from filestore.system.rate_limit import RateLimit
 from filestore.system.retries import RETRY_SECONDS
 from filestore.transfer import copy as _copy
 from filestore.transfer import diff as _diff
@@ -146,7 +147,7 @@ def connect(
     tls_client_key: str | Path | None = None,
     min_free: int | None = None,
     presigned_reads: bool = True,
-    limit_rate: int | None = None,
+    limit_rate: int | RateLimit | None = None,
     peers: str | Sequence[str] | None = None,
 ) -> Repository:
     """Open the repository at `url`, a server or a folder of this machine.

@@ -19,6 +19,7 @@ import click
 from filestore.core.object_location import ObjectLocation, has_password, is_object_store
 from filestore.errors import InvalidSetting, NotARepository
 from filestore.repository.protocol import Repository
+from filestore.system.rate_limit import RateLimit
 from filestore_cli.parameters import SettingOption
 from filestore_cli.plain_http import check_plain_http
 from filestore_cli.sdk_server import SdkServer
@@ -117,7 +118,7 @@ class CommandContext:
             tls_client_key=settings.tls_client_key,
             min_free=settings.min_free,
             presigned_reads=settings.presigned_reads,
-            limit_rate=settings.limit_rate,
+            limit_rate=_shared_limit(settings.limit_rate),
             peers=peers,
         )
 
@@ -260,6 +261,12 @@ def creates(command: Command) -> Command:
     about = "First make the folder a repository, if it is not one yet; it must be new or empty."
     decorated: Command = click.option("--create", is_flag=True, help=about)(command)
     return decorated
+
+
+@functools.cache
+def _shared_limit(bytes_per_second: int | None) -> RateLimit | None:
+    """Return the limit that all repositories of a command share."""
+    return None if bytes_per_second is None else RateLimit(bytes_per_second)
 
 
 def takes(*names: str, in_pipeline: bool = False) -> Callable[[Command], Command]:

@@ -113,7 +113,7 @@ def test_a_shard_that_is_missing_is_named(path: Path) -> None:
     (path / shards["layer1"]).write_bytes(b"weights")
     snapshot = find_snapshot(path)
     assert snapshot is not None
-    with pytest.raises(SourceRefused, match="00002-of-00002.safetensors.* was refused: it is missing"):
+    with pytest.raises(SourceRefused, match=r"00002-of-00002\.safetensors.* was refused: it is missing"):
         snapshot.check()
     snapshot.check(include=["*.json"])
     (path / shards["layer2"]).write_bytes(b"weights")

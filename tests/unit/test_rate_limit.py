@@ -116,6 +116,13 @@ def test_other_servers_are_within_the_limit() -> None:
     assert places.rate is channels._places.rate
 
 
+def test_clients_may_share_a_limit() -> None:
+    """As the source and the target of a copy do."""
+    limit = RateLimit(RATE)
+    clients = [RemoteRepository(f"http://127.0.0.1:{port}", token=None, limit_rate=limit) for port in (1, 2)]
+    assert [limit, limit] == [client._requests.places.rate for client in clients]
+
+
 @pytest.mark.parametrize("rate", [0, LEAST_RATE - 1])
 def test_a_limit_that_is_too_low(rate: int) -> None:
     """With it, connections would seem to stall."""

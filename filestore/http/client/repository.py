@@ -86,7 +86,7 @@ from filestore.repository.protocol import (
 from filestore.system.machine import core_count
 from filestore.system.metrics import Stage
 from filestore.system.proxies import Proxy
-from filestore.system.rate_limit import LEAST_RATE
+from filestore.system.rate_limit import LEAST_RATE, RateLimit
 from filestore.system.retries import FIRST_PAUSE_SECONDS, RETRY_SECONDS
 from filestore.system.threads import in_cpu_thread, tell_of_forks
 
@@ -153,7 +153,7 @@ class RemoteRepository:
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         certificate: ClientCertificate | None = None,
         presigned_reads: bool = True,
-        limit_rate: int | None = None,
+        limit_rate: int | RateLimit | None = None,
     ) -> None:
         """Make a client without asking the server anything yet.
 
@@ -161,7 +161,7 @@ class RemoteRepository:
         `connections` is the most connections, together with those of the worker processes of a transfer. None follows the cores:
         so many batches at a time in each process. With `presigned_reads`, frames are read from an object store where a server
         names their URLs there. `limit_rate` is how many bytes per second all connections together move, those to other servers
-        too; then one process does all transfers. Raises InvalidUrl, InvalidSetting.
+        too; then one process does all transfers. A `RateLimit` is shared with other clients. Raises InvalidUrl, InvalidSetting.
         """
         given = split_urls(url) if isinstance(url, str) else list(url)
         locations = list(dict.fromkeys(map(_checked_location, given)))
@@ -170,7 +170,7 @@ class RemoteRepository:
         if token is not None and not _TOKEN.fullmatch(token):
             # The value is a secret, so the error must not contain it.
             raise InvalidSetting("the token", "it has printable ASCII characters only, and no spaces")
-        if limit_rate is not None and limit_rate < LEAST_RATE:
+        if isinstance(limit_rate, int) and limit_rate < LEAST_RATE:
             raise InvalidSetting("limit_rate", f"it is {limit_rate}; at least {LEAST_RATE} bytes per second are needed")
         # The same in whichever order they are given.
         self.fingerprint = blake3(" ".join(sorted(locations)).encode() + b"\0" + token_digest(token or "")).hexdigest()

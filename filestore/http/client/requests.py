@@ -51,7 +51,7 @@ class Requests:
         first_pause_seconds: float,
         find_proxy: ProxyFinder,
         certificate: ClientCertificate | None = None,
-        limit_rate: int | None = None,
+        limit_rate: int | RateLimit | None = None,
     ) -> None:
         """Prepare requests without connecting. The options are those of `RemoteRepository`."""
         self._locations = list(locations)
@@ -80,7 +80,7 @@ class Requests:
         self.places, self._servers = self._open()
 
     def _open(self) -> tuple[Places, Servers]:
-        rate = None if self._limit_rate is None else RateLimit(self._limit_rate)
+        rate = RateLimit(self._limit_rate) if isinstance(self._limit_rate, int) else self._limit_rate
         places = Places(self._connections, is_limit=self.is_limited, rate=rate)
         return places, Servers([self._open_server(location, places) for location in self._locations])
 
