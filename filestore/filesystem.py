@@ -27,7 +27,7 @@ from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidReference, NotAnArchive, NotFound
 from filestore.repository.protocol import Repository
 from filestore.system.loop_thread import run
-from filestore.system.threads import in_cpu_thread
+from filestore.system.threads import ProcessLock, in_cpu_thread
 from filestore.transfer.stored_ranges import StoredRanges, entry_ranges
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
 
@@ -77,6 +77,8 @@ class FilestoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
         self._read_ahead = read_ahead
         self._repository: blocking.Repository | None = None
         self._trees: dict[str, StoredTree] = {}
+        self._lock = ProcessLock()
+        """Threads share a file system."""
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -139,9 +141,10 @@ class FilestoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
 
     @property
     def _opened(self) -> blocking.Repository:
-        if self._repository is None:
-            self._repository = blocking.connect(self._location, **self._options)
-        return self._repository
+        with self._lock:
+            if self._repository is None:
+                self._repository = blocking.connect(self._location, **self._options)
+            return self._repository
 
     def _names(self, owner: str) -> list[dict[str, Any]]:
         """Return the newest version of each name of an owner; for no owner, also the owners."""
@@ -183,13 +186,15 @@ class FilestoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
 
     def _tree(self, record: Record) -> StoredTree:
         key = str(record.digest)
-        tree = self._trees.pop(key, None)
+        with self._lock:
+            tree = self._trees.pop(key, None)
         if tree is None:
             inner = self._opened.inner
             tree = run(lambda: StoredTree.open(inner, record.digest, name=record.full_name))
-        self._trees[key] = tree
-        while len(self._trees) > _TREES:
-            del self._trees[next(iter(self._trees))]
+        with self._lock:
+            self._trees[key] = tree
+            while len(self._trees) > _TREES:
+                del self._trees[next(iter(self._trees))]
         return tree
 
     def _content(self, path: str) -> _Content:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from filestore.core.names import split_full_name, tree_name
 from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.core.timestamps import format_seconds
@@ -354,17 +355,22 @@ class _Stock(NamedTuple):
         ]
 
     def named(self, text: str) -> list[CachedEntry]:
-        """Return the entries with this digest, id, name or path. The first 8 digits of a digest are enough."""
+        """Return the entries with this digest, id, name or path. The first 8 digits of a digest are enough.
+
+        A name may be the stored one: entries have it without the owner, and that of a directory without `.zip`.
+        """
         from filestore.cache.entry_store import recall  # heavy
 
         digests = {str(record.digest) for record in recall(self.root, text)}
         path = Path(text).absolute()
+        name = split_full_name(text)[1]
+        names = {text, name, tree_name(name)}
         return [
             entry
             for entry in self.entries
             if entry.digest in digests
             or (len(text) >= _PREFIX_DIGITS and entry.digest.startswith(text))
-            or text in entry.names
+            or not names.isdisjoint(entry.names)
             or entry.folder == path
             or entry.folder in path.parents
         ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from filestore.core.digest import Digest
-from filestore.core.manifest import Chunks, Manifest
+from filestore.core.digest import DIGEST_AND_NUMBER, Digest
+from filestore.core.manifest import CHUNK_LIMIT, Chunks, Manifest
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import InvalidContent, NotFound
@@ -34,7 +34,8 @@ async def bytes_added(repository: Repository, name: str, records: Sequence[Recor
         if page.total > VERSIONS_LIMIT:
             return {}
         records = page.records
-    if len(records) > VERSIONS_LIMIT:
+    least = sum(record.size // CHUNK_LIMIT * DIGEST_AND_NUMBER.size for record in records)
+    if len(records) > VERSIONS_LIMIT or least > MANIFESTS_LIMIT:
         return {}
     added: dict[str, int] = {}
     seen: set[bytes] = set()

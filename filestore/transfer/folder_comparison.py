@@ -110,9 +110,8 @@ def extras(root: Path, tree: StoredTree) -> Iterator[LocalPath]:
     What an interrupted fetch has left there is not yielded.
     """
     for folder, folders, files in os.walk(root, topdown=False, onerror=_raise):
-        inside = os.path.relpath(folder, root)
-        prefix = "" if inside == "." else f"{inside}/"
-        if any(is_own(part) for part in inside.split("/")):
+        prefix = _prefix(root, folder)
+        if any(is_own(part) for part in prefix.split("/")):
             continue
         for name in sorted([*files, *folders]):
             if is_own(name) or tree.entry(prefix + name) is not None:
@@ -121,6 +120,21 @@ def extras(root: Path, tree: StoredTree) -> Iterator[LocalPath]:
                 found = os.lstat(f"{folder}/{name}")
             is_folder = stat.S_ISDIR(found.st_mode)
             yield LocalPath(prefix + name, 0 if is_folder else found.st_size, is_folder)
+
+
+def own_paths(root: Path) -> list[str]:
+    """Return the paths of what an interrupted fetch has left in a folder. Blocks. What cannot be read is left out."""
+    found: list[str] = []
+    for folder, folders, files in os.walk(root):
+        found += [_prefix(root, folder) + name for name in (*folders, *files) if is_own(name)]
+        folders[:] = [name for name in folders if not is_own(name)]
+    return found
+
+
+def _prefix(root: Path, folder: str) -> str:
+    """Return what the paths of all that is in a folder below `root` begin with."""
+    inside = os.path.relpath(folder, root)
+    return "" if inside == "." else f"{inside}/"
 
 
 def is_own(name: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -109,12 +111,19 @@ async def scan_path(receiving: Receiver, path: Path, *, chunking_version: int, s
     if not await in_disk_thread(path.is_dir):
         with await in_disk_thread(FileSource, path, chunking_version=chunking_version) as file:
             return _Scanned(await receiving.scan(file), None)
-    walked = await in_disk_thread(walk, path, symlinks=Symlinks.KEEP, exclude=[OWN_NAMES])
+    walked = await in_disk_thread(lambda: walk(path, symlinks=Symlinks.KEEP, exclude=_own_names(path)))
     with await in_cpu_thread(TreeSource, walked, chunking_version=chunking_version) as tree:
         if sizes is not None and tree.size not in sizes:
             raise SourceUnreadable(str(path), "its size is another one")
         manifest = await receiving.scan(tree)
         return _Scanned(manifest, await in_cpu_thread(tree_tail, tree))
+
+
+def _own_names(folder: Path) -> list[str]:
+    """Return globs for what a fetch keeps in a folder. One for all of it would match a part of a path too."""
+    with suppress(OSError):  # the walk says so
+        return [glob.escape(each.name) for each in folder.iterdir() if fnmatchcase(each.name, OWN_NAMES)]
+    return []
 
 
 async def seed_of(receiving: Receiver, path: Path, *, chunking_version: int) -> LocalSeed | None:

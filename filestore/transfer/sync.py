@@ -8,13 +8,15 @@ the next sync continues. Nothing is read or written through a link in the folder
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +46,11 @@ from filestore.transfer.edits import Operation, PutFile, TreeEdit
 from filestore.transfer.fetch import fetch_entry, staging_file
 from filestore.transfer.fetch_entry import FoundEntry
 from filestore.transfer.fetch_tree import fetch_record_tree
-from filestore.transfer.folder_comparison import LocalPath, Match, are_equal, extras, has_content, is_own, match
+from filestore.transfer.folder_comparison import LocalPath, Match, are_equal, extras, has_content, is_own, match, own_paths
 from filestore.transfer.push import COMMIT_ATTEMPTS, push
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import WalkResult, walk
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
-from filestore.transfer.target import OWN_NAMES
 
 _SMALL = 4 << 20
 """Files of at most this size are fetched several at a time, so that their requests overlap."""
@@ -143,12 +144,15 @@ async def sync_to_name(
     if not await in_disk_thread(root.is_dir):
         raise InvalidInput(f"{for_display(str(root))} is not a folder; a single file is stored by a push")
     old = await _stored(checked_repository(repository), kept_name, limits)
+    # A glob for such names would match a part of a path too.
+    left = [glob.escape(path) for path in await in_disk_thread(own_paths, root)]
     if plan or (old is not None and not delete):
-        walked = await in_disk_thread(lambda: walk(root, exclude=[OWN_NAMES]))
+        walked = await in_disk_thread(lambda: walk(root, exclude=left))
         changes, operations = await in_disk_thread(_local_changes, walked, old, delete=delete)
         record, sent = None if old is None else old.record, 0
         if operations and not plan and old is not None:
-            record, sent = await _edit(repository, old, operations, kept_name, new, report=report)
+            check = partial(_check_unchanged, walked, {operation.path for operation in operations})
+            record, sent = await _edit(repository, old, operations, kept_name, new, check=check, report=report)
         return SyncResult(record, tuple(changes), sent, 0, time.monotonic() - started)
     pushed = await push(
         repository,
@@ -160,7 +164,7 @@ async def sync_to_name(
         parent="" if old is None else old.commit_id,
         push_cache=push_cache,
         report=report,
-        exclude=[OWN_NAMES],
+        exclude=left,
     )
     tree = await StoredTree.open(repository, pushed.record.digest, name=kept_name, limits=limits)
     changes = await in_disk_thread(_stored_changes, None if old is None else old.tree, tree)
@@ -258,10 +262,10 @@ async def _opened(repository: Repository, record: Record, name: str, limits: Zip
         raise InvalidReference(name, "it is a single file and not a directory; push or fetch it") from None
 
 
-def _local_changes(walked: WalkResult, old: _Stored | None, *, delete: bool) -> tuple[list[SyncChange], list[Operation]]:
+def _local_changes(walked: WalkResult, old: _Stored | None, *, delete: bool) -> tuple[list[SyncChange], list[PutFile]]:
     """Return what a folder changes in a stored tree, and the operations for that. Raises InvalidInput."""
     changes: list[SyncChange] = []
-    operations: list[Operation] = []
+    operations: list[PutFile] = []
     for place, entry in enumerate(walked.entries):
         stored = None if old is None else old.tree.entry(entry.name)
         if old is not None and not delete:
@@ -317,15 +321,36 @@ def _stored_changes(old: StoredTree | None, new: StoredTree) -> list[SyncChange]
     return sorted(changes)
 
 
+def _check_unchanged(walked: WalkResult, names: Collection[str]) -> None:
+    """Raise SourceChanged if one of these files is not as the walk found it: an edit reads its file without this check."""
+    for place, entry in enumerate(walked.entries):
+        if entry.name in names:
+            path = walked.path(place)
+            with storage_errors(path, translate=source_error):
+                found = os.lstat(path)
+            walked.states.check(place, found, path)
+
+
 async def _edit(
-    repository: Repository, old: _Stored, operations: Sequence[Operation], name: str, new: NewCommit, *, report: Report | None
+    repository: Repository,
+    old: _Stored,
+    operations: Sequence[Operation],
+    name: str,
+    new: NewCommit,
+    *,
+    check: Callable[[], None],
+    report: Report | None,
 ) -> tuple[Record, int]:
-    """Store and commit the edited tree. Return the record, and how many bytes were sent. Raises HeadMoved."""
+    """Store and commit the edited tree, after a call of `check` in a thread. Return the record, and how many bytes were sent.
+
+    Raises HeadMoved, and what `check` raises.
+    """
     edit = TreeEdit(repository, old.tree, operations, name=name, size_limit=(await repository.identity()).upload_limit)
     sent = 0
     for attempt in count(1):
         result = await edit.store(report=report)
         sent += result.bytes_sent
+        await in_disk_thread(check)
         try:
             # With its parent: what somebody else stored meanwhile is not lost.
             commit = new._replace(parent=old.commit_id)

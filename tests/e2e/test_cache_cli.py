@@ -92,6 +92,17 @@ def test_warm_fills_the_cache(home: Home, files: list[dict[str, Any]], cache: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["my_model.zip", "team/my_model"])
+def test_rm_takes_the_name_that_warm_took(home: Home, name: str) -> None:
+    """An entry has it in another form: without the owner, and without `.zip`."""
+    home.result("push", plant(home.folder / "my_model", THINGS), "--name", name, "--create")
+    (warmed,) = home.result("cache", "warm", name)["files"]
+    (removed,) = home.result("cache", "rm", name)["removed"]
+    assert warmed["digest"] == removed["digest"]
+    assert not Path(warmed["path"]).exists()
+
+
+@pytest.mark.slow
 def test_warm_keeps_zips_where_one_says_so(home: Home) -> None:
     """--zip and --unzip choose, as in fetch; both at once are wrong usage."""
     home.result("push", plant(home.folder / "my_model", THINGS))

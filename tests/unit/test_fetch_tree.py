@@ -303,6 +303,17 @@ async def test_the_same_tree_is_there(repository: LocalRepository, place: Path, 
     assert record.size == found.bytes_reused
 
 
+async def test_a_name_that_is_like_one_of_a_fetch(repository: LocalRepository, place: Path, tmp_path: Path) -> None:
+    """Only what a fetch keeps in the folder itself does not count. A file in a folder with a dot does."""
+    things = {"a": b"1", ".settings/b.filestore-c": b"2", "inner/.d.filestore-e": b"3"}
+    record = (await push(repository, plant(tmp_path / "tree", things), name="model.zip")).record
+    target = plant(place / "target", things)
+    assert (await fetch_tree(repository, record, target=target)).was_there
+    plant(target, {".settings/f.filestore-g": b"4"})
+    assert not (await fetch_tree(repository, record, target=target, force=True)).was_there
+    assert not (target / ".settings/f.filestore-g").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [

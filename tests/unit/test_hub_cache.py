@@ -113,7 +113,7 @@ def test_a_shard_that_is_missing_is_named(path: Path) -> None:
     (path / shards["layer1"]).write_bytes(b"weights")
     snapshot = find_snapshot(path)
     assert snapshot is not None
-    with pytest.raises(SourceRefused, match=shards["layer2"]):
+    with pytest.raises(SourceRefused, match="00002-of-00002.safetensors.* was refused: it is missing"):
         snapshot.check()
     snapshot.check(include=["*.json"])
     (path / shards["layer2"]).write_bytes(b"weights")
@@ -132,6 +132,32 @@ def test_a_link_that_leads_out_of_the_cache_is_refused(path: Path, tmp_path: Pat
     (path / "extra").symlink_to(tmp_path / "secret")
     snapshot = find_snapshot(path)
     assert snapshot is not None
+    with pytest.raises(SourceRefused, match="leads out of the cache"):
+        snapshot.check()
+
+
+def test_a_folder_that_is_a_link_gives_no_secret(path: Path, tmp_path: Path) -> None:
+    """What is behind such a link is not content of the repository, unless it has the names of blobs."""
+    home, secrets = path.parent.parent, tmp_path / "keys"
+    secrets.mkdir()
+    (secrets / "id_rsa").write_text("secret")
+    (path / "extra").symlink_to("../../blobs/id_rsa")
+    (home / "blobs").rename(tmp_path / "moved")
+    (home / "blobs").symlink_to(secrets)
+    for blob in (tmp_path / "moved").iterdir():
+        blob.rename(secrets / blob.name)
+    snapshot = find_snapshot(home)
+    assert snapshot is not None
+    with pytest.raises(SourceRefused, match="leads out of the cache"):
+        snapshot.check()
+
+    (path / "extra").unlink()
+    assert NAME == found(home).name
+    path.rename(home / "snapshots" / "other")
+    path.symlink_to(secrets)
+    snapshot = find_snapshot(home)
+    assert snapshot is not None
+    assert path == snapshot.path
     with pytest.raises(SourceRefused, match="leads out of the cache"):
         snapshot.check()
 

@@ -11,7 +11,16 @@ import pytest
 from filestore.core.commits import NewCommit
 from filestore.core.progress import Progress
 from filestore.core.records import Kind, Record
-from filestore.errors import FilestoreError, HeadMoved, Interrupted, InvalidArchive, InvalidInput, InvalidReference, TargetError
+from filestore.errors import (
+    FilestoreError,
+    HeadMoved,
+    Interrupted,
+    InvalidArchive,
+    InvalidInput,
+    InvalidReference,
+    SourceChanged,
+    TargetError,
+)
 from filestore.repository.protocol import Repository
 from filestore.transfer.fetch_tree import fetch_tree
 from filestore.transfer.push import push
@@ -299,6 +308,53 @@ async def test_a_cancelled_sync_to_a_name_records_nothing(repository: Repository
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await syncing
+    assert 1 == len(await repository.history(NAME))
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_what_an_interrupted_sync_has_left_is_not_stored(
+    repository: Repository, tree: Path, tmp_path: Path, *, delete: bool
+) -> None:
+    """In whatever folder it is, and nothing else is left out."""
+    await push(repository, tree, name=NAME)
+    (tree / ".settings").mkdir()
+    (tree / ".settings/a.filestore-b").write_bytes(b"mine")
+    before = content(tree)
+    for folder in (tree, tree / "inner"):
+        (folder / ".0a[0]a.filestore-partial").write_bytes(b"half")
+        (folder / ".0b0b.filestore-partial").mkdir()
+        (folder / ".0b0b.filestore-partial/half").write_bytes(b"half")
+    await sync_to_name(repository, tree, name=NAME, delete=delete)
+    await sync_to_folder(repository, NAME, target=tmp_path / "back")
+    assert before == content(tmp_path / "back")
+
+
+@pytest.mark.parametrize("how", ["written", "another file", "a link"])
+async def test_a_file_that_changes_meanwhile_is_not_stored(
+    repository: Repository, tree: Path, tmp_path: Path, *, how: str
+) -> None:
+    """As with a push: it would be stored as a mixture that never was, or what a link out of the folder leads to."""
+    await push(repository, tree, name=NAME)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tree / "config.json").write_bytes(b"public")
+    watched = WatchedRepository(repository)
+
+    async def change_it(verb: str) -> None:
+        if verb == "missing":
+            if how != "written":
+                (tree / "config.json").unlink()
+            if how == "a link":
+                (tree / "config.json").symlink_to(tmp_path / "secret")
+            else:
+                (tree / "config.json").write_bytes(b"publid")
+            watched.before = nothing
+
+    async def nothing(_: str) -> None: ...
+
+    watched.before = change_it
+    with pytest.raises(SourceChanged):
+        await sync_to_name(watched, tree, name=NAME)
+    assert "missing" in watched.calls
     assert 1 == len(await repository.history(NAME))
 
 

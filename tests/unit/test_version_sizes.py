@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from filestore_cli import version_sizes
 from filestore_cli.version_sizes import bytes_added
 from tests.support.fetching_trees import memory_repository, stored
 from tests.support.generator import octets
+from tests.support.watched import WatchedRepository
 
 KIB = 1 << 10
 A, B, C = (octets(seed, 64 * KIB) for seed in range(3))
@@ -60,3 +62,11 @@ async def test_too_much_to_read_gives_nothing(repository: LocalRepository, limit
     monkeypatch.setattr(version_sizes, limit, 3)
     assert {} == await bytes_added(repository, NAME, records, is_whole=True)
     assert {} == await bytes_added(repository, NAME, records[:1], is_whole=False)
+
+
+async def test_manifests_that_are_surely_too_large_are_not_read(repository: LocalRepository) -> None:
+    """A chunk has at most 4 MiB, so the sizes of the versions tell."""
+    watched = WatchedRepository(repository)
+    records = [replace(record, size=1 << 40) for record in await versions(repository)]
+    assert {} == await bytes_added(watched, NAME, records, is_whole=True)
+    assert "manifest" not in watched.calls

@@ -24,6 +24,8 @@ from filestore.system.files import source_error, storage_errors
 from filestore.transfer.sources.walk import Symlinks, WalkResult, walk
 
 _FOLDER = re.compile(r"(?:models|datasets|spaces|kernels)--(.+)\Z", re.DOTALL)
+_BLOB = re.compile(r"[0-9a-fA-F-]{32,}\Z")
+"""Blobs have the names of their digests."""
 _REVISION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,249}\Z")
 _SNAPSHOTS, _REFS, _BLOBS, _UNFINISHED = "snapshots", "refs", "blobs", ".incomplete"
 _REF_LIMIT = 1024
@@ -56,14 +58,19 @@ class HubSnapshot(NamedTuple):
     def check(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Check that all chosen files are there, and that links lead nowhere but into the folder of the repository.
 
+        The folder of its blobs may be a link. Then only what has the name of a blob is taken from there: whoever made the folder
+        of the repository can let that link lead anywhere.
+
         Raises SourceRefused, which names the file; what `walk` raises.
         """
+        home, blobs = (f"{os.path.realpath(folder)}/" for folder in (self.home, self.home / _BLOBS))
+        if not f"{os.path.realpath(self.path)}/".startswith(home):
+            raise _leads_out(self.path)
         walked = walk(self.path, symlinks=Symlinks.FOLLOW, include=include, exclude=exclude)
-        inside = tuple(f"{os.path.realpath(folder)}/" for folder in (self.home, self.home / _BLOBS))
         for name, path in walked.elsewhere.items():
-            if not f"{path}/".startswith(inside):
-                reason = f"it is a link that leads out of the cache of its repository, to {path!r}"
-                raise SourceRefused(for_display(str(self.path / name)), reason)
+            is_blob = path.startswith(blobs) and _BLOB.match(path[len(blobs) :]) is not None
+            if not f"{path}/".startswith(home) and not is_blob:
+                raise _leads_out(self.path / name)
         if not include and not exclude:
             self._check_parts(walked)
 
@@ -79,6 +86,11 @@ class HubSnapshot(NamedTuple):
                     reason = f"it is missing, and {for_display(entry.name)!r} needs it: its download was interrupted"
                     advice = "download it again, or choose what to push by include and exclude"
                     raise SourceRefused(for_display(str(self.path / folder / part)), f"{reason}; {advice}")
+
+
+def _leads_out(link: Path) -> SourceRefused:
+    reason = f"it is a link that leads out of the cache of its repository, to {os.path.realpath(link)!r}"
+    return SourceRefused(for_display(str(link)), reason)
 
 
 def find_snapshot(path: Path) -> HubSnapshot | None:
