@@ -74,7 +74,9 @@ class Failures:
         except click.UsageError:
             raise
         except click.ClickException as error:
-            self._note(given, error.message, None)
+            # It may explain an error of the library to a person.
+            cause = error.__cause__
+            self._note(given, error.message, cause.slug if isinstance(cause, FilestoreError) else None)
         except BrokenPipeError:
             raise
         except OSError as error:

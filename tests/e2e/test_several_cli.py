@@ -184,6 +184,18 @@ def test_options_of_directories_are_refused_where_a_file_is_among_them(home: Hom
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["info", "fetch"])
+def test_a_program_learns_which_error_it_was(home: Home, checkpoints: list[Path], tmp_path: Path, command: str) -> None:
+    """Also where the message says more than that of the library."""
+    home.create_repository()
+    run_json(home, "push", *checkpoints[:2])
+    target = ("-o", tmp_path / "target") if command == "fetch" else ()
+    found, errors = run_json(home, command, "ckpt-1.bin", "absent", *target, status=1)
+    assert ["not-found"] == [failed["slug"] for failed in found["failed"]]
+    assert "`filestore ls` shows what is" in errors[-1]
+
+
+@pytest.mark.slow
 def test_a_dry_run_of_several(home: Home, checkpoints: list[Path]) -> None:
     """Each has its plan, and nothing is stored."""
     home.create_repository()
