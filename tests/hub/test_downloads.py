@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub.conftest import by
+from tests.support.commands import Home, notes
 from tests.support.hub_clients import Failed, Hub, HubClient, contents, named_digests, steps
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,20 @@ def test_a_command_downloads_a_pushed_folder(hub: Hub, client: HubClient, stored
     assert {"GET info": 1, "HEAD resolve": len(files), "GET resolve": full, **tree} == asked
     for path, content in files.items():
         assert (snapshot(client, stored) / path).resolve().name in named_digests(content)
+
+
+@by("0.36", "newest")
+def test_a_snapshot_is_pushed_again(client: HubClient, stored: str, model: Path, tmp_path: Path) -> None:
+    """Our command takes the folder of the repository in the cache of a client: under the name of the Hub, with its revision."""
+    client.hf("download", stored)
+    home = Home(tmp_path)
+    folder = client.hub_home / "hub" / f"models--{stored.replace('/', '--')}"
+    done = home.run("push", folder, "--create")
+    assert 0 == done.returncode, done.stderr
+    assert f"it is stored as {stored} (--name changes that)" in notes(done)
+    assert f"hf-{snapshot(client, stored).name}" in [label["name"] for label in home.result("tag", stored)["labels"]]
+    home.result("fetch", stored, "-o", tmp_path / "fetched")
+    assert contents(model) == contents(tmp_path / "fetched")
 
 
 @by("1.0")
