@@ -12,6 +12,7 @@ from filestore.core.references import Reference
 from filestore.errors import FilestoreError, NotFound
 from filestore.repository.protocol import Repository
 from filestore_cli.hints import explained
+from filestore_cli.listing import is_pattern
 from filestore_cli.text import for_display
 
 _DIGEST_IN_ANY_CASE = re.compile(r"[0-9a-fA-F]{64}\Z")
@@ -41,6 +42,8 @@ async def _advice(repository: Repository, reference: Reference) -> str:
             total = (await repository.versions(Reference.of_name(name), limit=1)).total
             return f"; {name!r} has {total} version{'' if total == 1 else 's'}"
         return ""
+    if is_pattern(name):
+        return "; a pattern is for `filestore ls` and `filestore push`, so give the names that `filestore ls` shows"
     if _DIGEST_IN_ANY_CASE.match(name):
         return "; digests have lower-case letters"
     # A directory is stored as a zip file.

@@ -666,6 +666,7 @@ def test_what_a_name_may_mean(home: Home, model: Path, tmp_path: Path, command: 
 
     missing = "nothing is stored under {!r}; `filestore ls` shows what is"
     assert f"{missing.format('my_model')}; did you mean 'my_model.zip'?" == home.failure(*command, "my_model")
+    assert "a pattern is for `filestore ls` and `filestore push`" in home.failure(*command, "my_*")
     assert missing.format("other") == home.failure(*command, "other")
     said = home.failure(*command, digest.upper())
     assert f"{missing.format(digest.upper())}; digests have lower-case letters" == said
