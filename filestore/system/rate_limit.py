@@ -44,7 +44,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self, size: int, ended: threading.Event) -> None:
-        """Wait until `size` bytes, at most `piece`, may be moved, or until `ended` is set."""
+        """Wait until `size` bytes, at most `piece`, may be moved, or more after they were moved, or until `ended` is set."""
         with self._lock:
             now = self._clock()
             moment = self._paid_at = max(self._paid_at, now - BURST_SECONDS) + size / self.bytes_per_second

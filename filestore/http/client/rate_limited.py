@@ -11,7 +11,7 @@ from filestore.system.rate_limit import RateLimit
 
 
 class RateLimitedConnection:
-    """A `Connection` around another one. It waits before it moves bytes, in the thread of the caller."""
+    """A `Connection` around another one. It waits before it sends, and after it has received, in the thread of the caller."""
 
     def __init__(self, inner: Connection, rate: RateLimit) -> None:
         """`inner` belongs to this object."""
@@ -39,13 +39,9 @@ class RateLimitedConnection:
         return sent
 
     def receive_into(self, memory: memoryview) -> int:
-        wanted = memory[: self._rate.piece]
-        self._rate.take(len(wanted), self._ended)
-        received = 0
-        try:
-            received = self._inner.receive_into(wanted)
-        finally:
-            self._rate.give_back(len(wanted) - received)
+        received = self._inner.receive_into(memory[: self._rate.piece])
+        # Afterwards: only then it is known how many bytes there are.
+        self._rate.take(received, self._ended)
         return received
 
     @property
