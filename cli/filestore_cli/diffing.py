@@ -17,7 +17,7 @@ from filestore_cli.progress import PLAN, show_progress
 from filestore_cli.start import run_to_end
 from filestore_cli.tensors import shape_text
 from filestore_cli.text import columns, for_display, in_units, table
-from filestore_cli.transfer import Selection, _selects
+from filestore_cli.transfer import Selection, selects
 
 if TYPE_CHECKING:
     # Heavy: the command imports these when it runs.
@@ -36,7 +36,7 @@ _PATH_BEGINNINGS = ("/", "./", "../")
 @click.argument("new", metavar="NEW")
 @click.option("--all", "shows_all", is_flag=True, help="Show all files and tensors that are not the same, and not the largest.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with status {DIFFERENT} if the two are not the same.")
-@_selects
+@selects
 @takes("url", "token", "push_cache")
 def diff(context: CommandContext, old: str, new: str, *, selection: Selection, shows_all: bool, exit_code: bool) -> None:
     """Compare two stored files or directories, or a local path and a stored one, by file and by tensor.

@@ -76,7 +76,7 @@ class WalkArguments(TypedDict):
     exclude: tuple[str, ...]
 
 
-def _selects(command: Callable[..., None]) -> Callable[..., None]:
+def selects(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a Selection, and pass it as the argument `selection`."""
 
     @functools.wraps(command)
@@ -104,7 +104,7 @@ def _selects(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--message", default="", metavar="TEXT", help="What `filestore log` says about this version.")
 @click.option("--rehash", is_flag=True, help="Read files even if they have not changed since their last push.")
 @click.option("--dry-run", is_flag=True, help="Send and record nothing; show what would be sent, entry by entry.")
-@_selects
+@selects
 @creates
 @takes(*TRANSFER_SETTINGS, "codec", "push_cache", "min_free")
 def push(
@@ -243,7 +243,7 @@ def _server_words(context: CommandContext) -> str:
 
 @click.command("hash", short_help="Print the digest of a file or directory.")
 @click.argument("path", type=_PATH)
-@_selects
+@selects
 @takes()
 def hash_path(context: CommandContext, path: Path, *, selection: Selection) -> None:
     """Print the digest that a push of PATH gives, without a repository."""

@@ -24,6 +24,7 @@ from filestore.format.codec import Frame, frame_limit
 from filestore.repository.protocol import Moved, Repository, Wanted, checked_repository, find_record, whole_reference_of
 from filestore.system.buffers import BufferPool
 from filestore.system.threads import in_cpu_thread, task_group
+from filestore.transfer.push import COMMIT_ATTEMPTS
 from filestore.transfer.receive_batch import BatchReceiver, verified
 
 BATCHES_IN_FLIGHT = 4
@@ -32,7 +33,6 @@ BATCH_SIZE = 16 << 20
 _BATCH_COUNT = 4096
 _ASKED_AT_ONCE = 1 << 14
 """Chunks that the target is asked about in one request. Those of one question are all sent before the next question."""
-_COMMIT_ATTEMPTS = 3
 _HISTORY_PAGE = 1000
 
 
@@ -329,7 +329,7 @@ class _Copier:
                 return await self._target.commit(manifest.encoded, name=name, kind=step.record.kind, commit=step.new)
             except ChunksMissing:
                 # A chunk was lost, or collected, since the target was asked about it.
-                if attempt == _COMMIT_ATTEMPTS:
+                if attempt == COMMIT_ATTEMPTS:
                     raise
         raise AssertionError
 
