@@ -68,7 +68,7 @@ def test_the_unit_from_its_set_up_to_its_stop(booted: Machine, tmp_path: Path) -
     assert "made by" not in (listed := typed(booted, "cat >/usr/local/sbin/as-filestore"))
     assert "first" in listed
     shell(booted, PUSH.format(url="http://127.0.0.1:8080"))
-    assert 1 == shell(booted, f"FILESTORE_TOKEN={token} filestore ls --url http://127.0.0.1:8080").count("file_")
+    assert 1 == shell(booted, f"FILESTORE_TOKEN={token} filestore ls --url http://127.0.0.1:8080").count(" os-release\n")
     process = state(booted, "MainPID")
     status = dict(re.findall(r"^(\w+):\s+(.*)$", booted.run("cat", f"/proc/{process}/status").stdout, re.MULTILINE))
     assert ("0000000000000000", "1", "2") == (status["CapBnd"], status["NoNewPrivs"], status["Seccomp"])

@@ -127,7 +127,7 @@ def test_what_cannot_be_removed_in_place_does_not_come_back(home: Home, new: dic
         assert 0 == done.returncode
         (left,) = target.glob(".*")
         assert f"could not be removed, and is now {left}; remove it yourself" in done.stderr
-        assert "it is not empty" in run(home, "fetch", new["id"], "-o", target).stderr
+        assert "already there" in run(home, "fetch", new["id"], "-o", target).stdout
         assert [left.name, "config.json", "data"] == names(target)
         done = run(home, "fetch", new["id"], "-o", target, "--force", "--quiet")
         assert f"{left} cannot be written: an earlier fetch to {target} replaced it" in done.stderr

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import AnyStr
 
 
 def memory(pid: int, key: str) -> int:
@@ -19,3 +22,16 @@ def peak_growth(pid: int) -> Iterator[Callable[[], int]]:
     before = memory(pid, "VmRSS")
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     yield lambda: memory(pid, "VmHWM") - before
+
+
+def peak_until_end(process: subprocess.Popen[AnyStr]) -> int:
+    """Wait for the end of a process. Return the most bytes of memory that it was seen to have.
+
+    What the system itself tells in the end is at least what the process had that started it.
+    """
+    peak = 0
+    while process.poll() is None:
+        with suppress(OSError, ValueError):  # it has just ended
+            peak = memory(process.pid, "VmHWM")
+        time.sleep(0.01)
+    return peak
