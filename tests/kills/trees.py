@@ -40,7 +40,7 @@ EVERY_WAY = (
     Moment("after the directory of the zip is read", f"{_FETCH}read_structure", is_after=True),
     Moment("after the staging folder is made", f"{_STAGE}prepare", is_after=True),
     Moment("after local data is reused", f"{_RECEIVE}Receiver.reuse", is_after=True),
-    Moment("after a batch is received", "filestore.transfer.receive_batch:BatchReceiver._get", is_after=True),
+    Moment("after a batch is received", "filestore.transfer.receive_batch:BatchReceiver.get", is_after=True),
     Moment("after a chunk is written", f"{_RECEIVE}_SinkWriter.take", is_after=True),
     Moment("before a link is made", f"{_STAGE}_make_link"),
     Moment("after everything is staged", f"{_STAGE}finish", is_after=True),
