@@ -18,5 +18,5 @@ from tests.simulation.planted.patching import rewritten_function
 
 def planted() -> AbstractContextManager[None]:
     """Verify and receive nothing if an earlier fetch has left a staging file."""
-    verify = "await receiving.reuse(staging, [*found, *seeds], resume=staging.held)"
+    verify = "await receiving.reuse(staging, [*local, *seeds], resume=staging.held)"
     return rewritten_function(fetch, "_fetch", old=verify, new=f"staging.held or {verify}")
