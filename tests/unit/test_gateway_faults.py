@@ -19,6 +19,7 @@ from tests.support.gateway_faults import (
     Silence,
     faulty_gateway,
 )
+from tests.support.server import eventually
 
 _LOST = (ConnectionError, HTTPException)
 
@@ -118,10 +119,11 @@ def test_a_request_may_be_carried_out_when_its_client_has_gone(faulty: FaultyGat
 def test_silence_ends_with_the_proxy(bucket: Bucket) -> None:
     """A client that waits is told by the end of its connection."""
     with faulty_gateway(bucket.endpoint) as faulty:
-        faulty.inject(Silence(), kinds=["GET"])
+        faulty.inject(Silence(), kinds=["LIST"])
         parts = urlsplit(faulty.endpoint)
         connection = HTTPConnection(parts.netloc)
         connection.request("GET", "/")
+        eventually(lambda: faulty.counts["LIST"] == 1)
     with pytest.raises(_LOST):
         connection.getresponse()
     connection.close()
