@@ -70,7 +70,7 @@ class FilestoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
         if not repository:
             raise ValueError(
                 "filestore:// needs the option repository, which is the URL of a server or the path of a folder; "
-                "the variable FSSPEC_FILESTORE_REPOSITORY sets it too, and FILESTORE_URL is only for commands"
+                "the variable FSSPEC_FILESTORE_REPOSITORY sets it too"
             )
         self._location = repository
         self._options: dict[str, Any] = {"token": token, "read_only": True, **(connect or {})}

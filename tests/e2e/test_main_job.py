@@ -68,7 +68,8 @@ def test_real_weights_through_a_real_server(home: Home, server: Server, model: P
     assert second["size"] - second["bytes_shared"] < changed + 64 * 1024
 
     for source, pushed in ((model, first), (tuned, second)):
-        target = tmp_path / source.name
+        # Not beside each other: one would be a seed of the other.
+        target = tmp_path / pushed["id"] / source.name
         fetched = home.result("fetch", pushed["id"], "-o", target, environ=server.environ)
         assert {"path", "size", "bytes_received", "bytes_reused", "seconds"} <= fetched.keys()
         assert (str(target), pushed["size"], 0) == (fetched["path"], fetched["size"], fetched["bytes_reused"])
