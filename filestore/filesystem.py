@@ -237,12 +237,13 @@ class StoredFile(AbstractBufferedFile):  # type: ignore[misc]  # as above
         """Where a read goes on that is in order, and how many bytes were read in order."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        self._in_order = self._in_order + end - start if start == self._next else 0
-        self._next = end
+        is_next, before = start == self._next, self._in_order
+        self._next, self._in_order = end, before + end - start if is_next else 0
         kept_end = self._start + len(self._kept)
         if self._start <= start and end <= kept_end:
             return bytes(self._kept[start - self._start : end - self._start])
-        ahead = min(self._in_order, self._ahead_limit) if self._in_order >= _FIRST_AHEAD else 0
+        # A long first read, such as that of a tensor, does not say that more will be read.
+        ahead = min(before, self._ahead_limit) if is_next and before >= _FIRST_AHEAD else 0
         stop = self._content.stop_of_chunk(min(end + ahead, self.size) - 1)
         begin = start
         head = b""

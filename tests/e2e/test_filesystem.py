@@ -198,6 +198,16 @@ def test_one_tensor_receives_its_chunks_and_the_header(server: RunningServer, fi
     assert received < len(WEIGHTS) / 3
 
 
+def test_a_long_read_behind_the_header_reads_nothing_ahead(server: RunningServer, files: FilestoreFileSystem) -> None:
+    """It goes on where the header ends, and is no reason to receive what follows."""
+    size = 8 * MIB
+    before = sent_size(server)
+    with files.open("bytes.bin") as file:
+        assert BYTES[:8] == file.read(8)
+        assert BYTES[8:size] == file.read(size - 8)
+    assert sent_size(server) - before < size + 4 * MIB  # the largest chunk
+
+
 def test_safetensors_reads_through_it(files: FilestoreFileSystem) -> None:
     """Its function for bytes takes what a file gives."""
     loaded = safetensors.numpy.load(files.cat_file("team/model/weights/model.safetensors"))
