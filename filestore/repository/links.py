@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from filestore.core.commits import printable
@@ -135,7 +135,7 @@ async def end_links_of(index: Index, transaction: Transaction, maker: TokenRow, 
             del kept[row.digest]
             continue
         ends = min(at, row.expires_at or at)
-        kept[row.digest] = _KeptLink(**{**asdict(kept[row.digest]), "expires_at": ends})
+        kept[row.digest] = replace(kept[row.digest], expires_at=ends)
         await transaction.add_token(
             row.digest, namespace=row.namespace, label=row.label, scope=row.scope, prefix=row.prefix, expires_at=ends
         )
