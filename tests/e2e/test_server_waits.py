@@ -142,6 +142,14 @@ def test_a_server_with_a_certificate_answers_by_tls(home: Home, bucket: Bucket, 
         process.communicate(timeout=60)
 
 
+def kill_workers(process: subprocess.Popen[str]) -> None:
+    """Kill both workers of a server, and wait until those that follow them wait for their database."""
+    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    for _ in range(2):
+        until(process, "waiting for at most ")
+
+
 def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: PostgresServer) -> None:
     """In order, although nothing can be opened."""
     environ, port = place(bucket, database.postgres.new_database()), free_port()
@@ -149,10 +157,7 @@ def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: Pos
         until(process, "listening on ")
         database.stop()
         try:
-            for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(worker), signal.SIGKILL)
-            for _ in range(2):
-                until(process, "waiting for at most ")
+            kill_workers(process)
             assert_waits(port, "index")
             process.send_signal(signal.SIGTERM)
             said, _ = process.communicate(timeout=60)
@@ -169,10 +174,7 @@ def test_workers_that_all_wait_answer(home: Home, bucket: Bucket, database: Post
         until(process, "listening on ")
         database.stop()
         try:
-            for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(worker), signal.SIGKILL)
-            for _ in range(2):
-                until(process, "waiting for at most ")
+            kill_workers(process)
             assert_waits(port, "index")
         finally:
             database.start()
