@@ -25,6 +25,9 @@ AUTHOR_LIMIT = 255
 COMMITS_LIMIT = 10_000
 """The number of commits of a name that are kept. An older one goes, if the same content has a newer commit and no label."""
 
+COMMIT_ATTEMPTS = 3
+"""How often a transfer commits, if chunks that it needs were removed meanwhile or somebody else commits at the same time."""
+
 COMMIT_ID_PATTERN = re.compile(r"[0-9a-f]{40}\Z")
 _HEX = re.compile(r"[0-9a-f]{7,64}\Z")
 _LABEL = re.compile(r"(?!.*(?:\.\.|//|/\.|\./))[A-Za-z0-9_](?:[A-Za-z0-9._+/-]*[A-Za-z0-9_+-])?\Z")

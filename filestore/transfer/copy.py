@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import COMMITS_LIMIT, Commit, LabelKind, NewCommit, checked_new_commit
+from filestore.core.commits import COMMIT_ATTEMPTS, COMMITS_LIMIT, Commit, LabelKind, NewCommit, checked_new_commit
 from filestore.core.digest import Digest
 from filestore.core.manifest import Chunk, Manifest
 from filestore.core.names import checked_new_full_name
@@ -24,7 +24,6 @@ from filestore.format.codec import Frame, frame_limit
 from filestore.repository.protocol import Moved, Repository, Wanted, checked_repository, find_record, whole_reference_of
 from filestore.system.buffers import BufferPool
 from filestore.system.threads import in_cpu_thread, task_group
-from filestore.transfer.push import COMMIT_ATTEMPTS
 from filestore.transfer.receive_batch import BatchReceiver, verified
 
 BATCHES_IN_FLIGHT = 4

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filestore.core.batches import batched_by_size
-from filestore.core.commits import MAIN, PLAIN_COMMIT, NewCommit, checked_new_commit
+from filestore.core.commits import COMMIT_ATTEMPTS, MAIN, PLAIN_COMMIT, NewCommit, checked_new_commit
 from filestore.core.digest import DIGEST_AND_NUMBER, Digest, chunk_digest
 from filestore.core.manifest import Manifest
 from filestore.core.names import archive_name, checked_new_full_name
@@ -74,7 +74,6 @@ third one is encoded. There are as many buffers of frames. A window is free as s
 ASKED_LIMIT = 1 << 18
 """The number of chunks that a push remembers as asked for. To ask again costs less than to remember more of them
 (I6)."""
-COMMIT_ATTEMPTS = 3
 _ASKED_AT_ONCE = 1 << 16
 """Chunks of an unchanged file that the repository is asked about in one request."""
 

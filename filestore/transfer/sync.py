@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from filestore.core.commits import NewCommit, checked_new_commit
+from filestore.core.commits import COMMIT_ATTEMPTS, NewCommit, checked_new_commit
 from filestore.core.digest import chunk_digest
 from filestore.core.names import checked_new_full_name
 from filestore.core.progress import Progress, Report, without_repeats
@@ -47,7 +47,7 @@ from filestore.transfer.fetch import fetch_entry, staging_file
 from filestore.transfer.fetch_entry import FoundEntry
 from filestore.transfer.fetch_tree import fetch_record_tree
 from filestore.transfer.folder_comparison import LocalPath, Match, are_equal, extras, has_content, is_own, match, own_paths
-from filestore.transfer.push import COMMIT_ATTEMPTS, push
+from filestore.transfer.push import push
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import WalkResult, walk
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry

@@ -199,7 +199,7 @@ def test_one_tensor_receives_its_chunks_and_the_header(server: RunningServer, fi
 
 
 def test_a_long_read_behind_the_header_reads_nothing_ahead(server: RunningServer, files: FilestoreFileSystem) -> None:
-    """It goes on where the header ends, and is no reason to receive what follows."""
+    """It goes on where the header ends. What follows it is not received."""
     size = 8 * MIB
     before = sent_size(server)
     with files.open("bytes.bin") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from filestore.core.commits import COMMIT_ATTEMPTS
 from filestore.core.manifest import Manifest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.errors import ChunksMissing, SourceChanged
@@ -129,7 +130,7 @@ async def test_chunks_that_are_lost_again_and_again(watched: WatchedRepository, 
     watched.before = lose
     with pytest.raises(ChunksMissing):
         await push(watched, tree)
-    assert push_module.COMMIT_ATTEMPTS * len(digests) == watched.chunks_put
+    assert COMMIT_ATTEMPTS * len(digests) == watched.chunks_put
     watched.before = _nothing
     assert (await manifest_of(tree)).digest == (await push(watched, tree)).record.digest
 
