@@ -80,7 +80,7 @@ class Place(NamedTuple):
     index_url: str
     folder: Path
 
-    def opened(self, *, retry_seconds: float = 10) -> AbstractAsyncContextManager[LocalRepository]:
+    def opened(self, *, retry_seconds: float = s3_client.RETRY_SECONDS) -> AbstractAsyncContextManager[LocalRepository]:
         """Open the repository, or make it."""
         return object_repository(
             self.faulty.before(self.bucket), self.index_url, self.folder / "server", retry_seconds=retry_seconds

@@ -10,7 +10,7 @@ from filestore.repository.index.postgres.index import PostgresIndex
 from filestore.repository.index.postgres.opening import open_postgres_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.s3 import S3Store
-from filestore.repository.stores.s3_client import S3Client
+from filestore.repository.stores.s3_client import RETRY_SECONDS, S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile
 from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_open import open_s3_store
@@ -36,7 +36,7 @@ async def object_repository(
     folder: Path,
     *,
     prefix: str = PREFIX,
-    retry_seconds: float = 10,
+    retry_seconds: float = RETRY_SECONDS,
     now: Callable[[], int] = system_now,
 ) -> AsyncIterator[LocalRepository]:
     """Open the repository in a bucket and a database. Make it if there is none. `now` is the clock of the server.
