@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -90,8 +91,19 @@ def test_planes_are_the_same_without_numpy(content: bytes, count: int) -> None:
         planes = [memoryview(bytearray(size)) for _ in range(count)]
         for place, plane in enumerate(planes):
             take_plane(memoryview(content), place, count, plane, numpy)
-        merged = memoryview(bytearray(size * count))
+        merged = memoryview(bytearray(b"\xff" * (size * count)))  # it is used again and again
         merge_planes(iter(planes[::-1]), merged, count, numpy)
 
         assert [content[place : size * count : count] for place in range(count)] == planes
         assert content[: size * count] == merged
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("numpy", [np, None])
+def test_short_planes_are_merged(size: int, count: int, numpy: ModuleType | None) -> None:
+    """A frame of somebody else may have planes of any size, and their words may end with the memory."""
+    planes = [memoryview(bytes(range(place, size * count, count))) for place in range(count)]
+    merged = memoryview(bytearray(b"\xff" * (size * count)))
+    merge_planes(iter(planes[::-1]), merged, count, numpy)
+    assert bytes(range(size * count)) == merged
