@@ -676,11 +676,11 @@ async def test_closing_ends_what_is_under_way() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", "x" * 64])
 async def test_a_server_that_is_not_there(host: str) -> None:
     """There is no address, no such name, or no listener."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    async with channels_to(f"http://{host}:{port}") as channels:
-        with pytest.raises(Unreachable):
-            await channels.run(short_request)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so nobody else gets this port
+        async with channels_to(f"http://{host}:{taken.getsockname()[1]}") as channels:
+            with pytest.raises(Unreachable):
+                await channels.run(short_request)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
