@@ -21,6 +21,7 @@ from filestore.http.client.channel import HEAD_LIMIT, Channel, Peer
 from filestore.http.client.channels import Channels, Places
 from filestore.http.client.chunked import ChunkedCoding
 from filestore.http.client.heads import Head, parse_head
+from filestore.system.stalls import StallTimer
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.channels import read
 from tests.support.tls import client_tls, server_tls
@@ -68,7 +69,7 @@ class Line(NamedTuple):
 
 
 @contextmanager
-def accepted(*, stall_seconds: float = SECONDS, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line]:
+def accepted(*, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line]:
     """A line on loopback, before TLS."""
     peer = Peer("the server", "/native", ["Host: x"], "localhost", client_tls if tls else None, tunnel)
     with (
@@ -79,15 +80,15 @@ def accepted(*, stall_seconds: float = SECONDS, tls: bool = False, tunnel: bytes
     ):
         client.settimeout(0)
         server.settimeout(SECONDS)
-        channel = Channel(client, peer, stall_seconds=stall_seconds)
+        channel = Channel(client, peer, stall_seconds=SECONDS)
         with closing(channel):
             yield Line(channel, server, threads)
 
 
 @contextmanager
-def connected(*, stall_seconds: float = SECONDS, tls: bool = False) -> Iterator[Line]:
+def connected(*, tls: bool = False) -> Iterator[Line]:
     """A line on loopback."""
-    with accepted(stall_seconds=stall_seconds, tls=tls) as line:
+    with accepted(tls=tls) as line:
         if not tls:
             yield line
             return
@@ -95,6 +96,12 @@ def connected(*, stall_seconds: float = SECONDS, tls: bool = False) -> Iterator[
         with server_tls().wrap_socket(line.server, server_side=True) as server:
             opened.result(SECONDS)
             yield line._replace(server=server)
+
+
+def stall_soon(channel: Channel) -> None:
+    """Let the channel wait half a second from now on. On a busy machine, to begin TLS may take longer."""
+    channel._stall_seconds = 0.5
+    channel._timer = StallTimer(0.5)
 
 
 @pytest.fixture(params=["http", "https"])
@@ -395,8 +402,9 @@ def test_a_body_in_pieces_that_is_cut(line: Line, cut: int) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 def test_lines_without_content_are_no_progress(said: bytes, *, tls: bool) -> None:
     """They come byte by byte, which is fast enough for content."""
-    with connected(stall_seconds=0.5, tls=tls) as line:
+    with connected(tls=tls) as line:
         line.answer(chunked(end=b""))
+        stall_soon(line.channel)
         reading = line.threads.submit(read, line.channel, 10)
         with pytest.raises(Stalled):
             for byte in said:
@@ -465,8 +473,10 @@ def test_a_server_that_hangs_up_while_we_send(line: Line) -> None:
 @pytest.mark.parametrize("frame_size", [0, LARGE])
 def test_a_peer_that_moves_no_byte(frame_size: int, *, tls: bool) -> None:
     """The peer neither reads the request nor answers."""
-    with connected(stall_seconds=0.5, tls=tls) as line, pytest.raises(Stalled):
-        line.channel.ask("/route", b"", [bytes(frame_size)])
+    with connected(tls=tls) as line:
+        stall_soon(line.channel)
+        with pytest.raises(Stalled):
+            line.channel.ask("/route", b"", [bytes(frame_size)])
 
 
 @pytest.mark.parametrize("frame_size", [0, LARGE])
