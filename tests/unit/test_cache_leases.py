@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from filestore.cache import leases
 from filestore.cache.leases import BEAT_SECONDS, STALE_SECONDS, Leases
 
 KEY = "repository.default.entry"
+
+
+@pytest.fixture(autouse=True)
+def no_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a test lets leases beat. A beat of the process, every ten seconds, would write those again that a test has removed."""
+    monkeypatch.setattr(leases._heart, "beat_for", lambda _: None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,20 +134,24 @@ async def test_stage_costs_nothing_until_the_first_write(root: Path) -> None:
 async def test_only_a_frame_that_is_written_to_has_a_descriptor(root: Path, end: Callable[[DiskStaging], None]) -> None:
     """A batch has more frames than a process may have descriptors, so each gives its own up when it is whole or of no use."""
     store = await open_store(root)
-    before = open_descriptors()
+    before = open_descriptors(root)
     staging = store.new_staging()
     for piece in (b"one", b"two"):
         staging.write(piece)
-        assert before + 1 == open_descriptors()
+        assert before + 1 == open_descriptors(root)
     end(staging)
-    assert before == open_descriptors()
+    assert before == open_descriptors(root)
     staging.discard()
     await store.close()
 
 
-def open_descriptors() -> int:
-    """How many this process has."""
-    return len(list(Path("/dev/fd").iterdir()))
+def open_descriptors(root: Path) -> int:
+    """How many this process has of files below a folder. Other threads open and close files elsewhere."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            count += descriptor.readlink().is_relative_to(root)
+    return count
 
 
 def leave_staging(root: Path) -> None:
