@@ -15,12 +15,18 @@ from filestore.system.turns import working_for
 
 def test_slow_calls_of_one_namespace_leave_a_thread_for_others() -> None:
     """A hundred calls that hang hold only their share."""
-    pool, go_on = FairPool("test", count=4, share=3), threading.Event()
+    pool, go_on, began = FairPool("test", count=4, share=3), threading.Event(), threading.Semaphore(0)
+
+    def hang() -> bool:
+        began.release()
+        return go_on.wait()
+
     with working_for("slow"):
-        slow = [pool.submit(go_on.wait) for _ in range(100)]
+        slow = [pool.submit(hang) for _ in range(100)]
     with working_for("other"):
         assert 7 == pool.submit(lambda: 7).result(timeout=60)
     assert 8 == pool.submit(lambda: 8).result(timeout=60)
+    assert all(began.acquire(timeout=60) for _ in range(3))
     assert 97 == sum(not call.running() for call in slow)
     go_on.set()
     wait(slow)
