@@ -32,7 +32,8 @@ async def sampled(root: Path) -> AsyncIterator[list[int]]:
 
     async def sample() -> None:
         while True:
-            samples.append(await asyncio.to_thread(disk_usage, root))
+            # Not in a thread: files that are moved, or take the place of others, during a long look would count twice.
+            samples.append(disk_usage(root))
             await asyncio.sleep(INTERVAL_SECONDS)
 
     sampling = asyncio.create_task(sample())
