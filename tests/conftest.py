@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from filestore.backends import connect
 from filestore.repository.index.postgres.opening import open_postgres_index
@@ -29,6 +30,13 @@ from tests.support.watched import WatchedRepository
 for _name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+# The same examples in each run, also where nobody says that it is one of CI: `--hypothesis-profile=default` looks for others. How
+# long an example takes says something about the machine alone.
+settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
