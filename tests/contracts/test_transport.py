@@ -24,12 +24,15 @@ from filestore.errors import (
     Unreachable,
 )
 from filestore.http import wire
+from filestore.http.client import channel
 from filestore.http.client.answers import BatchAnswer, SmallAnswer
 from filestore.http.client.channels import Places
 from filestore.http.client.exchange import Request
 from filestore.http.client.transport import Transport
 from filestore.system.metrics import Stage
+from filestore.system.stalls import StallTimer
 from tests.support.cancels import cancelled_at_every_await
+from tests.support.clock import Clock
 from tests.support.generator import octets
 from tests.support.listening import listening
 from tests.support.nginx import free_port
@@ -645,18 +648,23 @@ async def test_peer_that_sends_frames_byte_by_byte_is_given_up(kind: Kind) -> No
 
 
 @pytest.mark.slow
-async def test_slow_peer_is_waited_for(kind: Kind) -> None:
+async def test_slow_peer_is_waited_for(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer may take longer than the time limit where a byte comes now and then, be it before, in or after its head."""
     answer = b"HTTP/1.1 102 Processing\r\n\r\n" + OK
+    clock = Clock()
+    monkeypatch.setattr(channel, "StallTimer", partial(StallTimer, clock=clock))
 
     async def play(peer: Peer) -> None:
         await peer.take()
         for start in range(0, len(answer), 5):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.05)  # the client waits for the peer when its clock goes on
+            clock.now += SECONDS / 8
             await peer.give(answer[start : start + 5])
 
-    async with kind.facing(play, stall_seconds=2) as server:
+    began = clock.now
+    async with kind.facing(play) as server:
         assert b"ok" == await asked(server.transport, sending(b"frame"))
+    assert clock.now - began > SECONDS
 
 
 # Cancels.

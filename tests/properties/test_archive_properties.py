@@ -278,6 +278,7 @@ def test_checksum_of_pieces_in_any_order(content: bytes, splits: list[int], rand
     assert checksum.of(len(content) + 1) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_combined_checksums(pieces: list[bytes]) -> None:
     """The sum of a whole from the sums of its parts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -74,7 +75,8 @@ def test_bytes_that_leave_a_full_buffer_are_progress(pair: tuple[socket.socket, 
         theirs.recv(1 << 16)
     assert not wait(timer, clock, 30)
     while (now := acknowledged_size(ours)) != before:
-        before = now  # what is on its way arrives
+        before = now
+        time.sleep(0.3)  # what is on its way arrives: an acknowledgement may be delayed for 0.2 s
     timer.restart()
     assert wait(timer, clock, 30)
 

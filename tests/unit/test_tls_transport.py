@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -60,16 +61,23 @@ def received(client: ssl.SSLSocket, size: int) -> bytes:
 
 
 def sent_until_blocked(connection: TlsConnection, content: bytes) -> int:
-    """Send from memory that is used for something else after each call. Return how much was taken."""
-    taken = 0
+    """Send from memory that is used for something else after each call. Return how much was taken.
+
+    The kernel may have room again a moment later: an acknowledgement may be delayed for 0.2 s. Afterwards it has none.
+    """
+    taken, is_full = 0, False
     memory = bytearray(3 * PIECE_SIZE + 100)
     while taken < len(content):
         part = content[taken : taken + len(memory)]
         memory[: len(part)] = part
         try:
             taken += connection.send(memoryview(memory)[: len(part)])
+            is_full = False
         except BlockingIOError:
-            break
+            if is_full:
+                break
+            is_full = True
+            time.sleep(0.3)
         finally:
             memory[:] = bytes(len(memory))
     return taken

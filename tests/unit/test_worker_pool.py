@@ -176,6 +176,8 @@ async def test_a_process_that_is_stopped_alone_is_ended(tmp_path: Path, monkeypa
 
 async def test_a_process_that_is_stopped_before_it_is_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transfer never uses it. It is gone after the end, as all others are."""
+    # The first process waits for it, and is killed after this time, so that nobody would end it.
+    monkeypatch.setattr(pool_module, "_END_SECONDS", 60.0)
     noted = tmp_path / "noted"
     async with connect(tmp_path / "repository", create=True) as repository:
         monkeypatch.setattr(repository, "opening", lambda: StopsOthers(os.getpid(), noted))
@@ -364,9 +366,10 @@ async def test_an_end_does_not_wait_for_the_start(tmp_path: Path, monkeypatch: p
     interpreter.write_text("#!/bin/sh\nexec sleep 600\n")
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.setattr(pool_module, "_END_SECONDS", 600.0)  # the end of an end that waits
     async with (
         connect(tmp_path / "repository", create=True) as repository,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         worker_pool(repository, count=2, slots=1) as pool,
     ):
         await asyncio.sleep(0.2)
@@ -381,7 +384,7 @@ async def test_a_program_without_standard_streams(tmp_path: Path, monkeypatch: p
         try:
             for stream in range(3):
                 os.close(stream)
-            async with worker_pool(repository, count=2, slots=2, modules=_MODULES) as pool, asyncio.timeout(20):
+            async with worker_pool(repository, count=2, slots=2, modules=_MODULES) as pool, asyncio.timeout(60):
                 while len(pool.process_ids) < 2:
                     await asyncio.sleep(0.01)
                 answers = await asyncio.gather(*(pool.run(Identify()) for _ in range(4)))
