@@ -13,6 +13,7 @@ import pytest
 from filestore.backends import connect
 from filestore.http.wire import API
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file
 from tests.support.server import FORM, OTHER_TOKEN, Reply, RunningServer, eventually, form, reply, running_server
@@ -369,12 +370,12 @@ def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
     """They count as unknown from then on, and free their space; those on which somebody worked since do not."""
-    root = tmp_path / "root"
-    with running_server(root) as server:
+    root, port = tmp_path / "root", lasting_port()
+    with running_server(root, port=port) as server:
         abandoned, kept = PartsUpload(server, "abandoned.bin"), PartsUpload(server, "kept.bin")
         url = abandoned.url(1).json["upload_url"]
         part = abandoned.put(1, octets(1, 100_000))
-        folder, port = kept.folder.parent, server.port
+        folder = kept.folder.parent
     with running_server(root):
         eventually(lambda: {abandoned.id, kept.id} == set(observed(folder)["uses"]))
     # A server observed that nothing happened for more than a day, and then a part arrived.
