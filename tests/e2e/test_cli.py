@@ -512,7 +512,7 @@ def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls")
     assert (1, needs.format("cache", "FILESTORE_CACHE")) == run("cache", "ls")
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls", HOME="")
-    assert (0, "") == run("hash", SCRIPTS / "filestore")
+    assert (0, "") == run("hash", "--quiet", SCRIPTS / "filestore")
     assert (0, "") == run("push", "--create", "--quiet", SCRIPTS / "filestore", FILESTORE_URL=str(tmp_path / "root"))
     assert [] == list(new_home.folder.iterdir())
 
@@ -581,7 +581,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
     """Ctrl-C ends a command with status 130 and a sentence."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = subprocess.Popen(
-            [SCRIPTS / "filestore", "push", model, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
+            [SCRIPTS / "filestore", "push", model, "--quiet", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
             env=home.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -712,7 +712,7 @@ def test_a_mistyped_variable(home: Home) -> None:
         "FILESTORE_SERVICE_PORT",
         "FILESTORE_PORT_80_TCP",
     )
-    done = home.run("hash", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
+    done = home.run("hash", "--json", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
     assert done.returncode == 0
     assert done.stderr == (
         warning.format("FILESTORE_HOST", "only the option --host changes it")

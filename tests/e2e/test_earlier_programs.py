@@ -18,7 +18,7 @@ import pytest
 from filestore.repository.index.sqlite import SCHEMA_VERSION
 from tests.e2e.test_earlier_versions import SCHEMA_VERSIONS
 from tests.golden.repositories.make import TREE
-from tests.support.commands import Home
+from tests.support.commands import Home, notes
 from tests.support.generator import octets
 from tests.support.links import running_link
 from tests.support.programs import ARCHIVES, Program
@@ -68,8 +68,8 @@ class User:
     def failure(self, *arguments: str | Path) -> str:
         """Return the one line in which a command explains its failure."""
         done = self.run(*arguments)
-        assert (1, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
-        return done.stderr
+        assert (1, 1) == (done.returncode, notes(done).count("\n")), done.stderr
+        return notes(done)
 
     def names(self, *arguments: str | Path) -> set[str]:
         """Return the names that a listing has."""
