@@ -234,7 +234,7 @@ def test_a_server_under_nohup_outlives_its_terminal(home: Home, tmp_path: Path, 
 def test_a_measurement_that_is_interrupted_promises_nothing(home: Home, tmp_path: Path) -> None:
     """Its content is removed, so that all of it would be transferred again."""
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", tmp_path, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", tmp_path, "--quiet"],
         env=home.environ,
         stderr=subprocess.PIPE,
         text=True,
