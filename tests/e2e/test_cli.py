@@ -589,7 +589,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
         )
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         connection.close()
 
     assert (process.returncode, output) == (130, "")
@@ -982,7 +982,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     said = json.loads(process.stdout.readline())
     files = home.result("ls", environ={"FILESTORE_URL": said["url"], "FILESTORE_TOKEN": said["token"]})["files"]
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=60)
 
     assert {"url", "root", "token", "repository_created"} == set(said)
     assert (files, rest, process.returncode) == ([], "", 0)

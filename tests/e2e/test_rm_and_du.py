@@ -20,7 +20,8 @@ from filestore.core.references import Reference
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""Some tests type twenty commands, each of which takes long on a machine that is busy with other work."""
 
 SIZE = 50_000
 

@@ -420,7 +420,7 @@ def test_names_that_a_form_encodes_survive_curl(server: RunningServer, tmp_path:
             "-F",
             f'pfile=@{path};filename="{quoted}"',
         ]
-        done = subprocess.run([*command, f"{server.url}/v3/pipeline_files"], capture_output=True, check=True, timeout=30)
+        done = subprocess.run([*command, f"{server.url}/v3/pipeline_files"], capture_output=True, check=True, timeout=60)
         assert name == json.loads(done.stdout)["file_name"], done.stdout
 
 
