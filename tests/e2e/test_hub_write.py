@@ -22,7 +22,7 @@ from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.hub import git_id
 from tests.support.hub_writing import HubRepository, header, line, oid, put_file, put_object, send
-from tests.support.server import OTHER_TOKEN, RunningServer, eventually, running_server
+from tests.support.server import OTHER_TOKEN, SECONDS, RunningServer, eventually, running_server
 
 LARGE = octets(1, 3 << 20)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -309,7 +309,7 @@ def test_many_commits_at_once(repository: HubRepository) -> None:
 
 def test_chunks_that_are_removed_before_the_commit(server: RunningServer, repository: HubRepository) -> None:
     """A collection with a short grace period may do it. The commit stores them once more."""
-    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None, timeout=SECONDS)) as connection:
         connection.execute("CREATE TABLE removed (number INTEGER)")
         connection.execute(
             "CREATE TRIGGER removes AFTER INSERT ON chunks WHEN NOT EXISTS (SELECT 1 FROM removed) BEGIN"
