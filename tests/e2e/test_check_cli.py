@@ -91,7 +91,7 @@ def test_folder_that_cannot_be_written_is_checked(home: Home, root: Path) -> Non
     """Nothing is kept there, and the data is read."""
     before = sorted(root.rglob("*"))
     subprocess.run(["chmod", "-R", "a-w", root], check=True)
-    arguments: list[str | Path] = [*AS_ANY_USER[1:], SCRIPTS / "filestore", "check", "--root", root, "--read-data"]
+    arguments: list[str | Path] = [*AS_ANY_USER[1:], SCRIPTS / "filestore", "check", "--root", root, "--read-data", "--quiet"]
     done = home.run(*arguments, program=AS_ANY_USER[0]) if AS_ANY_USER else home.run(*arguments[1:])
     subprocess.run(["chmod", "-R", "u+w", root], check=True)
     assert (0, "") == (done.returncode, done.stderr)

@@ -17,6 +17,7 @@ import pytest
 
 from filestore.core.digest import token_digest
 from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
+from tests.support.nginx import free_port
 
 SIZE = 3_000_000
 PROCESS_LIST = "Warning: other users of this machine can see the token of --token in the list of processes;"
@@ -511,7 +512,7 @@ def test_a_user_without_a_home(new_home: Home, tmp_path: Path) -> None:
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls")
     assert (1, needs.format("cache", "FILESTORE_CACHE")) == run("cache", "ls")
     assert (1, needs.format("root", "FILESTORE_ROOT")) == run("ls", HOME="")
-    assert (0, "") == run("hash", SCRIPTS / "filestore")
+    assert (0, "") == run("hash", "--quiet", SCRIPTS / "filestore")
     assert (0, "") == run("push", "--create", "--quiet", SCRIPTS / "filestore", FILESTORE_URL=str(tmp_path / "root"))
     assert [] == list(new_home.folder.iterdir())
 
@@ -580,7 +581,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
     """Ctrl-C ends a command with status 130 and a sentence."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = subprocess.Popen(
-            [SCRIPTS / "filestore", "push", model, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
+            [SCRIPTS / "filestore", "push", model, "--quiet", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
             env=home.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -588,7 +589,7 @@ def test_an_interrupt(home: Home, model: Path) -> None:
         )
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         connection.close()
 
     assert (process.returncode, output) == (130, "")
@@ -711,7 +712,7 @@ def test_a_mistyped_variable(home: Home) -> None:
         "FILESTORE_SERVICE_PORT",
         "FILESTORE_PORT_80_TCP",
     )
-    done = home.run("hash", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
+    done = home.run("hash", "--json", SCRIPTS / "filestore", environ=dict.fromkeys((*mistyped, *of_others), "x"))
     assert done.returncode == 0
     assert done.stderr == (
         warning.format("FILESTORE_HOST", "only the option --host changes it")
@@ -758,8 +759,7 @@ def test_a_plan_with_nothing_new(home: Home, model: Path) -> None:
 @pytest.mark.slow
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached, and that a transfer then continues."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     sentence = (
         f"{url} cannot be reached: Connection refused; check that a filestore server runs there; `filestore serve` starts one"
     )
@@ -982,7 +982,7 @@ def test_serve_for_a_program(home: Home, tmp_path: Path) -> None:
     said = json.loads(process.stdout.readline())
     files = home.result("ls", environ={"FILESTORE_URL": said["url"], "FILESTORE_TOKEN": said["token"]})["files"]
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=60)
 
     assert {"url", "root", "token", "repository_created"} == set(said)
     assert (files, rest, process.returncode) == ([], "", 0)

@@ -18,6 +18,7 @@ import pytest
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
 from tests.support.links import running_link
+from tests.support.nginx import free_port
 from tests.support.server import eventually
 
 SIZE = 24 << 20
@@ -233,7 +234,7 @@ def test_a_server_under_nohup_outlives_its_terminal(home: Home, tmp_path: Path, 
 def test_a_measurement_that_is_interrupted_promises_nothing(home: Home, tmp_path: Path) -> None:
     """Its content is removed, so that all of it would be transferred again."""
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", "128MiB", "--folder", tmp_path, "--quiet"],
+        [SCRIPTS / "filestore", "bench", "upload", "--size", "1GiB", "--folder", tmp_path, "--quiet"],
         env=home.environ,
         stderr=subprocess.PIPE,
         text=True,
@@ -298,9 +299,9 @@ def test_a_server_whose_output_is_closed(home: Home, tmp_path: Path) -> None:
         ["--help"],
         ["ls", "--help"],
         ["ls", "--json"],
-        ["push", "{model}"],
+        ["push", "{model}", "--quiet"],
         ["create", "file", "{model}", "--quiet"],
-        ["hash", "{model}"],
+        ["hash", "{model}", "--quiet"],
         ["token", "new", "--quiet"],
         ["serve", "--port", "0"],
     ],
@@ -416,9 +417,7 @@ def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: st
 def test_why_a_connection_failed_in_plain_words(home: Home, answer: bytes | None, url: str, reason: str) -> None:
     """Neither a class of a library nor a code of one is in the sentence."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        if answer is None:
-            listener.close()
+        port = free_port() if answer is None else listener.getsockname()[1]
         command: list[str | Path] = [SCRIPTS / "filestore", "ls", "--url", f"{url}127.0.0.1:{port}"]
         with subprocess.Popen(command, env=home.environ, stderr=subprocess.PIPE, text=True) as process:
             if answer is not None:

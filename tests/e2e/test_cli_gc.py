@@ -165,6 +165,7 @@ def test_a_server_collects_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_a_namespace_is_limited_and_removed(home: Home, server: Server) -> None:
     """Its records and tokens go, its content at the next collection, and nothing of another namespace."""
     token = home.result("token", "new", "--namespace", "team", "--root", server.root)["token"]

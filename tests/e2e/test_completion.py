@@ -85,6 +85,7 @@ def test_bash_executes_nothing_of_a_name(home: Home, tmp_path: Path, quote: str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_what_is_offered(stored: Home) -> None:
     """Each word is completed by what it can be, and the candidates begin with what was typed."""
     assert {"push", "pipeline"} & set(candidates(stored, "pu")) == {"push"}

@@ -77,13 +77,13 @@ def test_the_unit_from_its_set_up_to_its_stop(booted: Machine, tmp_path: Path) -
 
     booted.run("systemctl", "stop", "filestore")
     assert ["success", "0", "inactive"] == [state(booted, name) for name in ("Result", "ExecMainStatus", "ActiveState")]
-    assert "stopping" in log(booted)
+    eventually(lambda: "stopping" in log(booted))
     shell(booted, "as-filestore token new --label second")
     audited = (booted.root / "var/log/private/filestore/audit.log").read_text()
     # What commands do is in the log of the service too.
     assert 2 == audited.count('"action": "token-new"')
     assert '"action": "commit"' in audited
-    assert '"route": "/native/v1/files"' in log(booted)
+    eventually(lambda: '"route": "/native/v1/files"' in log(booted))
     owners = {path.stat().st_uid for path in (booted.root / "var/lib/private/filestore").rglob("*")}
     assert 1 == len(owners)
     assert 0 not in owners

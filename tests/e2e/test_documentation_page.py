@@ -202,6 +202,7 @@ def write_column(version: str, column: Mapping[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 @pytest.mark.parametrize("version", CLIENTS)
 def test_each_example_does_what_the_table_says(home: Home, tmp_path: Path, version: str) -> None:
     """With a runtime of the same version, or, for version 2, whose pipelines are containers, with pipelines of version 1."""

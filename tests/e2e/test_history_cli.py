@@ -16,7 +16,8 @@ import pytest
 from tests.support.commands import Home
 from tests.support.generator import octets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""Some tests type twenty commands, each of which takes long on a machine that is busy with other work."""
 
 NAME = "team/my-model"
 

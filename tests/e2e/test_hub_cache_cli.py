@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Home
+from tests.support.commands import Home, notes
 from tests.support.trees import snapshot, standing
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def test_a_snapshot_gets_the_name_and_the_revision_of_the_hub(home: Home, tmp_pa
         assert pushed["id"] == home.result("push", found.path, environ=environ)["id"]
         assert 1 == len(home.result("log", NAME, environ=environ)["commits"])
         named = home.run("push", found.path, "--name", "team/other", environ=environ)
-        assert (0, "") == (named.returncode, named.stderr)
+        assert (0, "") == (named.returncode, notes(named))
         assert pushed["digest"] == home.result("info", f"team/other@hf-{found.path.name}", environ=environ)["digest"]
 
 

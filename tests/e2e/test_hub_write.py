@@ -18,10 +18,11 @@ from filestore.http.server.routes.hub import lfs
 from filestore.http.wire import API
 from filestore.repository.index.protocol import Use
 from tests.support.changed_tokens import changed
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.hub import git_id
 from tests.support.hub_writing import HubRepository, header, line, oid, put_file, put_object, send
-from tests.support.server import OTHER_TOKEN, RunningServer, eventually, running_server
+from tests.support.server import OTHER_TOKEN, SECONDS, RunningServer, eventually, running_server
 
 LARGE = octets(1, 3 << 20)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -308,7 +309,7 @@ def test_many_commits_at_once(repository: HubRepository) -> None:
 
 def test_chunks_that_are_removed_before_the_commit(server: RunningServer, repository: HubRepository) -> None:
     """A collection with a short grace period may do it. The commit stores them once more."""
-    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(server.root / "index.sqlite", isolation_level=None, timeout=SECONDS)) as connection:
         connection.execute("CREATE TABLE removed (number INTEGER)")
         connection.execute(
             "CREATE TRIGGER removes AFTER INSERT ON chunks WHEN NOT EXISTS (SELECT 1 FROM removed) BEGIN"
@@ -460,7 +461,8 @@ def test_other_namespaces(server: RunningServer, repository: HubRepository) -> N
 def test_a_server_that_is_killed_between_upload_and_commit(tmp_path: Path) -> None:
     """What arrived is still there for the next server, whole objects as well as parts."""
     small, large = octets(11, 2 << 20), octets(12, lfs.SINGLE_LIMIT + 99)
-    with running_server(tmp_path / "root", check=False) as server:
+    port = lasting_port()
+    with running_server(tmp_path / "root", check=False, port=port) as server:
         repository = HubRepository(server)
         assert repository.create().status == 200
         repository.upload(small)
@@ -468,7 +470,6 @@ def test_a_server_that_is_killed_between_upload_and_commit(tmp_path: Path) -> No
         upload = described["actions"]["upload"]
         size = int(upload["header"]["chunk_size"])
         first = send("PUT", upload["header"]["1"], large[:size])
-        port = server.port
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
     with running_server(tmp_path / "root", port=port) as server:

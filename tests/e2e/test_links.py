@@ -15,7 +15,8 @@ from tests.support.commands import Home, Server, notes
 from tests.support.generator import octets
 from tests.support.server import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""Some tests type twenty commands, each of which takes long on a machine that is busy with other work."""
 
 CONTENT = octets(7, 3 << 20)
 

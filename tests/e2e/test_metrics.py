@@ -48,6 +48,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         assert 404 == server.ask("GET", "/native/v1/files/file_00000000000000000000000000000000").status
         upload = PartsUpload(server, "parts.bin")
         upload.put(1, b"y" * 300_000)
+        # A process may count a request after its client has the answer.
+        eventually(lambda: own_request_count(server) == 11)
         yield server
 
 
@@ -65,6 +67,12 @@ def metrics(server: RunningServer) -> Values:
     answer = server.ask("GET", "/metrics")
     assert 200 == answer.status
     return values_of(answer.body)
+
+
+def own_request_count(server: RunningServer) -> float:
+    """How many requests a server has counted that did not ask for its metrics."""
+    values = metrics(server)
+    return total(values, "http_requests_total") - total(values, "http_requests_total", route="/metrics")
 
 
 def value(values: Values, name: str, **labels: str) -> float:
@@ -164,6 +172,7 @@ def test_a_worker_that_dies_takes_no_counter_with_it(tmp_path: Path) -> None:
     with running_server(tmp_path / "root", workers=2, check=False) as server:
         for seed in range(6):
             assert 200 == server.put([encoded(octets(seed, 1000))]).status
+        eventually(lambda: own_request_count(server) == 6)
         before = metrics(server)
         (worker, *_) = sorted(workers_of(server.pid))
         with server.connection():
@@ -283,14 +292,17 @@ def test_prometheus_reads_a_server(server: RunningServer, tmp_path: Path) -> Non
             def has_read() -> bool:
                 try:
                     found = ask("query?query=filestore_files_stored_total")["result"]
+                    states = [(target["health"], target["lastError"]) for target in ask("targets?state=active")["activeTargets"]]
+                    alerts = {alert["labels"]["alertname"] for alert in ask("alerts")["alerts"]}
                 except OSError:
                     return False
-                return [each["value"][1] for each in found] == ["1"]
+                # How full the disk of this machine is, others decide.
+                alerts -= {"FilestoreDiskFull", "FilestoreDiskFillsSoon"}
+                return ([each["value"][1] for each in found], states, alerts) == (["1"], [("up", "")], set())
 
+            # On a busy machine, a scrape may take longer than its second, until the next one.
             eventually(has_read)
-            (target,) = ask("targets?state=active")["activeTargets"]
-            assert ("up", "") == (target["health"], target["lastError"])
-            assert len(PROCESSES) > 0 == len(ask("alerts")["alerts"])
+            assert len(PROCESSES) > 0
             assert 11 == len(ask("rules")["groups"][0]["rules"])
         finally:
             prometheus.terminate()

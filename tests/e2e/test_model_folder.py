@@ -52,7 +52,7 @@ def test_an_upload_of_a_zip_file_without_its_folders_is_warned_of(home: Home, tm
 
         def upload(name: str, route: str) -> dict[str, str]:
             command = ["curl", "-sS", "--fail", "-H", f"Authorization: Bearer {server.token}", "-F", f"pfile=@{tmp_path / name}"]
-            done = subprocess.run([*command, f"{server.url}{route}"], capture_output=True, check=True, timeout=30)
+            done = subprocess.run([*command, f"{server.url}{route}"], capture_output=True, check=True, timeout=60)
             answer: dict[str, str] = json.loads(done.stdout)
             return answer
 

@@ -61,6 +61,7 @@ def flip(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_every_line_does_what_it_says(home: Home, tmp_path: Path) -> None:
     """A folder is set up, served, backed up, restored, cleared and repaired, while its server runs."""
     typist = Typist(home, tmp_path)

@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
 from tests.support.links import running_link
@@ -62,6 +64,7 @@ async def warm(home: Home, cache: Path, name: str, peers: list[str]) -> dict[str
     return found
 
 
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 async def test_many_machines_fetch_at_once(tmp_path: Path) -> None:
     """Ten machines read a file from each other. It leaves the server at most three times, also if peers are killed meanwhile."""
     home = Home(tmp_path)

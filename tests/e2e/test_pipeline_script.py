@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.commands import SCRIPTS, Home, Server, scripts_of
+from tests.support.commands import SCRIPTS, Home, Server, notes, scripts_of
 from tests.support.trees import Folder, plant, standing
 
 SDKS = ["sdk1", "sdk2"]
@@ -60,7 +60,7 @@ def test_create_file(home: Home, file: Path, server: Server, variables: Mapping[
 
     created = CREATED.fullmatch(done.stdout)
     assert created is not None
-    assert f"It is stored on {server.url} (from PIPELINE_API_URL).\n" == done.stderr
+    assert f"It is stored on {server.url} (from PIPELINE_API_URL).\n" == notes(done)
     assert created[1] == home.result("info", "documented", environ=server.environ)["id"]
     assert home.result("ls")["files"] == []
 
@@ -130,7 +130,7 @@ def test_a_stored_login_counts_before_the_variables(home: Home, file: Path, serv
     done = home.run("create", "file", file, program=SCRIPTS / "pipeline", environ=environ)
 
     assert CREATED.fullmatch(done.stdout), done.stderr
-    assert f"It is stored on {server.url} (from the server my-server of `pipeline cluster login`).\n" == done.stderr
+    assert f"It is stored on {server.url} (from the server my-server of `pipeline cluster login`).\n" == notes(done)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_without_an_active_login_the_variables_count(
     done = home.run("create", "file", file, program=SCRIPTS / "pipeline", environ=environ)
 
     assert CREATED.fullmatch(done.stdout), done.stderr
-    assert f"It is stored on {server.url} (from PIPELINE_API_URL).\n" == done.stderr
+    assert f"It is stored on {server.url} (from PIPELINE_API_URL).\n" == notes(done)
 
 
 @pytest.mark.slow
@@ -152,10 +152,10 @@ def test_an_option_counts_before_everything(home: Home, file: Path, server: Serv
     """And with --url, filestore's own token is used; without the SDK's sources, filestore's own server too."""
     log_in(home, server, token="of-another-server")
     done = home.run("create", "file", file, "--url", server.url, program=SCRIPTS / "pipeline", environ=server.environ)
-    assert f"It is stored on {server.url}.\n" == done.stderr
+    assert f"It is stored on {server.url}.\n" == notes(done)
     (home.folder / ".pipeline/config.yaml").unlink()
     done = home.run("create", "file", file, program=SCRIPTS / "pipeline", environ=server.environ)
-    assert f"It is stored on {server.url}.\n" == done.stderr
+    assert f"It is stored on {server.url}.\n" == notes(done)
 
 
 def test_a_token_is_sent_only_to_its_own_server(home: Home, file: Path, server: Server) -> None:
@@ -205,7 +205,7 @@ def test_what_the_sdk_stored_is_what_is_used(home: Home, file: Path, server: Ser
     home.run("cluster", "login", "my-server", server.token, "-u", server.url, "-a", program=program)
     done = home.run("create", "file", file, "--name", f"by-{sdk}", program=program)
 
-    assert f"It is stored on {server.url} (from the server my-server of `pipeline cluster login`).\n" == done.stderr
+    assert f"It is stored on {server.url} (from the server my-server of `pipeline cluster login`).\n" == notes(done)
     assert f"by-{sdk}" in home.run("get", "files", program=program).stdout
 
 

@@ -43,6 +43,7 @@ async def store_under_old_name(root: Path, source: Path) -> Record:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 @pytest.mark.parametrize("way", ["folder", "server"])
 async def test_an_older_record_stays_reachable(home: Home, tmp_path: Path, way: str) -> None:
     """It is reachable by id, digest and stored path. For its name alone, the error says what to do."""

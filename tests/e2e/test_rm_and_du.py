@@ -20,7 +20,8 @@ from filestore.core.references import Reference
 from tests.support.commands import SCRIPTS, Home
 from tests.support.generator import octets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""Some tests type twenty commands, each of which takes long on a machine that is busy with other work."""
 
 SIZE = 50_000
 
@@ -202,7 +203,7 @@ def test_du_and_rm_say_that_a_collection_is_held(home: Home, environ: dict[str, 
         home.result("rm", "model.bin", "--dry-run", environ=environ)["is_held"],
     )
     hold = {"reason": "a backup was restored", "since": 1, "manifest_count": 2}
-    with closing(sqlite3.connect(home.data / "index.sqlite")) as index:
+    with closing(sqlite3.connect(home.data / "index.sqlite", timeout=60)) as index:
         index.execute("INSERT INTO tasks (namespace, task, state) VALUES ('default', 'hold', ?)", (json.dumps(hold),))
         index.commit()
     assert hold | {"namespace": "default"} == home.result("du", environ=environ)["hold"]

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.commands import Home, scripts_of
 from tests.support.runtimes import TOKEN, VENVS, RunningRuntime, is_running, running_runtime
-from tests.support.server import eventually
+from tests.support.server import SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,11 @@ async def test_a_client_that_ends_a_stream_of_lines_is_answered(runtime: Running
     """While the run goes on: the SDK waits for that answer. One that sends what no client sends is cut off."""
     hanging = runtime.begin(misbehaving, "lines and hang", is_async=True).json["id"]
     url = f"{runtime.server.url}/v3/logs/run/{hanging}"
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session, session.ws_connect(url) as stream:
+    patient = aiohttp.ClientWSTimeout(ws_close=SECONDS)
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session,
+        session.ws_connect(url, timeout=patient) as stream,
+    ):
         assert "before it hangs" in (await stream.receive_str())
         await stream.close()
         assert aiohttp.WSCloseCode.OK == stream.close_code

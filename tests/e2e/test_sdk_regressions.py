@@ -77,6 +77,7 @@ def upload_by_parts(server: RunningServer, path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
     """It stays below the size of the file, for every dialect and for a download, with every limit."""
     with running_server(tmp_path / "root", memory_limit=16 * MIB) as server:
@@ -96,6 +97,7 @@ def test_1_memory_of_a_server(tmp_path: Path, large_file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_1_memory_of_a_client(home: Home, server: Server, large_file: Path) -> None:
     """The whole program needs less memory than the size of the file, for a push and a fetch."""
     for arguments in (("push", large_file), ("fetch", "large.bin", "--output", "copy.bin")):

@@ -13,6 +13,7 @@ import pytest
 from filestore.backends import connect
 from filestore.http.wire import API
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor, torch_file
 from tests.support.server import FORM, OTHER_TOKEN, Reply, RunningServer, eventually, form, reply, running_server
@@ -369,12 +370,12 @@ def test_parts_of_an_upload_have_a_limit_together(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_abandoned_uploads_are_dropped(tmp_path: Path) -> None:
     """They count as unknown from then on, and free their space; those on which somebody worked since do not."""
-    root = tmp_path / "root"
-    with running_server(root) as server:
+    root, port = tmp_path / "root", lasting_port()
+    with running_server(root, port=port) as server:
         abandoned, kept = PartsUpload(server, "abandoned.bin"), PartsUpload(server, "kept.bin")
         url = abandoned.url(1).json["upload_url"]
         part = abandoned.put(1, octets(1, 100_000))
-        folder, port = kept.folder.parent, server.port
+        folder = kept.folder.parent
     with running_server(root):
         eventually(lambda: {abandoned.id, kept.id} == set(observed(folder)["uses"]))
     # A server observed that nothing happened for more than a day, and then a part arrived.
@@ -419,7 +420,7 @@ def test_names_that_a_form_encodes_survive_curl(server: RunningServer, tmp_path:
             "-F",
             f'pfile=@{path};filename="{quoted}"',
         ]
-        done = subprocess.run([*command, f"{server.url}/v3/pipeline_files"], capture_output=True, check=True, timeout=30)
+        done = subprocess.run([*command, f"{server.url}/v3/pipeline_files"], capture_output=True, check=True, timeout=60)
         assert name == json.loads(done.stdout)["file_name"], done.stdout
 
 

@@ -307,12 +307,9 @@ def test_a_client_learns_that_the_object_store_is_away(home: Home, bucket: Bucke
         with starting(home, environ, "--create") as process:
             said = until(process, "listening on ")
             (token,) = re.findall(r"export FILESTORE_TOKEN=(\S+)", "".join(said))
-            client = {
-                "FILESTORE_URL": said[-1].removeprefix("listening on ").strip(),
-                "FILESTORE_TOKEN": token,
-                "FILESTORE_RETRY_SECONDS": "3",
-            }
+            client = {"FILESTORE_URL": said[-1].removeprefix("listening on ").strip(), "FILESTORE_TOKEN": token}
             pushed = home.result("push", path, environ=client)
             faulty.inject(CutRequest(), kinds=KINDS, times=1_000_000)
+            client["FILESTORE_RETRY_SECONDS"] = "3"
             sentence = home.failure("fetch", pushed["id"], "--output", tmp_path / "fetched.bin", environ=client)
             assert "it does not answer" in sentence

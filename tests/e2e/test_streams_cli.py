@@ -121,7 +121,7 @@ def test_an_interrupt_does_not_wait_for_the_program_that_writes(home: Home) -> N
     assert process.stderr is not None
     assert any("13 B read" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     os.close(writes)
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("Interrupted")
@@ -129,6 +129,7 @@ def test_an_interrupt_does_not_wait_for_the_program_that_writes(home: Home) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_three_gigabytes_in_bounded_memory(home: Home) -> None:
     """The stream is kept nowhere."""
     home.create_repository()
@@ -294,6 +295,7 @@ def test_a_full_disk_behind_standard_output(stored: Home) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other work
 def test_a_stream_of_a_stream_in_bounded_memory(home: Home) -> None:
     """3 GB are fetched and never kept."""
     home.create_repository()

@@ -12,7 +12,8 @@ import pytest
 from tests.support.commands import Home
 from tests.support.server import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""Some tests type twenty commands, each of which takes long on a machine that is busy with other work."""
 
 
 def listed_tokens(home: Home) -> dict[str, dict[str, Any]]:

@@ -308,6 +308,7 @@ def test_offline(hub: HubUpstream, tmp_path: Path) -> None:
     commit = hub.commit("team/m", FILES)
     with running_server(tmp_path / "r", upstream_url=hub.url) as server:
         assert _read(server, "sub/model.safetensors") == BIG
+        eventually(lambda: not list((tmp_path / "r" / "upstream" / "incoming").iterdir()))
     asked = len(hub.asked)
     with running_server(tmp_path / "r", upstream_url=hub.url, upstream_is_offline=1, upstream_max_age_seconds=0) as server:
         assert _read(server, "sub/model.safetensors", revision=commit) == BIG
@@ -346,6 +347,7 @@ def test_a_private_repository_while_the_upstream_is_away(hub: HubUpstream, tmp_p
 
     with running_server(root, **options) as server:
         assert [200, 404, 401] == told(server)
+        eventually(lambda: not list((root / "upstream" / "incoming").iterdir()))
     kept = [file.read_bytes() for file in (root / "upstream").rglob("*") if file.is_file()]
     assert not [content for content in kept if READER.encode() in content]
     hub.is_away = True

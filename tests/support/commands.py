@@ -25,6 +25,8 @@ _REPORT = re.compile(r"\S+ \S+ \d+ INFO ")
 """The beginning of a line in the log of a server that only tells what it did."""
 TRANSFERS = frozenset({"copy", "create", "diff", "fetch", "push", "sync", "warm"})
 """Commands that show their progress on standard error if they take longer than a second."""
+_SECONDS = 100
+"""How long a command, or the stop of a server, may take on a machine that does much else."""
 _PROGRESS = re.compile(r"^(?:push|fetch|copy|sync|look at) [^\n]*: [^\n]*\n", re.MULTILINE)
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """Makes permissions apply to a command that root runs, as they do to any other user."""
@@ -120,7 +122,7 @@ class Home:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=_SECONDS,
             check=False,
         )
 
@@ -216,7 +218,7 @@ class Home:
             if is_killed:
                 return
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=_SECONDS)
             complaints = [line for line in errors.splitlines() if _REPORT.match(line) is None]
             assert (process.returncode, bool(complaints)) == (0, bool(complaints) if complains is None else complains), errors
         finally:

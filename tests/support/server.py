@@ -28,7 +28,7 @@ from filestore.http import wire
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
 
-SECONDS = 60
+SECONDS = 100
 """How long a test waits before it fails."""
 
 TOKEN = "a-token-for-tests"
