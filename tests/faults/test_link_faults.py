@@ -20,6 +20,7 @@ from filestore.http.client import concurrency
 from filestore.http.client.repository import RemoteRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import cut_once, flip_once, running_link
@@ -144,7 +145,7 @@ async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: P
     """The transfer continues at the next server without any action of the user."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(octets(700, 40 * FRAME_SIZE))
-    with running_server(tmp_path / "root", check=False) as first:
+    with running_server(tmp_path / "root", check=False, port=lasting_port()) as first:
         async with connect(first.url, token=TOKEN) as repository:
             record = (await push(repository, source, codec="raw")).record if verb == "fetch" else None
             is_killed = False

@@ -23,6 +23,7 @@ from filestore.format.codec import Codec, Frame
 from filestore.http import wire
 from filestore.http.wire import API
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import encoded, frames
 from tests.support.generator import octets
 from tests.support.server import (
@@ -528,7 +529,7 @@ def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, m
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
     """Old connections do not keep it busy."""
-    with running_server(tmp_path / "root", workers=workers) as server:
+    with running_server(tmp_path / "root", workers=workers, port=lasting_port()) as server:
         server.ask("GET", "/healthz")
     with running_server(tmp_path / "root", workers=3 - workers, port=server.port) as again:
         assert server.url == again.url

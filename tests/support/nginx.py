@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.daemons import lasting_port
 from tests.support.server import eventually
 
 _CONFIGURATION = """\
@@ -86,10 +87,8 @@ def running_proxy(folder: Path, port: int, servers: str) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 on which nobody listens, and which no server is given that asks for any port."""
+    return lasting_port()
 
 
 @contextmanager
