@@ -172,7 +172,7 @@ async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: P
 
 
 SLOW_SIZE = 1_600_000
-SLOW_RATE = 400_000
+SLOW_RATE = 150_000
 
 
 async def slowly(piece: bytes) -> bytes:
@@ -186,13 +186,13 @@ async def slowly(piece: bytes) -> bytes:
 async def test_slow_link_with_deep_buffers_does_not_stall(tmp_path: Path, scheme: str) -> None:
     """The kernel takes a whole batch at once, and the link needs several times the time limit for it. It is sent once."""
     frame = encoded(octets(900, SLOW_SIZE), codec=Codec.RAW)
-    with running_server(tmp_path / "root", stall_seconds=1) as server:
+    with running_server(tmp_path / "root", stall_seconds=3) as server:
         async with AsyncExitStack() as stack:
             port = server.port
             if scheme == "https":
                 port = int((await stack.enter_async_context(behind_tls(port))).rpartition(":")[2])
             link = await stack.enter_async_context(running_link(port, buffer_size=1 << 14))
-            client = connect(f"{scheme}://localhost:{link.port}", token=TOKEN, stall_seconds=1)
+            client = connect(f"{scheme}://localhost:{link.port}", token=TOKEN, stall_seconds=3)
             repository = await stack.enter_async_context(client)
             assert isinstance(repository, RemoteRepository)
             if scheme == "https":
