@@ -330,7 +330,7 @@ async def test_a_push_of_many_requests_ends_while_the_server_stops(tmp_path: Pat
     """A slow reader does not keep the server from serving it. A new transfer is told when to come again."""
     source = tmp_path / "source"
     source.write_bytes(octets(12, 40_000_000))
-    with running_server(tmp_path / "root", check=False, workers=workers, drain_seconds=600) as server:
+    with running_server(tmp_path / "root", check=False, workers=workers, drain_seconds=600, lull=600) as server:
         path = server.upload("large.bin", octets(9, LARGE)).json["path"]
         with begun(server.begin("GET", f"/{path}")) as slow_reader:
             async with connect(server.url, token=TOKEN) as repository:

@@ -216,7 +216,7 @@ class Home:
             if is_killed:
                 return
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=90)
             complaints = [line for line in errors.splitlines() if _REPORT.match(line) is None]
             assert (process.returncode, bool(complaints)) == (0, bool(complaints) if complains is None else complains), errors
         finally:
