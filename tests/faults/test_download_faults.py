@@ -295,6 +295,7 @@ async def test_a_process_that_is_killed_in_the_middle_is_continued(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(
     nginx: Nginx, local_repository: Repository, tmp_path: Path
 ) -> None:
