@@ -203,6 +203,9 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
         ):
             reply(connection)
         assert [] == list(upload.folder.glob("incoming-*"))
+    # Another server takes the part. This process, too, may stall.
+    with running_server(tmp_path / "root") as server:
+        upload.server = server
         assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
 
 
