@@ -490,6 +490,7 @@ def upload_and_remove(upload: Callable[..., object], ask: Callable[..., object],
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("what", ["backup", "restore", "restore-over"])
 async def test_it_is_killed_at_any_call(tmp_path: Path, what: str) -> None:
     """The same command then completes. A backup that was there before stays whole, and no repository is half restored."""

@@ -103,7 +103,7 @@ def test_a_sender_of_few_bytes_is_not_stalled(tmp_path: Path) -> None:
     frame = large(2)
     body = batch([frame])
     with (
-        running_server(tmp_path / "root", stall_seconds=1) as server,
+        running_server(tmp_path / "root", stall_seconds=3) as server,
         server.begin("POST", f"{API}/chunks", f"Content-Length: {len(body)}", body=body[:-1000]) as connection,
     ):
         for left in (1000, 900, 800):

@@ -81,6 +81,7 @@ async def test_a_resolve_that_is_killed_is_continued(record: Record, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(small_record: Record, tmp_path: Path) -> None:
     """After a kill at any system call, the next resolve gives the whole tree, and leaves no other files."""
     said, errors = start(tmp_path, "caches", small_record, "--kill-at-every-call").communicate()

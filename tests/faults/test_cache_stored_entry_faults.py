@@ -69,6 +69,7 @@ async def test_tasks_in_four_processes_fetch_once(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @EACH
 async def test_a_resolve_that_is_killed_at_any_call_is_continued(record: Record, tmp_path: Path, path: str) -> None:
     """After a kill at any system call, the next resolve gives the whole content, and leaves no other files."""

@@ -15,6 +15,7 @@ from filestore.backends import connect
 from filestore.core.digest import chunk_digest
 from filestore.errors import Unauthorized
 from filestore.format.codec import Codec, Frame
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import PIECE, as_it_is, running_link, slowly
@@ -60,7 +61,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
     frames = large_frames(2)
     digests = [frame.digest for frame in frames]
     moved: list[int] = []
-    with running_server(tmp_path / "root", check=False) as first:
+    with running_server(tmp_path / "root", check=False, port=lasting_port()) as first:
         async with running_link(first.port, buffer_size=PIECE) as link, client_of(link.port, scheme, token=TOKEN) as repository:
             await repository.put(frames[:4] if verb == "put" else frames)
             link.up = link.down = slowly
@@ -90,7 +91,7 @@ async def test_a_server_that_dies_and_comes_back(tmp_path: Path, verb: str, sche
 async def test_connections_of_a_server_that_was_restarted_are_left(tmp_path: Path) -> None:
     """A connection that is found closed does not count as an attempt."""
     frame = encoded(b"content")
-    with running_server(tmp_path / "root", check=False) as first:
+    with running_server(tmp_path / "root", check=False, port=lasting_port()) as first:
         async with connect(first.url, token=TOKEN, retry_seconds=0) as repository:
             await asyncio.gather(*(repository.put([frame]) for _ in range(4)))
             assert (0, "") == first.stop()

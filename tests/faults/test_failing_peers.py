@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from filestore.format.codec import Codec, Frame
 from filestore.peers.repository import PeerRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.hostile_server import Answer, Asked, HostileServer, answering, head, hostile_server
@@ -86,8 +86,7 @@ def hostile(stack: ExitStack, answer: Answer) -> HostileServer:
 
 def dead_url() -> str:
     """A URL where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://localhost:{listener.getsockname()[1]}"
+    return f"http://localhost:{lasting_port()}"
 
 
 async def test_frames_come_from_peers(tmp_path: Path, stack: ExitStack) -> None:

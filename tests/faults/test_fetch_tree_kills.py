@@ -40,7 +40,7 @@ def kill_everywhere(folder: Path, way: str) -> int:
         [sys.executable, "-m", "tests.support.fetch_tree_crashes", folder, way],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
         cwd=Path(__file__).parents[2],
     )
@@ -49,6 +49,7 @@ def kill_everywhere(folder: Path, way: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["new", "inside", "force"])
 def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> None:
     """After a kill at any call, the next fetch completes, and leaves no other files."""
@@ -56,6 +57,7 @@ def test_an_unpack_is_killed_at_every_system_call(tmp_path: Path, way: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["mounted", "image", "staged"])
 def test_a_replacement_in_place_is_killed_at_every_change(tmp_path: Path, way: str) -> None:
     """The next command finds the whole old tree or the whole new one, never a mixture. `--force` works again."""

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.commands import SCRIPTS, Home
 from tests.support.disks import small_disk
+from tests.support.server import eventually
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -80,6 +81,8 @@ def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
     with home.server(root=folder / "root", command=logged) as server:
         sentence = home.failure("push", source, environ=server.environ)
         assert "is full" in sentence
+        # A thread of the server writes the log.
+        eventually(lambda: lines_of(log) != [])
         # Each failed request has one line, with the id of the request that the client got.
         assert all(
             re.search(
@@ -88,7 +91,6 @@ def test_the_server_s_disk_is_full(home: Home, source: Path, small: tuple[Path, 
             )
             for line in lines_of(log)
         )
-        assert lines_of(log)
         assert [] == home.result("ls", environ=server.environ)["files"]
         grow()
         pushed = home.result("push", source, environ=server.environ)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -86,6 +86,16 @@ def listing(server: RunningServer) -> Iterator[tuple[str, str]]:
 def kill(server: RunningServer) -> None:
     """End a server process as a power cut does."""
     os.kill(server.pid, signal.SIGKILL)
+    server.process.wait()
+
+
+def kill_all(server: RunningServer) -> None:
+    """Kill a server and its workers, which end by themselves when the server is gone."""
+    workers = children(server.pid)
+    os.kill(server.pid, signal.SIGKILL)
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
     server.process.wait()
 
 
@@ -208,9 +218,7 @@ def test_workers_that_end_one_by_one_lose_no_push(tmp_path: Path) -> None:
             os.kill(worker, signal.SIGTERM)
             wait_for(lambda gone=worker: gone not in children(server.pid))  # type: ignore[misc]
         pushes.push(server)
-        for process in (server.pid, *children(server.pid)):
-            os.kill(process, signal.SIGKILL)
-        server.process.wait()
+        kill_all(server)
     pushes.assert_kept(root)
 
 
@@ -278,9 +286,7 @@ def test_commands_that_come_and_go_during_pushes_lose_nothing(home: Home, tmp_pa
             stopped.set()
             pushing.join()
         assert [] == failures
-        for process in (server.pid, *children(server.pid)):
-            os.kill(process, signal.SIGKILL)
-        server.process.wait()
+        kill_all(server)
     assert len(pushes.contents) > PUSH_COUNT
     pushes.assert_kept(root)
     assert_sound(root)

@@ -20,6 +20,7 @@ from filestore.http.client import concurrency
 from filestore.http.client.repository import RemoteRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import cut_once, flip_once, running_link
@@ -144,7 +145,7 @@ async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: P
     """The transfer continues at the next server without any action of the user."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(octets(700, 40 * FRAME_SIZE))
-    with running_server(tmp_path / "root", check=False) as first:
+    with running_server(tmp_path / "root", check=False, port=lasting_port()) as first:
         async with connect(first.url, token=TOKEN) as repository:
             record = (await push(repository, source, codec="raw")).record if verb == "fetch" else None
             is_killed = False
@@ -171,7 +172,7 @@ async def test_server_that_is_killed_and_started_again_is_waited_for(tmp_path: P
 
 
 SLOW_SIZE = 1_600_000
-SLOW_RATE = 400_000
+SLOW_RATE = 150_000
 
 
 async def slowly(piece: bytes) -> bytes:
@@ -185,13 +186,13 @@ async def slowly(piece: bytes) -> bytes:
 async def test_slow_link_with_deep_buffers_does_not_stall(tmp_path: Path, scheme: str) -> None:
     """The kernel takes a whole batch at once, and the link needs several times the time limit for it. It is sent once."""
     frame = encoded(octets(900, SLOW_SIZE), codec=Codec.RAW)
-    with running_server(tmp_path / "root", stall_seconds=1) as server:
+    with running_server(tmp_path / "root", stall_seconds=3) as server:
         async with AsyncExitStack() as stack:
             port = server.port
             if scheme == "https":
                 port = int((await stack.enter_async_context(behind_tls(port))).rpartition(":")[2])
             link = await stack.enter_async_context(running_link(port, buffer_size=1 << 14))
-            client = connect(f"{scheme}://localhost:{link.port}", token=TOKEN, stall_seconds=1)
+            client = connect(f"{scheme}://localhost:{link.port}", token=TOKEN, stall_seconds=3)
             repository = await stack.enter_async_context(client)
             assert isinstance(repository, RemoteRepository)
             if scheme == "https":

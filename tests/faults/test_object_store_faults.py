@@ -165,7 +165,7 @@ async def test_a_store_that_is_silent_is_asked_again(
     place: Place, faulty: FaultyGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that was not answered in time is sent again."""
-    monkeypatch.setattr(s3_client, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(s3_client, "_SILENCE_SECONDS", 3)
     async with place.opened() as repository:
         faulty.inject(Silence(), kinds=["PUT"], after=1)
         faulty.inject(Silence(), kinds=["GET"], after=1)

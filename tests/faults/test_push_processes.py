@@ -252,11 +252,15 @@ async def test_a_server_that_ends_half_way(tmp_path: Path, workers: Workers, pat
 @pytest.mark.slow
 async def test_a_worker_process_that_is_killed(server: RunningServer, workers: Workers, path: Path) -> None:
     """The push fails in one sentence, and nothing is recorded. The next push sends what is missing."""
-    workers.at_answer = lambda: os.kill(workers.process_ids[0], signal.SIGKILL)
+
+    def kill_once() -> None:
+        workers.at_answer = lambda: None
+        os.kill(workers.process_ids[0], signal.SIGKILL)
+
+    workers.at_answer = kill_once
     async with connect(server.url, token=server.token) as repository:
         with pytest.raises(WorkerEnded, match="a worker process of the transfer with"):
             await push(repository, path)
-        workers.at_answer = lambda: None
         assert [] == await repository.records()
         pushed = await push(repository, path)
     assert (await manifest_of(path)).digest == pushed.record.digest

@@ -45,7 +45,7 @@ def start(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Return the output of a process. It must have succeeded."""
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=500)
     assert (0, "") == (process.returncode, errors)
     return output
 
@@ -74,6 +74,7 @@ async def check_whole(repository: Repository) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_kill_at_any_call_leaves_a_repository_that_goes_on(tmp_path: Path) -> None:
     """I2: after `kill -9` at any call, records are whole, the same push completes, and no staging file is left."""
     places = int(finish(start("crashes", tmp_path)))

@@ -129,7 +129,7 @@ def test_a_graph_that_cannot_be_loaded_fails_its_runs(runtime: RunningRuntime, g
 @pytest.mark.slow
 def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) -> None:
     """A run or a graph takes too long. The next run has a new process, and no child of the old one is left."""
-    with running_runtime(user, tmp_path / "root", "--run-seconds", "5") as runtime, ThreadPoolExecutor() as pool:
+    with running_runtime(user, tmp_path / "root", "--run-seconds", "15") as runtime, ThreadPoolExecutor() as pool:
         misbehaving = runtime.pipeline(graphs / "misbehave")
         never = runtime.pipeline(graphs / "never-loads")
         child = runtime.value(misbehaving, "children")
@@ -137,8 +137,8 @@ def test_what_takes_too_long_is_ended(user: Home, graphs: Path, tmp_path: Path) 
         loading = pool.submit(runtime.failure, never)
 
         assert is_running(child)
-        assert runtime.failure(misbehaving, "hang").startswith("the run took longer than 5 seconds and was ended; ")
-        assert loading.result().startswith("the loading of the pipeline took longer than 5 seconds and was ended; ")
+        assert runtime.failure(misbehaving, "hang").startswith("the run took longer than 15 seconds and was ended; ")
+        assert loading.result().startswith("the loading of the pipeline took longer than 15 seconds and was ended; ")
         assert (False, False) == (is_running(process), is_running(child))
         assert process != runtime.value(misbehaving, "pid")
 

@@ -32,6 +32,7 @@ from tests.support.ceph import Bucket, Gateway
 from tests.support.generator import octets
 from tests.support.relay import UNSPOILED, Relay, Spoiled, running_relay
 from tests.support.s3_stores import IndexedStore, MemoryObjects, client_of, credentials_file, open_indexed_store
+from tests.support.server import eventually
 
 N = "default"
 SLOW_DOWN = Spoiled(status=503, body=b"<Error><Code>SlowDown</Code></Error>")
@@ -365,13 +366,18 @@ async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: 
 async def test_a_store_without_conditional_puts(bucket: Bucket, tmp_path: Path, spoiled: Spoiled) -> None:
     """Those who propose a format file at the same time take the oldest proposal, and later ones find it."""
 
+    def proposals() -> set[str]:
+        return {path for path in keys_asked(relay, "PUT") if "proposal-" in path}
+
     def spoil(method: str, target: str) -> Spoiled:
+        if "list-type" in target:
+            eventually(lambda: len(proposals()) == 3)
         return spoiled if method == "PUT" and ("probe" in target or "format.json" in target) else UNSPOILED
 
     with running_relay(bucket.endpoint, spoil=spoil) as relay:
         client = client_of(bucket, tmp_path, endpoint=relay.url)
-        # As long as three puts may take on a busy machine.
-        texts = await asyncio.gather(*(initialise(client, b"%d" % number, settling_seconds=3) for number in range(3)))
+        # They wait until all three are there, instead of for some time.
+        texts = await asyncio.gather(*(initialise(client, b"%d" % number, settling_seconds=0) for number in range(3)))
         assert 1 == len(set(texts))
         assert texts[0] == await initialise(client, b"later")
 

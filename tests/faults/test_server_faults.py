@@ -23,6 +23,7 @@ from filestore.format.codec import Codec, Frame
 from filestore.http import wire
 from filestore.http.wire import API
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import encoded, frames
 from tests.support.generator import octets
 from tests.support.server import (
@@ -193,9 +194,11 @@ def test_a_reader_that_stalls_is_dropped(tmp_path: Path) -> None:
     """In the end it gets fewer bytes than announced."""
     sent = large_frames(LARGE // 400_000, seed=5)
     content = octets(5, LARGE)
-    with running_server(tmp_path / "root", stall_seconds=1) as server:
+    # Another server takes what is sent. This process, too, may stall.
+    with running_server(tmp_path / "root") as server:
         server.put(sent)
         path = server.upload("large.bin", content).json["path"]
+    with running_server(tmp_path / "root", stall_seconds=1) as server:
         digests = b"".join(frame.digest for frame in sent)
         for request in (
             server.begin("GET", f"/{path}"),
@@ -327,7 +330,7 @@ async def test_a_push_of_many_requests_ends_while_the_server_stops(tmp_path: Pat
     """A slow reader does not keep the server from serving it. A new transfer is told when to come again."""
     source = tmp_path / "source"
     source.write_bytes(octets(12, 40_000_000))
-    with running_server(tmp_path / "root", check=False, workers=workers, drain_seconds=600) as server:
+    with running_server(tmp_path / "root", check=False, workers=workers, drain_seconds=600, lull=600) as server:
         path = server.upload("large.bin", octets(9, LARGE)).json["path"]
         with begun(server.begin("GET", f"/{path}")) as slow_reader:
             async with connect(server.url, token=TOKEN) as repository:
@@ -528,7 +531,7 @@ def test_a_signal_that_comes_while_a_worker_closes_is_not_told(tmp_path: Path, m
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
     """Old connections do not keep it busy."""
-    with running_server(tmp_path / "root", workers=workers) as server:
+    with running_server(tmp_path / "root", workers=workers, port=lasting_port()) as server:
         server.ask("GET", "/healthz")
     with running_server(tmp_path / "root", workers=3 - workers, port=server.port) as again:
         assert server.url == again.url
@@ -538,7 +541,7 @@ def test_a_port_is_free_after_a_stop(tmp_path: Path, workers: int) -> None:
 @pytest.mark.slow
 def test_the_connections_of_a_client_spread_over_the_workers(tmp_path: Path) -> None:
     """With 16 connections and 4 workers, the busiest has at most 6, and the least busy at least 2."""
-    with running_server(tmp_path / "root", check=False, workers=4) as server, ExitStack() as stack:
+    with running_server(tmp_path / "root", check=False, workers=4, patience=60) as server, ExitStack() as stack:
         for _ in range(16):
             assert 200 == reply(stack.enter_context(server.begin("GET", "/healthz"))).status
         counts = [connections_of(pid, server.port) for pid in workers_of(server.pid)]

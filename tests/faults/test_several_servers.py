@@ -103,7 +103,7 @@ async def test_an_address_that_stalls_is_left_for_another_one(
 
     first = await asyncio.start_server(carry, "127.0.0.2", server.port)
     try:
-        async with connect(f"http://models.test:{server.port}", token=TOKEN, stall_seconds=1, retry_seconds=5) as repository:
+        async with connect(f"http://models.test:{server.port}", token=TOKEN, stall_seconds=5, retry_seconds=60) as repository:
             await repository.records()
             assert [1] == link.opened
             away.set()

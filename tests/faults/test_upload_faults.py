@@ -28,6 +28,7 @@ from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.stores.memory import NoSpaceClaim
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 from tests.support.clock import Clock
+from tests.support.daemons import lasting_port
 from tests.support.disks import small_disk
 from tests.support.generator import octets
 from tests.support.models import tensor, torch_file
@@ -144,7 +145,7 @@ def test_the_same_part_with_other_bytes_side_by_side(tmp_path: Path) -> None:
 def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -> None:
     """After a restart, complete parts are there and signed URLs are valid. A part that was arriving is not there."""
     root = tmp_path / "root"
-    with running_server(root, check=False, drain_seconds=0.1) as server:
+    with running_server(root, check=False, drain_seconds=0.1, port=lasting_port()) as server:
         upload = PartsUpload(server, "survivor.bin")
         one = upload.put(1, part(1))
         url = upload.url(2).json["upload_url"]
@@ -202,6 +203,9 @@ def test_a_part_that_stalls_is_dropped(tmp_path: Path) -> None:
         ):
             reply(connection)
         assert [] == list(upload.folder.glob("incoming-*"))
+    # Another server takes the part. This process, too, may stall.
+    with running_server(tmp_path / "root") as server:
+        upload.server = server
         assert 201 == upload.finish([upload.put(1, b"x" * 400_000)]).status
 
 

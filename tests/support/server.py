@@ -150,7 +150,8 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
     a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
     `upstream_url` and others those of `UpstreamOptions`.
-    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`).
+    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). `patience` is for how many seconds a worker
+    leaves a connection to the others, and counts one as load, and `lull` for how many a transfer may pause during a stop.
     """
     process = start_server(root, **settings)
     try:
@@ -230,7 +231,7 @@ def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _parsed(key: str, value: str) -> tuple[str, str, Any]:
     group, _, name = key.partition("_")
-    if key in {"host", "port", "workers", "opens", "min_free", "frame_urls"}:
+    if key in {"host", "port", "workers", "patience", "lull", "opens", "min_free", "frame_urls"}:
         found: tuple[str, str, Any] = "server", key, value
     elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
         found = "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
@@ -259,7 +260,7 @@ def _main() -> None:
     # Only here: the process of a test has no need of it.
     from filestore.errors import FilestoreError
     from filestore.http.limits import ServerLimits
-    from filestore.http.server import serve
+    from filestore.http.server import acceptor, serve, traffic
     from filestore.http.server.jwt_tokens import JwtOptions
     from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
@@ -275,6 +276,10 @@ def _main() -> None:
     options = _grouped(sys.argv[2:])
     server = options["server"]
     min_free = int(server["min_free"]) if "min_free" in server else None
+    if "patience" in server:
+        acceptor.PATIENCE_SECONDS = acceptor.REST_SECONDS = float(server["patience"])
+    if "lull" in server:
+        traffic.LULL_SECONDS = float(server["lull"])
     if "opens" in server:
         log_opens(Path(server["opens"]))
 
