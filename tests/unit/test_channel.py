@@ -69,7 +69,7 @@ class Line(NamedTuple):
 
 
 @contextmanager
-def accepted(*, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line]:
+def accepted(*, stall_seconds: float = SECONDS, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line]:
     """A line on loopback, before TLS."""
     peer = Peer("the server", "/native", ["Host: x"], "localhost", client_tls if tls else None, tunnel)
     with (
@@ -80,7 +80,7 @@ def accepted(*, tls: bool = False, tunnel: bytes | None = None) -> Iterator[Line
     ):
         client.settimeout(0)
         server.settimeout(SECONDS)
-        channel = Channel(client, peer, stall_seconds=SECONDS)
+        channel = Channel(client, peer, stall_seconds=stall_seconds)
         with closing(channel):
             yield Line(channel, server, threads)
 
