@@ -263,7 +263,7 @@ async def test_what_may_pass_is_tried_again_and_what_may_not_is_not(plane: str) 
     async def handle(_: web.Request) -> web.StreamResponse:
         return web.Response(status=statuses.pop(0), body=b"")
 
-    async with facing(handle, plane=plane) as repository:
+    async with facing(handle, plane=plane, retry_seconds=60) as repository:
         statuses[:] = [503, 502, 200]
         assert [] == await repository.missing([ONE])
         statuses[:] = [503, 200]
@@ -318,10 +318,11 @@ async def test_a_server_that_moves_no_byte(verb: str, plane: str) -> None:
             return web.Response(body=b"")
         assert request.transport is not None
         while not request.transport.is_closing():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
         return web.Response()
 
-    async with facing(silent, stall_seconds=0.1, plane=plane) as repository:
+    # The first answer, too, must come within the time of a stall.
+    async with facing(silent, stall_seconds=1, plane=plane) as repository:
         assert [] == await repository.missing([ONE])
         with pytest.raises(Stalled):
             await ask(repository, verb)

@@ -18,16 +18,20 @@ from filestore.repository.index.protocol import ChunkRow
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.stores.memory import MemoryStore
 from filestore.system.metrics import SharedTimes, count_into
-from tests.support.server import OTHER_TOKEN, RunningServer, reply, running_server
+from tests.support.server import OTHER_TOKEN, RunningServer, eventually, reply, running_server
 
 SERIES = re.compile(r"^(filestore_[a-z_]+(?:\{[^\n]*\})?) ", re.MULTILINE)
 NAMESPACES = 1000
+LAST_LOOKED_AT = b"\nfilestore_uploads_in_store_bytes "
+"""What an answer has when the first look at the disk and the index has ended."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that answers as many wrong tokens as a test sends."""
     with running_server(tmp_path_factory.mktemp("served") / "root", guesses_limit=1_000_000, check=False) as server:
+        # An answer does not wait for a slow look at the disk and the index, whose series would come later.
+        eventually(lambda: LAST_LOOKED_AT in server.ask("GET", "/metrics").body)
         yield server
 
 
@@ -111,7 +115,9 @@ async def test_many_namespaces_are_a_limited_number_of_series(tmp_path: Path) ->
     )
     try:
         async with asyncio.timeout(60), shown.running():
-            text, _ = await shown.text("")
+            text = b""
+            while LAST_LOOKED_AT not in text:
+                text, _ = await shown.text("")
     finally:
         count_into(None)
         await index.close()

@@ -189,7 +189,7 @@ def test_http_1_0_with_a_transfer_encoding_is_refused(server: RunningServer) -> 
 def statuses(connection: socket.socket, count: int) -> list[bytes]:
     """Return the statuses of the answers to pipelined requests."""
     received = b""
-    connection.settimeout(10)
+    connection.settimeout(SECONDS)
     with suppress(TimeoutError):
         while received.count(b"HTTP/1.1 ") < count and (piece := connection.recv(1 << 16)):
             received += piece

@@ -40,8 +40,8 @@ def hub() -> Iterator[HubUpstream]:
 
 @pytest.fixture
 def server(hub: HubUpstream, tmp_path: Path) -> Iterator[RunningServer]:
-    """A server with this upstream, which does not wait long."""
-    limits = {"upstream_retry_seconds": 0, "upstream_stall_seconds": 0.5}
+    """A server with this upstream, which it asks once, and does not wait for very long."""
+    limits = {"upstream_retry_seconds": 0, "upstream_stall_seconds": 5}
     with running_server(tmp_path / "r", check=False, upstream_url=hub.url, **limits) as running:
         yield running
 
@@ -123,6 +123,7 @@ def test_a_page_in_place_of_a_file(hub: HubUpstream, server: RunningServer) -> N
         assert (answer.status, answer.slug) == (502, "upstream-failed")
 
 
+@pytest.mark.slow
 def test_an_upstream_that_stalls(hub: HubUpstream, server: RunningServer) -> None:
     """The answers to clients end, and the next request continues."""
     hub.behaviours["big"] = Behaviour(hang_at=MIB)

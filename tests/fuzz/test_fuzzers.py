@@ -25,7 +25,7 @@ PLANTED = {
 """Targets that must find the fault that was put in for them, and with how many inputs. `python -m tests.fuzz planted all`
 tries all targets."""
 
-pytestmark = needs_own_venv
+pytestmark = [needs_own_venv, pytest.mark.timeout(600)]  # on a machine that is busy with other work
 
 
 @pytest.mark.slow

@@ -312,8 +312,13 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.reached.set()
                 hub.go_on.wait()
             end = min([place + _PIECE, stop, *(mark for mark in marks if mark > place)])
-            self.wfile.write(content[place:end])
+            # Counted before: the client may go on as soon as it has them.
             hub.sent[path] += end - place
+            try:
+                self.wfile.write(content[place:end])
+            except OSError:
+                hub.sent[path] -= end - place
+                raise
             place = end
 
     def _api(self, kind: str, rest: str, query: dict[str, list[str]], body: bytes) -> None:

@@ -50,6 +50,7 @@ def test_each_planted_fault_still_fits_the_code(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # up to six runs, on a machine that is busy with other work
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_the_simulation_finds_a_planted_fault(name: str, folder: Path) -> None:
     """A known fault that is put back is found within the steps that CI runs, by a check that says what is wrong."""
