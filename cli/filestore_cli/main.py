@@ -17,6 +17,7 @@ from filestore_cli.start import (
     OUTPUT_LEFT,
     RESUMES,
     TOKEN_SOURCE,
+    end_loading,
     how_interrupted,
     interrupted_status,
     output_failure,
@@ -93,6 +94,7 @@ class Commands(click.Group):
             return None
         module, name = place.split(":")
         command: click.Command = getattr(import_module(f"filestore_cli.{module}"), name)
+        end_loading()
         if ctx.resilient_parsing:
             from filestore_cli.candidates import with_candidates  # heavy, and only completion needs it
 

@@ -27,9 +27,6 @@ RESUMES = "filestore.resumes"
 TOKEN_SOURCE = "filestore.token_source"  # noqa: S105  # the name of a key
 """Under this key of the `meta` of click's context is where the token of a command is from."""
 
-_COLLECT_AFTER = 50_000
-"""New objects between two garbage collections. The default of Python is 700. The modules of a command have more than 50,000
-objects, and none of them is garbage."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 T = TypeVar("T")
@@ -46,7 +43,8 @@ def main() -> None:
 
 def run(program: str) -> None:
     """Run the command that the process's arguments name, and exit. A failure always has a status and a message."""
-    gc.set_threshold(_COLLECT_AFTER)
+    # Until `end_loading`: modules are tens of thousands of objects, and none of them is garbage.
+    gc.disable()
     try:
         _open_streams()
         _take_signals()
@@ -61,6 +59,16 @@ def run(program: str) -> None:
         status = 1
     status = _finish(status)
     sys.exit(status)
+
+
+def end_loading() -> None:
+    """Let Python collect garbage from now on, but not look through the modules of the command for it.
+
+    In a process that `run` has not started, nothing changes.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -217,7 +225,7 @@ def _finish(status: int) -> int:
         sys.stderr.flush()
     except OSError:
         _discard(2)
-    # Python looks for garbage at its end, in all that is left. That takes as long as to load a command.
+    # Python looks through all objects once more at its end. Nothing there is worth it.
     gc.freeze()
     return status
 
