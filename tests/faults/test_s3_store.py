@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -18,12 +19,12 @@ from filestore.core.digest import Digest, chunk_digest
 from filestore.core.object_names import FrameObject, ObjectName
 from filestore.errors import Busy, MinFreeReached, StorageError, StorageFull, StoreRefused, UsedAfterFork
 from filestore.format.codec import FRAME_LIMIT
-from filestore.repository.stores import s3_client
+from filestore.repository.stores import s3_client, s3_format
 from filestore.repository.stores.protocol import PUBLISHED_WITHIN_SECONDS, FrameProblem, FrameState, Removed
 from filestore.repository.stores.s3 import open_store_of
 from filestore.repository.stores.s3_client import S3Client
 from filestore.repository.stores.s3_credentials import CredentialsFile, find_file
-from filestore.repository.stores.s3_format import initialise
+from filestore.repository.stores.s3_format import SETTLING_SECONDS, initialise
 from filestore.repository.stores.s3_keys import frame_key
 from filestore.repository.stores.s3_location import parse_location
 from filestore.repository.stores.s3_staging import MEMORY_SIZE, PIECES_SIZE, ByteLimit, FrameMemory
@@ -363,11 +364,18 @@ async def test_temporary_objects(store: IndexedStore, bucket: Bucket, tmp_path: 
 
 
 @pytest.mark.parametrize("spoiled", [Spoiled(status=501, only_with="if-none-match"), Spoiled(without="if-none-match")])
-async def test_a_store_without_conditional_puts(bucket: Bucket, tmp_path: Path, spoiled: Spoiled) -> None:
+async def test_a_store_without_conditional_puts(
+    bucket: Bucket, tmp_path: Path, spoiled: Spoiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those who propose a format file at the same time take the oldest proposal, and later ones find it."""
 
     def proposals() -> set[str]:
         return {path for path in keys_asked(relay, "PUT") if "proposal-" in path}
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    waits: list[float] = []
 
     def spoil(method: str, target: str) -> Spoiled:
         if "list-type" in target:
@@ -377,7 +385,9 @@ async def test_a_store_without_conditional_puts(bucket: Bucket, tmp_path: Path, 
     with running_relay(bucket.endpoint, spoil=spoil) as relay:
         client = client_of(bucket, tmp_path, endpoint=relay.url)
         # They wait until all three are there, instead of for some time.
-        texts = await asyncio.gather(*(initialise(client, b"%d" % number, settling_seconds=0) for number in range(3)))
+        monkeypatch.setattr(s3_format, "asyncio", SimpleNamespace(sleep=wait))
+        texts = await asyncio.gather(*(initialise(client, b"%d" % number) for number in range(3)))
+        assert [SETTLING_SECONDS] * 3 == waits
         assert 1 == len(set(texts))
         assert texts[0] == await initialise(client, b"later")
 

@@ -17,14 +17,14 @@ from filestore.repository.stores.s3_keys import FORMAT_KEY, PROPOSALS
 SETTLING_SECONDS = 2.0
 
 
-async def initialise(client: S3Client, text: bytes, *, settling_seconds: float = SETTLING_SECONDS) -> bytes:
+async def initialise(client: S3Client, text: bytes) -> bytes:
     """Put `text` as the format file if there is none. Return the content of this file. Raises StorageError, Busy."""
     kept = await client.get(FORMAT_KEY)
     if kept is None:
         if await _knows_conditions(client):
             await client.create(FORMAT_KEY, text)
         else:
-            await client.put(FORMAT_KEY, await _oldest_proposal(client, text, settling_seconds))
+            await client.put(FORMAT_KEY, await _oldest_proposal(client, text))
         kept = await client.get(FORMAT_KEY)
     if kept is None:
         raise StorageError(f"{client.location}/{FORMAT_KEY}", "it vanished")
@@ -45,10 +45,10 @@ async def _knows_conditions(client: S3Client) -> bool:
         await client.delete([probe])
 
 
-async def _oldest_proposal(client: S3Client, text: bytes, settling_seconds: float) -> bytes:
+async def _oldest_proposal(client: S3Client, text: bytes) -> bytes:
     own = f"{PROPOSALS}/proposal-{secrets.token_hex(8)}"
     await client.put(own, text)
-    await asyncio.sleep(settling_seconds)
+    await asyncio.sleep(SETTLING_SECONDS)
     proposals = [
         (listed.put_at, listed.key)
         async for page in client.pages(PROPOSALS)
