@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,13 +27,17 @@ from tests.support.postgres import Postgres
 from tests.support.runtimes import make_graphs
 from tests.support.watched import WatchedRepository
 
+# Many images set it. Each server of a test would then compile the modules of the tests at its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The proxy of a developer's network leads to no server of these tests.
 for _name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
 
-# The same examples in each run, also where nobody says that it is one of CI: `--hypothesis-profile=default` looks for others. How
-# long an example takes says something about the machine alone.
+# Each run draws the same examples, outside of CI too; `--hypothesis-profile=default` draws others. The time of an example depends
+# on the machine.
 settings.register_profile(
     "same", derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -3,9 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Many images of Python set it. Each of some thousand commands would then compile what it loads, which takes a second.
-unset PYTHONDONTWRITEBYTECODE
-
 bash tests/make_venv.sh .venv
 # Where Debian keeps nginx, which is not on every user's path.
 export PATH="$PATH:/usr/sbin"

@@ -403,6 +403,7 @@ async def test_a_part_that_is_of_something_else(folder: Path, etag: str, content
     assert (other, 0, '"b"') == (done.path.read_bytes(), done.bytes_resumed, done.validators.etag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("etag", [b"\xff", b'"\xc3\xa9"', b'"\x1b[2J"'])
 async def test_a_validator_that_cannot_be_sent_back(folder: Path, etag: bytes) -> None:
     """It is ignored. A cut download begins again, without an error."""

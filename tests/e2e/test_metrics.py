@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from filestore.http.server.metric_families import FAMILIES, LOOKED_AT, PROCESSES, Family, Kind
+from filestore.http.server.metric_families import FAMILIES, LOOKED_AT, Family, Kind
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
 from tests.support.nginx import free_port
@@ -289,6 +289,8 @@ def test_prometheus_reads_a_server(server: RunningServer, tmp_path: Path) -> Non
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as answer:
                     return json.load(answer)["data"]
 
+            seen: list[object] = []
+
             def has_read() -> bool:
                 try:
                     found = ask("query?query=filestore_files_stored_total")["result"]
@@ -298,11 +300,11 @@ def test_prometheus_reads_a_server(server: RunningServer, tmp_path: Path) -> Non
                     return False
                 # How full the disk of this machine is, others decide.
                 alerts -= {"FilestoreDiskFull", "FilestoreDiskFillsSoon"}
-                return ([each["value"][1] for each in found], states, alerts) == (["1"], [("up", "")], set())
+                seen[:] = [each["value"][1] for each in found], states, alerts
+                return seen == [["1"], [("up", "")], set()]
 
             # On a busy machine, a scrape may take longer than its second, until the next one.
-            eventually(has_read)
-            assert len(PROCESSES) > 0
+            eventually(has_read, lambda: seen)
             assert 11 == len(ask("rules")["groups"][0]["rules"])
         finally:
             prometheus.terminate()

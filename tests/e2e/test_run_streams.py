@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runtime(user: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime]:
-    """A runtime that waits ten seconds for a client that takes nothing. On a busy machine, each client takes nothing for one."""
+    """A runtime that waits ten seconds for a client that takes nothing.
+
+    On a busy machine, any client may take nothing for one second.
+    """
     root = tmp_path_factory.mktemp("served") / "root"
     with running_runtime(user, root, "--stall-seconds", "10", complains=None) as runtime:
         yield runtime

@@ -85,6 +85,7 @@ async def downloaded(url: str, folder: Path, limits: DownloadLimits) -> Download
     return done
 
 
+@pytest.mark.slow
 async def test_an_origin_that_stalls_is_asked_for_the_rest(folder: Path) -> None:
     """Bytes that have arrived are not requested again."""
     async with running_origin(hanging(BEGUN + CONTENT[: 3 * MIB], part(3 * MIB))) as origin:
@@ -94,6 +95,7 @@ async def test_an_origin_that_stalls_is_asked_for_the_rest(folder: Path) -> None
     assert (CONTENT, len(CONTENT)) == (done.path.read_bytes(), done.bytes_received)
 
 
+@pytest.mark.slow
 async def test_an_origin_that_always_stalls(folder: Path) -> None:
     """The download fails with a sentence that says how long nothing came. What has arrived is kept for the next time."""
 
@@ -442,6 +444,7 @@ def tail_as_whole(start: int, stop: int | None = None, *, status: str = "200 OK"
     return head(status, 'ETag: "a"', content_range, f"Content-Length: {stop - start}") + CONTENT[start:stop]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [len(CONTENT), "*"])
 async def test_tail_under_status_200_is_not_taken_for_the_whole(folder: Path, total: int | str) -> None:
     """The range of an answer counts, not its status. After a cut, the rest is appended to the partial file."""
@@ -460,6 +463,7 @@ async def test_whole_under_status_200_with_its_range_is_taken(folder: Path) -> N
     assert CONTENT == done.path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_another_size_of_the_same_version_is_never_taken(folder: Path) -> None:
     """The tail comes as if it were the whole file, with the same version and without a range. It is refused each time."""
     lie = head("200 OK", f"Content-Length: {MIB}", 'ETag: "a"') + CONTENT[3 * MIB :]
@@ -479,6 +483,7 @@ async def test_another_size_of_an_unknown_version_must_be_said_twice(folder: Pat
     assert CONTENT == done.path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_size_that_is_known_is_not_forgotten_by_an_answer_without_one(folder: Path) -> None:
     """A chunked answer that ends too early is not a whole file, if the same version had a size before."""
     packed = head("200 OK", 'ETag: "a"', "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (MIB, CONTENT[:MIB])
@@ -521,6 +526,7 @@ async def given_up(url: str, folder: Path, limits: DownloadLimits = LOOPBACK) ->
         await downloaded(url, folder, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [2 * MIB, 3 * MIB - 1])
 async def test_part_that_does_not_go_on_ends(folder: Path, start: int) -> None:
     """An origin that sends only bytes that have arrived already is given up."""
@@ -530,6 +536,7 @@ async def test_part_that_does_not_go_on_ends(folder: Path, start: int) -> None:
         await given_up(f"{origin.url}/a", folder, IMPATIENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -550,6 +557,7 @@ async def test_part_that_is_shorter_than_its_range_is_not_taken_for_the_whole(fo
         await given_up(f"{origin.url}/a", folder)
 
 
+@pytest.mark.slow
 async def test_file_of_unknown_size_ends_where_no_range_exists(folder: Path) -> None:
     """Parts of an unknown total are requested until the origin says that no byte is left."""
     end = head("416 Range Not Satisfiable", f"Content-Range: bytes */{len(CONTENT)}", "Content-Length: 0")

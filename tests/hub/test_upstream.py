@@ -59,7 +59,7 @@ def test_a_command_downloads_from_the_upstream(client: HubClient, upstream: HubU
     assert upstream.count("/tree/") == 0
     client.hf("download", NAME, "--local-dir", tmp_path / "here")
     assert files == contents(tmp_path / "here")
-    assert dict(upstream.sent) == {path: len(content) for path, content in files.items() if content}
+    assert dict(+upstream.sent) == {path: len(content) for path, content in files.items() if content}
 
 
 @by("1.0")

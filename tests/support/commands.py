@@ -27,7 +27,7 @@ TRANSFERS = frozenset({"copy", "create", "diff", "fetch", "push", "sync", "warm"
 """Commands that show their progress on standard error if they take longer than a second."""
 _SECONDS = 100
 """How long a command, or the stop of a server, may take on a machine that does much else."""
-_PROGRESS = re.compile(r"^(?:push|fetch|copy|sync|look at) [^\n]*: [^\n]*\n", re.MULTILINE)
+_PROGRESS = re.compile(r"^(?:push|fetch|copy|sync|look at|hash|check) [^\n]*: [^\n]*\n", re.MULTILINE)
 AS_ANY_USER: tuple[str, ...] = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """Makes permissions apply to a command that root runs, as they do to any other user."""
 
@@ -42,7 +42,7 @@ def scripts_of(environment: str) -> Path:
 
 
 def notes(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the standard error of a transfer without the lines of progress, which it has on a busy machine."""
+    """Return the standard error of a command without the lines of progress, which it has on a busy machine."""
     return _PROGRESS.sub("", done.stderr)
 
 

@@ -24,6 +24,7 @@ _LOG_BYTES = 3_000
 _starter = ThreadPoolExecutor(1)
 """Starts daemons: the kernel ends them with the thread that has started them, and other threads may end early."""
 _OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_UNPRIVILEGED = 1024
 
 
 def program(name: str, *folders: str | Path) -> str:
@@ -131,9 +132,11 @@ def lasting_port() -> int:
     A client that connects to such a port of the others, again and again, may be connected to itself.
     """
     first = int(_OUTGOING_PORTS.read_text().split()[0])
+    lowest = max(_UNPRIVILEGED, first // 2)
+    assert lowest < first, "outgoing connections have all ports of this machine"
     while True:
         # Not by the generator of all others: a test may have given that the same seed in each process.
-        port = first // 2 + secrets.randbelow(first - first // 2)
+        port = lowest + secrets.randbelow(first - lowest)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -150,8 +150,9 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
     a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
     `upstream_url` and others those of `UpstreamOptions`.
-    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). `patience` is for how many seconds a worker
-    leaves a connection to the others, and counts one as load, and `lull` for how many a transfer may pause during a stop.
+    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). For `patience` seconds, a worker leaves a
+    connection to those with less load, and an idle connection counts as load. During a stop, a transfer may pause for `lull`
+    seconds.
     """
     process = start_server(root, **settings)
     try:
@@ -211,11 +212,11 @@ def reply(connection: socket.socket) -> Reply:
         return Reply(answer.status, answer.headers, answer.read())
 
 
-def eventually(reached: Callable[[], bool]) -> None:
-    """Ask until the condition is true."""
+def eventually(reached: Callable[[], bool], said: Callable[[], object] = lambda: "it is not reached") -> None:
+    """Ask until the condition is true. If it never is, the failure has what `said` returns."""
     deadline = time.monotonic() + SECONDS
     while not reached():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, said()
         os.sched_yield()
 
 

@@ -16,7 +16,10 @@ KEY = "repository.default.entry"
 
 @pytest.fixture(autouse=True)
 def no_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a test lets leases beat. A beat of the process, every ten seconds, would write those again that a test has removed."""
+    """Leases beat only when a test calls `beat`.
+
+    A beat of the process, every ten seconds, would write those again that a test has removed.
+    """
     monkeypatch.setattr(leases._heart, "beat_for", lambda _: None)
 
 

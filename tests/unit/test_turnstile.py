@@ -83,7 +83,7 @@ def test_a_child_does_not_keep_the_turn_of_its_parent(tmp_path: Path) -> None:
 
 def test_many_threads_with_places_of_their_own_work_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a process as far as the lock files are concerned. Nobody gives up."""
-    monkeypatch.setattr(turnstile, "PATIENCE_SECONDS", 600.0)
+    monkeypatch.setattr(turnstile, "PATIENCE_SECONDS", 60.0)
     inside, most, turns = 0, 0, list[int]()
 
     def work(number: int) -> None:

@@ -176,7 +176,7 @@ async def test_a_process_that_is_stopped_alone_is_ended(tmp_path: Path, monkeypa
 
 async def test_a_process_that_is_stopped_before_it_is_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transfer never uses it. It is gone after the end, as all others are."""
-    # The first process waits for it, and is killed after this time, so that nobody would end it.
+    # The first process waits for the stopped one. Killed before that, it could not end it.
     monkeypatch.setattr(pool_module, "_END_SECONDS", 60.0)
     noted = tmp_path / "noted"
     async with connect(tmp_path / "repository", create=True) as repository:
@@ -366,7 +366,7 @@ async def test_an_end_does_not_wait_for_the_start(tmp_path: Path, monkeypatch: p
     interpreter.write_text("#!/bin/sh\nexec sleep 600\n")
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
-    monkeypatch.setattr(pool_module, "_END_SECONDS", 600.0)  # the end of an end that waits
+    monkeypatch.setattr(pool_module, "_END_SECONDS", 120.0)  # an end that waits for the start ends by the limit below
     async with (
         connect(tmp_path / "repository", create=True) as repository,
         asyncio.timeout(60),
