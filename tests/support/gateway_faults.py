@@ -164,6 +164,11 @@ class FaultyGateway:
                 self.deleted.append(request.target)
             return next((injected.fault for injected in self._injected if injected.takes(request.kind)), None)
 
+    def note_sent(self, request: _Request, size: int) -> None:
+        """Count bytes of the body of an answer."""
+        with self._lock:
+            self.sent[request.kind] += size
+
     def keep(self, request: _Request) -> None:
         """Keep a request, to carry it out later."""
         with self._lock:
@@ -258,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         body = reply.body[: int(len(reply.body) * share)] if request.method != "HEAD" else b""
         self.wfile.write(body)
-        self.server.gateway.sent[request.kind] += len(body)
+        self.server.gateway.note_sent(request, len(body))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is that of the base class
         """Say nothing."""
