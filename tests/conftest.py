@@ -162,6 +162,7 @@ def postgres_tables(postgres: Postgres) -> str:
     # In a thread, because this one may run an event loop.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: asyncio.run(make())).result()
+    postgres.await_end_of_sessions(url)
     return url.rpartition("/")[2]
 
 

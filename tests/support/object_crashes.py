@@ -42,7 +42,7 @@ from tests.support.ceph import Bucket, running_gateway
 from tests.support.crashes import Fuse, kill_at_every_call
 from tests.support.migrations import differences, everything, fill, opened
 from tests.support.object_repositories import sweep
-from tests.support.postgres import running_postgres
+from tests.support.postgres import USERS_OF, running_postgres
 from tests.support.s3_requests import Credentials
 
 _READING = ("select", "pragma", "show", "explain")
@@ -88,6 +88,9 @@ class Engines(NamedTuple):
         """Make the database of a try: an empty one, or a copy of that of another one."""
         database = self.index_url.rpartition("/")[2]
         connection = await asyncpg.connect(self.index_url)
+        # A session goes on for a moment after its client has left, and prevents copies.
+        while template and await connection.fetchval(USERS_OF.format(f"{database}_{template}")):
+            await asyncio.sleep(0.01)
         copied = f' TEMPLATE "{database}_{template}"' if template else ""
         await connection.execute(f'CREATE DATABASE "{database}_{name}"{copied}')
         await connection.close()

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.support.daemons import START_SECONDS, Daemons, engine_folder, lasting_port, program
+from tests.support.server import eventually
 
 USER = "filestore"
 """The superuser of the server. Only this user needs no password."""
@@ -32,6 +33,8 @@ _SETTINGS = {
     "log_line_prefix": "%m [%p] %d ",
     "log_min_error_statement": "error",
 }
+USERS_OF = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type <> 'autovacuum worker'"
+"""How many sessions prevent a copy of a database. PostgreSQL ends the others for it."""
 _ACCESS = f"host all {USER} 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 
@@ -45,10 +48,15 @@ class Postgres(NamedTuple):
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self, *, template: str = "template1") -> str:
-        """Make an empty database, or a copy of the database `template`, to which nobody is connected; return its URL."""
+        """Make an empty database, or a copy of the database `template`, which nobody uses any more; return its URL."""
         name = f"test_{secrets.token_hex(6)}"
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
+
+    def await_end_of_sessions(self, url: str) -> None:
+        """Wait until no session uses a database. One goes on for a moment after its client has left, and prevents copies."""
+        users = USERS_OF.format(url.rpartition("/")[2])
+        eventually(lambda: self.execute(users) == "0", lambda: f"{url} is still in use")
 
     def drop_database(self, url: str) -> None:
         """Remove a database, and end its connections."""
