@@ -149,7 +149,8 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
 
     With `check`, the server must then stop without an error message. `settings` are arguments of `serve`. With `opens`,
     a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
-    `upstream_url` and others those of `UpstreamOptions`.
+    `upstream_url` and others those of `UpstreamOptions`. For `upstream_patience_seconds`, a request waits for the upstream, also
+    if its last answer is known.
     `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). For `patience` seconds, a worker leaves a
     connection to those with less load, and an idle connection counts as load. During a stop, a transfer may pause for `lull`
     seconds.
@@ -266,6 +267,7 @@ def _main() -> None:
     from filestore.http.server.request_logs import LogOptions
     from filestore.http.server.tls import TlsFiles
     from filestore.http.server.worker import no_extension
+    from filestore.upstream import hub, upstream
     from filestore.upstream.extension import upstream_extension
     from tests.support.frame_urls import SigningStore
     from tests.support.opens import log_opens
@@ -279,6 +281,8 @@ def _main() -> None:
     min_free = int(server["min_free"]) if "min_free" in server else None
     if "patience" in server:
         acceptor.PATIENCE_SECONDS = acceptor.REST_SECONDS = float(server["patience"])
+    if "patience_seconds" in options["upstream"]:
+        upstream.PATIENCE_SECONDS = hub._ANSWER_SECONDS = options["upstream"].pop("patience_seconds")
     if "lull" in server:
         traffic.LULL_SECONDS = float(server["lull"])
     if "opens" in server:
