@@ -19,7 +19,7 @@ from matplotlib import font_manager
 
 from filestore.system.metrics import Stage
 from filestore_cli.bench import processes
-from tests.support.commands import SCRIPTS, Home, Server
+from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
 from tests.support.forwarding import running_forwarding
 from tests.support.generator import octets
 from tests.support.links import running_link
@@ -315,9 +315,11 @@ def under_way(home: Home, sign: str) -> Iterator[subprocess.Popen[str]]:
     work = home.folder / "work"
     # Content whose making is interrupted is so large that it is never done before that.
     size = "1GiB" if sign == MAKING else "128MiB"
+    # Content may be sent before a busy machine comes to look for it, so the upload of such content does not end by itself.
+    program = [SCRIPTS / "filestore"] if sign == MAKING else [sys.executable, "-m", "tests.support.endless_bench"]
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "bench", "upload", "--size", size, "--folder", work, "--retry-seconds", "1", "--quiet"],
-        env=home.environ,
+        [*program, "bench", "upload", "--size", size, "--folder", work, "--retry-seconds", "1", "--quiet"],
+        env=home.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
