@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import SCRIPTS, Home
+from tests.support.commands import REPOSITORY, Home
 from tests.support.generator import octets
 from tests.support.links import running_link
 from tests.support.server import TOKEN, running_server
@@ -20,13 +21,15 @@ from tests.support.server import TOKEN, running_server
 MACHINES = 10
 """Each has two processes: a peer and a reader."""
 SIZE = 8_000_000
+PATIENT = (sys.executable, "-m", "tests.support.patient")
+"""The command. A peer that is given up because the machine is busy would cost the server more bytes."""
 
 
 @contextmanager
 def running_peer(home: Home, cache: Path) -> Iterator[subprocess.Popen[str]]:
     """Run `filestore cache serve`. Yield its process."""
     process = subprocess.Popen(
-        [SCRIPTS / "filestore", "cache", "serve", "--listen", "127.0.0.1:0", "--cache", cache, "--json"],
+        [*PATIENT, "cache", "serve", "--listen", "127.0.0.1:0", "--cache", cache, "--json"],
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -52,7 +55,7 @@ async def warm(home: Home, cache: Path, name: str, peers: list[str]) -> dict[str
     """Warm a cache, and return what the command printed. It must print nothing else."""
     options = [option for url in peers for option in ("--peers", url)]
     process = await asyncio.create_subprocess_exec(
-        *map(str, (SCRIPTS / "filestore", "cache", "warm", name, "--cache", cache, "--json", *options)),
+        *map(str, (*PATIENT, "cache", "warm", name, "--cache", cache, "--json", *options)),
         env=home.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -68,6 +71,7 @@ async def warm(home: Home, cache: Path, name: str, peers: list[str]) -> dict[str
 async def test_many_machines_fetch_at_once(tmp_path: Path) -> None:
     """Ten machines read a file from each other. It leaves the server at most three times, also if peers are killed meanwhile."""
     home = Home(tmp_path)
+    home.environ |= {"PYTHONPATH": str(REPOSITORY), "FILESTORE_STALL_SECONDS": "100"}
     content = octets(1, SIZE)
     (tmp_path / "model.bin").write_bytes(content)
     with running_server(tmp_path / "root", check=False) as server, ExitStack() as stack:

@@ -13,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from filestore.backends import connect
+from filestore.peers import addresses
+from filestore.peers import repository as repository_module
 from filestore.peers.metrics import FAMILIES
 from filestore.peers.repository import PeerRepository
 from tests.support.frames import buffer_for, encoded
@@ -88,9 +90,12 @@ def test_a_peer_shows_its_metrics(server: RunningServer, tmp_path: Path) -> None
 async def test_all_addresses_of_a_name_speak_tls(server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The certificate has the name, and not the address. One for another name is refused, and the server gives all."""
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    # On a busy machine, the peer is given up no earlier than the server.
+    monkeypatch.setattr(repository_module, "CONNECT_SECONDS", 60)
+    monkeypatch.setattr(addresses, "LOOK_UP_LIMIT_SECONDS", 60)
     with running_peer(server, tmp_path / "cache", "--tls-cert", str(CERTIFICATE), check=False) as peer:
         for name, size in (("localhost", SIZE), ("127.0.0.1", 0)):
-            async with connect(server.url, token=TOKEN, peers=f"dns+https:///{name}:{peer.port}") as repository:
+            async with connect(server.url, token=TOKEN, peers=f"dns+https:///{name}:{peer.port}", stall_seconds=60) as repository:
                 assert isinstance(repository, PeerRepository)
                 found = await repository.get(DIGESTS, buffer_for(len(DIGESTS)))
                 assert [frame.data for frame in FRAMES] == found
