@@ -47,6 +47,10 @@ _SAMPLES = 20
 """How many sizes of the store each half of the time needs, so that they can be compared."""
 _KILLED = 0.3
 """The share of the collections that are killed."""
+_ENOUGH = "enough"
+"""The name of a file that is there once a collection has freed something. On a busy machine that may take longer."""
+_LONGER_SECONDS = 120
+"""How much longer, at most."""
 
 
 def _content(seed: int, blocks: tuple[int, ...]) -> bytes:
@@ -65,6 +69,11 @@ class User:
         self._random = random.Random(100 * seed + number)
         self._kept: dict[str, tuple[Record, tuple[int, ...]]] = {}
         self.counts = dict.fromkeys(("pushed", "sent_again", "fetched", "removed"), 0)
+
+    @property
+    def has_done_all(self) -> bool:
+        """Whether it has pushed, fetched and removed something."""
+        return min(self.counts[name] for name in ("pushed", "fetched", "removed")) > 0
 
     async def step(self) -> None:
         """Do one thing by chance."""
@@ -110,11 +119,11 @@ class User:
 
 
 async def use(location: str, token: str | None, folder: Path, *, number: int, seed: int, seconds: float) -> dict[str, int]:
-    """Work for a time, and then check everything that this user has stored."""
+    """Work for a time, and until `Soak` has seen enough, and then check everything that this user has stored."""
     async with connect(location, token=token) as repository:
         user = User(repository, folder, number=number, seed=seed)
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or not user.has_done_all or not (folder / _ENOUGH).exists():
             await user.step()
         await user.check_all()
         return user.counts
@@ -140,10 +149,13 @@ class Soak:
         environ = {"FILESTORE_GC_GRACE": GRACE}
         with self._home.server("--workers", "2", root=self._root, environ=environ, complains=None) as server:
             users = [self._start_user(number, server if number else None) for number in range(USERS)]
+            latest = time.monotonic() + self._seconds + _LONGER_SECONDS
             while any(user.poll() is None for user in users):
                 self._collect()
                 self._check()
                 self.sizes.append(self._content_size())
+                if min(self.counts[name] for name in ("collections", "freed")) or time.monotonic() >= latest:
+                    (self._folder / _ENOUGH).touch()
             for user in users:
                 said, error = user.communicate()
                 if user.returncode:
