@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -20,6 +22,9 @@ import pytest
 
 _DEVICE = "eth0"
 """The end of the cable at a host."""
+_NOBODY = 9
+"""A port at which nobody listens, so that the host itself answers."""
+_SECONDS = 60
 
 
 class Host(NamedTuple):
@@ -45,8 +50,20 @@ class Host(NamedTuple):
         _ip("-n", self.name, "link", "set", _DEVICE, "down")
 
     def mend(self) -> None:
-        """Put the cable in."""
+        """Put the cable in. Return once this machine reaches the host again, of which it has yet to find out."""
         _ip("-n", self.name, "link", "set", _DEVICE, "up")
+        deadline = time.monotonic() + _SECONDS
+        while not self._is_reached():
+            assert time.monotonic() < deadline, f"{self.address} is not reached"
+
+    def _is_reached(self) -> bool:
+        try:
+            socket.create_connection((self.address, _NOBODY), timeout=1).close()
+        except ConnectionRefusedError:
+            pass
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
