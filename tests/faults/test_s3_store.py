@@ -372,10 +372,10 @@ async def test_a_store_without_conditional_puts(
     def proposals() -> set[str]:
         return {path for path in keys_asked(relay, "PUT") if "proposal-" in path}
 
+    waits: list[float] = []
+
     async def wait(seconds: float) -> None:
         waits.append(seconds)
-
-    waits: list[float] = []
 
     def spoil(method: str, target: str) -> Spoiled:
         if "list-type" in target:

@@ -50,7 +50,7 @@ _KILLED = 0.3
 _ENOUGH = "enough"
 """The name of a file that is there once a collection has freed something. On a busy machine that may take longer."""
 _LONGER_SECONDS = 120
-"""How much longer, at most."""
+"""How much longer each user works for that, at most."""
 
 
 def _content(seed: int, blocks: tuple[int, ...]) -> bytes:
@@ -123,7 +123,9 @@ async def use(location: str, token: str | None, folder: Path, *, number: int, se
     async with connect(location, token=token) as repository:
         user = User(repository, folder, number=number, seed=seed)
         end = time.monotonic() + seconds
-        while time.monotonic() < end or not user.has_done_all or not (folder / _ENOUGH).exists():
+        while (now := time.monotonic()) < end + _LONGER_SECONDS:
+            if now >= end and user.has_done_all and (folder / _ENOUGH).exists():
+                break
             await user.step()
         await user.check_all()
         return user.counts
@@ -149,12 +151,11 @@ class Soak:
         environ = {"FILESTORE_GC_GRACE": GRACE}
         with self._home.server("--workers", "2", root=self._root, environ=environ, complains=None) as server:
             users = [self._start_user(number, server if number else None) for number in range(USERS)]
-            latest = time.monotonic() + self._seconds + _LONGER_SECONDS
             while any(user.poll() is None for user in users):
                 self._collect()
                 self._check()
                 self.sizes.append(self._content_size())
-                if min(self.counts[name] for name in ("collections", "freed")) or time.monotonic() >= latest:
+                if min(self.counts[name] for name in ("collections", "freed")):
                     (self._folder / _ENOUGH).touch()
             for user in users:
                 said, error = user.communicate()
