@@ -3,7 +3,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.download.addresses import is_public, network_of, parse_network
@@ -21,7 +21,6 @@ SPECIAL = [
 ]
 
 
-@settings(deadline=None)
 @given(st.ip_addresses())
 def test_no_address_is_public_that_python_knows_to_be_special(address: IPv4Address | IPv6Address) -> None:
     """Ours is the narrower view, whatever version of Python it runs on."""
@@ -29,7 +28,6 @@ def test_no_address_is_public_that_python_knows_to_be_special(address: IPv4Addre
         assert address.is_global or not is_public(str(address))
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SPECIAL).flatmap(lambda network: st.ip_addresses(v=4, network=network)), st.integers(0, 2**80 - 1))
 def test_no_address_leads_to_a_special_one(inner: IPv4Address, rest: int) -> None:
     """Whatever else stands in an address that embeds it."""
@@ -44,7 +42,6 @@ def test_no_address_leads_to_a_special_one(inner: IPv4Address, rest: int) -> Non
         assert not is_public(str(IPv6Address(embedding)))
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_an_address_is_as_public_as_what_it_leads_to(inner: IPv4Address) -> None:
     """No more, and no less: in a network that has IPv6 alone, all public servers are reached through such."""
@@ -53,7 +50,6 @@ def test_an_address_is_as_public_as_what_it_leads_to(inner: IPv4Address) -> None
         assert is_public(str(inner)) is is_public(str(IPv6Address(embedding)))
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
 def test_a_refused_network_is_refused_in_every_form(address: IPv4Address, length: int, other: IPv4Address) -> None:
     """An address is in a network in each form that leads to it, and in no network that it does not lead to."""

@@ -75,7 +75,7 @@ windows = st.one_of(st.integers(WINDOW_MIN, WINDOW_MIN + 300_000), st.just(16 * 
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(trees(CONTENTS, 9), windows)
 def test_chunks_of_a_tree_are_those_of_its_zip(tree: tuple[list[Entry], dict[str, bytes]], window: int) -> None:
     """Segment by segment, the chunks are what the cutter gives for the whole zip, and each byte is read once."""
@@ -96,7 +96,7 @@ def test_chunks_of_a_tree_are_those_of_its_zip(tree: tuple[list[Entry], dict[str
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.randoms(use_true_random=False), windows)
 def test_chunks_of_many_small_files_are_those_of_their_zip(random_: random.Random, window: int) -> None:
     """Runs that are longer than a window, between files that are segments of their own."""
@@ -109,7 +109,7 @@ def test_chunks_of_many_small_files_are_those_of_their_zip(random_: random.Rando
     assert cut(zip_of(entries, contents)) == chunks
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(trees(CONTENTS, 9), st.data())
 def test_what_is_remembered_is_not_read(tree: tuple[list[Entry], dict[str, bytes]], data: st.DataObject) -> None:
     """Segments that are skipped are not produced, their files are not read, and the others are as they were."""
@@ -133,7 +133,7 @@ def test_what_is_remembered_is_not_read(tree: tuple[list[Entry], dict[str, bytes
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(trees(SMALL, 9))
 def test_unpacking_is_the_inverse_of_packing(tree: tuple[list[Entry], dict[str, bytes]]) -> None:
     """Names, content, the executable bit, empty folders and links."""
@@ -146,7 +146,7 @@ def test_unpacking_is_the_inverse_of_packing(tree: tuple[list[Entry], dict[str, 
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(trees(SMALL, 9))
 def test_zipfile_reads_what_we_write(tree: tuple[list[Entry], dict[str, bytes]]) -> None:
     """The standard library finds the same tree in it, and nothing wrong with it."""
@@ -178,7 +178,7 @@ def archives(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes]]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(archives())
 def test_we_read_what_zipfile_writes(made: tuple[bytes, dict[str, bytes]]) -> None:
     """Stored and deflated, with and without descriptors, Zip64, comments and a preamble."""
@@ -188,7 +188,7 @@ def test_we_read_what_zipfile_writes(made: tuple[bytes, dict[str, bytes]]) -> No
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(archives(), st.data())
 def test_damaged_archive_is_read_as_zipfile_reads_it_or_not_at_all(
     made: tuple[bytes, dict[str, bytes]], data: st.DataObject
@@ -226,7 +226,7 @@ def inflated(data: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.one_of(st.binary(max_size=300), st.sampled_from([*SMALL, bytes(700_000)])),
     st.integers(0, 9),
@@ -262,7 +262,7 @@ def test_inflating_is_what_zlib_does(
     assert PIECE_LIMIT >= max(map(len, pieces), default=0)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=500), st.lists(st.integers(0, 500), max_size=9), st.randoms(use_true_random=False))
 def test_checksum_of_pieces_in_any_order(content: bytes, splits: list[int], random_: random.Random) -> None:
     """However content is split, and in whatever order its pieces come; and only when all have come."""
@@ -278,7 +278,6 @@ def test_checksum_of_pieces_in_any_order(content: bytes, splits: list[int], rand
     assert checksum.of(len(content) + 1) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_combined_checksums(pieces: list[bytes]) -> None:
     """The sum of a whole from the sums of its parts."""

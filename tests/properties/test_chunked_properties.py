@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.coding import decoded
@@ -33,7 +33,6 @@ def _coded(pieces: list[tuple[bytes, bytes, bool]], trailers: list[bytes]) -> by
     return b"".join([*padded, b"0\r\n", *trailers, b"\r\n"])
 
 
-@settings(deadline=None)
 @given(_PIECES, _TRAILERS, st.lists(st.integers(0, 1 << 16), max_size=8))
 def test_any_split_gives_the_body(pieces: list[tuple[bytes, bytes, bool]], trailers: list[bytes], places: list[int]) -> None:
     """Also where a line is cut."""
@@ -42,7 +41,6 @@ def test_any_split_gives_the_body(pieces: list[tuple[bytes, bytes, bool]], trail
     assert body == _outcome(_split(coded, places)) == _outcome(coded[at : at + 1] for at in range(len(coded)))
 
 
-@settings(deadline=None)
 @given(
     _PIECES,
     _TRAILERS,

@@ -15,7 +15,7 @@ from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, 
 
 SIZES = st.one_of(st.integers(0, 3000), st.integers(200_000, 400_000))
 OCTETS = octets(77, 400_000)
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 
 @st.composite
@@ -103,7 +103,7 @@ def test_any_split_gives_the_same_chunks(case: tuple[bytes, list[int]]) -> None:
     assert all(0 < size <= CHUNK_LIMIT for size in sizes)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(split(st.integers(0, len(large_files()) - 1).map(lambda place: large_files()[place])))
 def test_whoever_cuts_where_another_one_stopped_cuts_the_same_chunks(case: tuple[bytes, list[int]]) -> None:
     """A chunk's end depends on no other chunk: what was cut elsewhere is looked through for boundaries only."""

@@ -47,7 +47,7 @@ def encoded(content: bytes, codec: Codec | None, offset: int = 0) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(contents, codecs, st.integers(0, 7), st.integers(0, 7))
 def test_decoding_is_the_inverse_of_encoding(content: bytes, codec: Codec | None, offset: int, scratch_offset: int) -> None:
     """For any content, any codec and any alignment, within the limit."""
@@ -58,7 +58,7 @@ def test_decoding_is_the_inverse_of_encoding(content: bytes, codec: Codec | None
     assert content == DECODER.decode(Frame(chunk_digest(content), frame), SCRATCH[scratch_offset:])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(contents, st.integers(1, 7))
 def test_alignment_does_not_change_the_frame(content: bytes, offset: int) -> None:
     """The same chunk makes the same frame, wherever in memory it lies."""
@@ -90,7 +90,7 @@ damages = st.sampled_from((cut_off, overwritten, extended, inserted))
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(contents, codecs, damages, st.data())
 def test_damaged_frame_decodes_to_its_content_or_not_at_all(
     content: bytes, codec: Codec | None, damage: Damage, data: st.DataObject
@@ -108,7 +108,7 @@ def test_damaged_frame_decodes_to_its_content_or_not_at_all(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(Codec), st.integers(0, 100), st.binary(max_size=200))
 def test_any_bytes_are_refused_for_a_digest_they_do_not_have(codec: Codec, size: int, payload: bytes) -> None:
     """Bytes that nobody encoded decode to nothing, and raise nothing but InvalidFrame."""

@@ -59,7 +59,7 @@ def check(content: bytes) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(SIZES, max_size=20))
 def test_no_content_makes_many_chunks(form: str, sizes: list[int]) -> None:
     """Tensors and entries of no bytes, of few, and just at the size of a segment, in any order."""

@@ -187,7 +187,7 @@ async def _edit_again_and_again(seed: int, wider: int, *, is_foreign: bool) -> N
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1 << 40), st.integers(0, 3000))
 def test_an_edit_gives_what_a_push_of_the_resulting_folder_gives(seed: int, wider: int) -> None:
     """After any operations, in three edits one after the other."""
@@ -195,7 +195,7 @@ def test_an_edit_gives_what_a_push_of_the_resulting_folder_gives(seed: int, wide
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 1 << 40), st.integers(0, 3000))
 def test_an_edit_of_a_foreign_zip_gives_what_a_push_gives(seed: int, wider: int) -> None:
     """Its entries are in any order, some of them are deflated, and folders have entries of their own."""

@@ -42,7 +42,7 @@ def share(plane: bytes) -> float:
     return min(bits / 8, 1.0)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(contents, min_size=1, max_size=6))
 def test_shares_are_those_of_the_formula(chunks: list[bytes]) -> None:
     """With numpy, they are measured for all chunks in one pass. Without it, one by one."""
@@ -56,7 +56,7 @@ def test_shares_are_those_of_the_formula(chunks: list[bytes]) -> None:
             assert wanted == pytest.approx(found, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(contents, min_size=1, max_size=6))
 def test_shares_do_not_depend_on_the_other_chunks(chunks: list[bytes]) -> None:
     """Bit by bit, so that a chunk has the same frame in each window."""
@@ -65,7 +65,7 @@ def test_shares_do_not_depend_on_the_other_chunks(chunks: list[bytes]) -> None:
     assert [huffman_shares([view], np)[0] for view in views] == huffman_shares(views, np)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.one_of(contents, st.binary(min_size=1, max_size=70)), min_size=1, max_size=8), st.sampled_from((None, *Codec)))
 def test_frames_of_several_chunks_are_those_of_each(chunks: list[bytes], codec: Codec | None) -> None:
     """`encode_all` writes the frames of `encode`, one after the other."""
@@ -82,7 +82,7 @@ def test_frames_of_several_chunks_are_those_of_each(chunks: list[bytes], codec: 
     assert b"".join(expected) == out[: sum(lengths)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.one_of(contents, words), st.sampled_from((2, 4)))
 def test_planes_are_the_same_without_numpy(content: bytes, count: int) -> None:
     """A process that has not loaded numpy yet takes the same planes, and merges them to the same content."""

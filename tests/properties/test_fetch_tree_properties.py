@@ -89,7 +89,7 @@ SMALL_BATCHES = replace(SMALL, batch_size=64 * KIB)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(archives(), seeds)
 def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
     """Stored, deflated, streamed, Zip64, comments, preambles; cut anywhere; answers in any order; and cut off in the middle."""
@@ -117,7 +117,7 @@ def test_unpacking_is_what_zipfile_reads(made: tuple[bytes, dict[str, Planted]],
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(archives(), seeds)
 def test_the_parts_are_those_of_the_whole(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
     """Each entry that is read alone, and each folder that is fetched alone, also after it was cut off."""
@@ -175,7 +175,7 @@ async def fetched_part(repository: Repository, record: Record, path: str, target
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seeds, st.integers(0, 3))
 def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: int) -> None:
     """Whatever changed, the tree is right; and what did not change is not received, from a seed or from what is replaced."""
@@ -219,7 +219,7 @@ def test_another_version_of_a_tree_costs_what_changed(seed: int, change_count: i
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(archives(), seeds, st.data())
 def test_a_damaged_archive_is_refused_or_read_as_ever(
     made: tuple[bytes, dict[str, Planted]], seed: int, data: st.DataObject
@@ -261,7 +261,7 @@ async def digests_in(repository: Repository, tree: StoredTree) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(archives(), seeds)
 def test_digests_are_those_of_what_is_unpacked(made: tuple[bytes, dict[str, Planted]], seed: int) -> None:
     """In one pass over the chunks, wherever they are cut."""
@@ -280,7 +280,7 @@ def test_digests_are_those_of_what_is_unpacked(made: tuple[bytes, dict[str, Plan
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(archives(), seeds, st.data())
 def test_digests_of_a_damaged_archive_are_those_of_what_a_reader_gets(
     made: tuple[bytes, dict[str, Planted]], seed: int, data: st.DataObject
@@ -306,7 +306,7 @@ def test_digests_of_a_damaged_archive_are_those_of_what_a_reader_gets(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds, seeds)
 def test_push_then_unpack_is_the_identity(tree_seed: int, seed: int) -> None:
     """Names, bytes, executable bits, empty folders and links, names that differ by case or Unicode form included."""

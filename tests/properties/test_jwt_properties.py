@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.core.scopes import Scope
@@ -29,7 +29,6 @@ RULES = parse_rules(b"[{when: {groups: [a, 1, true]}, namespace: team, scope: re
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(KEYS | JSON, KEYS)
 def test_keys(document: Any, changes: list[dict[str, Any]]) -> None:
     """Keys that cannot be used are left out. A key that can be used stays."""
@@ -43,7 +42,6 @@ def test_keys(document: Any, changes: list[dict[str, Any]]) -> None:
     assert set(parse_keys(jwks(signer(), signer("other", "EdDSA")))) <= set(found)
 
 
-@settings(deadline=None)
 @given(JSON, JSON)
 def test_heads(key_id: Any, algorithm: Any) -> None:
     """Only the name and the algorithm of a key find it."""
@@ -52,7 +50,6 @@ def test_heads(key_id: Any, algorithm: Any) -> None:
     assert found is None or ("first", "ES256") == (key_id, algorithm)
 
 
-@settings(deadline=None)
 @given(CLAIMS)
 def test_claims(claims: dict[str, Any]) -> None:
     """What claims permit is always a namespace and a scope that exist."""
@@ -63,7 +60,6 @@ def test_claims(claims: dict[str, Any]) -> None:
             assert isinstance(grant.prefix, str)
 
 
-@settings(deadline=None)
 @given(JSON, st.binary(max_size=200))
 def test_rules(document: Any, content: bytes) -> None:
     """A file that is not a list of rules is refused."""

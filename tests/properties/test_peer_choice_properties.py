@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.core.digest import DIGEST_SIZE, Digest
@@ -12,7 +12,6 @@ peers = st.lists(st.text(min_size=1), unique=True, max_size=8)
 digests = st.lists(st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE).map(Digest), max_size=5)
 
 
-@settings(deadline=None)
 @given(peers, digests, st.binary(max_size=16))
 def test_choice(names: list[str], wanted: list[Digest], client: bytes) -> None:
     """Each chunk has its number of different peers, whatever the order of the peers, and without one of them the rest stays."""

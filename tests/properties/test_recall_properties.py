@@ -126,7 +126,7 @@ def _scanned(source: TreeSource, window: int) -> Manifest:
     return source.manifest()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 40), st.integers(0, 6), st.integers(0, 3000))
 def test_recalled_chunks_are_those_of_a_push_that_reads_everything(seed: int, change_count: int, wider: int) -> None:
     """After any changes, in three pushes one after the other, each of which recalls the one before."""

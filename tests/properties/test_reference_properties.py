@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.core.digest import Digest
@@ -63,14 +63,12 @@ BY_DIGEST = st.builds(Reference, digest=DIGESTS, entry_path=st.none() | PATHS)
 STORED = st.builds(Reference, digest=DIGESTS, name=OLD_NAMES)
 
 
-@settings(deadline=None)
 @given(NAMED | BY_ID | BY_DIGEST | STORED)
 def test_what_is_printed_is_read_as_the_same(parts: Reference) -> None:
     """The text of a reference has all of its parts."""
     assert parts == Reference.parse(str(parts))
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_is_a_reference_or_refused(text: str) -> None:
     """No text raises anything but InvalidReference, and what is read is printed as a text with the same meaning."""
@@ -81,7 +79,6 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
     assert reference == Reference.parse(str(reference))
 
 
-@settings(deadline=None)
 @given(IDS, st.none() | PATHS)
 def test_an_id_is_never_read_as_a_name(file_id: str, path: str | None) -> None:
     """With a path after it or without."""
@@ -89,7 +86,6 @@ def test_an_id_is_never_read_as_a_name(file_id: str, path: str | None) -> None:
     assert (file_id, None, None, path) == (parts.id, parts.name, parts.digest, parts.entry_path)
 
 
-@settings(deadline=None)
 @given(DIGESTS, st.none() | PATHS)
 def test_a_digest_is_never_read_as_a_name(digest: Digest, path: str | None) -> None:
     """With a path after it or without."""
@@ -97,7 +93,6 @@ def test_a_digest_is_never_read_as_a_name(digest: Digest, path: str | None) -> N
     assert (digest, None, None, path) == (parts.digest, parts.name, parts.id, parts.entry_path)
 
 
-@settings(deadline=None)
 @given(DIGESTS, IDS, OLD_NAMES, st.sampled_from(["", "/"]))
 def test_a_stored_path_is_never_read_as_a_name(digest: Digest, file_id: str, name: str, slash: str) -> None:
     """Its last part may be a name that no new record gets."""
@@ -105,7 +100,6 @@ def test_a_stored_path_is_never_read_as_a_name(digest: Digest, file_id: str, nam
     assert Reference(id=file_id) == Reference.parse(slash + run_path(file_id, name))
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["pipeline_files/", "/pipeline_files/", "run_files/", "/run_files/"]), TEXTS)
 def test_what_begins_as_a_stored_path_has_no_owner(prefix: str, rest: str) -> None:
     """It is a stored path, or it is refused."""
@@ -117,14 +111,12 @@ def test_what_begins_as_a_stored_path_has_no_owner(prefix: str, rest: str) -> No
     assert (None, None, None) == (parts.owner, parts.revision, parts.entry_path)
 
 
-@settings(deadline=None)
 @given(NAMES)
 def test_a_new_name_is_a_reference(name: str) -> None:
     """Whatever a new record is called is read as that name, unless it looks like an id or a digest."""
     assert Reference(name=name) == Reference.parse(name)
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_is_a_pipeline_or_refused(text: str) -> None:
     """No text raises anything but InvalidInput, and what is read is printed as it was written."""

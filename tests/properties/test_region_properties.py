@@ -93,7 +93,7 @@ def expected(content: bytes) -> Manifest:
     return Manifest.build(chunks, chunking_version=CHUNKING_VERSION)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(files(), st.sampled_from([1, MIB, 5 * MIB]), st.integers(1, 4))
 def test_regions_have_the_chunks_of_the_whole(content: bytes, region_size: int, threads: int) -> None:
     """Whatever a header says, true or broken, several threads cut the same chunks, and read each byte once."""
@@ -102,7 +102,7 @@ def test_regions_have_the_chunks_of_the_whole(content: bytes, region_size: int, 
         assert len(content) == source.read
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(files(), st.sampled_from([1, MIB, 5 * MIB, 9 * MIB]), st.data())
 def test_regions_that_other_processes_scan_have_the_chunks_of_the_whole(
     content: bytes, region_size: int, data: st.DataObject
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_divided_is_looked_at_once(monkeypatch: pytest.Mon
 
 
 @given(st.lists(st.integers(1, 1 << 50), max_size=5000), st.integers(0, 1 << 40), st.sampled_from([1, 100, 64 * MIB]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_regions_are_long_and_few(places: list[int], start: int, region_size: int) -> None:
     """Whatever the number of segments: each region takes memory."""
     end = 1 << 50

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.core.names import SEGMENT_LIMIT, checked_name, shortened
@@ -36,7 +36,6 @@ NAMES = st.text(min_size=1, max_size=255).filter(is_kept)
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.lists(VALUES))
 def test_what_is_not_a_file_passes(values: list[Any]) -> None:
     """What a pipeline returns is what another one gets, by the types that the first was told with."""
@@ -48,7 +47,6 @@ def test_what_is_not_a_file_passes(values: list[Any]) -> None:
     assert values == read.arguments
 
 
-@settings(deadline=None)
 @given(IDS, NAMES)
 def test_a_path_of_a_record(file_id: str, name: str) -> None:
     """Gives the record back, also once it is signed, percent-encoded, and its name shortened."""
@@ -65,7 +63,6 @@ def test_a_path_of_a_record(file_id: str, name: str) -> None:
     assert file_id == parse_run_path(unsigned_path(unquote(signed)))[0]
 
 
-@settings(deadline=None)
 @given(NAMES)
 def test_a_shortened_name(name: str) -> None:
     """Fits, can be kept, and is the beginning of the name, and its extension where it has a short one."""

@@ -66,7 +66,7 @@ things_on_disk = st.builds(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(things_on_disk)
 def test_what_is_pushed_of_a_tree_is_its_zip(things: dict[str, Planted]) -> None:
     """Cut as the cutter cuts the whole zip, which `zipfile` finds sound; every byte of every file is read once, in order."""
@@ -93,7 +93,7 @@ def test_what_is_pushed_of_a_tree_is_its_zip(things: dict[str, Planted]) -> None
         assert None is found.testzip()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(things_on_disk, st.randoms(use_true_random=False))
 def test_a_tree_of_the_same_things_has_the_same_digest(things: dict[str, Planted], random_: object) -> None:
     """Whatever the order in which it was made, its times, the umask and the other permissions."""
@@ -113,7 +113,7 @@ def test_a_tree_of_the_same_things_has_the_same_digest(things: dict[str, Planted
             assert manifest_of(_zip(things)).digest == _scanned(source)[0].digest
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 1 << 30))
 def test_large_files_have_the_chunks_that_they_have_alone(seed: int) -> None:
     """Each file of 256 KiB and more, as one stretch of the chunks of the tree."""
@@ -129,7 +129,7 @@ def test_large_files_have_the_chunks_that_they_have_alone(seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(things_on_disk, st.data())
 def test_what_is_recalled_changes_nothing_but_the_reading(things: dict[str, Planted], data: st.DataObject) -> None:
     """After any change a source that recalls an earlier push gives what one that reads everything gives."""

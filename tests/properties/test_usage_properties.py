@@ -76,7 +76,7 @@ async def added_up(index: SqliteIndex, namespace: str) -> NamespaceUsage:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(NAMESPACES), steps), max_size=4))
 def test_the_usage_is_what_the_rows_add_up_to(work: list[tuple[str, list[tuple[str, list[object], int]]]]) -> None:
     """Transactions that are rolled back count nothing, and each namespace counts its own rows only."""

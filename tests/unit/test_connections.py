@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.http.limits import ServerLimits
@@ -54,7 +54,6 @@ HEADS = [
 ]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(HEADS), st.lists(st.integers(0, 7000), max_size=10))
 def test_a_head_is_found_wherever_it_is_cut(head: bytes, cuts: list[int]) -> None:
     """The bytes after it are given back, and nothing is kept."""

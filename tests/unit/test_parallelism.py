@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.backends import connect
@@ -98,7 +98,6 @@ def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], Non
         assert push_parallelism(_LARGE, IN_A_SERVER) == Parallelism(0, 3)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_holds(count: int, memory: int, processes: int | None) -> None:
     """50 MiB for a process, 33 for a window with its frames and 17 for one without are together at most the budget."""
@@ -112,7 +111,6 @@ def test_the_budget_holds(count: int, memory: int, processes: int | None) -> Non
         assert default_memory() == LEAST_MEMORY + MEMORY_PER_CORE * max(0, count - 2)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 256), st.integers(102 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_of_a_fetch_holds(count: int, memory: int, processes: int | None) -> None:
     """50 MiB for a process and 21 MiB for a batch."""

@@ -4,7 +4,7 @@ from urllib.parse import unquote
 
 import pytest
 from aiohttp import ETag
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore.errors import InvalidRange
@@ -76,7 +76,6 @@ def test_an_empty_content_has_no_ranges(header: str) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.integers(0, 2000))
 def test_no_header_does_harm(header: str, size: int) -> None:
     """A range inside the content, none, or a refusal."""
@@ -110,7 +109,6 @@ def test_a_plain_name_needs_no_encoding() -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", min_codepoint=32), min_size=1, max_size=60))
 def test_any_name_is_given_whole_and_breaks_no_header(name: str) -> None:
     """RFC 8187: it is percent-encoded, after a name that every client understands."""

@@ -7,7 +7,7 @@ import struct
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filestore import errors
@@ -193,7 +193,6 @@ def parsed(pieces: list[bytes], *, size: int) -> tuple[list[tuple[BatchEntry, by
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(count=st.integers(0, 4), cuts=st.lists(st.integers(0, 5000), max_size=8))
 def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> None:
     """Entries and bytes do not depend on how it arrives."""
@@ -206,7 +205,6 @@ def test_a_batch_is_taken_apart_in_any_split(count: int, cuts: list[int]) -> Non
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=8), limit=st.integers(1, 4000), head=st.integers(36, 400))
 def test_a_batch_is_read_frame_by_frame(sizes: list[int], limit: int, head: int) -> None:
     """Whatever came at first, `reach` leads to the end of a frame, over as many as fit the limit, and to the batch's end."""
@@ -228,7 +226,6 @@ def test_a_batch_is_read_frame_by_frame(sizes: list[int], limit: int, head: int)
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(length=st.integers(0, 3000))
 def test_a_cut_batch_gives_what_was_there(length: int) -> None:
     """Whole frames whole, the torn one as far as it came; it is not finished."""
