@@ -11,8 +11,9 @@ from filestore.core.references import FileURL
 from filestore.download.download import DownloadLimits, download
 from filestore.errors import DownloadRefused, OriginUnreachable
 from filestore_cli.hints import explained
+from tests.support.daemons import lasting_port
 from tests.support.forwarding import running_forwarding
-from tests.support.nginx import Nginx, free_port
+from tests.support.nginx import Nginx
 from tests.support.origins import Asked, running_origin
 
 
@@ -83,7 +84,7 @@ async def test_where_no_connection_is_made_a_proxy_that_is_not_used_is_named(
 ) -> None:
     """The error names the variable of the proxy, and the setting for downloads. The value is not shown."""
     monkeypatch.setenv(name, "http://me:secret@proxy.test:3128")
-    url = f"http://127.0.0.1:{free_port()}/weights.bin"
+    url = f"http://127.0.0.1:{lasting_port()}/weights.bin"
     with pytest.raises(OriginUnreachable, match=rf"; {name} names a proxy, .* the setting url_proxy ") as raised:
         await download(FileURL(url), tmp_path, limits=DownloadLimits(private_allowed=True))
 

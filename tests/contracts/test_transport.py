@@ -33,9 +33,9 @@ from filestore.system.metrics import Stage
 from filestore.system.stalls import StallTimer
 from tests.support.cancels import cancelled_at_every_await
 from tests.support.clock import Clock
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.listening import listening
-from tests.support.nginx import free_port
 from tests.support.tls import client_tls, server_tls
 
 SECONDS = 30
@@ -778,7 +778,7 @@ async def test_cancelled_at_every_await(kind: Kind) -> None:
 @pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid", "x" * 64])
 async def test_server_that_is_not_there_is_unreachable(kind: Kind, host: str) -> None:
     """No server at that port, no such name, or a name that cannot be."""
-    transport = kind.make(f"{kind.scheme}://{host}:{free_port()}", token=None, places=Places(1), stall_seconds=SECONDS)
+    transport = kind.make(f"{kind.scheme}://{host}:{lasting_port()}", token=None, places=Places(1), stall_seconds=SECONDS)
     with pytest.raises(Unreachable):
         await asked(transport)
     assert not transport.has_answered

@@ -25,9 +25,10 @@ from filestore.http.client.foreign import SETTINGS_OF_A_PROXY
 from filestore.http.client.repository import RemoteRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
+from tests.support.daemons import lasting_port
 from tests.support.frames import encoded
 from tests.support.generator import octets
-from tests.support.nginx import free_port, running_proxy
+from tests.support.nginx import running_proxy
 from tests.support.server import TOKEN, RunningServer, running_server
 from tests.support.tls import trusting
 
@@ -68,7 +69,7 @@ async def pushed(url: str, size: int) -> str:
 @pytest.mark.slow
 def test_a_413_of_nginx_names_nginx_the_size_and_the_settings(tmp_path: Path, server: RunningServer) -> None:
     """With its defaults, nginx refuses a batch; the error names nginx, the size, and the settings."""
-    port = free_port()
+    port = lasting_port()
     block = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url}; }} }}"
     with running_proxy(tmp_path / "nginx", port, block):
         told = asyncio.run(pushed(f"http://127.0.0.1:{port}", 2_000_000))
@@ -96,7 +97,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
     tmp_path: Path, rule: str, status: int, advice: str
 ) -> None:
     """The error names the server that answered, and never says that a token or a file is wrong."""
-    port = free_port()
+    port = lasting_port()
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rule} }} }}"):
         repository = RemoteRepository(f"http://127.0.0.1:{port}", token=TOKEN, retry_seconds=0.1, first_pause_seconds=0.001)
         with pytest.raises(ForeignAnswer) as raised:
@@ -112,7 +113,7 @@ async def test_an_answer_of_another_server_is_told_from_one_of_filestore(
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_proxy_that_compresses_what_it_can_changes_nothing(tmp_path: Path, server: RunningServer, scheme: str) -> None:
     """A client does not ask for compressed answers, so such a proxy sends it plain ones."""
-    port = free_port()
+    port = lasting_port()
     tls = f"ssl; ssl_certificate {CERTIFICATE}; ssl_certificate_key {CERTIFICATE}" if scheme == "https" else ""
     rules = f"proxy_pass {server.url}; gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port} {tls}; location / {{ {rules} }} }}"):
@@ -129,7 +130,7 @@ async def test_a_proxy_that_compresses_what_it_can_changes_nothing(tmp_path: Pat
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_proxy_that_sends_answers_in_chunks_changes_nothing(tmp_path: Path, server: RunningServer, scheme: str) -> None:
     """A proxy that may change what it passes on cannot announce a length. Documents, problems and batches arrive all the same."""
-    port = free_port()
+    port = lasting_port()
     tls = f"ssl; ssl_certificate {CERTIFICATE}; ssl_certificate_key {CERTIFICATE}" if scheme == "https" else ""
     rules = f"proxy_pass {server.url}; client_max_body_size 0; sub_filter_types *; sub_filter no-such-text-{'x' * 50} y;"
     source, target = tmp_path / "a.bin", tmp_path / "b.bin"
@@ -155,7 +156,7 @@ async def test_a_proxy_that_sends_answers_in_chunks_changes_nothing(tmp_path: Pa
 @pytest.mark.slow
 def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: RunningServer) -> None:
     """The configuration of the page, with this machine's port and certificate, takes and gives a file of many batches."""
-    port = free_port()
+    port = lasting_port()
     block = replaced(example(), "listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;")
     block = replaced(block, "http://127.0.0.1:8080", server.url)
     for name in ("files.example.org.pem", "files.example.org.key"):
@@ -181,7 +182,7 @@ def test_the_example_of_the_page_takes_pushes_over_tls(tmp_path: Path, server: R
 @pytest.mark.slow
 def test_the_settings_of_the_page_give_links_that_work(tmp_path: Path) -> None:
     """With the public URL, a signed URL leads through the proxy; with the trusted proxy alone, it says what nginx says."""
-    port = free_port()
+    port = lasting_port()
     public_url = f"https://localhost:{port}"
     for name, settings, expected in (
         ("public", {"public_url": public_url, "trusted_proxies": "127.0.0.1"}, public_url),

@@ -17,7 +17,7 @@ import pytest
 
 from filestore.core.digest import token_digest
 from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server, notes
-from tests.support.nginx import free_port
+from tests.support.daemons import lasting_port
 
 SIZE = 3_000_000
 PROCESS_LIST = "Warning: other users of this machine can see the token of --token in the list of processes;"
@@ -759,7 +759,7 @@ def test_a_plan_with_nothing_new(home: Home, model: Path) -> None:
 @pytest.mark.slow
 def test_no_server(home: Home, model: Path) -> None:
     """The error says that the server cannot be reached, and that a transfer then continues."""
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{lasting_port()}"
     sentence = (
         f"{url} cannot be reached: Connection refused; check that a filestore server runs there; `filestore serve` starts one"
     )

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import SCRIPTS, Home
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.links import running_link
-from tests.support.nginx import free_port
 from tests.support.server import eventually
 
 SIZE = 24 << 20
@@ -417,7 +417,7 @@ def test_a_host_that_is_not_a_name_is_told_in_plain_words(home: Home, scheme: st
 def test_why_a_connection_failed_in_plain_words(home: Home, answer: bytes | None, url: str, reason: str) -> None:
     """Neither a class of a library nor a code of one is in the sentence."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = free_port() if answer is None else listener.getsockname()[1]
+        port = lasting_port() if answer is None else listener.getsockname()[1]
         command: list[str | Path] = [SCRIPTS / "filestore", "ls", "--url", f"{url}127.0.0.1:{port}"]
         with subprocess.Popen(command, env=home.environ, stderr=subprocess.PIPE, text=True) as process:
             if answer is not None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Home, scripts_of
+from tests.support.daemons import lasting_port
 from tests.support.deploy import DEPLOY
 from tests.support.generator import octets
-from tests.support.nginx import free_port
 from tests.support.server import TOKEN, eventually, running_server
 
 OWN = "{\n\tadmin off\n\tlocal_certs\n\tskip_install_trust\n\tauto_https disable_redirects\n}\n"
@@ -50,7 +50,7 @@ def running_caddy(folder: Path, site: str, backend: str) -> Iterator[Path]:
 @pytest.mark.slow
 def test_caddy_takes_pushes_over_tls_and_says_who_asks(tmp_path: Path, home: Home) -> None:
     """A file of many batches goes through. A link in an answer begins with the URL of the proxy, and no client chooses its id."""
-    port = free_port()
+    port = lasting_port()
     source, target = tmp_path / "weights.bin", tmp_path / "back.bin"
     source.write_bytes(octets(12, 12_000_000))
     with (

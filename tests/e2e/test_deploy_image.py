@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.authority import Authority
 from tests.support.commands import Home
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
 from tests.support.images import Image, ended, image
-from tests.support.nginx import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,7 +54,7 @@ def test_a_container_takes_and_gives_files_and_stops_at_its_signal(
     """The set-up makes the repository; then the server runs without rights on a file system that cannot be written."""
     made = built.run(volume, [*built.config["Entrypoint"], "token", "new", "--create", "--label", "first"])
     assert 0 == made.returncode, made.stderr
-    port = {"FILESTORE_PORT": str(free_port())}
+    port = {"FILESTORE_PORT": str(lasting_port())}
     check = built.config["Healthcheck"]["Test"]
     assert "CMD" == check[0]
     source, target = tmp_path / "weights.bin", tmp_path / "back.bin"
@@ -90,7 +90,7 @@ def test_a_container_says_how_to_let_other_machines_in_and_its_check_knows_each_
         subprocess.run(["install", "--owner=10001", "--group=10001", "--mode=0400", path, volume / path.name], check=True)
     mounted = {name: f"{built.volume}/{path.name}" for name, path in names.items()}
     tls = {name: path for name, path in mounted.items() if name != "FILESTORE_TLS_CLIENT_CA"}
-    port = {"FILESTORE_PORT": str(free_port())}
+    port = {"FILESTORE_PORT": str(lasting_port())}
 
     refused = built.start(volume, environ=port)
     _, errors = refused.communicate(timeout=60)

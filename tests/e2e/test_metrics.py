@@ -17,9 +17,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from filestore.http.server.metric_families import FAMILIES, LOOKED_AT, Family, Kind
+from tests.support.daemons import lasting_port
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
-from tests.support.nginx import free_port
 from tests.support.prometheus import metric_names, program, promtool
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, batch, eventually, running_server
 from tests.support.uploads import PartsUpload
@@ -275,7 +275,7 @@ def test_prometheus_reads_a_server(server: RunningServer, tmp_path: Path) -> Non
     written = written.replace("/etc/prometheus/filestore/alerts.yaml", str(DOCS / "deploy" / "alerts.yaml"))
     (tmp_path / "prometheus.yml").write_text(f"global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\n{written}")
     promtool("check", "config", tmp_path / "prometheus.yml")
-    port = free_port()
+    port = lasting_port()
     options = [f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}"]
     with (
         (tmp_path / "log").open("wb") as log,

@@ -22,9 +22,9 @@ import pytest
 from filestore.http.wire import API
 from tests.support.ceph import Bucket
 from tests.support.commands import SCRIPTS, Home
+from tests.support.daemons import lasting_port
 from tests.support.gateway_faults import KINDS, CutRequest, faulty_gateway
 from tests.support.generator import octets
-from tests.support.nginx import free_port
 from tests.support.postgres import Postgres, PostgresServer, running_postgres
 from tests.support.tls import CERTIFICATE, client_tls
 
@@ -117,7 +117,7 @@ def assert_waits(port: int, part: str, *, tls: ssl.SSLContext | None = None) -> 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_that_waits_at_its_start_answers(home: Home, bucket: Bucket, database: PostgresServer, workers: str) -> None:
     """A supervisor must not restart it, and a load balancer must not send it requests."""
-    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    environ, port = place(bucket, database.postgres.new_database()), lasting_port()
     database.stop()
     try:
         with starting(home, environ, "--create", "--workers", workers, port=port) as process:
@@ -133,7 +133,7 @@ def test_a_server_that_waits_at_its_start_answers(home: Home, bucket: Bucket, da
 
 def test_a_server_with_a_certificate_answers_by_tls(home: Home, bucket: Bucket, postgres: Postgres) -> None:
     """Also while it waits."""
-    environ, port = place(bucket, postgres.new_database()), free_port()
+    environ, port = place(bucket, postgres.new_database()), lasting_port()
     environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
     with starting(home, environ, "--create", "--tls-cert", str(CERTIFICATE), port=port) as process:
         until(process, "Warning: waiting for at most ")
@@ -152,7 +152,7 @@ def kill_workers(process: subprocess.Popen[str]) -> None:
 
 def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: PostgresServer) -> None:
     """In order, although nothing can be opened."""
-    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    environ, port = place(bucket, database.postgres.new_database()), lasting_port()
     with starting(home, environ, "--create", "--workers", "2", port=port) as process:
         until(process, "listening on ")
         database.stop()
@@ -169,7 +169,7 @@ def test_a_stop_ends_workers_that_wait(home: Home, bucket: Bucket, database: Pos
 
 def test_workers_that_all_wait_answer(home: Home, bucket: Bucket, database: PostgresServer) -> None:
     """Those that follow workers which died in an outage. When it is over, all requests go to those that work."""
-    environ, port = place(bucket, database.postgres.new_database()), free_port()
+    environ, port = place(bucket, database.postgres.new_database()), lasting_port()
     with starting(home, environ, "--create", "--workers", "2", port=port) as process:
         until(process, "listening on ")
         database.stop()
@@ -186,7 +186,7 @@ def test_workers_that_all_wait_answer(home: Home, bucket: Bucket, database: Post
 
 def test_a_waiting_server_that_is_killed_leaves_its_port(home: Home, bucket: Bucket, postgres: Postgres) -> None:
     """Nothing answers for it any more, so that a service manager can start it again."""
-    environ, port = place(bucket, postgres.new_database()), free_port()
+    environ, port = place(bucket, postgres.new_database()), lasting_port()
     environ["FILESTORE_STORE"] = "s3://models/one?endpoint=http://127.0.0.1:1"
     with starting(home, environ, "--create", port=port) as process:
         until(process, "Warning: waiting for at most ")

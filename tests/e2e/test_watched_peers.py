@@ -17,9 +17,9 @@ from filestore.peers import addresses
 from filestore.peers import repository as repository_module
 from filestore.peers.metrics import FAMILIES
 from filestore.peers.repository import PeerRepository
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
-from tests.support.nginx import free_port
 from tests.support.peers import GET, running_peer
 from tests.support.server import TOKEN, RunningServer, eventually, running_server
 from tests.support.tls import CERTIFICATE
@@ -47,7 +47,7 @@ def shown(url: str) -> str:
 
 def test_a_peer_shows_its_metrics(server: RunningServer, tmp_path: Path) -> None:
     """At an address that is named for them alone, and not where readers ask. They have no ticket and no address."""
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{lasting_port()}"
     with running_peer(server, tmp_path / "cache", "--metrics-listen", url.removeprefix("http://")) as peer:
         for _ in range(2):
             assert [bytes(frame.data) for frame in FRAMES] == peer.frames(DIGESTS)

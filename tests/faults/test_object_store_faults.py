@@ -28,6 +28,7 @@ from filestore.repository.stores import s3_client
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.ceph import Bucket, Gateway
+from tests.support.daemons import lasting_port
 from tests.support.frames import encoded
 from tests.support.gateway_faults import (
     Answer,
@@ -41,7 +42,6 @@ from tests.support.gateway_faults import (
     faulty_gateway,
 )
 from tests.support.generator import octets
-from tests.support.nginx import free_port
 from tests.support.object_repositories import PREFIX, object_repository, sweep, write_credentials
 
 ALWAYS = 1_000_000
@@ -333,7 +333,7 @@ async def test_a_bucket_that_is_missing_is_told(gateway: Gateway, bucket: Bucket
 
 async def test_a_store_that_cannot_be_reached_is_told(bucket: Bucket, postgres_url: str, tmp_path: Path) -> None:
     """In one sentence."""
-    away = bucket._replace(endpoint=f"http://127.0.0.1:{free_port()}")
+    away = bucket._replace(endpoint=f"http://127.0.0.1:{lasting_port()}")
     async with object_repository(away, postgres_url, tmp_path / "server", retry_seconds=0.3) as repository:
         with pytest.raises(Busy, match="it cannot be reached") as raised:
             await pushed(repository, tmp_path)

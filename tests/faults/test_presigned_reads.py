@@ -25,11 +25,11 @@ from filestore.repository.protocol import NamesPlaces, Repository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from filestore.transfer.receive_batch import BatchReceiver
+from tests.support.daemons import lasting_port
 from tests.support.frame_urls import FrameServer, serving_frames
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import Link, running_link
-from tests.support.nginx import free_port
 from tests.support.server import OTHER_TOKEN, TOKEN, RunningServer, running_server
 
 FRAME_SIZE = 1_000_000
@@ -300,7 +300,7 @@ async def test_a_frame_that_the_store_damages_is_had_from_the_server(tmp_path: P
 
 async def test_a_store_that_cannot_be_reached_is_tried_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its address may be for servers only. One request finds that out for all."""
-    async with world(tmp_path, url=f"http://127.0.0.1:{free_port()}") as here:
+    async with world(tmp_path, url=f"http://127.0.0.1:{lasting_port()}") as here:
         sent = frames(11)
         await here.repository.put(sent)
         with caplog.at_level(logging.WARNING):

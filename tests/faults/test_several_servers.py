@@ -19,11 +19,11 @@ from filestore.http.client.repository import FIRST_BATCH, RemoteRepository
 from filestore.transfer.fetch import fetch
 from filestore.transfer.push import push
 from tests.support.commands import Home
+from tests.support.daemons import lasting_port
 from tests.support.frames import buffer_for, encoded
 from tests.support.generator import octets
 from tests.support.links import Link, running_link
 from tests.support.listening import listening
-from tests.support.nginx import free_port
 from tests.support.server import TOKEN, RunningServer, running_server
 
 FRAME_SIZE = 1_000_000
@@ -66,7 +66,7 @@ def kill_after(server: RunningServer, size: int) -> Any:
 
 async def test_a_server_that_never_answered_is_passed_over(servers: list[RunningServer]) -> None:
     """A refusal does not end the request, and nobody waits."""
-    async with connect([f"http://127.0.0.1:{free_port()}", servers[1].url], token=TOKEN, retry_seconds=0) as repository:
+    async with connect([f"http://127.0.0.1:{lasting_port()}", servers[1].url], token=TOKEN, retry_seconds=0) as repository:
         assert [] == await repository.records()
 
 
@@ -125,7 +125,7 @@ async def test_an_address_that_stalls_is_left_for_another_one(
 
 async def test_the_server_that_answered_is_named(servers: list[RunningServer], tmp_path: Path) -> None:
     """In results and messages, of the library and of commands. The first one is dead."""
-    urls = [f"http://127.0.0.1:{free_port()}", servers[1].url]
+    urls = [f"http://127.0.0.1:{lasting_port()}", servers[1].url]
     async with connect(urls, token=TOKEN) as repository:
         assert urls[0] == repository.location
         await repository.records()
@@ -144,7 +144,7 @@ async def test_the_server_that_answered_is_named(servers: list[RunningServer], t
 
 async def test_all_servers_are_named_if_none_can_be_used() -> None:
     """A user sees why each of them failed."""
-    urls = [f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"]
+    urls = [f"http://127.0.0.1:{lasting_port()}", f"http://127.0.0.1:{lasting_port()}"]
     async with connect(",".join(urls), token=TOKEN) as repository:
         with pytest.raises(NoServerLeft) as raised:
             await repository.records()
@@ -250,7 +250,7 @@ async def test_a_limit_of_connections_holds_for_all_servers_together(servers: li
 
 async def test_worker_processes_begin_with_a_server_that_works(servers: list[RunningServer]) -> None:
     """They need not find out again which one does not."""
-    async with connect([f"http://127.0.0.1:{free_port()}", servers[1].url], token=TOKEN) as repository:
+    async with connect([f"http://127.0.0.1:{lasting_port()}", servers[1].url], token=TOKEN) as repository:
         await repository.records()
         opening = repository.opening()
         assert opening is not None
@@ -290,7 +290,7 @@ async def test_a_name_with_several_addresses_leads_to_the_server_that_is_left(
 ) -> None:
     """A push goes on at the other address when the server at the first one is killed."""
     sent = frames(7)
-    port = free_port()
+    port = lasting_port()
     with (
         running_server(tmp_path / "root", check=False, host="127.0.0.2", port=port) as first,
         running_server(tmp_path / "root", check=False, host="127.0.0.3", port=port),
@@ -313,7 +313,7 @@ async def test_a_name_with_several_addresses_leads_to_the_server_that_is_left(
 def test_commands_take_several_servers(servers: list[RunningServer], tmp_path: Path, given: str) -> None:
     """As options that are repeated, or as one variable."""
     home = Home(tmp_path)
-    dead = f"http://127.0.0.1:{free_port()}"
+    dead = f"http://127.0.0.1:{lasting_port()}"
     options = ["--url", dead, "--url", servers[0].url] if given == "options" else []
     environ = {"FILESTORE_TOKEN": TOKEN, "FILESTORE_URL": "" if options else f"{dead} {servers[0].url}"}
     (tmp_path / "file").write_bytes(b"content")

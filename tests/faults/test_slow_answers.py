@@ -24,9 +24,10 @@ from filestore.errors import DamagedRecord, NotFound
 from filestore.http.client.repository import RemoteRepository
 from filestore.http.wire import API, LINES
 from filestore.repository.protocol import Repository
+from tests.support.daemons import lasting_port
 from tests.support.frames import contents, encoded, manifest
 from tests.support.listening import listening
-from tests.support.nginx import free_port, running_proxy
+from tests.support.nginx import running_proxy
 from tests.support.server import TOKEN, RunningServer, eventually, running_server
 from tests.support.tls import server_tls, trusting
 
@@ -82,7 +83,7 @@ def reached(server: RunningServer, request: pytest.FixtureRequest, tmp_path: Pat
     if request.param == "plain":
         yield server
         return
-    port = free_port()
+    port = lasting_port()
     rules = f"proxy_pass {server.url}; proxy_buffering off; proxy_http_version 1.1;"
     with running_proxy(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; location / {{ {rules} }} }}"):
         yield server._replace(url=f"http://127.0.0.1:{port}")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.daemons import START_SECONDS, Daemons, accepts, engine_folder, lasting_port, program
-from tests.support.nginx import free_port
 from tests.support.s3_requests import REGION, Credentials, S3Answer, request, texts
 
 _CONFIGURATION = """\
@@ -237,7 +236,7 @@ def running_gateway_server() -> Iterator[GatewayServer]:
 
 def _start(daemons: Daemons, folder: Path, programs: dict[str, str]) -> GatewayServer:
     path = folder / "ceph.conf"
-    port, monitor_port = lasting_port(), free_port()
+    port, monitor_port = lasting_port(), lasting_port()
     cluster, disk = str(uuid.uuid4()), str(uuid.uuid4())
     path.write_text(_CONFIGURATION.format(fsid=cluster, folder=folder, port=port, monitor_port=monitor_port))
 

@@ -73,7 +73,7 @@ class Nginx(NamedTuple):
 def running_nginx(folder: Path) -> Iterator[Nginx]:
     """Serve FOLDER/files on a free port of 127.0.0.1 until the end of the block."""
     (folder / "files").mkdir(parents=True)
-    port = free_port()
+    port = lasting_port()
     with _running(folder, port, _FILES.format(folder=folder, port=port)):
         yield Nginx(f"http://127.0.0.1:{port}", folder)
 
@@ -84,11 +84,6 @@ def running_proxy(folder: Path, port: int, servers: str) -> Iterator[None]:
     folder.mkdir(parents=True)
     with _running(folder, port, servers):
         yield
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens. A socket that asks for any port is not given it meanwhile."""
-    return lasting_port()
 
 
 @contextmanager

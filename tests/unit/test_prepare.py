@@ -17,8 +17,9 @@ from filestore.runtime import Adapter
 from filestore.runtime.prepare import prepare
 from filestore.transfer.push import push
 from tests.support import sdk_values
+from tests.support.daemons import lasting_port
 from tests.support.generator import octets
-from tests.support.nginx import free_port, running_nginx
+from tests.support.nginx import running_nginx
 from tests.support.server import running_server
 from tests.support.watched import WatchedRepository
 
@@ -100,7 +101,7 @@ async def test_another_version_gives_what_it_has(ordered: Ordered, tmp_path: Pat
 @pytest.mark.slow
 async def test_a_second_start_touches_no_network(tmp_path: Path) -> None:
     """The server is down by then: files named by id, digest or path are there, one that was never fetched is not."""
-    with running_server(tmp_path / "root", port=free_port()) as server:
+    with running_server(tmp_path / "root", port=lasting_port()) as server:
         async with connect(server.url, token=server.token) as repository:
             first, second, third = await stored(repository, tmp_path, [MIB, 1000, 2000])
             files = [File(id=first.id), File(digest=str(second.digest)), File(second.path)]

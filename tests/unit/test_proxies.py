@@ -11,9 +11,10 @@ import pytest
 from filestore.backends import connect
 from filestore.errors import ForeignAnswer, InvalidSetting, ProxyUnreachable
 from filestore.system.proxies import parse_proxy, proxy_for
+from tests.support.daemons import lasting_port
 from tests.support.forwarding import running_forwarding
 from tests.support.generator import octets
-from tests.support.nginx import free_port, running_proxy
+from tests.support.nginx import running_proxy
 from tests.support.server import TOKEN, running_server
 
 CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
@@ -117,7 +118,7 @@ def test_all_proxy_that_names_a_web_proxy_is_not_passed_by(value: str) -> None:
 @pytest.mark.slow
 async def test_a_server_is_reached_in_spite_of_a_socks_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a tunnel has set ALL_PROXY for browsers and curl."""
-    monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{lasting_port()}")
     with running_server(tmp_path / "root") as server:
         async with connect(server.url, token=TOKEN) as repository:
             assert await repository.identity()
@@ -128,7 +129,7 @@ async def test_a_server_is_reached_in_spite_of_a_socks_proxy(tmp_path: Path, mon
 async def test_a_server_is_reached_through_the_proxy_of_the_environment(tmp_path: Path, plane: str) -> None:
     """Plain HTTP by whole URLs, TLS by CONNECT, which shows the proxy no token; the password of the URL is sent."""
     authorization = f"Basic {b64encode(b'me:p@ss').decode()}"
-    port = free_port()
+    port = lasting_port()
     source = tmp_path / "weights.bin"
     source.write_bytes(octets(5, 4_000_000))
     with running_server(tmp_path / "root") as server:
@@ -176,7 +177,7 @@ async def test_a_proxy_that_wants_a_password_is_named(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     """The error names the proxy and the variable, and not the server alone."""
-    port = free_port()
+    port = lasting_port()
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
     async with connect(f"{scheme}://store.test", token=TOKEN) as repository:
         with pytest.raises(ProxyUnreachable, match=rf"the proxy http://127\.0\.0\.1:{port}, which ALL_PROXY names, gave no"):
@@ -186,7 +187,7 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 async def test_an_argument_counts_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an empty text, a program uses no proxy."""
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{lasting_port()}")
     with running_server(tmp_path / "root") as server:
         async with connect(server.url, token=TOKEN, proxy="") as repository:
             assert [] == await repository.missing([])
