@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ import pytest
 from filestore.errors import ScopeMissing, Unreachable
 from filestore_cli.bench.link import FRAMES_MAX, Address, PlainConnection, round_trip_seconds, send_bare_body
 from tests.support.authority import Authority
-from tests.support.commands import SCRIPTS, Home, Server
-from tests.support.links import running_link
-from tests.support.server import TOKEN, eventually
+from tests.support.commands import Home, Server
+from tests.support.interrupted_bench import interrupted_bench
+from tests.support.server import TOKEN
 
 MIB = 1 << 20
 DOCUMENTED = [
@@ -156,28 +153,9 @@ def test_a_token_that_cannot_write_is_refused_at_once(home: Home, server: Server
 @pytest.mark.slow
 async def test_an_interrupted_measurement_leaves_no_record(home: Home, server: Server) -> None:
     """Nor a file here."""
-    work, frames, interrupted = home.folder / "work", stored(server), asyncio.Event()
-
-    async def held(piece: bytes) -> bytes:
-        if not interrupted.is_set() and stored(server) - frames:
-            await asyncio.Event().wait()
-        return piece
-
-    async with running_link(int(server.url.rpartition(":")[2])) as link:
-        link.up = held
-        asked = ["--server", f"http://127.0.0.1:{link.port}", "--size", "64MiB", "--kind", "random", "--folder", str(work)]
-        process = subprocess.Popen(
-            [SCRIPTS / "filestore", "bench", *asked],
-            env=home.environ | server.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        await asyncio.to_thread(eventually, lambda: bool(stored(server) - frames))
-        process.send_signal(signal.SIGINT)
-        interrupted.set()
-        await asyncio.to_thread(process.communicate, timeout=60)
-    assert 130 == process.returncode
+    work = home.folder / "work"
+    done = await interrupted_bench(home, server, "--folder", str(work), stored=stored)
+    assert 130 == done.status
     assert [] == home.result("ls", environ=server.environ)["files"]
     assert [] == list(work.iterdir())
 

@@ -22,7 +22,7 @@ from filestore_cli.bench import processes
 from tests.support.commands import REPOSITORY, SCRIPTS, Home, Server
 from tests.support.forwarding import running_forwarding
 from tests.support.generator import octets
-from tests.support.links import running_link
+from tests.support.interrupted_bench import interrupted_bench
 from tests.support.server import eventually
 
 SIZE = 1 << 20
@@ -204,36 +204,17 @@ def test_what_cannot_be_removed_from_a_server_is_told(home: Home) -> None:
 async def test_an_interrupted_upload_leaves_no_record_on_a_server(home: Home, server: Server) -> None:
     """Other records stay, and a warning says that chunks stay too."""
     before = home.result("ls", environ=server.environ)["files"]
-    frames, work, interrupted = stored(server), home.folder / "work", asyncio.Event()
-
-    async def held(piece: bytes) -> bytes:
-        if not interrupted.is_set() and stored(server) - frames:
-            await asyncio.Event().wait()
-        return piece
-
-    async with running_link(int(server.url.rpartition(":")[2])) as link:
-        link.up = held
-        url = f"http://127.0.0.1:{link.port}"
-        asked = ["--size", "64MiB", "--kind", "random", "--folder", str(work), "--quiet", "--server", url]
-        process = subprocess.Popen(
-            [SCRIPTS / "filestore", "bench", "upload", *asked],
-            env=home.environ | server.environ,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        await asyncio.to_thread(eventually, lambda: bool(stored(server) - frames))
-        process.send_signal(signal.SIGINT)
-        interrupted.set()
-        _, errors = await asyncio.to_thread(process.communicate, timeout=60)
+    work = home.folder / "work"
+    done = await interrupted_bench(home, server, "upload", "--folder", str(work), "--quiet", stored=stored)
     assert (
         130,
         (
-            f"Warning: chunks that were already sent to {url} stay there,"
+            f"Warning: chunks that were already sent to {done.url} stay there,"
             " because nothing removes chunks without a record yet.\nInterrupted.\n"
         ),
     ) == (
-        process.returncode,
-        errors,
+        done.status,
+        done.errors,
     )
     assert before == home.result("ls", environ=server.environ)["files"]
     assert [] == list(work.iterdir())
