@@ -31,7 +31,7 @@ class Visitor:
 
     def post(self, path: str, form: Mapping[str, object] | None = None, *, headers: Mapping[str, str] = SAME_ORIGIN) -> Reply:
         """Send a form, as a page of the server does."""
-        return post_form(self.server, path, form or {}, headers=self.headers | headers)
+        return post_form(self.server, path, form or {}, headers={**self.headers, **headers})
 
 
 def sign_in(server: RunningServer, token: str | None = None) -> Visitor:
@@ -44,7 +44,7 @@ def sign_in(server: RunningServer, token: str | None = None) -> Visitor:
 def post_form(server: RunningServer, path: str, form: Mapping[str, object], *, headers: Mapping[str, str] = SAME_ORIGIN) -> Reply:
     """Send a form. Without other `headers` it comes from a page of the server."""
     content_type = {"Content-Type": "application/x-www-form-urlencoded"}
-    return server.ask("POST", path, urlencode(form).encode(), headers=content_type | headers, token=None)
+    return server.ask("POST", path, urlencode(form).encode(), headers={**content_type, **headers}, token=None)
 
 
 def page_text(page: Reply | bytes) -> str:
