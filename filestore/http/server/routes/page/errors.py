@@ -63,7 +63,7 @@ async def show_nothing(context: RequestContext, _: object) -> web.StreamResponse
         context.request,
         "error.html",
         status=404,
-        detail="There is no such page.",
+        detail="This page does not exist.",
         request_id=context.noted.id,
         is_ours=False,
     )

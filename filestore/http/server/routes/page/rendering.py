@@ -82,7 +82,7 @@ async def render(
 async def render_for(
     request: web.Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: object
 ) -> web.Response:
-    """Answer with a page, as `render`, where there is no context."""
+    """Answer with a page, as `render`, without a context."""
     access = record_of(request).access
     viewer = None if access is None else Viewer.of(access)
     path = "/" + request.path.lstrip("/")
