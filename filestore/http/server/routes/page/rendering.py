@@ -98,7 +98,7 @@ def own_path(path: str) -> str:
 
 
 async def ask_again(request: web.Request) -> web.Response | None:
-    """Answer a request that another site caused, without a session, with a page that sends it again. Return None for others.
+    """Answer a request without a session that another site caused with a page that sends it again; return None for others.
 
     Somebody who follows a link of another site may be signed in, but the browser sends the cookie only from a page of this server.
     """
