@@ -100,7 +100,7 @@ def own_path(path: str) -> str:
 async def ask_again(request: web.Request) -> web.Response | None:
     """Answer a request without a session that another site caused with a page that sends it again; return None for others.
 
-    Somebody who follows a link of another site may be signed in, but the browser sends the cookie only from a page of this server.
+    Who follows a link of another site may be signed in, but the browser sends the cookie only from a page of this server.
     """
     if request.method not in {"GET", "HEAD"} or request.headers.get("Sec-Fetch-Site") not in {"cross-site", "same-site"}:
         return None
