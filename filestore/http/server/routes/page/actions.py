@@ -18,12 +18,12 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.links import maker_of
 from filestore.http.server.routes.page import measured
 from filestore.http.server.routes.page.file import LINK_TIMES, labels_of
-from filestore.http.server.routes.page.forms import field, form_of
 from filestore.http.server.routes.page.measured import Finding
-from filestore.http.server.routes.page.rendering import render
+from filestore.http.server.routes.page.rendering import render, see_other
 from filestore.http.server.routes.page.slowly import permits, render_slowly, sentence_of
 from filestore.http.server.routes.page.urls import NAMES, file_url, name_url, page_url
 from filestore.http.server.routes.page.versions import SHORT_ID, pipelines_of
+from filestore.http.server.routes.page.welcome import read_form
 from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.versions import summary
@@ -79,8 +79,8 @@ async def _main_commits(repository: LocalRepository, name: str) -> list[Commit]:
 
 async def remove_version(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a version as it was when the form was shown: not one that was pushed again meanwhile."""
-    form = await form_of(context)
-    file_id = context.noted.facts["record"] = field(form, "id")
+    form = await read_form(context)
+    file_id = context.noted.facts["record"] = _field(form, "id")
     removed = await repository.remove(file_id, updated_at=_moment(form), force=form.get("force") == "yes")
     context.noted.note_record(removed)
     if await repository.version_count(removed.full_name):
@@ -88,8 +88,16 @@ async def remove_version(context: RequestContext, repository: LocalRepository) -
     return see_other(page_url(NAMES, done="removed"))
 
 
+def _field(form: dict[str, str], name: str) -> str:
+    """Return the text of a field. Raises InvalidInput if the form does not have it."""
+    text = form.get(name)
+    if not text:
+        raise InvalidInput(f"the form has no {name}")
+    return text
+
+
 def _moment(form: dict[str, str]) -> int:
-    text = field(form, "updated_at")
+    text = _field(form, "updated_at")
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise InvalidInput("the form does not say which state of the version it was made for")
     return int(text)
@@ -104,9 +112,9 @@ async def ask_label(context: RequestContext, repository: LocalRepository) -> web
 
 async def set_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Set a tag or a branch. A text that cannot be one is answered with the form, and what is wrong with it."""
-    form = await form_of(context)
-    name = context.noted.facts["name"] = field(form, "name")
-    revision, label, is_moved = field(form, "revision"), form.get("label", "").strip(), form.get("move") == "yes"
+    form = await read_form(context)
+    name = context.noted.facts["name"] = _field(form, "name")
+    revision, label, is_moved = _field(form, "revision"), form.get("label", "").strip(), form.get("move") == "yes"
     try:
         kind = LabelKind(form.get("kind", LabelKind.TAG.value))
     except ValueError:
@@ -162,29 +170,21 @@ async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> w
 
 async def remove_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Remove a tag or a branch. The version stays."""
-    form = await form_of(context)
-    name = context.noted.facts["name"] = field(form, "name")
-    await repository.remove_label(name, field(form, "label"))
+    form = await read_form(context)
+    name = context.noted.facts["name"] = _field(form, "name")
+    await repository.remove_label(name, _field(form, "label"))
     return see_other(name_url(name, done="unlabelled"))
 
 
 async def make_link(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Make a link to a version, and answer with the page that shows its URL."""
-    form = await form_of(context)
-    file_id = context.noted.facts["record"] = field(form, "id")
-    seconds = field(form, "seconds")
+    form = await read_form(context)
+    file_id = context.noted.facts["record"] = _field(form, "id")
+    seconds = _field(form, "seconds")
     if seconds not in LINK_TIMES:
         raise InvalidInput(f"a link is made here for one of {', '.join(LINK_TIMES.values())}")
     record: Record = await repository.record(Reference(id=file_id))
-    link = await repository.make_link(file_id, seconds=int(seconds), nonce=field(form, "nonce"), maker=maker_of(context))
+    link = await repository.make_link(file_id, seconds=int(seconds), nonce=_field(form, "nonce"), maker=maker_of(context))
     context.noted.facts |= {"link": link.id, "name": link.name}
-    answer = await render(
-        context, "link.html", record=record, link=link, url=f"{context.base_url}/{link.path}", back_url=file_url(record.id)
-    )
-    answer.headers["Cache-Control"] = "no-store"
-    return answer
-
-
-def see_other(url: str) -> web.Response:
-    """Return the answer that sends a browser to another page, which it asks for by GET."""
-    return web.Response(status=303, headers={"Location": url, "Cache-Control": "no-store"})
+    url = f"{context.base_url}/{link.path}"
+    return await render(context, "link.html", record=record, link=link, url=url, back_url=file_url(record.id))

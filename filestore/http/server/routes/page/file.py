@@ -107,15 +107,15 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         is_first=after is None,
         problem=problem,
         first_url=file_url(record.id, path=path),
-        next_url=None if listing is None or listing.next_after is None else file_url(record.id, path=path, after=listing.next_after),
+        next_url=None
+        if listing is None or listing.next_after is None
+        else file_url(record.id, path=path, after=listing.next_after),
         name_url=name_url(record.full_name),
         is_newest=await _is_newest(repository, record),
         labels=[label.name for label in await labels_of(repository, record)],
         pipelines=(await pipelines_of(repository, {record.id})).get(record.id, ""),
         download_url=content_url(record.id, path if is_entry else ""),
-        tensors_url=tensors_url(record.id, path if is_entry else "", record.name if not path else path)
-        if record.kind is Kind.FILE or is_entry
-        else None,
+        tensors_url=tensors_url(record.id, path, path or record.name) if record.kind is Kind.FILE or is_entry else None,
         chunks_url=page_url("/ui/chunks", id=record.id),
         compare_url=None if older is None else page_url("/ui/compare", old=older.id, new=record.id),
         fetch_command=fetch_command(context.base_url, record, path),
@@ -188,8 +188,8 @@ async def _listing(
         entry = opened.find(path)
         if entry is None:
             raise EntryNotFound(record.full_name, path)
-        rows, next_after = [], None
-        card = None
+        rows: list[EntryRow] = []
+        next_after, card = None, None
         if entry.kind is EntryKind.FOLDER:
             rows, next_after = await in_cpu_thread(_rows, opened, record.id, path, entry.path, after)
             if after is None:
@@ -198,9 +198,7 @@ async def _listing(
         return Listing(entry, rows, next_after, len(opened.tree.members), card)
 
 
-def _rows(
-    opened: OpenedTree, file_id: str, shown: str, real: str, after: str | None
-) -> tuple[list[EntryRow], str | None]:
+def _rows(opened: OpenedTree, file_id: str, shown: str, real: str, after: str | None) -> tuple[list[EntryRow], str | None]:
     """Return a page of a folder, and the name after which the next one begins, or None.
 
     The folder is `shown` under the path that was asked for. It is at `real`, where links may have led to.
@@ -240,7 +238,8 @@ async def _card(repository: LocalRepository, tree: StoredTree, file_id: str, fol
         content = b"".join([piece async for piece in read_entry(repository, tree, entry, 0, CARD_SIZE)])
     except FilestoreError:
         return None  # the rest of the page can be shown without it
-    return Card(content.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}"), entry.size > CARD_SIZE, file_url(file_id, path=path))
+    text = content.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return Card(text, is_cut=entry.size > CARD_SIZE, url=file_url(file_id, path=path))
 
 
 def _breadcrumb(record: Record, path: str) -> list[tuple[str, str | None]]:

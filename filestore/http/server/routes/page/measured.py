@@ -54,11 +54,7 @@ NOTHING = Finding(None)
 
 def is_quick(kept: NamespaceUsage) -> bool:
     """Return whether a namespace that keeps this is measured in a moment."""
-    return (
-        kept.record_count <= QUICK_RECORDS
-        and kept.chunk_count <= QUICK_CHUNKS
-        and kept.manifests_size <= QUICK_MANIFESTS_SIZE
-    )
+    return kept.record_count <= QUICK_RECORDS and kept.chunk_count <= QUICK_CHUNKS and kept.manifests_size <= QUICK_MANIFESTS_SIZE
 
 
 async def quick(repository: LocalRepository, measure: Callable[[], Awaitable[T]]) -> T | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ _RECORDS = 250
 _LABELS = 4
 """Tags and branches of a name that are shown."""
 _SEARCH_LIMIT = 255
+DONE = {"removed": "The last version was removed. Nothing is stored under its name any more."}
 
 
 class Found(NamedTuple):
@@ -100,7 +102,8 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
             problem=finding.problem,
             is_empty=not page.found and not search and page.following is None and "after" not in query and "before" not in query,
             can_write=permits(context, Scope.WRITE),
-            server_url=context.base_url,
+            push_command=f"filestore push --url {shlex.quote(context.base_url)} FOLDER",
+            done=DONE.get(query.get("done", ""), ""),
             prefix=repository.prefix,
         )
 

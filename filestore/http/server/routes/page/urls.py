@@ -7,10 +7,10 @@ from urllib.parse import urlencode
 NAMES = "/ui/names"
 
 
-def page_url(path: str, **values: object) -> str:
+def page_url(page: str, /, **values: object) -> str:
     """Return the URL of a page with these values in its query. Those that are None or an empty text are left out."""
     query = urlencode({key: str(value) for key, value in values.items() if value is not None and value != ""})
-    return f"{path}?{query}" if query else path
+    return f"{page}?{query}" if query else page
 
 
 def name_url(name: str, **values: object) -> str:

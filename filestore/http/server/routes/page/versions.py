@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from aiohttp import web
 
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
 from filestore.core.scopes import Scope
+from filestore.core.timestamps import format_timestamp
 from filestore.errors import RevisionNotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page import measured
@@ -148,10 +150,8 @@ def _following(name: str, first: Commit, commits: list[Commit]) -> str | None:
 
 async def _labels_by_commit(repository: LocalRepository, name: str, labels: list[Label]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    try:
+    with suppress(RevisionNotFound):  # all versions may be on other branches
         found[(await repository.find_commit(name)).id] = [MAIN]
-    except RevisionNotFound:
-        pass  # all versions are on other branches
     for label in labels:
         found.setdefault(label.commit_id, []).append(label.name)
     return found
@@ -185,9 +185,11 @@ def _label_row(name: str, label: Label) -> LabelRow:
     )
 
 
-def _choices(commits: list[Commit]) -> list[tuple[str, str, int]]:
+def _choices(commits: list[Commit]) -> list[tuple[str, str]]:
     """Return what can be compared: the ids of records, each once, with the digits of a commit and its time."""
-    found: dict[str, tuple[str, str, int]] = {}
+    found: dict[str, tuple[str, str]] = {}
     for commit in commits:
-        found.setdefault(commit.file_id, (commit.file_id, commit.id[:SHORT_ID], commit.created_at))
+        moment = format_timestamp(commit.created_at)
+        words = f"{commit.id[:SHORT_ID]}, {moment[:10]} {moment[11:16]} UTC"
+        found.setdefault(commit.file_id, (commit.file_id, words))
     return list(found.values())
