@@ -29,6 +29,7 @@ OWNED = "acme/minilm"
 OTHER = "weights.bin"
 """A name that the token with a prefix does not see."""
 PREFIX = "minilm"
+SCOPES = ("read", "write", "delete", "admin")
 WEIGHTS = "model.safetensors"
 """The file with the model in each directory."""
 ADDED = "adapter.weight"
@@ -87,7 +88,7 @@ class HostileLibrary(NamedTuple):
     home: Home
     server: Server
     tokens: Mapping[str, str]
-    """By scope. The labels of both are hostile."""
+    """By scope. All labels are hostile. The one at `prefix` reads only `OWNED`."""
     names: Mapping[str, str]
     """The ids of the stored files by their names, `NAMES`."""
     model: str
@@ -96,7 +97,7 @@ class HostileLibrary(NamedTuple):
     folder: str
     """The id of a directory whose entries have hostile names."""
     page: str
-    """The id of a stored HTML file with a script."""
+    """The id of `page.html`, an HTML file with a script. The directory has one too, and an SVG file: `OWNED` is the same."""
 
     @property
     def url(self) -> str:
@@ -148,7 +149,7 @@ def _library(folder: Path, model: Path) -> Iterator[Library]:
     shutil.copytree(model, changed)
     _change(changed / WEIGHTS)
     with home.server(root=folder / "store") as server:
-        tokens = {scope: _new_token(home, server, f"for {scope}", "--scope", scope) for scope in _SCOPES}
+        tokens = {scope: _new_token(home, server, f"for {scope}", "--scope", scope) for scope in SCOPES}
         tokens["prefix"] = _new_token(home, server, "with a prefix", "--scope", "read", "--prefix", PREFIX)
         environ = _environ(server, tokens["write"])
 
@@ -175,10 +176,8 @@ def hostile_library(folder: Path) -> Iterator[HostileLibrary]:
     home = _new_home(folder)
     with home.server(root=folder / "store") as server:
         script, image = TEXTS[:2]
-        tokens = {
-            "read": _new_token(home, server, image, "--scope", "read"),
-            "admin": _new_token(home, server, script, "--scope", "admin"),
-        }
+        tokens = {scope: _new_token(home, server, script, "--scope", scope) for scope in SCOPES}
+        tokens["prefix"] = _new_token(home, server, image, "--scope", "read", "--prefix", OWNED.partition("/")[0])
         environ = _environ(server, tokens["admin"])
 
         def push(path: Path, name: str, message: str) -> str:
@@ -205,11 +204,11 @@ def hostile_library(folder: Path) -> Iterator[HostileLibrary]:
         page.write_text(f"<!doctype html><title>a page</title>{script}")
         entries = {text[:200]: b"an entry" for text in TEXTS} | {"index.html": page.read_bytes(), "picture.svg": _PICTURE}
         tree = push(plant(folder / "tree", entries), "entries.zip", image)
+        push(folder / "tree", OWNED, script)
         stored = push(page, page.name, script)
         yield HostileLibrary(home, server, tokens, names, models[1], models[0], tree, stored)
 
 
-_SCOPES = ("read", "write", "delete", "admin")
 _PICTURE = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
