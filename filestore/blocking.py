@@ -65,7 +65,8 @@ from filestore.transfer import push as _push
 from filestore.transfer import stored_tensors as _stored_tensors
 from filestore.transfer import sync as _sync
 from filestore.transfer.copy import CopyPlan, CopyResult
-from filestore.transfer.diff import Difference, FileDifference, TensorDifference
+from filestore.transfer.diff import Difference, FileDifference
+from filestore.transfer.diff_tensors import TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.local_seeds import SeedSource
