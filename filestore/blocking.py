@@ -508,6 +508,8 @@ class TensorFile:
         """Bytes of the file before the data of the tensors."""
         self.tensors: Mapping[str, Tensor] = inner.tensors
         """Each `Tensor` by its name, in the order of their data in the file."""
+        self.metadata: Mapping[str, str] = inner.metadata
+        """What the header says besides, as text. Of a list and a long text it has the size."""
         self._inner = inner
         self._source = source  # it is closed where nobody has it any more
 

@@ -71,6 +71,8 @@ class TensorFile:
         """Bytes of the file before the data of the tensors."""
         self.tensors: Mapping[str, Tensor] = MappingProxyType({tensor.name: tensor for tensor in table.tensors})
         """Each `Tensor` by its name, in the order of their data in the file."""
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(table.metadata))
+        """What the header says besides, as text. Of a list and a long text it has the size."""
         self._content = content
 
     async def read(self, name: str) -> bytearray:
