@@ -122,6 +122,16 @@ def test_a_changed_cookie_is_worth_nothing(server: RunningServer) -> None:
         assert (303, "/?next=%2Fui%2Fnothing") == (reply.status, reply.headers["Location"]), cookie
 
 
+@pytest.mark.parametrize("path", ["/ui/nothing?a=b&c", "//ui/nothing?a=b&c", "/", "///"])
+def test_a_link_of_another_site_is_followed_with_the_session(server: RunningServer, path: str) -> None:
+    """A browser does not send the cookie then. The page that it gets asks again, from this server."""
+    headers = {"Accept": "text/html", "Sec-Fetch-Site": "cross-site"}
+    page = server.ask("GET", path, headers=headers, token=None)
+    own = "/" + path.lstrip("/").replace("&", "&amp;")
+    assert (200, True) == (page.status, f'<meta http-equiv="refresh" content="0; url={own}">' in page.body.decode())
+    assert b"refresh" not in server.ask("GET", path, headers=headers | {"Sec-Fetch-Site": "same-origin"}, token=None).body
+
+
 def test_files_of_pages_are_kept_by_browsers(server: RunningServer) -> None:
     """Their URLs change with them."""
     first = server.ask("GET", "/", token=None).body.decode()

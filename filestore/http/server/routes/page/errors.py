@@ -12,7 +12,7 @@ from filestore.errors import Interrupted, Stalled
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem
 from filestore.http.server.request_record import ProblemAnswer, record_of
-from filestore.http.server.routes.page.rendering import render_for, see_other
+from filestore.http.server.routes.page.rendering import ask_again, own_path, render_for, see_other
 
 _SESSION_OVER = frozenset({"unauthorized", "token-expired", "url-refused"})
 """The errors of a session that does not permit anything any more."""
@@ -30,11 +30,16 @@ def as_pages(handler: Handler) -> Handler:
             response = problem(request, error)
         if not isinstance(response, ProblemAnswer) or response.prepared or not _wants_page(request):
             return response
-        if response.slug in _SESSION_OVER and request.path.lstrip("/"):
-            return see_other(f"/?next={quote(request.path_qs, safe='')}" if request.method in {"GET", "HEAD"} else "/")
+        if response.slug in _SESSION_OVER:
+            return await _to_sign_in(request)
         return await _page(request, response)
 
     return answered
+
+
+async def _to_sign_in(request: web.Request) -> web.Response:
+    following = f"/?next={quote(own_path(request.path_qs), safe='')}" if request.method in {"GET", "HEAD"} else "/"
+    return await ask_again(request) or see_other(following)
 
 
 def _wants_page(request: web.Request) -> bool:

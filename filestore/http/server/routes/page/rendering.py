@@ -85,11 +85,26 @@ async def render_for(
     """Answer with a page, as `render`, without a context."""
     access = record_of(request).access
     viewer = None if access is None else Viewer.of(access)
-    path = "/" + request.path.lstrip("/")
+    path = own_path(request.path)
     body = await in_cpu_thread(_rendered, template, {"viewer": viewer, "path": path, **values})
     return web.Response(
         status=status, body=body, content_type="text/html", charset="utf-8", headers={**PAGE_HEADERS, **(headers or {})}
     )
+
+
+def own_path(path: str) -> str:
+    """Return the path of a request with one slash at its beginning. Two would name another host."""
+    return "/" + path.lstrip("/")
+
+
+async def ask_again(request: web.Request) -> web.Response | None:
+    """Answer a request without a session that another site caused with a page that sends it again; return None for others.
+
+    Who follows a link of another site may be signed in, but the browser sends the cookie only from a page of this server.
+    """
+    if request.method not in {"GET", "HEAD"} or request.headers.get("Sec-Fetch-Site") not in {"cross-site", "same-site"}:
+        return None
+    return await render_for(request, "again.html", target=own_path(request.path_qs))
 
 
 def see_other(location: str) -> web.Response:

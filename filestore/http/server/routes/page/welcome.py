@@ -10,7 +10,7 @@ from filestore.errors import FilestoreError, InvalidInput, TokenExpired, TooMany
 from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem
 from filestore.http.server.route import Entrance
-from filestore.http.server.routes.page.rendering import render, see_other
+from filestore.http.server.routes.page.rendering import ask_again, render, see_other
 from filestore.http.server.routes.page.session import begin_session, check_same_origin, session_access, set_cookie
 
 FORM_LIMIT = 64 << 10
@@ -25,7 +25,7 @@ async def show_welcome(context: RequestContext, entrance: Entrance) -> web.Strea
     following = _own_path(context.request.query.get("next"))
     if await entrance.visitor(context.request, session_access) is not None:
         return see_other(following)
-    return await _welcome(context, following)
+    return await ask_again(context.request) or await _welcome(context, following)
 
 
 async def sign_in(context: RequestContext, entrance: Entrance) -> web.StreamResponse:
