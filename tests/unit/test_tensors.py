@@ -18,8 +18,8 @@ from filestore.format.tensors import (
     TensorTable,
     parse_tensors,
 )
-from tests.support.models import Tensor as Item
 from tests.support.models import GgufValue, gguf_file, safetensors_file, safetensors_from_header, tensor
+from tests.support.models import Tensor as Item
 
 TENSORS = [
     tensor("embedding", 5, 7, seed=1, dtype="F32"),
