@@ -25,6 +25,7 @@ from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
+from filestore.http.server.kept_work import KEPT_WORK, KeptWork
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.metrics import METRICS, Metrics, show_metrics
@@ -219,6 +220,7 @@ def make_app(
     app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
+    app[KEPT_WORK] = KeptWork()
     app[OUTAGES] = Outages()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
