@@ -16,10 +16,11 @@ from filestore.core.digest import DIGEST_SIZE
 from filestore.core.manifest import Chunks
 from filestore.format.codec import HEADER_SIZE, Codec
 
-CELLS_LIMIT = 1000
-"""The most cells of a picture."""
+CELLS_LIMIT = 512
+"""The most cells of a picture. Two colours in each are 80 KB of HTML."""
 NOWHERE = -1
 """The rank of a file that does not exist: no other file has the chunk."""
+_ADDED_AT_ONCE = 1 << 17
 
 _Keys = npt.NDArray[np.uint64]
 _Ints = npt.NDArray[np.int64]
@@ -80,11 +81,13 @@ class ChunkOrigins:
         """Note the chunks of another file. The order of the calls does not matter."""
         if not len(self._unique):
             return
-        keys = _keys(chunks)
-        places = np.minimum(np.searchsorted(self._unique, keys), len(self._unique) - 1)
-        found = np.unique(places[self._unique[places] == keys])
         ranks = self._earlier if rank < self._rank else self._later
-        ranks[found] = np.minimum(ranks[found], rank)
+        for start in range(0, len(chunks), _ADDED_AT_ONCE):
+            # In order, a look-up is many times as fast.
+            keys = np.unique(_keys(chunks.between(start, start + _ADDED_AT_ONCE)))
+            places = np.minimum(np.searchsorted(self._unique, keys), len(self._unique) - 1)
+            found = places[self._unique[places] == keys]
+            ranks[found] = np.minimum(ranks[found], rank)
 
     def ranks(self) -> _Ints:
         """Return, for each chunk of the file, the rank of the first file that had it, or of the first one that got it later.
