@@ -21,6 +21,13 @@ version=$(cd "$work" && clean/bin/filestore --version)
 [ "$version" = "$(cd "$work" && clean/bin/python -m filestore --version)" ]
 [ "$version" = "filestore $(.venv/bin/python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')" ]
 (cd "$work" && printf 'some bytes' >file && clean/bin/filestore hash file >hash)
+# The pages of a server need files that are no modules.
+(cd "$work" && clean/bin/python -c '
+from filestore.http.server.routes.page.assets import STATIC
+from filestore.http.server.routes.page.rendering import TEMPLATES
+print(*sorted(path.name for folder in (STATIC, TEMPLATES) for path in folder.rglob("*") if path.is_file()), sep="\n")
+' >pages)
+diff "$work/pages" <(git ls-files 'filestore/http/server/routes/page/static' 'filestore/http/server/routes/page/templates' | xargs basename -a | LC_ALL=C sort)
 echo "packages: $(basename -a "$work"/dist/* | paste -sd' '), installed: $version"
 
 # How one user installs it, from a checkout and from a wheel (docs/operating.md). uv trusts the authorities of the system, too.

@@ -93,8 +93,13 @@ def sign(secret: bytes, purpose: str, *parts: str, expires_at: int) -> str:
 
 def signed_path(keys: SigningKeys, method: str, path: str, *, namespace: str, expires_at: int, issuer: str = NO_ISSUER) -> str:
     """Return the signed path for `path`. The result is percent-encoded; `path` must not be, and begins with a slash."""
-    signature = _signature(keys.current, issuer, method, namespace, path, expires_at=expires_at)
+    signature = path_signature(keys, method, path, namespace=namespace, expires_at=expires_at, issuer=issuer)
     return quote(PREFIX.format(namespace=namespace, expires_at=expires_at, signature=signature) + path)
+
+
+def path_signature(keys: SigningKeys, method: str, path: str, *, namespace: str, expires_at: int, issuer: str) -> str:
+    """Return the signature that `verify_path` accepts for `path`, `method` and the other arguments."""
+    return _signature(keys.current, issuer, method, namespace, path, expires_at=expires_at)
 
 
 def unsigned_path(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -36,13 +36,15 @@ from filestore.http.server.recent_urls import RecentUrls
 from filestore.http.server.rechecks import Rechecks
 from filestore.http.server.request_record import Observer, note_answer, record_of, recorded
 from filestore.http.server.revocation import Revocation
-from filestore.http.server.route import Route
+from filestore.http.server.route import AccessReader, PublicRoute, Route
 from filestore.http.server.routes import api as native
 from filestore.http.server.routes import content as plain
 from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
+from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
+from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
@@ -79,7 +81,8 @@ ROUTES = (
     Route("GET", f"{API}/chunks/{{digest}}", native.get_chunk, Scope.READ, is_transfer=True),
     Route("POST", f"{API}/files", native.commit_file, Scope.WRITE, is_transfer=True),
     Route("GET", f"{API}/files", native.list_files, Scope.READ),
-    Route("GET", f"{API}/files/find", native.find_file, Scope.READ),
+    # Those with `session_access` serve the script of the upload page too.
+    Route("GET", f"{API}/files/find", native.find_file, Scope.READ, access=session_access),
     Route("GET", f"{API}/files/{{id}}", native.get_file, Scope.READ),
     Route("DELETE", f"{API}/files/{{id}}", native.remove_file, Scope.DELETE),
     Route("POST", f"{API}/files/{{id}}/sign", native.sign_file, Scope.READ),
@@ -102,13 +105,23 @@ ROUTES = (
     Route("GET", "/v4/tokens/validate", files.validate_token, Scope.READ),
     Route("POST", "/v3/pipeline_files", forms.create_file, Scope.WRITE, is_transfer=True),
     Route("POST", "/v4/files", forms.create_file_with_url, Scope.WRITE, is_transfer=True),
-    Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload, Scope.WRITE),
+    Route(
+        *("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload, Scope.WRITE),
+        access=session_access,
+    ),
     Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part, Scope.WRITE, continues=True),
-    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
+    Route(
+        *("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE),
+        is_transfer=True,
+        continues=True,
+        can_be_signed=True,
+        access=session_access,
+    ),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
         continues=True,
+        access=session_access,
     ),
     Route("POST", "/v4/files/presigned-post", posts.sign_post, Scope.WRITE),
     Route("POST", posts.POST_PATH, posts.take_post, Scope.WRITE, is_transfer=True, can_be_signed=True),
@@ -226,16 +239,33 @@ def make_app(
     app.on_response_prepare.append(complete_head)
     continuing.update(_questions(app, health))
     # An extension may answer some requests in place of a route below it.
-    for route in (*more_routes, *ROUTES):
+    _add_routes(app, authenticator, (*more_routes, *PAGE_ROUTES, *ROUTES), continuing)
+    return app
+
+
+def _add_routes(
+    app: web.Application, authenticator: RequestAuthenticator, routes: Iterable[Route], continuing: set[web.AbstractRoute]
+) -> None:
+    """Add the public routes, and then `routes`: an extension may answer some requests in place of a route below it.
+
+    Those that a server answers while it stops are added to `continuing`.
+    """
+    for public in PUBLIC_ROUTES:
+        for method in _methods(public.method):
+            app.router.add_route(method, _any_slashes(public.path), authenticator.opened_for_all(public))
+    for route in routes:
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
-            # One handler serves GET and HEAD. It does not send the body of an answer to HEAD.
-            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            for method in _methods(route.method):
                 added = app.router.add_route(
                     method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected_for(route)
                 )
                 if route.continues:
                     continuing.add(added)
-    return app
+
+
+def _methods(method: str) -> tuple[str, ...]:
+    """Return the methods that one handler serves. It does not send the body of an answer to HEAD."""
+    return ("GET", "HEAD") if method == "GET" else (method,)
 
 
 def _uploads(store: ChunkStore, index: Index, folders: Path, quota: UploadQuota, limits: ServerLimits) -> UploadStore:
@@ -272,7 +302,7 @@ def _questions(app: web.Application, health: Health) -> Iterator[web.AbstractRou
     """Add the routes that say how a server process is. They need no token, and are answered while it stops."""
     for path, answer in (("/healthz", health.answer_alive), ("/readyz", health.answer_ready)):
         resource = app.router.add_resource(_any_slashes(path))
-        for method in ("GET", "HEAD"):
+        for method in _methods("GET"):
             yield resource.add_route(method, answer)
 
 
@@ -345,6 +375,31 @@ class RequestAuthenticator:
                 return await route.answer(await self._context(request, access), repository)
 
         return handler if route.dialect is None else route.dialect(handler)
+
+    def opened_for_all(self, route: PublicRoute) -> Handler:
+        """Return a handler that needs no token."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            self._origin.check(request)
+            return await route.answer(await self._context(request, None), self)
+
+        return route.dialect(handler)
+
+    async def enter(self, request: web.Request, token: str) -> Access:
+        """Return what a token permits. A wrong one is counted. Raises Unauthorized, TokenExpired, TooManyGuesses."""
+        try:
+            return _noted(request, await self._tokens.access(f"Bearer {token}"))
+        except Unauthorized as error:
+            self._count_guess(request, error, is_given=True)
+            raise
+
+    async def visitor(self, request: web.Request, read: AccessReader) -> Access | None:
+        """Return what `read` finds, or None if the request has nothing that permits anything. Raises TooManyGuesses."""
+        try:
+            return _noted(request, await read(request, self._tokens, self._origin))
+        except (Unauthorized, UrlRefused) as error:
+            self._count_guess(request, error, is_given=gives_token(request.headers.get("Authorization")))
+            return None
 
     def expected_for(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
         """Return a handler of `Expect: 100-continue` for the requests of a route.
@@ -425,27 +480,31 @@ class RequestAuthenticator:
 
         Raises UrlRefused, Unauthorized, TooManyGuesses, ScopeMissing, OutsidePrefix.
         """
-        access = _noted(request, await self._known_access(request))
+        access = _noted(request, await self._known_access(request, route))
         access.check_scope(route.scope)
         if not route.is_for_prefixes:
             access.check_whole()
         return access
 
-    async def _known_access(self, request: web.Request) -> Access:
-        found, authorization = request.match_info, request.headers.get("Authorization")
+    async def _known_access(self, request: web.Request, route: Route) -> Access:
+        found = request.match_info
         try:
             if "signature" not in found:
-                return await self._tokens.access(authorization)
+                return await route.access(request, self._tokens, self._origin)
             signed = {part: found[part] for part in ("namespace", "expires_at", "signature")}
             # The signature covers the part of the path that follows these three, in decoded form.
             path = "/" + request.path.lstrip("/").split("/", 4)[4]
             return await self._tokens.signed(request.method, path, **signed)
         except (Unauthorized, UrlRefused) as error:
-            # A token that has expired is not a guess.
-            if error.args[0] == NOT_OURS or (type(error) is Unauthorized and gives_token(authorization)):
-                client = self._origin.client_address(request)
-                self._guesses.note(client_group(client), f"{request.method} {redact_secrets(request.path)[:PATH_LIMIT]!r}")
+            self._count_guess(request, error, is_given=gives_token(request.headers.get("Authorization")))
             raise
+
+    def _count_guess(self, request: web.Request, error: FilestoreError, *, is_given: bool) -> None:
+        """Count a wrong token or signature. `is_given` says whether there was a token. Raises TooManyGuesses."""
+        # A token that has expired is not a guess.
+        if error.args[0] == NOT_OURS or (type(error) is Unauthorized and is_given):
+            client = self._origin.client_address(request)
+            self._guesses.note(client_group(client), f"{request.method} {redact_secrets(request.path)[:PATH_LIMIT]!r}")
 
     def _repository(self, access: Access) -> LocalRepository:
         quota = self._quotas.of_namespace(access.namespace)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from aiohttp import web
+
 from filestore.core.digest import Digest, token_digest
 from filestore.core.names import UPSTREAM_NAMESPACE
 from filestore.core.scopes import Scope
@@ -15,6 +17,7 @@ from filestore.core.signing import NO_ISSUER, SigningKeys, key_id_of, verify_pat
 from filestore.errors import TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.access import Access
 from filestore.http.server.jwt_tokens import JwtTokens, has_form
+from filestore.http.server.origin import Origin
 from filestore.repository.given_tokens import given_tokens
 from filestore.repository.index.protocol import USED_MICROSECONDS, Index, TokenRow
 
@@ -209,6 +212,11 @@ class Tokens:
 
 def _access(row: TokenRow, issuer: str, *, is_signed: bool = False) -> Access:
     return Access(row.namespace, issuer, is_signed, row.scope, row.prefix, row.id, row.label)
+
+
+async def header_access(request: web.Request, tokens: Tokens, _: Origin) -> Access:
+    """Return what the token in the header Authorization of a request permits. Raises Unauthorized, TokenExpired."""
+    return await tokens.access(request.headers.get("Authorization"))
 
 
 def upstream_token(authorization: str | None) -> str | None:

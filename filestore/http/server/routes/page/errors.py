@@ -1,0 +1,74 @@
+"""Tell errors as pages. A script, which accepts JSON only, gets the problem document that all routes answer with."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from filestore.errors import Interrupted, Stalled
+from filestore.http.server.context import RequestContext
+from filestore.http.server.errors import problem
+from filestore.http.server.request_record import ProblemAnswer, record_of
+from filestore.http.server.routes.page.rendering import ask_again, own_path, render_for, see_other
+
+_SESSION_OVER = frozenset({"unauthorized", "token-expired", "url-refused"})
+"""The errors of a session that does not permit anything any more."""
+
+
+def as_pages(handler: Handler) -> Handler:
+    """Return a handler whose errors are pages. A reader without a session is sent to the first page, and then back."""
+
+    async def answered(request: web.Request) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except (Interrupted, Stalled, ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:  # noqa: BLE001  # any error ends this request only
+            response = problem(request, error)
+        if not isinstance(response, ProblemAnswer) or response.prepared or not _wants_page(request):
+            return response
+        if response.slug in _SESSION_OVER:
+            return await _to_sign_in(request)
+        return await _page(request, response)
+
+    return answered
+
+
+async def _to_sign_in(request: web.Request) -> web.Response:
+    following = f"/?next={quote(own_path(request.path_qs), safe='')}" if request.method in {"GET", "HEAD"} else "/"
+    return await ask_again(request) or see_other(following)
+
+
+def _wants_page(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "*/*")
+    return "text/html" in accepted or "json" not in accepted
+
+
+async def _page(request: web.Request, answer: ProblemAnswer) -> web.Response:
+    document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
+    detail = str(document.get("detail", answer.reason))
+    headers = {name: value for name, value in answer.headers.items() if name in {"Retry-After", "Content-Range"}}
+    return await render_for(
+        request,
+        "error.html",
+        status=answer.status,
+        headers=headers,
+        detail=detail[:1].upper() + detail[1:],
+        request_id=record_of(request).id,
+        is_ours=answer.status >= 500,
+    )
+
+
+async def show_nothing(context: RequestContext, _: object) -> web.StreamResponse:
+    """Answer for a path under `/ui/` that is not a page."""
+    return await render_for(
+        context.request,
+        "error.html",
+        status=404,
+        detail="This page does not exist.",
+        request_id=context.noted.id,
+        is_ours=False,
+    )

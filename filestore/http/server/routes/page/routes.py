@@ -1,0 +1,26 @@
+"""The routes of the pages. They are not an API: `docs/pages.md` says what people find there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from filestore.core.scopes import Scope
+from filestore.http.server.route import PublicRoute, Route
+from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
+from filestore.http.server.routes.page.errors import as_pages, show_nothing
+from filestore.http.server.routes.page.session import session_access
+from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
+
+PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
+    PublicRoute("GET", "/", show_welcome, as_pages),
+    PublicRoute("POST", "/ui/login", sign_in, as_pages),
+    PublicRoute("POST", "/ui/logout", sign_out, as_pages),
+    PublicRoute("GET", ASSET_PATH, show_asset, as_pages),
+)
+
+_page = partial(Route, access=session_access, dialect=as_pages)
+
+PAGE_ROUTES: tuple[Route, ...] = (
+    # The last one, as it takes all paths.
+    _page("GET", "/ui/{rest:.*}", show_nothing, Scope.READ),
+)
