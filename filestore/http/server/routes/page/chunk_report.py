@@ -90,9 +90,9 @@ class ChunkReport(NamedTuple):
     """By the places of `compared`, and NOWHERE: what it means that a chunk comes from there."""
     compared: Compared
     read_count: int
-    """How many of these files were read."""
+    """How many versions have the contents that were compared."""
     damaged_count: int
-    """How many of them could not be read."""
+    """How many could not be compared, because the list of their chunks cannot be read."""
     looked_count: int
     """How many frames were looked at. The sizes of the others are estimated."""
     encodings: dict[Encoding, int]
@@ -132,9 +132,10 @@ async def make_chunk_report(repository: LocalRepository, record: Record, reading
         surveyed = await in_cpu_thread(_survey, layout.manifest.chunks, compared.rank)
     read_count = damaged_count = 0
     async for place, other in read_layouts(reading.manifests, repository, compared):
-        read_count += other is not None
-        damaged_count += other is None
-        if other is not None:
+        if other is None:
+            damaged_count += compared.version_counts[place]
+        else:
+            read_count += compared.version_counts[place]
             await in_cpu_thread(surveyed.origins.add, other.manifest.chunks, rank=place)
     looked = await _look(repository, surveyed, reading)
     regions_are, regions, region_count = await _regions(repository, record, reading)

@@ -35,6 +35,8 @@ class Compared(NamedTuple):
     """
     by_priority: list[int]
     """The places in `records` of those whose manifests are read, the most promising first. The file itself is not one of them."""
+    version_counts: list[int]
+    """How many of the chosen versions have the content of each of `records`, without the file itself."""
     rank: int
     """The place of the file itself in `records`."""
     total: int | None
@@ -51,15 +53,18 @@ async def choose_compared(repository: LocalRepository, record: Record) -> Compar
         return _moment(found) > _moment(record), found.full_name != record.full_name, _moment(found)
 
     by_content: dict[Digest, Record] = {}
+    ids: dict[Digest, set[str]] = {}
     async for found in _candidates(repository, record):
         if found.id != record.id:
+            ids.setdefault(found.digest, set()).add(found.id)
             best = by_content.setdefault(found.digest, found)
             by_content[found.digest] = min(best, found, key=preference)
     chosen = list(by_content.values())[:COMPARED_LIMIT]
     records = sorted([record, *chosen], key=_moment)
     places = {each.id: place for place, each in enumerate(records)}
     total = None if repository.prefix else await repository.record_count()
-    return Compared(records, [places[each.id] for each in chosen], places[record.id], total)
+    counts = [0 if each.id == record.id else len(ids[each.digest]) for each in records]
+    return Compared(records, [places[each.id] for each in chosen], counts, places[record.id], total)
 
 
 async def read_layouts(

@@ -18,6 +18,8 @@ from filestore.system.clock import elapsed_seconds
 
 T = TypeVar("T")
 
+REFRESH = {"Refresh": "3"}
+"""The header by which a browser asks again for a page whose report is in work."""
 WAIT_SECONDS = 2.0
 """How long a page waits for a report before it says that the work goes on."""
 KEPT_SECONDS = 30.0

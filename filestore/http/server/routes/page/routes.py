@@ -7,8 +7,10 @@ from functools import partial
 from filestore.core.scopes import Scope
 from filestore.http.server.route import PublicRoute, Route
 from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
+from filestore.http.server.routes.page.chunks import show_chunks
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
 from filestore.http.server.routes.page.session import session_access
+from filestore.http.server.routes.page.space import show_space
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
 PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
@@ -21,6 +23,8 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
 _page = partial(Route, access=session_access, dialect=as_pages)
 
 PAGE_ROUTES: tuple[Route, ...] = (
+    _page("GET", "/ui/chunks", show_chunks, Scope.READ),
+    _page("GET", "/ui/space", show_space, Scope.READ),
     # The last one, as it takes all paths.
     _page("GET", "/ui/{rest:.*}", show_nothing, Scope.READ),
 )
