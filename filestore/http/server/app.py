@@ -44,6 +44,7 @@ from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
+from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
@@ -221,6 +222,7 @@ def make_app(
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     app[KEPT_WORK] = KeptWork()
+    app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
@@ -234,7 +236,7 @@ def make_app(
     )
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
-        async with health.running(), metrics.running(), upkeep(store), quotas.running():
+        async with health.running(), metrics.running(), upkeep(store), quotas.running(), reports.running():
             yield
 
     app.cleanup_ctx.extend([assembling, tending])

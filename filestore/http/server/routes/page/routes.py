@@ -11,6 +11,10 @@ from filestore.http.server.routes.page.compare import show_comparison
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.tensors import show_tensors
+from filestore.http.server.routes.page.chunks import show_chunks
+from filestore.http.server.routes.page.errors import as_pages, show_nothing
+from filestore.http.server.routes.page.session import session_access
+from filestore.http.server.routes.page.space import show_space
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
 PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
@@ -25,6 +29,8 @@ _page = partial(Route, access=session_access, dialect=as_pages)
 PAGE_ROUTES: tuple[Route, ...] = (
     _page("GET", "/ui/tensors", show_tensors, Scope.READ),
     _page("GET", "/ui/compare", show_comparison, Scope.READ),
+    _page("GET", "/ui/chunks", show_chunks, Scope.READ),
+    _page("GET", "/ui/space", show_space, Scope.READ),
     # The last one, as it takes all paths.
     _page("GET", "/ui/{rest:.*}", show_nothing, Scope.READ),
 )
