@@ -43,7 +43,7 @@ from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
-from filestore.http.server.routes.sdk import files, forms, multipart, posts
+from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
@@ -105,6 +105,9 @@ ROUTES = (
     Route("POST", "/v3/pipeline_files/initiate-multipart-upload", multipart.begin_upload, Scope.WRITE),
     Route("POST", "/v3/pipeline_files/presigned-url", multipart.sign_part, Scope.WRITE, continues=True),
     Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True),
+    Route("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE, is_transfer=True, continues=True),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
