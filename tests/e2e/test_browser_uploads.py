@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -18,17 +19,30 @@ from filestore.http.wire import API
 from filestore.transfer.fetch_tree import fetch_tree
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor
-from tests.support.server import OTHER_TOKEN, RunningServer, eventually, running_server
+from tests.support.server import OTHER_TOKEN, RunningServer, running_server
 from tests.support.uploads import PARTS, PartsUpload, Sent, listed, put
 
 CONTENT = octets(21, 9_000_000)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with two workers: an upload goes on in any of them."""
-    with running_server(tmp_path_factory.mktemp("served") / "root", workers=2) as server:
+@pytest.fixture(scope="module", params=["folder", "objects"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with two workers: an upload goes on in any of them. It keeps uploads in a folder, or as in an object store."""
+    folder = tmp_path_factory.mktemp("served")
+    with running_server(folder / "root", workers=2, **objects_at(folder, request.param)) as server:
         yield server
+
+
+def objects_at(folder: Path, kind: str) -> dict[str, Any]:
+    """The settings of a server that keeps uploads in this way."""
+    return {"objects": str(folder / "objects")} if kind == "objects" else {}
+
+
+def left_of(upload: PartsUpload) -> set[str]:
+    """The names of the files that are left of an upload, in its folder or its objects."""
+    root = upload.server.root
+    found = {path for path in root.parent.rglob(f"*{upload.id}*/**/*") if path.is_file()}
+    return {path.name for path in found} | {path.name for path in root.glob(f"tmp/uploads-*/*{upload.id}*")}
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +88,30 @@ def test_what_has_arrived_is_listed(server: RunningServer) -> None:
 
 
 def test_a_long_list(server: RunningServer) -> None:
-    """Of as many parts as there may be. They are in the folder as a server has put them there."""
+    """Of as many parts as there may be. They are where a server has put them."""
     upload = PartsUpload(server, "long.bin")
-    for number in range(1, 10_001):
-        (upload.folder / f"part-{number:05}-0-{tag_of(b'')}").touch()
+    one = upload.put(1, b"").tag.strip('"')
+    (path,) = [path for path in server.root.parent.rglob(f"*{one}") if upload.id in str(path)]
+    for number in range(2, 10_001):
+        # The number is in the name of the file, or in that of its folder.
+        other = Path(str(path).replace("00001", f"{number:05}"))
+        other.parent.mkdir(exist_ok=True)
+        other.touch()
     parts = upload.parts().json["parts"]
     assert [{"PartNumber": number, "Size": 0, "ETag": tag_of(b"")} for number in range(1, 10_001)] == parts
     assert 204 == upload.cancel().status
 
 
-def test_a_part_that_the_disk_shortened_is_not_listed(server: RunningServer) -> None:
+def test_a_part_that_the_disk_shortened_is_not_listed(tmp_path: Path) -> None:
     """So it is sent again."""
-    upload = PartsUpload(server, "shortened.bin")
-    upload.put(1, b"one")
-    two = upload.put(2, b"two")
-    next(upload.folder.glob("part-00002-*")).write_bytes(b"tw")
-    assert [1] == [part["PartNumber"] for part in upload.parts().json["parts"]]
-    assert two == upload.put(2, b"two")
-    assert [1, 2] == [part["PartNumber"] for part in upload.parts().json["parts"]]
+    with running_server(tmp_path / "root") as server:
+        upload = PartsUpload(server, "shortened.bin")
+        upload.put(1, b"one")
+        two = upload.put(2, b"two")
+        next(upload.folder.glob("part-00002-*")).write_bytes(b"tw")
+        assert [1] == [part["PartNumber"] for part in upload.parts().json["parts"]]
+        assert two == upload.put(2, b"two")
+        assert [1, 2] == [part["PartNumber"] for part in upload.parts().json["parts"]]
 
 
 # Parts of stored bytes.
@@ -121,7 +141,7 @@ def test_other_bytes_than_those_of_the_tag_are_not_kept(server: RunningServer, s
     assert {"number": 1, "file_id": stored, "offset": 1001}.items() <= refused.json.items()
     assert tag_of(CONTENT[1001:3_000_001]) not in refused.body.decode()
     assert [] == upload.parts().json["parts"]
-    assert [] == [path.name for path in upload.folder.glob("*") if path.name.startswith(("part-", "incoming-"))]
+    assert {"upload.json"} == left_of(upload) - {upload.id}
     assert 201 == upload.finish([upload.put(1, expected)]).status
 
 
@@ -137,6 +157,35 @@ def test_a_copy_of_a_part_that_arrived(server: RunningServer) -> None:
     assert (409, "part-refused") == (refused.status, refused.slug)
     absent = upload.copy(2, record["id"], 0, b"the")
     assert (404, "not-found") == (absent.status, absent.slug)
+
+
+@pytest.mark.slow
+def test_two_pages_with_one_upload(server: RunningServer, stored: str) -> None:
+    """Both send and copy the same parts at once, and both finish. There is one part of each number, and one file."""
+    upload = PartsUpload(server, "two-pages.bin")
+    pieces = {number: CONTENT[(number - 1) * 3_000_000 : number * 3_000_000] for number in (1, 2, 3)}
+
+    def page(turn: int) -> list[Sent]:
+        sent = []
+        for number, content in sorted(pieces.items(), reverse=turn % 2 == 1):
+            if (number + turn) % 2:
+                sent.append(upload.put(number, content))
+            else:
+                answer = upload.copy(number, stored, (number - 1) * 3_000_000, content)
+                assert 200 == answer.status, answer.body
+                sent.append(Sent(number, answer.headers["ETag"]))
+        return sorted(sent)
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(page, range(4))
+        assert [first] * 3 == others
+        assert [(number, tag_of(content)) for number, content in pieces.items()] == [
+            (part["PartNumber"], part["ETag"]) for part in upload.parts().json["parts"]
+        ]
+        answers = list(pool.map(lambda _: upload.finish(first), range(2)))
+    assert [201, 201] == [answer.status for answer in answers]
+    assert CONTENT == server.ask("GET", f"{PARTS}/download/{answers[0].json['id']}").body
+    assert answers[0].json == answers[1].json
 
 
 @pytest.mark.parametrize(
@@ -214,9 +263,11 @@ def test_a_damaged_chunk_is_not_copied(tmp_path: Path) -> None:
         assert CONTENT == server.ask("GET", f"{PARTS}/download/{again['id']}").body
 
 
-def test_the_limits_of_uploads_hold_for_copies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_the_limits_of_uploads_hold_for_copies(tmp_path: Path, kind: str) -> None:
     """That of a file, and that of all unfinished uploads of a namespace."""
-    with running_server(tmp_path / "root", upload_limit=9_500_000, uploads_size_limit=16_000_000) as server:
+    limits: dict[str, Any] = {"upload_limit": 9_500_000, "uploads_size_limit": 16_000_000}
+    with running_server(tmp_path / "root", **limits, **objects_at(tmp_path, kind)) as server:
         stored = server.upload("stored.bin", CONTENT).json["id"]
         upload = PartsUpload(server, "one.bin")
         assert 200 == upload.copy(1, stored, 0, CONTENT).status
@@ -236,13 +287,13 @@ def test_a_cancelled_upload_is_gone(server: RunningServer, stored: str) -> None:
     """With its parts. A second cancel finds nothing, and nothing more is accepted."""
     upload = PartsUpload(server, "cancelled.bin")
     part = upload.put(1, octets(1, 300_000))
-    url, folder = upload.url(2).json["upload_url"], upload.folder
+    url = upload.url(2).json["upload_url"]
+    assert left_of(upload)
     answer = upload.cancel()
     assert (204, b"") == (answer.status, answer.body)
     answers = [upload.cancel(), upload.parts(), put(url, b"x"), upload.copy(2, stored, 0, b"x"), upload.finish([part])]
     assert [(404, "upload-not-found")] * 5 == [(each.status, each.slug) for each in answers]
-    assert not folder.exists()
-    assert [] == list(folder.parent.glob("gone-*"))
+    assert set() == left_of(upload)
 
 
 def test_a_finished_upload_is_not_cancelled(server: RunningServer) -> None:
@@ -256,9 +307,11 @@ def test_a_finished_upload_is_not_cancelled(server: RunningServer) -> None:
     assert record == upload.finish([part]).json
 
 
-def test_a_cancel_makes_space_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_a_cancel_makes_space_at_once(tmp_path: Path, kind: str) -> None:
     """For the number of uploads, and for their size."""
-    with running_server(tmp_path / "root", uploads_limit=2, uploads_size_limit=1_000_000) as server:
+    limits: dict[str, Any] = {"uploads_limit": 2, "uploads_size_limit": 1_000_000}
+    with running_server(tmp_path / "root", **limits, **objects_at(tmp_path, kind)) as server:
         one, _ = PartsUpload(server, "one.bin"), PartsUpload(server, "two.bin")
         one.put(1, bytes(900_000))
         begin = json.dumps({"name": "three.bin"}).encode()
@@ -275,9 +328,8 @@ def test_a_cancel_while_parts_are_cut(server: RunningServer) -> None:
     for _ in range(4):
         upload = PartsUpload(server, "cutting.bin")
         upload.put(1, content)
-        folder = upload.folder
         assert 204 == upload.cancel().status
-        assert not folder.exists()
+        assert set() == left_of(upload)
 
 
 @pytest.mark.slow
@@ -301,13 +353,13 @@ def test_a_cancel_while_a_part_arrives(server: RunningServer) -> None:
     """The part is refused, and nothing is left of it."""
     upload = PartsUpload(server, "arriving.bin")
     path = f"{PARTS}/uploads/{upload.id}/parts/1"
-    folder = upload.folder
-    with server.begin("PUT", path, "Content-Length: 3000000", body=bytes(1_000_000)) as connection:
-        eventually(lambda: any(file.stat().st_size for file in folder.glob("incoming-*")))
+    with server.begin("PUT", path, "Content-Length: 3000000", "Expect: 100-continue") as connection:
+        assert connection.recv(1 << 12).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(bytes(1_000_000))
         assert 204 == upload.cancel().status
         connection.sendall(bytes(2_000_000))
         assert connection.recv(1 << 12).startswith(b"HTTP/1.1 404 ")
-    assert not folder.exists()
+    assert set() == left_of(upload)
 
 
 # A directory.

@@ -7,7 +7,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import NamedTuple
 
 from aiohttp import web
@@ -26,6 +25,7 @@ from filestore.errors import (
     InvalidReference,
     SourceChanged,
     StorageError,
+    StorageFull,
     UploadNotFound,
 )
 from filestore.format.chunking import Chunker
@@ -179,12 +179,9 @@ class Assembly:
         A cancel that fails changes nothing. Raises UploadNotFound if the upload is finished, or gone; Busy while a process
         finishes it.
         """
-        # On a full disk, it takes the space of the reserve.
-        await with_reserve(self._store, partial(self._cancel, upload))
-
-    async def _cancel(self, upload: ServedUpload) -> None:
         await _check_unfinished(upload)
-        await upload.request_stop()
+        with suppress(StorageFull):  # it only saves time, and a cancel makes space
+            await upload.request_stop()
         try:
             async with upload.locked(limit_seconds=CANCEL_SECONDS) as is_held:
                 if not is_held:

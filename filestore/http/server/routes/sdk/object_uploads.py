@@ -312,6 +312,8 @@ class ObjectUpload:
         return await self._objects.get(self.key(_STOP), size=1) is not None or not await self._is_described()
 
     async def cancel(self) -> None:
+        if not await self._is_described():
+            raise UploadNotFound(self.id)
         await self._uploads.remove(self)
 
     async def _is_described(self) -> bool:
