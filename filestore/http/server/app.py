@@ -48,6 +48,7 @@ from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.sdk import files, forms, multipart, posts
+from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
@@ -119,6 +120,10 @@ ROUTES = (
         can_be_signed=True,
         access=session_access,
     ),
+    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True),
+    Route("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE, is_transfer=True, continues=True),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
