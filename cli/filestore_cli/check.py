@@ -101,9 +101,8 @@ def _repair(context: CommandContext, place: Place, sources: tuple[str, ...], fra
 
 
 async def _check(context: CommandContext, folder: Place, fraction: Fraction | None, rate: int | None) -> Report:
-    from filestore.repository.maintenance.check import ReadPlan  # heavy
+    from filestore.repository.maintenance.check import ReadPlan, keep_results  # heavy
     from filestore.repository.maintenance.check import check as find
-    from filestore.repository.maintenance.check import keep_results
     from filestore.repository.maintenance.hold import holds  # heavy
 
     report = Report(folder)

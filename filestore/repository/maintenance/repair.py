@@ -168,10 +168,10 @@ async def repair(
         await _count_again(index)
     found = {*await index.namespaces(), *await store.namespaces()}
     for namespace in sorted(found):
-        tally = Tally(report.counts)
-        await _NamespaceRepair(store, index, namespace, donors, report, tally).run(read)
+        repairing = _NamespaceRepair(store, index, namespace, donors, report)
+        await repairing.run(read)
         # What is left of the damage, as a check would find it now.
-        await keep_results(index, {namespace: tally.result()})
+        await keep_results(index, {namespace: repairing.remaining.result()})
     tally = Tally(report.counts)
     async for problem in index_findings(index):
         tally.add(problem)
@@ -189,16 +189,14 @@ async def _count_again(index: Index) -> None:
 
 
 class _NamespaceRepair:
-    def __init__(
-        self, store: ChunkStore, index: Index, namespace: str, donors: Sequence[Donor], report: RepairReport, remaining: Tally
-    ) -> None:
-        """`remaining` gets what is still wrong at the end."""
-        self._remaining = remaining
+    def __init__(self, store: ChunkStore, index: Index, namespace: str, donors: Sequence[Donor], report: RepairReport) -> None:
         self._store = store
         self._index = index
         self._namespace = namespace
         self._donors = donors
         self._report = report
+        self.remaining = Tally(report.counts)
+        """What is still wrong at the end."""
         self._repository = LocalRepository(store, index, location=namespace, namespace=namespace)
         self._buffer = memoryview(bytearray(FRAME_LIMIT))
         self._content = memoryview(bytearray(CHUNK_LIMIT))
@@ -428,5 +426,5 @@ class _NamespaceRepair:
         checking = NamespaceCheck(self._store, self._index, self._namespace, writes=False)
         for step in (checking.rows(), checking.records()):
             async for each in step:
-                self._remaining.add(each)
+                self.remaining.add(each)
                 self._report.note_remaining(each)

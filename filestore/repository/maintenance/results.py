@@ -139,9 +139,7 @@ def _parsed(values: Any) -> TaskResult | None:
     except ValueError:
         return None
     numbers = {name: value for name, value in facts.items() if type(value) is int and 0 <= value < _NUMBER_LIMIT}
-    return TaskResult(
-        began_at=began_at, ended_at=ended_at, outcome=outcome, error=error[:ERROR_LIMIT], facts=numbers
-    )
+    return TaskResult(began_at=began_at, ended_at=ended_at, outcome=outcome, error=error[:ERROR_LIMIT], facts=numbers)
 
 
 def _is_moment(value: Any) -> bool:
