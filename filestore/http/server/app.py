@@ -52,7 +52,7 @@ from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
-from filestore.http.server.traffic import Traffic
+from filestore.http.server.traffic import TRAFFIC, Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.http.wire import API
@@ -220,6 +220,7 @@ def make_app(
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     app[OUTAGES] = Outages()
+    app[TRAFFIC] = traffic
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,

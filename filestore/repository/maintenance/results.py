@@ -131,8 +131,9 @@ def _parsed(values: Any) -> TaskResult | None:
     """Return the result that `as_json` returned, or None if the values are not those of one."""
     if not isinstance(values, dict):
         return None
-    began_at, ended_at, error, facts = (values.get(key) for key in ("began_at", "ended_at", "error", "facts"))
-    if not (_is_moment(began_at) and _is_moment(ended_at) and isinstance(error, str) and isinstance(facts, dict)):
+    began_at, ended_at = _moment(values.get("began_at")), _moment(values.get("ended_at"))
+    error, facts = values.get("error"), values.get("facts")
+    if began_at is None or ended_at is None or not (isinstance(error, str) and isinstance(facts, dict)):
         return None
     try:
         outcome = Outcome(str(values.get("outcome")))
@@ -142,5 +143,5 @@ def _parsed(values: Any) -> TaskResult | None:
     return TaskResult(began_at=began_at, ended_at=ended_at, outcome=outcome, error=error[:ERROR_LIMIT], facts=numbers)
 
 
-def _is_moment(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LAST_MOMENT
+def _moment(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < LAST_MOMENT else None
