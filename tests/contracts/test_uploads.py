@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import pytest
 from blake3 import blake3
@@ -30,6 +31,7 @@ from filestore.http.server.routes.sdk.assembly import Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import Cut, ServedUpload, UploadStore
 from filestore.http.server.routes.sdk.uploads import new_id
@@ -526,3 +528,37 @@ async def test_an_lfs_object_is_found_at_any_server(servers: Servers) -> None:
     assert await servers.two.find_object_with_manifest("theirs", found.sha256) is None
     await servers.one.expire(idle_seconds=-1, limit_seconds=60)
     assert await servers.two.find_object("mine", found.sha256) is None
+
+
+async def test_unfinished_uploads_are_listed(servers: Servers) -> None:
+    """Of one namespace or of all, with what has arrived. Those that are finished or removed are left out."""
+    assert UnfinishedUploads([]) == await servers.two.unfinished(None, limit=9)
+    first, second = await begun(servers, "first.bin"), await begun(servers, "second.bin")
+    their = await servers.one.begin(servers.theirs, name="their.bin", upload_id=None)
+    await kept(first, 1, b"1234")
+    await kept(first, 2, b"56")
+    mine, left_out = await servers.two.unfinished("mine", limit=9)
+    assert ({(first.id, "mine", "first.bin", 2, 6), (second.id, "mine", "second.bin", 0, 0)}, 0) == (
+        {upload[:5] for upload in mine},
+        left_out,
+    )
+    assert all(0 < upload.begun_at <= upload.used_at for upload in mine)
+    assert {first.id, second.id, their.id} == {upload.id for upload in (await servers.two.unfinished(None, limit=9)).uploads}
+    shown, left_out = await servers.two.unfinished(None, limit=2)
+    assert (2, 1) == (len(shown), left_out)
+    await first.save_first(FINISHED)
+    await servers.one.discard(second)
+    assert UnfinishedUploads([]) == await servers.two.unfinished("mine", limit=9)
+    assert [their.id] == [upload.id for upload in (await servers.two.unfinished("theirs", limit=9)).uploads]
+
+
+async def test_an_upload_that_was_used_last_is_listed_first(servers: Servers) -> None:
+    """The others may be left out."""
+    first, second = await begun(servers), await begun(servers)
+    if isinstance(servers.one, ObjectUploads):
+        cast("MemoryObjects", servers.one.objects).seconds += 5
+    else:
+        os.utime(second.path, (1, 1))
+    await kept(first, 1, b"1234")
+    uploads, left_out = await servers.two.unfinished("mine", limit=1)
+    assert ([first.id], 1) == ([upload.id for upload in uploads], left_out)

@@ -47,7 +47,6 @@ from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
-from filestore.http.server.routes.sdk import files, forms, multipart, posts
 from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
@@ -55,7 +54,7 @@ from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
-from filestore.http.server.traffic import Traffic
+from filestore.http.server.traffic import TRAFFIC, Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.http.wire import API
@@ -229,6 +228,7 @@ def make_app(
     app[KEPT_WORK] = KeptWork()
     app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
+    app[TRAFFIC] = traffic
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,

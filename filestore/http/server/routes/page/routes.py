@@ -7,14 +7,12 @@ from functools import partial
 from filestore.core.scopes import Scope
 from filestore.http.server.route import PublicRoute, Route
 from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
+from filestore.http.server.routes.page.chunks import show_chunks
 from filestore.http.server.routes.page.compare import show_comparison
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
 from filestore.http.server.routes.page.session import session_access
-from filestore.http.server.routes.page.tensors import show_tensors
-from filestore.http.server.routes.page.chunks import show_chunks
-from filestore.http.server.routes.page.errors import as_pages, show_nothing
-from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.space import show_space
+from filestore.http.server.routes.page.tensors import show_tensors
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
 PUBLIC_ROUTES: tuple[PublicRoute, ...] = (

@@ -14,6 +14,7 @@ from filestore.http.server.context import make_spool_folder
 from filestore.http.server.lfs_objects import LfsObject, LfsObjects, expire_objects
 from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads, in_folder
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import ArrivingPart, Cut, ServedUpload
 from filestore.http.server.upload_quota import UPLOAD_SIZE, UploadQuota
@@ -119,6 +120,9 @@ class DiskUploads:
     async def expire(self, *, idle_seconds: float, limit_seconds: float) -> None:
         await in_disk_thread(uploads.expire, self.place, idle_seconds=idle_seconds, limit_seconds=limit_seconds)
         await in_disk_thread(expire_objects, self.place, idle_seconds=idle_seconds)
+
+    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
+        return await in_disk_thread(in_folder, self.place, namespace, limit=limit)
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         await in_disk_thread(uploads.remove_all, self.place, namespaces)

@@ -33,6 +33,7 @@ from filestore.errors import InvalidParts, PartRefused, TooManyUploads, UploadNo
 from filestore.http.server.context import make_spool_folder, spooling
 from filestore.http.server.lfs_objects import HEAD_LIMIT, LfsObject, parsed_object, parsed_whole
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads, in_objects
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ArrivingPart, Cut, ServedUpload
 from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals, note_totals, sum_of
@@ -133,6 +134,9 @@ class ObjectUploads:
             ages = _Ages(now - timedelta(seconds=idle_seconds), now - timedelta(seconds=limit_seconds))
             left = [await self._expire_namespace(namespace, ages) for namespace in await self.objects.folders("")]
             await note_totals(self.index, sum_of(*left))
+
+    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
+        return await in_objects(self.objects, namespace, limit=limit)
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         for namespace in namespaces:

@@ -15,6 +15,7 @@ from filestore.core.digest import Buffer
 from filestore.core.manifest import Manifest
 from filestore.http.server.lfs_objects import LfsObject
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.repository.local import LocalRepository
 
@@ -145,6 +146,9 @@ class UploadStore(Protocol):
 
         LFS objects that arrived more than `idle_seconds` ago are forgotten too. Raises OSError.
         """
+
+    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
+        """Return the uploads of a namespace, or of all, that are not finished: at most `limit`, those used last first."""
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         """Remove all uploads of these namespaces, except those that are locked. Raises OSError."""
