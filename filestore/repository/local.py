@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Never, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Never, TypeVar
 
 from blake3 import blake3
 
@@ -86,6 +86,9 @@ from filestore.system.clock import elapsed_seconds
 from filestore.system.files import BLOCK_SIZE
 from filestore.system.metrics import Event, count
 from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group
+
+if TYPE_CHECKING:  # it imports numpy, which is heavy
+    from filestore.repository.maintenance.growth import GrowthSums, Space
 
 T = TypeVar("T")
 
@@ -503,6 +506,10 @@ class LocalRepository:
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
 
+    async def record_count(self) -> int:
+        """Return how many records the namespace has, whatever their names. Those of the graphs of pipelines count."""
+        return (await self._index.usage(self._namespace)).record_count
+
     async def iter_records(self) -> AsyncGenerator[Record, None]:
         with listing_file() as file:
             await self.write_listing(file, ListingGrowth())
@@ -573,6 +580,17 @@ class LocalRepository:
         return await self._index.version_count(self._namespace, Reference.of_name(name), prefix=self.prefix)
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
+        return await self._usage(grace_seconds=GRACE_SECONDS if grace_seconds is None else grace_seconds, name_limit=name_limit)
+
+    async def space(self, *, grace_seconds: float, name_limit: int = 1000) -> Space:
+        """Return what `usage` returns, and how the namespace came to that, for the cost of `usage`."""
+        from filestore.repository.maintenance.growth import GrowthSums, Space  # noqa: PLC0415  # heavy: numpy
+
+        sums = GrowthSums()
+        usage = await self._usage(grace_seconds=grace_seconds, name_limit=name_limit, growth=sums)
+        return Space(usage, sums.growth())
+
+    async def _usage(self, *, grace_seconds: float, name_limit: int, growth: GrowthSums | None = None) -> Usage:
         from filestore.repository.maintenance.usage import measure_usage  # noqa: PLC0415  # heavy: numpy
 
         usage = await measure_usage(
@@ -580,9 +598,10 @@ class LocalRepository:
             self._index,
             self._namespace,
             now=time.time_ns() // 1000,
-            grace_seconds=GRACE_SECONDS if grace_seconds is None else grace_seconds,
+            grace_seconds=grace_seconds,
             name_limit=name_limit,
             prefix=self.prefix,
+            growth=growth,
         )
         return usage._replace(quota=await self._quota_use())
 

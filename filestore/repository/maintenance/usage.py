@@ -20,6 +20,7 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidManifest, LimitExceeded
 from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.growth import GrowthSums
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.manifest_batches import manifest_size, read_together
 from filestore.repository.protocol import FreedContent, NameUsage, Usage
@@ -65,21 +66,25 @@ class _Part:
         """Whether several names need the chunk."""
         self.is_seen = np.zeros(len(digests), dtype=np.bool_)
         """Whether a name needs the chunk that the report is about."""
+        self.interval = np.full(len(digests), np.iinfo(np.int32).max, dtype=np.int32)
+        """The number of the interval in which the first version was stored that the report is about and that has the chunk."""
 
     def note_rows(self, digests: Sequence[Digest], is_free: Sequence[bool]) -> None:
         """Note which chunks have been used lately, so that collection keeps them."""
         places, is_here = self._places(_keys_of(digests))
         self.is_free[places] = np.array(is_free, dtype=np.bool_)[is_here]
 
-    def note_name(self, number: int, entries: npt.NDArray[np.void], *, is_seen: bool) -> int:
+    def note_name(self, number: int, entries: npt.NDArray[np.void], *, is_seen: bool, interval: int | None = None) -> int:
         """Note that a name needs the chunks of a manifest. Return the bytes of those frames that it has not needed before.
 
-        `is_seen` says whether the report is about this name.
+        `is_seen` says whether the report is about this name, and `interval` when the version was stored, if that matters.
 
         All manifests of a name must be noted one after the other.
         """
         keys, first = np.unique(entries["key"].astype(np.uint64), return_index=True)
         places, is_here = self._places(keys)
+        if interval is not None and is_seen:
+            self.interval[places] = np.minimum(self.interval[places], interval)
         is_new = self.name[places] != number
         new = places[is_new]
         self.is_shared[new] |= self.name[new] != _NONE
@@ -142,6 +147,7 @@ async def measure_usage(
     name_limit: int,
     prefix: str = "",
     part_count: int = PART_COUNT,
+    growth: GrowthSums | None = None,
 ) -> Usage:
     """Measure what a namespace takes on disk. Pushes and removals may run meanwhile.
 
@@ -152,6 +158,8 @@ async def measure_usage(
     of the files in the store. `name_limit` is the largest number of names in the result. It lists all frames, and reads
     the manifests of all records once for each part. It takes memory for `part_count` chunks and for all records.
 
+    If `growth` is given, it gets when what is needed was first stored.
+
     Raises StorageError.
     """
     versions = sorted(await _versions(index, namespace), key=lambda version: version[:2])
@@ -160,13 +168,17 @@ async def measure_usage(
     manifests_size, left = await _manifest_sizes(store, namespace, versions, prefix=prefix)
     sums, damaged, waiting = _Sums(), dict[str, None](), set[Digest]()
     own, all_of_name = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
+    if growth is not None:
+        growth.begin(each.record for each in versions if each.record is not None and each.name.startswith(prefix))
     unseen_since = now - int((grace_seconds + min(grace_seconds, _HOUR)) * _SECOND)
     async for part in _parts(store, namespace, part_count):
         await _note_rows(index, namespace, part, unseen_since)
 
         def note(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             number = numbers[version.name]
-            all_of_name[number] += part.note_name(number, entries, is_seen=version.name.startswith(prefix))
+            interval = None if growth is None or version.record is None else growth.interval_of(version.record.created_at)
+            is_seen = version.name.startswith(prefix)
+            all_of_name[number] += part.note_name(number, entries, is_seen=is_seen, interval=interval)
 
         def note_left(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             if part.has_waiting(entries):
@@ -176,6 +188,8 @@ async def measure_usage(
         await _read_manifests(store, index, namespace, [_Version("", digest, None, left[digest]) for digest in left], note_left)
         own += await in_cpu_thread(part.sums_by_name, len(names))
         sums.add(part, is_whole=not prefix)
+        if growth is not None:
+            await in_cpu_thread(growth.add, part.interval[part.is_seen], part.sizes[part.is_seen], part.stored[part.is_seen])
     # Collection removes a manifest after its chunks.
     waiting_size = sum(left[digest] for digest in waiting)
     seen = [version for version in versions if version.name.startswith(prefix)]
