@@ -6,9 +6,12 @@ from functools import partial
 
 from filestore.core.scopes import Scope
 from filestore.http.server.route import PublicRoute, Route
+from filestore.http.server.routes.page.admin import show_admin
 from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
+from filestore.http.server.routes.page.links import ask_to_revoke, revoke, show_links
 from filestore.http.server.routes.page.session import session_access
+from filestore.http.server.routes.page.transfers import show_transfers
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
 PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
@@ -21,6 +24,11 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
 _page = partial(Route, access=session_access, dialect=as_pages)
 
 PAGE_ROUTES: tuple[Route, ...] = (
+    _page("GET", "/ui/transfers", show_transfers, Scope.READ),
+    _page("GET", "/ui/links", show_links, Scope.READ),
+    _page("GET", "/ui/unlink", ask_to_revoke, Scope.DELETE),
+    _page("POST", "/ui/unlink", revoke, Scope.DELETE),
+    _page("GET", "/ui/admin", show_admin, Scope.ADMIN, is_for_prefixes=False),
     # The last one, as it takes all paths.
     _page("GET", "/ui/{rest:.*}", show_nothing, Scope.READ),
 )
