@@ -60,6 +60,9 @@ class DiskUpload:
     async def parts(self) -> Sequence[UploadPart]:
         return await in_disk_thread(self._upload.parts)
 
+    async def whole_parts(self) -> Sequence[UploadPart]:
+        return await in_disk_thread(self._upload.whole_parts)
+
     async def cut(self) -> Cut:
         return await in_disk_thread(self._upload.cut)
 
@@ -74,6 +77,18 @@ class DiskUpload:
 
     async def retire(self) -> None:
         await in_disk_thread(self._upload.retire)
+
+    async def request_stop(self) -> None:
+        await in_disk_thread(self._upload.request_stop)
+
+    async def withdraw_stop(self) -> None:
+        await in_disk_thread(self._upload.withdraw_stop)
+
+    async def is_stop_requested(self) -> bool:
+        return await in_disk_thread(self._upload.is_stop_requested)
+
+    async def cancel(self) -> None:
+        await in_disk_thread(self._upload.cancel)
 
     @asynccontextmanager
     async def locked(self, *, limit_seconds: float) -> AsyncIterator[bool]:
@@ -132,6 +147,10 @@ class _CountedPart:
     @property
     def size(self) -> int:
         return self.incoming.size
+
+    @property
+    def tag(self) -> str:
+        return self.incoming.tag
 
     def write(self, piece: Buffer) -> None:
         self.incoming.write(piece)
