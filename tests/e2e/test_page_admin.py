@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ TOKENS = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two processes, which neither collect nor scrub by themselves."""
-    settings = {"workers": 2, "gc_rate": 0, "scrub_rate": 0}
+    settings: dict[str, Any] = {"workers": 2, "gc_rate": 0, "scrub_rate": 0}
     with running_server(tmp_path_factory.mktemp("served") / "root", **settings) as server:
         for token, properties in TOKENS.items():
             changed(

@@ -24,7 +24,7 @@ LOOKS = 12
 """How often the page is asked for, so that both processes answer: one is missed once in 2**11 runs."""
 TOKENS = {
     "reader": {"label": "a reader", "scope": Scope.READ},
-    "team": {"label": "<b>the team</b>", "scope": Scope.ADMIN, "prefix": "team/"},
+    "team": {"label": "<b>the team</b>", "scope": Scope.ADMIN, "prefix": "team-"},
 }
 
 
@@ -112,7 +112,7 @@ def test_a_download_is_shown_by_its_name(server: RunningServer) -> None:
 def test_unfinished_uploads_are_shown_to_their_namespace(server: RunningServer) -> None:
     """Names are text, whatever they are. A token with a prefix sees the names that begin so."""
     mine, other = PartsUpload(server, HOSTILE), PartsUpload(server, "others.bin", token=OTHER_TOKEN)
-    theirs = PartsUpload(server, "team/model.bin")
+    theirs = PartsUpload(server, "team-model.bin")
     mine.put(1, b"x" * 123_000)
     administrator, stranger, team = sign_in(server), sign_in(server, OTHER_TOKEN), sign_in(server, "team")
     page = administrator.get("/ui/transfers")
@@ -121,9 +121,9 @@ def test_unfinished_uploads_are_shown_to_their_namespace(server: RunningServer) 
         assert words in text
     assert b"<img" not in page.body
     seen = page_text(stranger.get("/ui/transfers"))
-    assert ("others.bin" in seen, HOSTILE in seen, "team/" in seen) == (True, False, False)
+    assert ("others.bin" in seen, HOSTILE in seen, "team-" in seen) == (True, False, False)
     seen = page_text(team.get("/ui/transfers"))
-    assert ("others.bin" in seen, HOSTILE in seen, "team/model.bin" in seen) == (False, False, True)
+    assert ("others.bin" in seen, HOSTILE in seen, "team-model.bin" in seen) == (False, False, True)
     assert b"<b>the team" not in team.get("/ui/transfers").body
     for upload in (mine, theirs, other):
         assert upload.folder.is_dir()
