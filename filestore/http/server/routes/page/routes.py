@@ -6,7 +6,6 @@ from functools import partial
 
 from filestore.core.scopes import Scope
 from filestore.http.server.route import PublicRoute, Route
-from filestore.http.server.routes.page.admin import show_admin
 from filestore.http.server.routes.page.actions import (
     ask_label,
     ask_removal,
@@ -16,19 +15,19 @@ from filestore.http.server.routes.page.actions import (
     remove_version,
     set_label,
 )
+from filestore.http.server.routes.page.admin import show_admin
 from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
 from filestore.http.server.routes.page.chunks import show_chunks
 from filestore.http.server.routes.page.compare import show_comparison
 from filestore.http.server.routes.page.content import send_content
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
-from filestore.http.server.routes.page.links import ask_to_revoke, revoke, show_links
-from filestore.http.server.routes.page.session import session_access
-from filestore.http.server.routes.page.transfers import show_transfers
 from filestore.http.server.routes.page.file import show_file
+from filestore.http.server.routes.page.links import ask_to_revoke, revoke, show_links
 from filestore.http.server.routes.page.names import show_names
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.space import show_space
 from filestore.http.server.routes.page.tensors import show_tensors
+from filestore.http.server.routes.page.transfers import show_transfers
 from filestore.http.server.routes.page.versions import show_versions
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
