@@ -149,8 +149,8 @@ def test_the_last_collection_and_check_are_shown(server: RunningServer) -> None:
     assert 0 == (done := command(server, "check")).returncode, done.stderr
     text = shown(server)
     assert "Ended" in text
-    assert "freed 300 kB in 2 parts" in text, text
-    assert "no damage (1 chunks, of which 0 were read)" in text
+    assert "freed 300 kB , 2 chunks and lists of chunks" in text, text
+    assert "no damage (1 chunk, 0 of them read)" in text
     assert "The index not looked at Ended" in text
 
     (frame,) = [path for path in server.root.glob("chunks/default/**/*") if path.is_file()]
@@ -158,7 +158,7 @@ def test_the_last_collection_and_check_are_shown(server: RunningServer) -> None:
     content[len(content) // 2] ^= 1
     frame.write_bytes(content)
     assert 1 == command(server, "check", "--read-data").returncode
-    assert "1 place is damaged , which affects 1 files (1 chunks, of which 1 were read)" in shown(server)
+    assert "1 place is damaged , which affects 1 file (1 chunk, 1 of them read)" in shown(server)
 
 
 def test_a_hold_is_shown(server: RunningServer) -> None:

@@ -91,7 +91,7 @@ def test_each_process_shows_what_all_receive(server: RunningServer) -> None:
         assert b" 403 " in refused.recv(100)
     with closing(uploading(server)):
         eventually(lambda: all_say(administrator, "Upload", "default", token_digest(server.token).hex()[:16]))
-        eventually(lambda: all("kB" in page for page in pages(administrator)))
+        eventually(lambda: all("200 kB" in page for page in pages(administrator)))
         # A reader of the same namespace sees it too.
         eventually(lambda: all_say(reader, "In progress Work File Token Moved Since Upload"))
         assert "Nothing" in page_text(sign_in(server, OTHER_TOKEN).get("/ui/transfers"))
