@@ -28,7 +28,7 @@ def test_a_link_is_revoked_by_the_keyboard(browsing: Browsing, small: Library) -
     page.get_by_role("button", name="Revoke the link").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text(f"The link {small.link} is revoked.")
-    expect(page.get_by_text("There is no link.")).to_be_visible()
+    expect(page.get_by_text("There are no links.")).to_be_visible()
     take_pictures(page, "links-revoked")
     check_accessible(page)
     check_keys(page)

@@ -48,7 +48,7 @@ def link_to(server: RunningServer, file_id: str) -> dict[str, str]:
 
 def test_without_links_the_page_says_so(server: RunningServer) -> None:
     """Of another namespace there is none."""
-    assert "There is no link." in page_text(sign_in(server, OTHER_TOKEN).get("/ui/links"))
+    assert "There are no links." in page_text(sign_in(server, OTHER_TOKEN).get("/ui/links"))
 
 
 def test_links_are_shown_without_their_urls(server: RunningServer, file_id: str) -> None:
@@ -62,7 +62,7 @@ def test_links_are_shown_without_their_urls(server: RunningServer, file_id: str)
     reading = sign_in(server, "reader")
     assert (True, False) == (link["id"] in page_text(reading.get("/ui/links")), "Revoke" in page_text(reading.get("/ui/links")))
     # A prefix hides the links to other names.
-    assert "There is no link to a name that begins with team/ ." in page_text(sign_in(server, "team").get("/ui/links"))
+    assert "There are no links to a name that begins with team/ ." in page_text(sign_in(server, "team").get("/ui/links"))
     assert link["id"] not in page_text(sign_in(server, OTHER_TOKEN).get("/ui/links"))
 
 
