@@ -546,6 +546,7 @@ async def test_unfinished_uploads_are_listed(servers: Servers) -> None:
     assert {first.id, second.id, their.id} == {upload.id for upload in (await servers.two.unfinished(None, limit=9)).uploads}
     shown, left_out = await servers.two.unfinished(None, limit=2)
     assert (2, 1) == (len(shown), left_out)
+    assert [second.id] == [upload.id for upload in (await servers.two.unfinished("mine", prefix="sec", limit=9)).uploads]
     await first.save_first(FINISHED)
     await servers.one.discard(second)
     assert UnfinishedUploads([]) == await servers.two.unfinished("mine", limit=9)

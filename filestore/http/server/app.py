@@ -19,7 +19,7 @@ from filestore.errors import FilestoreError, Unauthorized, UrlRefused, redact_se
 from filestore.http.limits import ServerLimits
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
-from filestore.http.server.context import RequestContext
+from filestore.http.server.context import LIMITS, RequestContext
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
@@ -229,6 +229,7 @@ def make_app(
     app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
     app[TRAFFIC] = traffic
+    app[LIMITS] = limits
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
@@ -481,6 +482,7 @@ class RequestAuthenticator:
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
+            index=self._index,
             throttle=throttle_of(request),
         )
 
