@@ -53,7 +53,7 @@ from filestore.format.codec import FRAME_LIMIT, Frame
 from filestore.repository.commit_check import CommitCheck
 from filestore.repository.format_file import read_format
 from filestore.repository.full_disk import with_reserve
-from filestore.repository.index.protocol import ContentDigests, Heads, Index, ListingGrowth, Transaction, Use
+from filestore.repository.index.protocol import ContentDigests, Heads, Index, ListingGrowth, NamespaceUsage, Transaction, Use
 from filestore.repository.ingest import Ingest, discard_all
 from filestore.repository.links import OPERATOR, LinkMaker, list_links, make_link, revoke_link
 from filestore.repository.listing import listing_file, read_lines
@@ -560,6 +560,24 @@ class LocalRepository:
 
         with self._names_hidden():
             return await measure_freed(self._store, self._index, self._namespace, file_ids, prefix=self.prefix)
+
+    async def freed_by_each(self, file_ids: Sequence[str]) -> dict[str, int]:
+        """Return, by their ids, how many bytes the removal of each of these records alone would free, as `freed_by` finds them.
+
+        Ids that do not exist are left out. It reads the manifests of all records of the namespace. Raises DamagedRecord.
+        """
+        from filestore.repository.maintenance.usage import measure_freed_each  # noqa: PLC0415  # heavy: numpy
+
+        with self._names_hidden():
+            return await measure_freed_each(self._store, self._index, self._namespace, file_ids, prefix=self.prefix)
+
+    async def kept(self) -> NamespaceUsage:
+        """Return what the whole namespace keeps, by its rows. This takes a moment, whatever its size."""
+        return await self._index.usage(self._namespace)
+
+    async def version_count(self, name: str) -> int:
+        """Return the number of versions of a name. 0 if nothing is stored under it."""
+        return await self._index.version_count(self._namespace, Reference.of_name(name), prefix=self.prefix)
 
     async def usage(self, *, grace_seconds: float | None = None, name_limit: int = 1000) -> Usage:
         return await self._usage(grace_seconds=GRACE_SECONDS if grace_seconds is None else grace_seconds, name_limit=name_limit)

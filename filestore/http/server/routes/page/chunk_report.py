@@ -50,7 +50,7 @@ from filestore.http.server.routes.page.compared import Compared, choose_compared
 from filestore.http.server.stored_trees import OpenedTree, SharedTrees
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.diff import TENSOR_SUFFIXES
+from filestore.transfer.diff_tensors import TENSOR_SUFFIXES
 from filestore.transfer.stored_tensors import open_stored
 from filestore.transfer.stored_tree import EntryKind
 
