@@ -94,7 +94,7 @@ def test_names_are_paged(server: RunningServer) -> None:
 
 
 def test_an_empty_namespace_has_nothing(server: RunningServer) -> None:
-    """There is no curve, and nothing of another namespace."""
+    """It shows neither a curve nor anything of another namespace."""
     reply = sign_in(server, EMPTY_TOKEN).get("/ui/space")
     text = page_text(reply)
     assert "Nothing is stored here yet." in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +11,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
 from filestore.http.server.routes.page.paging import Paging, page_asked
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.reports import REFRESH, REPORTS
+from filestore.http.server.routes.page.reports import REFRESH, REPORTS, state_of
 from filestore.http.server.routes.page.space_chart import draw_curves
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import QuotaUse
@@ -88,13 +87,10 @@ async def show_space(context: RequestContext, repository: LocalRepository) -> we
 
 async def _report(context: RequestContext, repository: LocalRepository) -> _Report | None:
     app, namespace, grace_seconds = context.request.app, repository.namespace, context.grace_seconds
-
-    async def measure() -> _Report:
-        space = await repository.space(grace_seconds=grace_seconds, name_limit=NAMES_LIMIT)
-        return _Report(space, time.time_ns() // 1000)
-
-    question = ("space", repository.prefix, grace_seconds)
-    return await app[REPORTS].get(namespace, question, app[MEASURING].run(namespace, measure))
+    question = ("space", repository.prefix, await state_of(repository))
+    work = app[MEASURING].space(repository, grace_seconds=grace_seconds, name_limit=NAMES_LIMIT)
+    found = await app[REPORTS].get(namespace, question, work)
+    return None if found is None else _Report(*found)
 
 
 def _intervals(growth: Growth) -> list[_Interval]:
