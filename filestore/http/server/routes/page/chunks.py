@@ -37,8 +37,8 @@ _SHARING = (
 _ENCODINGS = (
     ("raw", "not compressed"),
     ("zstd", "zstd"),
-    ("planes2", "planes of 2-byte numbers, zstd"),
-    ("planes4", "planes of 4-byte numbers, zstd"),
+    ("planes2", "planes of 2 bytes, zstd"),
+    ("planes4", "planes of 4 bytes, zstd"),
     ("encoded", "compressed, codec not read"),
     ("unknown", "not looked at"),
     ("missing", "missing"),
