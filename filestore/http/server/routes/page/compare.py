@@ -150,14 +150,14 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
         raise InvalidInput(f"show is {show!r}; allowed are {', '.join(SHOWN)}")
     if old is None or new is None:
         return await _form_only(context, repository, found=new or old)
-    if asked.get("old_ref", "").strip() or asked.get("new_ref", "").strip():
+    if "old_ref" in asked or "new_ref" in asked:
         return see_other(url_of(old, new, show=asked.get("show")))
     context.noted.note_record(new.record)
     versions = await _versions(repository, new.record)
     try:
         comparison = await compared(context, repository, old, new)
     except _REFUSALS as error:
-        return await _render(context, status=422, old=old, new=new, versions=versions, problem=str(error))
+        return await _render(context, status=422, old=old, new=new, versions=versions, problem=_said(error))
     shown = await in_cpu_thread(_Shown, comparison, old, new, show, number_in(context.request, "page"))
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
@@ -255,12 +255,17 @@ async def _inline(
     try:
         found = await compared(context, repository, old.at(row.path), new.at(row.path))
     except _REFUSALS as error:
-        return Inline(row.path, row.url, (), (), 0, str(error))
+        return Inline(row.path, row.url, (), (), 0, _said(error))
     tensors = found.tensors or ()
     rows = [_tensor_pair(each) for each in tensors if show == "all" or each.status is not Status.SAME]
     return Inline(
         row.path, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
     )
+
+
+def _said(error: Exception) -> str:
+    way_out = "; the command filestore diff has no such limit" if isinstance(error, LimitExceeded) else ""
+    return f"{error}{way_out}"
 
 
 async def _side(repository: LocalRepository, file_id: str, path: str, reference: str) -> Chosen | None:
