@@ -7,12 +7,12 @@ bash tests/make_venv.sh .venv
 # Where Debian keeps nginx, which is not on every user's path.
 export PATH="$PATH:/usr/sbin"
 # Programs whose archives, and whose reading of ours, the tests compare; curl speaks to the server, nginx is an origin of URLs,
-# and gcc compiles what makes sectors of a disk bad. In zsh and fish the tests press TAB, and mandoc checks the manual pages. The
-# others check what docs/deploy has, by using it.
-for program in curl unzip 7z bsdtar nginx gcc zsh fish mandoc systemd-analyze shellcheck mmdebstrap buildah ip; do
+# and gcc compiles what makes sectors of a disk bad. In zsh and fish the tests press TAB, and mandoc checks the manual pages. In
+# Chromium they use the pages of a server. The others check what docs/deploy has, by using it.
+for program in curl unzip 7z bsdtar nginx gcc zsh fish mandoc chromium systemd-analyze shellcheck mmdebstrap buildah ip; do
     command -v "$program" >/dev/null || {
         bash tests/install.sh curl unzip p7zip-full libarchive-tools nginx gcc libc6-dev zsh fish mandoc \
-            systemd shellcheck mmdebstrap buildah iproute2
+            chromium systemd shellcheck mmdebstrap buildah iproute2
         break
     }
 done

@@ -44,16 +44,17 @@ from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
+from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
-from filestore.http.server.routes.sdk import files, forms, multipart, posts
+from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
-from filestore.http.server.traffic import Traffic
+from filestore.http.server.traffic import TRAFFIC, Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.http.wire import API
@@ -118,6 +119,10 @@ ROUTES = (
         can_be_signed=True,
         access=session_access,
     ),
+    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True),
+    Route("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE, is_transfer=True, continues=True),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
@@ -221,7 +226,9 @@ def make_app(
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
     app[KEPT_WORK] = KeptWork()
+    app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
+    app[TRAFFIC] = traffic
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
@@ -234,7 +241,7 @@ def make_app(
     )
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
-        async with health.running(), metrics.running(), upkeep(store), quotas.running():
+        async with health.running(), metrics.running(), upkeep(store), quotas.running(), reports.running():
             yield
 
     app.cleanup_ctx.extend([assembling, tending])

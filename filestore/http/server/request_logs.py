@@ -60,6 +60,8 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", "/v3/pipeline_files/initiate-multipart-upload"): "begin-upload",
         ("POST", "/v3/pipeline_files/presigned-url"): "sign-part",
         ("PUT", "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"): "put-part",
+        ("POST", "/v3/pipeline_files/uploads/{upload_id}/parts/{number}/copy"): "copy-part",
+        ("DELETE", "/v3/pipeline_files/uploads/{upload_id}"): "cancel-upload",
         ("POST", "/v3/pipeline_files/finalise-multipart-upload"): "finish-upload",
         ("POST", "/v4/files/presigned-post"): "sign-form",
         ("GET", "/v4/files/posts/{upload_id}"): "sign",

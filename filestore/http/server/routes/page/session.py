@@ -145,4 +145,6 @@ def _origin_of(url: str) -> tuple[str, str | None, int | None] | None:
         parsed = URL(url)
     except ValueError:
         return None
+    if parsed.user is not None:
+        return None  # no browser names a place so
     return parsed.scheme, parsed.host, parsed.port
