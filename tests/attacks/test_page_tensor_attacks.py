@@ -109,5 +109,5 @@ def test_a_comparison_reads_a_limited_part_of_the_content(home: Home, server: Ru
     assert 422 == answer.status
     [problem] = PageReader(answer).problems
     assert "The content to read for this comparison, in bytes, is " in problem
-    assert "the command filestore diff has no such limit" in problem
+    assert "The command filestore diff has no such limit" in problem
     assert f"of {count + 1:,} tensors" in page_text(visitor.get("/ui/tensors", id=paths[1]))

@@ -157,7 +157,8 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
     try:
         comparison = await compared(context, repository, old, new)
     except _REFUSALS as error:
-        return await _render(context, status=422, old=old, new=new, versions=versions, problem=_said(error))
+        is_large = isinstance(error, LimitExceeded)
+        return await _render(context, status=422, old=old, new=new, versions=versions, problem=str(error), is_large=is_large)
     shown = await in_cpu_thread(_Shown, comparison, old, new, show, number_in(context.request, "page"))
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
@@ -255,17 +256,12 @@ async def _inline(
     try:
         found = await compared(context, repository, old.at(row.path), new.at(row.path))
     except _REFUSALS as error:
-        return Inline(row.path, row.url, (), (), 0, _said(error))
+        return Inline(row.path, row.url, (), (), 0, str(error))
     tensors = found.tensors or ()
     rows = [_tensor_pair(each) for each in tensors if show == "all" or each.status is not Status.SAME]
     return Inline(
         row.path, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
     )
-
-
-def _said(error: Exception) -> str:
-    way_out = "; the command filestore diff has no such limit" if isinstance(error, LimitExceeded) else ""
-    return f"{error}{way_out}"
 
 
 async def _side(repository: LocalRepository, file_id: str, path: str, reference: str) -> Chosen | None:
@@ -296,7 +292,7 @@ async def _form_only(
 async def _render(context: RequestContext, *, status: int = 200, **values: object) -> web.StreamResponse:
     asked = context.request.query
     typed = {which: asked.get(f"{which}_ref", "") for which in ("old", "new")}
-    defaults = {"problem": "", "comparison": None, "shown": None, "show": "all", "inline": ()}
+    defaults = {"problem": "", "comparison": None, "shown": None, "show": "all", "inline": (), "is_large": False}
     page: dict[str, Any] = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
 
