@@ -25,6 +25,7 @@ from filestore.http.server.routes.page.names import show_names
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.space import show_space
 from filestore.http.server.routes.page.tensors import show_tensors
+from filestore.http.server.routes.page.upload import show_upload
 from filestore.http.server.routes.page.versions import show_versions
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
@@ -38,6 +39,7 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
 _page = partial(Route, access=session_access, dialect=as_pages)
 
 PAGE_ROUTES: tuple[Route, ...] = (
+    _page("GET", "/ui/upload", show_upload, Scope.WRITE),
     _page("GET", "/ui/tensors", show_tensors, Scope.READ),
     _page("GET", "/ui/compare", show_comparison, Scope.READ),
     _page("GET", "/ui/chunks", show_chunks, Scope.READ),
