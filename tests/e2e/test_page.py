@@ -386,7 +386,7 @@ def test_a_download_is_continued(
 @pytest.mark.parametrize(
     "path", ["weights", "absent", "../root", "/etc/passwd", "weights/../config.json", "nowhere", "a\0b", "x" * 5000]
 )
-def test_what_is_no_file_of_a_directory_is_not_found(visitor: Visitor, versions: list[Record], path: str) -> None:
+def test_what_a_directory_does_not_have_is_not_found(visitor: Visitor, versions: list[Record], path: str) -> None:
     """Also a folder, which has no content of its own."""
     reply = visitor.get("/ui/content?" + urlencode({"id": versions[1].id, "path": path}))
     read(reply, 404)
