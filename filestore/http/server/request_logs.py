@@ -82,11 +82,6 @@ ACTIONS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("PUT", "/api/lfs/objects/{oid}/{size}"): "upload",
         ("PUT", "/api/lfs/uploads/{upload_id}/{oid}/{size}/parts/{number}"): "put-part",
         ("POST", "/api/lfs/uploads/{upload_id}/{oid}/{size}"): "finish-upload",
-        ("GET", "/ui/content"): "read",
-        ("POST", "/ui/remove"): "remove",
-        ("POST", "/ui/label"): "set-label",
-        ("POST", "/ui/unlabel"): "remove-label",
-        ("POST", "/ui/link"): "make-link",
     }
 )
 """What the audit log calls the requests that read or change something. Others that are not GET or HEAD, such as those of a
