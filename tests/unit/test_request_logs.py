@@ -103,7 +103,7 @@ def test_a_line_of_the_audit_log() -> None:
 
 def test_each_route_that_changes_something_has_an_action() -> None:
     """The others are questions. So is every request of a route that is not known here, if it is a GET."""
-    for route in (*PAGE_ROUTES, *ROUTES):
+    for route in (*ROUTES, *PAGE_ROUTES):
         canonical = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)
         made = record(method=route.method, route=canonical)
         if route.method != "GET" or route.can_be_signed:
@@ -112,7 +112,7 @@ def test_each_route_that_changes_something_has_an_action() -> None:
         assert action_of(made) == action_of(
             record(method=route.method, route="/signed/{namespace}/{expires_at}/{signature}" + canonical)
         )
-    known = {(route.method, re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)) for route in (*PAGE_ROUTES, *ROUTES)}
+    known = {(route.method, re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)) for route in (*ROUTES, *PAGE_ROUTES)}
     assert ACTIONS.keys() | QUESTIONS <= known | {("GET", "/storage/{path}")}
     assert "POST /v4/runs" == action_of(record(method="POST", route="/v4/runs"))
     assert "" == action_of(record(method="GET", route="/v4/runs"))

@@ -119,10 +119,14 @@ ROUTES = (
         can_be_signed=True,
         access=session_access,
     ),
-    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
-    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True),
-    Route("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE, is_transfer=True, continues=True),
-    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True, access=session_access),
+    Route(
+        *("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE),
+        is_transfer=True,
+        continues=True,
+        access=session_access,
+    ),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True, access=session_access),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,

@@ -150,10 +150,19 @@ async def _label_form(
         short_id=commit.id[:SHORT_ID],
         label=label,
         kind=kind.value,
-        problem="" if error is None else sentence_of(context, error),
+        problem="" if error is None else _label_problem(context, error),
         may_move=isinstance(error, LabelExists) and permits(context, Scope.DELETE),
         back_url=name_url(name),
     )
+
+
+def _label_problem(context: RequestContext, error: FilestoreError) -> str:
+    sentence = sentence_of(context, error)
+    if isinstance(error, LabelExists):
+        # What `sentence_of` says is for commands, which have an option for it.
+        where = error.commit_id[:SHORT_ID]
+        return f"The commit {where} has this tag or branch already. Remove it there first, or choose another name."
+    return sentence
 
 
 async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

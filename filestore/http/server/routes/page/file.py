@@ -14,7 +14,7 @@ from filestore.core.commits import Label
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
-from filestore.errors import EntryNotFound, FilestoreError, NotFound
+from filestore.errors import EntryNotFound, FilestoreError, InvalidReference, NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.content import PATH_LIMIT, file_name
 from filestore.http.server.routes.page.rendering import render
@@ -130,9 +130,16 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
 
 
 def fetch_command(base_url: str, record: Record, path: str = "") -> str:
-    """Return the command that fetches a version, or a folder or a file of it, as a line for a shell."""
-    entry = f":{path}" if path else ""
-    return f"filestore fetch --url {shlex.quote(base_url)} {shlex.quote(record.id + entry)}"
+    """Return the command that fetches a version, or a folder or a file of it, as a line for a shell.
+
+    Return an empty text for a path that no reference can name, such as one with a line break.
+    """
+    reference = f"{record.id}:{path}" if path else record.id
+    try:
+        Reference.parse(reference)
+    except InvalidReference:
+        return ""
+    return f"filestore fetch --url {shlex.quote(base_url)} {shlex.quote(reference)}"
 
 
 def curl_command(base_url: str, record: Record) -> str:

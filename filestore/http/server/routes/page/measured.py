@@ -73,13 +73,13 @@ async def last_name_sizes(context: RequestContext, repository: LocalRepository) 
     last = context.request.app[MEASURING].last_usage(repository)
     if last is None or time.time_ns() // 1000 - last.measured_at > KEPT_SECONDS * 1_000_000:
         return None
-    return None if is_quick(last.kept) and last.kept != await repository.kept() else _name_sizes(last)
+    return None if is_quick(last.kept) and last.kept != await repository.kept() else name_sizes(last)
 
 
 async def measure_name_sizes(context: RequestContext, repository: LocalRepository) -> NameSizes:
     """Measure what each name adds. Raises StorageError."""
     measuring = context.request.app[MEASURING]
-    return _name_sizes(await measuring.usage(repository, grace_seconds=context.grace_seconds, name_limit=NAMES_KEPT))
+    return name_sizes(await measuring.usage(repository, grace_seconds=context.grace_seconds, name_limit=NAMES_KEPT))
 
 
 async def measure_versions(context: RequestContext, repository: LocalRepository, file_ids: Sequence[str]) -> dict[str, int]:
@@ -99,7 +99,8 @@ async def found(measuring: Awaitable[dict[str, int] | NameSizes | None]) -> Find
         return Finding(None, "What it adds to the disk could not be measured.")
 
 
-def _name_sizes(measured: MeasuredUsage) -> NameSizes:
+def name_sizes(measured: MeasuredUsage) -> NameSizes:
+    """Return what a measurement says about names."""
     names = measured.usage.names
     sizes = {usage.name: usage.own_size for usage in names}
     if len(names) == measured.usage.name_count:

@@ -28,6 +28,7 @@ from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.space import show_space
 from filestore.http.server.routes.page.tensors import show_tensors
 from filestore.http.server.routes.page.transfers import show_transfers
+from filestore.http.server.routes.page.upload import show_upload
 from filestore.http.server.routes.page.versions import show_versions
 from filestore.http.server.routes.page.welcome import show_welcome, sign_in, sign_out
 
@@ -46,6 +47,7 @@ PAGE_ROUTES: tuple[Route, ...] = (
     _page("GET", "/ui/unlink", ask_to_revoke, Scope.DELETE),
     _page("POST", "/ui/unlink", revoke, Scope.DELETE),
     _page("GET", "/ui/admin", show_admin, Scope.ADMIN, is_for_prefixes=False),
+    _page("GET", "/ui/upload", show_upload, Scope.WRITE),
     _page("GET", "/ui/tensors", show_tensors, Scope.READ),
     _page("GET", "/ui/compare", show_comparison, Scope.READ),
     _page("GET", "/ui/chunks", show_chunks, Scope.READ),
