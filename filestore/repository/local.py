@@ -506,10 +506,6 @@ class LocalRepository:
     async def records(self, *, limit: int = 1000, before: int | None = None) -> list[Record]:
         return await self._index.records(self._namespace, limit=limit, before=before, prefix=self.prefix)
 
-    async def record_count(self) -> int:
-        """Return how many records the namespace has, whatever their names. Those of the graphs of pipelines count."""
-        return (await self._index.usage(self._namespace)).record_count
-
     async def iter_records(self) -> AsyncGenerator[Record, None]:
         with listing_file() as file:
             await self.write_listing(file, ListingGrowth())

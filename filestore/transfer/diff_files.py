@@ -11,7 +11,7 @@ from filestore.core.manifest import Manifest
 from filestore.errors import InvalidInput
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_sides import ComparedFile, Side
-from filestore.transfer.diff_tensors import Status, has_same_bytes, has_same_chunks
+from filestore.transfer.diff_tensors import Status, Unclear, has_same_chunks, have_same_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,16 +66,15 @@ class FileComparison:
         """
         pairs = _pairs(self._before.files(), self._after.files())
         while batch := await in_cpu_thread(self._judged, pairs):
-            for mine, its, known in batch:
-                same = known
-                if same is None and mine is not None and its is not None and mine.start is not None and its.start is not None:
-                    # Neither chunks nor checksums can tell: whoever publishes a file can give it the checksum of another one.
-                    same = await has_same_bytes(self._before, mine.start, self._after, its.start, mine.size)
-                yield self._pair(mine, its, is_same=bool(same))
+            # Neither chunks nor checksums can tell: whoever publishes a file can give it the checksum of another one.
+            unclear = [each.same for each in batch if isinstance(each.same, Unclear)]
+            read = iter(await have_same_bytes(self._before, self._after, unclear))
+            for mine, its, same in batch:
+                yield self._pair(mine, its, is_same=next(read) if isinstance(same, Unclear) else same)
 
-    def _judged(self, pairs: _Pairs) -> list[tuple[ComparedFile | None, ComparedFile | None, bool | None]]:
+    def _judged(self, pairs: _Pairs) -> list[_Judged]:
         return [
-            (mine, its, mine is not None and its is not None and _is_same(self._before, mine, self._after, its))
+            _Judged(mine, its, mine is not None and its is not None and _is_same(self._before, mine, self._after, its))
             for mine, its in islice(pairs, _TOGETHER)
         ]
 
@@ -89,6 +88,12 @@ class FileComparison:
 
 
 _Pairs = Iterator[tuple[ComparedFile | None, ComparedFile | None]]
+
+
+class _Judged(NamedTuple):
+    mine: ComparedFile | None
+    its: ComparedFile | None
+    same: bool | Unclear
 
 
 def _pairs(before: Iterator[ComparedFile], after: Iterator[ComparedFile]) -> _Pairs:
@@ -108,8 +113,8 @@ def _pairs(before: Iterator[ComparedFile], after: Iterator[ComparedFile]) -> _Pa
             mine, its = next(before, None), next(after, None)
 
 
-def _is_same(before: Side, mine: ComparedFile, after: Side, its: ComparedFile) -> bool | None:
-    """Return whether two files are the same, or None if only their content can tell."""
+def _is_same(before: Side, mine: ComparedFile, after: Side, its: ComparedFile) -> bool | Unclear:
+    """Return whether two files are the same, or where their content is if only that can tell."""
     # A file that is compared alone has no permissions.
     is_other_mode = before.tree is not None and mine.is_executable is not its.is_executable
     has_checksums = mine.crc is not None and its.crc is not None
@@ -120,7 +125,7 @@ def _is_same(before: Side, mine: ComparedFile, after: Side, its: ComparedFile) -
             raise InvalidInput(f"{before.name} or {after.name} is compressed in its zip file; fetch it, and compare the file")
         return True
     same = has_same_chunks(before, mine.start, after, its.start, mine.size)
-    return None if has_checksums and not same else same
+    return Unclear(mine.start, its.start, mine.size) if same is None or (has_checksums and not same) else same
 
 
 class NewBytes:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from filestore.core.batches import batched_by_size
 from filestore.format.tensors import Tensor
 from filestore.transfer.diff_sides import ComparedFile, Part, Side
 from filestore.transfer.stored_tensors import TensorFile, read_tensors
 
 TENSOR_SUFFIXES = (".safetensors", ".gguf")
 """The ends of the names of files whose tensors are compared."""
+_TOGETHER = 1024
+"""Small ranges that are read together."""
 _STEP = 4 << 20
 """Bytes of both contents that are read and compared together."""
 
@@ -71,8 +74,31 @@ def has_same_chunks(before: Side, start: int, after: Side, other: int, size: int
     return True if mine == its else False if before.manifest.chunking_version == after.manifest.chunking_version else None
 
 
-async def has_same_bytes(before: Side, start: int, after: Side, other: int, size: int) -> bool:
-    """Read two ranges up to the first difference, and return whether there is none. Raises what a read of a side raises."""
+class Unclear(NamedTuple):
+    """Two ranges of the same size, of which the chunks do not tell whether they are the same."""
+
+    start: int
+    """Where it begins in the old side."""
+    other: int
+    """Where it begins in the new side."""
+    size: int
+
+
+async def have_same_bytes(before: Side, after: Side, ranges: Sequence[Unclear]) -> list[bool]:
+    """Read ranges of two sides, small ones together, and return which are the same. Raises what a read of a side raises."""
+    found: list[bool] = []
+    for group in batched_by_size(ranges, lambda each: each.size, limit=_STEP, count_limit=_TOGETHER):
+        if group[0].size > _STEP:
+            found.append(await _has_same_bytes(before, group[0].start, after, group[0].other, group[0].size))
+            continue
+        mine, its = ([bytearray(each.size) for each in group] for _ in range(2))
+        await before.content.read_into([(each.start, memoryview(data)) for each, data in zip(group, mine, strict=True)])
+        await after.content.read_into([(each.other, memoryview(data)) for each, data in zip(group, its, strict=True)])
+        found += [one == other for one, other in zip(mine, its, strict=True)]
+    return found
+
+
+async def _has_same_bytes(before: Side, start: int, after: Side, other: int, size: int) -> bool:
     for at in range(0, size, _STEP):
         step = min(_STEP, size - at)
         mine, its = bytearray(step), bytearray(step)
@@ -103,8 +129,8 @@ async def _tensor_differences(old: _Opened, new: _Opened) -> AsyncIterator[Tenso
                 unclear.append((mine, its))
             else:
                 yield TensorDifference(name, Status.SAME if same else Status.CHANGED, mine, its)
-    for mine, its in unclear:
-        same = await has_same_bytes(before, start + mine.offset, after, other + its.offset, mine.size)
+    ranges = [Unclear(start + mine.offset, other + its.offset, mine.size) for mine, its in unclear]
+    for (mine, its), same in zip(unclear, await have_same_bytes(before, after, ranges), strict=True):
         yield TensorDifference(its.name, Status.SAME if same else Status.CHANGED, mine, its)
     for name, mine in old_file.tensors.items():
         if name not in new_file.tensors:

@@ -87,7 +87,7 @@ class StoredRanges:
             if kept is None:
                 absent.append(number)
             else:
-                writer.write(number, memoryview(kept))
+                writer.write(number, memoryview(kept), kept=kept)
         if self._limit is not None:
             self._limit.take(sum(map(self._manifest.chunks.size_at, absent)))
         batches = batched_by_size(absent, self._manifest.chunks.size_at, limit=READ_SIZE, count_limit=READ_COUNT)
@@ -149,7 +149,8 @@ class _Writer:
         numbers = (number for place in range(len(self._pieces)) for number in self._content.chunks_in(*self._span(place)))
         return (number for number, _ in groupby(numbers))
 
-    def write(self, number: int, content: memoryview) -> None:
+    def write(self, number: int, content: memoryview, *, kept: bytes | None = None) -> None:
+        """Copy a chunk. `kept` is its content if it was kept before, so that it need not be copied to be kept again."""
         start, stop = self._content.bounds(number)
         wanted = 0
         for place in range(max(bisect_right(self._starts, start) - 1, 0), bisect_left(self._starts, stop)):
@@ -160,7 +161,7 @@ class _Writer:
                 wanted += last - first
         if wanted < stop - start or number == self._last:
             with self._lock:
-                self.kept[number] = bytes(content)
+                self.kept[number] = bytes(content) if kept is None else kept
                 if len(self.kept) > KEPT_COUNT:
                     del self.kept[min(self.kept)]
 

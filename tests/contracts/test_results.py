@@ -19,7 +19,8 @@ from filestore.errors import CollectionHeld, StorageError
 from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import CheckCounts, ReadPlan, check
-from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.collect import Collection, CollectionReport, Freed
+from filestore.repository.maintenance.collection_plan import TASK
 from filestore.repository.maintenance.hold import hold_collection
 from filestore.repository.maintenance.repair import repair
 from filestore.repository.maintenance.results import (
@@ -28,6 +29,7 @@ from filestore.repository.maintenance.results import (
     Outcome,
     ResultKind,
     TaskResult,
+    collection_results,
     keep_result,
     results_of,
 )
@@ -43,7 +45,8 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from filestore.backends import open_backend
-from filestore.repository.maintenance.collect import Collection
+from filestore.repository.maintenance.collect import Collection, CollectionReport, Freed
+from filestore.repository.maintenance.collection_plan import TASK
 
 async def collect():
     store, index = await open_backend(Path(sys.argv[1]))
@@ -127,6 +130,26 @@ async def test_a_collection_keeps_what_it_freed(index: Index, clock: Clock) -> N
     assert dry.freed == report.freed
     assert report.freed.size == last.facts["freed_size"] > 0
     assert (3, 2) == (last.facts["freed_count"], last.facts["kept_count"])  # two chunks and a manifest
+
+
+async def test_what_an_earlier_version_kept_is_known(index: Index) -> None:
+    """It kept the report of the last collection that came to its end, and no others."""
+    report = CollectionReport(N, removed_files=Freed(2, 30), old_versions=4, kept=Freed(5, 60)).as_json()
+    async with index.transaction(N) as transaction:
+        await transaction.set_task_state(N, TASK, {"started_at": 1_000_000, "ended_at": 2_000_000, "report": report})
+    last, complete = await collection_results(index, N)
+    assert last is not None
+    assert (last, 1.0, Outcome.COMPLETE) == (complete, last.seconds, last.outcome)
+    expected = {"freed_count": 2, "freed_size": 30, "waiting_count": 0, "waiting_size": 0}
+    assert {**expected, "kept_count": 5, "kept_size": 60, "old_versions": 4} == last.facts
+    await keep_result(index, N, ResultKind.COLLECTION, FAILED)
+    assert LastResults(FAILED, complete) == await collection_results(index, N)
+    await keep_result(index, N, ResultKind.COLLECTION, ATTEMPT)
+    assert LastResults(ATTEMPT, ATTEMPT) == await collection_results(index, N)
+    async with index.transaction(N) as transaction:
+        await transaction.set_task_state(N, ResultKind.COLLECTION, None)
+        await transaction.set_task_state(N, TASK, {"cursor": "x", "ended_at": 5, "started_at": 1, "report": []})
+    assert LastResults() == await collection_results(index, N)
 
 
 async def test_a_collection_that_is_held_or_stopped_says_so(index: Index) -> None:

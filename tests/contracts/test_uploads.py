@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
+from unittest.mock import Mock, PropertyMock
 
 import pytest
 from blake3 import blake3
@@ -26,11 +27,11 @@ from filestore.errors import (
 )
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http.server.lfs_objects import LfsObject
-from filestore.http.server.routes.sdk import assembly
+from filestore.http.server.routes.sdk import assembly, copies
 from filestore.http.server.routes.sdk.assembly import Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
-from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart
 from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import Cut, ServedUpload, UploadStore
@@ -39,9 +40,10 @@ from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores.memory import MemoryStore
+from filestore.repository.stores.memory import MemoryStore, NoSpaceClaim
 from filestore.system.buffers import Budget
 from filestore.system.threads import in_disk_thread
+from filestore.transfer.push import send
 from tests.support.temporary_objects import MemoryObjects
 
 FINISHED = FinishedUpload.of(["a-tag"], "file_x")
@@ -348,7 +350,7 @@ async def test_who_cuts_is_asked_to_stop(servers: Servers) -> None:
     assert await other.is_stop_requested()
 
 
-async def test_a_stop_is_no_use_of_an_upload(servers: Servers) -> None:
+async def test_a_stop_does_not_keep_an_upload(servers: Servers) -> None:
     """Only bytes that arrive keep it."""
     upload = await begun(servers)
     idle_seconds = 0
@@ -492,8 +494,46 @@ async def test_an_end_that_waited_for_a_cancel(servers: Servers, tmp_path: Path)
     assert [] == await servers.mine.records()
 
 
+async def test_a_cancel_at_a_server_without_the_lock(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose lock was lost goes on to the end, and sees there that the upload is gone. Nothing is recorded."""
+    upload = await begun(servers)
+    part = await kept(upload, 1, b"content")
+
+    async def send_and_cancel(repository: LocalRepository, content: PartsContent) -> None:
+        await send(repository, content)
+        await (await servers.two.find(upload.id, namespace="mine")).cancel()
+
+    monkeypatch.setattr(assembly, "send", send_and_cancel)
+    one = assembly_at(servers.one, servers, tmp_path)
+    with pytest.raises(UploadNotFound):
+        await one.finish(upload, servers.mine, {1: part.tag}, trees=SharedTrees(wait_seconds=60))
+    assert [] == await servers.mine.records()
+
+
+async def test_nobody_waits_for_a_copy(servers: Servers) -> None:
+    """A copy ends when its client has gone, and nothing of it is kept."""
+    upload, asked = await begun(servers), []
+
+    async def pieces() -> AsyncIterator[memoryview]:
+        for piece in (b"con", b"tent"):
+            asked.append(piece)
+            yield memoryview(piece)
+
+    source = copies._Source("file_x", range(7), blake3(b"content").hexdigest())
+    content = Mock(pieces=pieces)
+    context = Mock(check_upload_size=nothing)
+    type(context).transport = PropertyMock(side_effect=[Mock(), ConnectionError])
+    with pytest.raises(ConnectionError):
+        await copies._copied(context, content, source, upload=upload, number=1, space=NoSpaceClaim())
+    assert [b"con", b"tent"] == asked
+    assert [] == await upload.parts()
+    type(context).transport = PropertyMock()
+    part = await copies._copied(context, content, source, upload=upload, number=1, space=NoSpaceClaim())
+    assert [part.tag] == [each.tag for each in await upload.parts()]
+
+
 async def test_a_cancel_on_a_full_disk(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no space even for the request to stop. The cancel makes space."""
+    """The request to stop finds no space. The cancel makes some."""
     upload = await begun(servers)
 
     async def request_stop() -> None:
@@ -546,6 +586,7 @@ async def test_unfinished_uploads_are_listed(servers: Servers) -> None:
     assert {first.id, second.id, their.id} == {upload.id for upload in (await servers.two.unfinished(None, limit=9)).uploads}
     shown, left_out = await servers.two.unfinished(None, limit=2)
     assert (2, 1) == (len(shown), left_out)
+    assert [second.id] == [upload.id for upload in (await servers.two.unfinished("mine", prefix="sec", limit=9)).uploads]
     await first.save_first(FINISHED)
     await servers.one.discard(second)
     assert UnfinishedUploads([]) == await servers.two.unfinished("mine", limit=9)

@@ -51,6 +51,7 @@ PAGES = {
     "space": Visit("/ui/space", (), "By name"),
     "transfers": Visit("/ui/transfers"),
     "links": Visit("/ui/links"),
+    "unlink": Visit("/ui/unlink", (("id", "link"),), scope="delete"),
     "server": Visit("/ui/admin", scope="admin"),
     "upload": Visit("/ui/upload", scope="write"),
     "label": Visit("/ui/label", _VERSION, scope="write"),

@@ -123,7 +123,7 @@ async def test_a_prefix_shows_only_its_names(repository: LocalRepository) -> Non
 
 
 async def test_a_repository_returns_both(repository: LocalRepository) -> None:
-    """One measurement gives the usage and the curve. Without a version there is no point."""
+    """One measurement gives the usage and the curve, which has no point without a version."""
     space = await repository.space(grace_seconds=0)
     assert await repository.usage(grace_seconds=0) == space.usage
     assert space.usage.needed_size == space.growth.points[-1].stored_size

@@ -214,7 +214,7 @@ def test_metadata_is_bounded(make: Callable[..., bytes]) -> None:
     assert len(TENSORS) == len(table.tensors)
 
 
-def test_metadata_that_is_no_text() -> None:
+def test_metadata_of_other_types() -> None:
     """Values of another type than the format permits are left out, and halves of surrogate pairs are replaced."""
     content = header_of({"__metadata__": {"a": 1, "b": None, "c": [1], "d": "\ud800", "dtype": "x"}}, b"")
     assert {"d": "?", "dtype": "x"} == parse_tensors(content, name="x").metadata

@@ -19,7 +19,7 @@ from filestore.errors import FilestoreError, Unauthorized, UrlRefused, redact_se
 from filestore.http.limits import ServerLimits
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
-from filestore.http.server.context import RequestContext
+from filestore.http.server.context import LIMITS, RequestContext
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
@@ -119,10 +119,14 @@ ROUTES = (
         can_be_signed=True,
         access=session_access,
     ),
-    Route("PUT", multipart.PART_PATH, multipart.put_part, Scope.WRITE, is_transfer=True, continues=True, can_be_signed=True),
-    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True),
-    Route("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE, is_transfer=True, continues=True),
-    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True, access=session_access),
+    Route(
+        *("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE),
+        is_transfer=True,
+        continues=True,
+        access=session_access,
+    ),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True, access=session_access),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
@@ -229,6 +233,7 @@ def make_app(
     app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
     app[TRAFFIC] = traffic
+    app[LIMITS] = limits
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
@@ -481,6 +486,7 @@ class RequestAuthenticator:
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
+            index=self._index,
             throttle=throttle_of(request),
         )
 

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import web
@@ -21,6 +21,9 @@ from filestore.repository.index.protocol import NamespaceUsage
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import Usage
 from filestore.system.threads import SingleFlight
+
+if TYPE_CHECKING:  # it imports numpy, which is heavy
+    from filestore.repository.maintenance.growth import Space
 
 T = TypeVar("T")
 
@@ -78,14 +81,30 @@ class Measuring:
 
         question = "usage", grace_seconds, name_limit, repository.prefix
         measured = await self.share(repository.namespace, question, measure)
+        self._keep(repository, measured)
+        return measured
+
+    async def space(self, repository: LocalRepository, *, grace_seconds: float, name_limit: int) -> tuple[Space, int]:
+        """Do what `usage` does, and measure how the namespace has grown. Return both, and when, in microseconds since 1970."""
+
+        async def measure() -> tuple[Space, MeasuredUsage]:
+            kept, now = await repository.kept(), time.time_ns() // 1000
+            space = await repository.space(grace_seconds=grace_seconds, name_limit=name_limit)
+            return space, MeasuredUsage(space.usage, kept, now)
+
+        question = "space", grace_seconds, name_limit, repository.prefix
+        space, measured = await self.share(repository.namespace, question, measure)
+        self._keep(repository, measured)
+        return space, measured.measured_at
+
+    def _keep(self, repository: LocalRepository, measured: MeasuredUsage) -> None:
         if measured.usage.name_count > len(measured.usage.names) < NAMES_KEPT:
-            return measured  # a page would show less by it
+            return  # a page would show less by it
         key = repository.namespace, repository.prefix
         self._usages[key] = measured
         self._usages.move_to_end(key)
         if len(self._usages) > USAGES_LIMIT:
             self._usages.popitem(last=False)
-        return measured
 
     def last_usage(self, repository: LocalRepository) -> MeasuredUsage | None:
         """Return what this process has measured last of what a repository sees. It may not hold any more."""

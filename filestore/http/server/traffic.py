@@ -48,11 +48,13 @@ class _Transfer:
 
     began: float
     size_before: int
-    """Bytes that the connection had moved when the transfer began."""
+    """Bytes that the connection had moved for transfers before this one."""
     record: RequestRecord
     """Its last request."""
     running: int = 0
     ended: float = 0.0
+    size_after: int = 0
+    """Bytes that the connection had moved when its last request ended."""
 
     @property
     def what(self) -> str:
@@ -246,7 +248,9 @@ class Traffic:
         now, record = time.monotonic(), record_of(request)
         transfer = self._transfers.get(connection)
         if transfer is None or not self._is_under_way(connection, transfer):
-            transfer = self._transfers[connection] = _Transfer(now, _moved_by(connection), record)
+            # The first bytes of this request are there already, so what has moved by now is too much.
+            size_before = 0 if transfer is None else transfer.size_after
+            transfer = self._transfers[connection] = _Transfer(now, size_before, record)
         transfer.running += 1
         transfer.record = record
         if self._telling is None:
@@ -256,6 +260,7 @@ class Traffic:
         finally:
             transfer.running -= 1
             transfer.ended = time.monotonic()
+            transfer.size_after = _moved_by(connection)
 
     def all_transfers(self) -> CurrentTransfers:
         """Return what all processes of the server transfer now. Of the others it may be a second old."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from filestore.core.timestamps import LAST_MOMENT
 from filestore.errors import FilestoreError
 from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.collection_plan import TASK
 
 NO_NAMESPACE = ""
 """Stands for the index as a whole, which a check looks at first."""
@@ -94,6 +95,15 @@ async def results_of(index: Index, namespace: str, kind: ResultKind) -> LastResu
     return LastResults(_parsed(state.get("last")), _parsed(state.get("complete")))
 
 
+async def collection_results(index: Index, namespace: str) -> LastResults:
+    """Return what is kept of collections, also what an earlier version kept: that of the last one that came to its end."""
+    found = await results_of(index, namespace, ResultKind.COLLECTION)
+    if found.complete is not None:
+        return found
+    earlier = _of_earlier_version(await index.task_state(namespace, TASK) or {})
+    return LastResults(found.last or earlier, earlier)
+
+
 async def keep_result(index: Index, namespace: str, kind: ResultKind, result: TaskResult) -> None:
     """Keep the result of an attempt in place of the last one. Raises StorageError, StorageFull, Busy."""
     async with index.transaction(namespace or None) as transaction:
@@ -141,6 +151,17 @@ def _parsed(values: Any) -> TaskResult | None:
         return None
     numbers = {name: value for name, value in facts.items() if type(value) is int and 0 <= value < _NUMBER_LIMIT}
     return TaskResult(began_at=began_at, ended_at=ended_at, outcome=outcome, error=error[:ERROR_LIMIT], facts=numbers)
+
+
+def _of_earlier_version(state: dict[str, Any]) -> TaskResult | None:
+    began_at, ended_at, report = _moment(state.get("started_at")), _moment(state.get("ended_at")), state.get("report")
+    if began_at is None or ended_at is None or not isinstance(report, dict):
+        return None
+    parts = {name: report[name] for name in ("freed", "waiting", "kept") if isinstance(report.get(name), dict)}
+    facts = {f"{name}_{key}": part.get(key) for name, part in parts.items() for key in ("count", "size")}
+    facts["old_versions"] = report.get("old_versions")
+    values = {"began_at": began_at, "ended_at": ended_at, "outcome": "complete", "error": "", "facts": facts}
+    return _parsed(values)
 
 
 def _moment(value: Any) -> int | None:

@@ -47,7 +47,7 @@ class Encoding(IntEnum):
     """How the frame of a chunk is encoded, as far as it is known.
 
     The first ones are those of `Codec`. ENCODED: by a codec that saves space, of which only the size of the frame is known.
-    UNKNOWN: nobody has looked at the frame. MISSING: there is no frame.
+    UNKNOWN: nobody has looked at the frame. MISSING: the frame is gone.
     """
 
     RAW = Codec.RAW

@@ -14,7 +14,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
 from filestore.http.server.routes.page.paging import Paging, page_asked
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.reports import REFRESH, REPORTS
+from filestore.http.server.routes.page.reports import REFRESH, REPORTS, state_of
 from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 
@@ -37,8 +37,8 @@ _SHARING = (
 _ENCODINGS = (
     ("raw", "not compressed"),
     ("zstd", "zstd"),
-    ("planes2", "planes of 2-byte numbers, zstd"),
-    ("planes4", "planes of 4-byte numbers, zstd"),
+    ("planes2", "planes of 2 bytes, zstd"),
+    ("planes4", "planes of 4 bytes, zstd"),
     ("encoded", "compressed, codec not read"),
     ("unknown", "not looked at"),
     ("missing", "missing"),
@@ -99,8 +99,9 @@ async def _report(context: RequestContext, repository: LocalRepository, record: 
 
     app, namespace = context.request.app, repository.namespace
     make = partial(make_chunk_report, repository, record, Reading.of(context))
+    question = ("chunks", record.id, repository.prefix, await state_of(repository))
     try:
-        return await app[REPORTS].get(namespace, ("chunks", record.id, repository.prefix), app[MEASURING].run(namespace, make))
+        return await app[REPORTS].get(namespace, question, app[MEASURING].run(namespace, make))
     except NotFound:
         # Its content was removed meanwhile. The record says so, if it is gone too.
         await repository.record(Reference(id=record.id))

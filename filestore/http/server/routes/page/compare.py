@@ -150,14 +150,15 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
         raise InvalidInput(f"show is {show!r}; allowed are {', '.join(SHOWN)}")
     if old is None or new is None:
         return await _form_only(context, repository, found=new or old)
-    if asked.get("old_ref", "").strip() or asked.get("new_ref", "").strip():
+    if "old_ref" in asked or "new_ref" in asked:
         return see_other(url_of(old, new, show=asked.get("show")))
     context.noted.note_record(new.record)
     versions = await _versions(repository, new.record)
     try:
         comparison = await compared(context, repository, old, new)
     except _REFUSALS as error:
-        return await _render(context, status=422, old=old, new=new, versions=versions, problem=str(error))
+        is_large = isinstance(error, LimitExceeded)
+        return await _render(context, status=422, old=old, new=new, versions=versions, problem=str(error), is_large=is_large)
     shown = await in_cpu_thread(_Shown, comparison, old, new, show, number_in(context.request, "page"))
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
@@ -291,7 +292,7 @@ async def _form_only(
 async def _render(context: RequestContext, *, status: int = 200, **values: object) -> web.StreamResponse:
     asked = context.request.query
     typed = {which: asked.get(f"{which}_ref", "") for which in ("old", "new")}
-    defaults = {"problem": "", "comparison": None, "shown": None, "show": "all", "inline": ()}
+    defaults = {"problem": "", "comparison": None, "shown": None, "show": "all", "inline": (), "is_large": False}
     page: dict[str, Any] = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
 

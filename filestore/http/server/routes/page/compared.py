@@ -62,7 +62,7 @@ async def choose_compared(repository: LocalRepository, record: Record) -> Compar
     chosen = list(by_content.values())[:COMPARED_LIMIT]
     records = sorted([record, *chosen], key=_moment)
     places = {each.id: place for place, each in enumerate(records)}
-    total = None if repository.prefix else await repository.record_count()
+    total = None if repository.prefix else (await repository.kept()).record_count
     counts = [0 if each.id == record.id else len(ids[each.digest]) for each in records]
     return Compared(records, [places[each.id] for each in chosen], counts, places[record.id], total)
 

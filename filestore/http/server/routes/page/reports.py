@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 from aiohttp import web
 
 from filestore.errors import Busy
+from filestore.http.server.routes.page.measured import is_quick
+from filestore.repository.index.protocol import NamespaceUsage
+from filestore.repository.local import LocalRepository
 from filestore.system.clock import elapsed_seconds
 
 T = TypeVar("T")
@@ -119,6 +122,15 @@ class Reports:
         work = self._reports.pop(key).work
         if not work.cancelled():
             work.exception()  # read, so that the loop does not report it as lost
+
+
+async def state_of(repository: LocalRepository) -> NamespaceUsage | None:
+    """Return what a small namespace keeps, as a part of a question: while that is the same, a report holds.
+
+    Return None for a large one, whose report is not made again because something has changed.
+    """
+    kept = await repository.kept()
+    return kept if is_quick(kept) else None
 
 
 REPORTS = web.AppKey("reports", Reports)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,8 +12,8 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
 from filestore.http.server.routes.page.paging import Paging, page_asked
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.reports import REFRESH, REPORTS
-from filestore.http.server.routes.page.space_chart import draw_curves
+from filestore.http.server.routes.page.reports import REFRESH, REPORTS, state_of
+from filestore.http.server.routes.page.space_chart import Curves, draw_curves
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import QuotaUse
 
@@ -24,6 +24,7 @@ NAMES_LIMIT = 1000
 """How many names the report has: those that take the most."""
 NAMES_AT_ONCE = 50
 """The names on one page."""
+_DETAIL_RATIO = 4
 
 _SPAN_FORMATS = {
     "minute": "%Y-%m-%d %H:%M",
@@ -51,6 +52,14 @@ class _Interval(NamedTuple):
     point: GrowthPoint
 
 
+class _Chart(NamedTuple):
+    title: str
+    top: int
+    """Bytes that the upper edge stands for."""
+    areas: list[tuple[str, str, str]]
+    """The class of each area, what it is, and its path."""
+
+
 class _Limit(NamedTuple):
     """A limit of the namespace, and what counts for it."""
 
@@ -76,7 +85,7 @@ async def show_space(context: RequestContext, repository: LocalRepository) -> we
         made_at=report.made_at,
         paging=paging,
         names=usage.names[paging.start : paging.stop],
-        curves=draw_curves([point[2:] for point in growth.points]),
+        charts=_charts(growth),
         intervals=_intervals(growth),
         first_begins=_begins(growth, growth.points[0]) if growth.points else "",
         last_begins=_begins(growth, growth.points[-1]) if growth.points else "",
@@ -88,13 +97,10 @@ async def show_space(context: RequestContext, repository: LocalRepository) -> we
 
 async def _report(context: RequestContext, repository: LocalRepository) -> _Report | None:
     app, namespace, grace_seconds = context.request.app, repository.namespace, context.grace_seconds
-
-    async def measure() -> _Report:
-        space = await repository.space(grace_seconds=grace_seconds, name_limit=NAMES_LIMIT)
-        return _Report(space, time.time_ns() // 1000)
-
-    question = ("space", repository.prefix, grace_seconds)
-    return await app[REPORTS].get(namespace, question, app[MEASURING].run(namespace, measure))
+    question = ("space", repository.prefix, await state_of(repository))
+    work = app[MEASURING].space(repository, grace_seconds=grace_seconds, name_limit=NAMES_LIMIT)
+    found = await app[REPORTS].get(namespace, question, work)
+    return None if found is None else _Report(*found)
 
 
 def _intervals(growth: Growth) -> list[_Interval]:
@@ -107,6 +113,21 @@ def _intervals(growth: Growth) -> list[_Interval]:
             rows.append(_Interval(_begins(growth, point), added, point.logical_size - size, point.stored_size - stored, point))
         count, size, stored = point.version_count, point.logical_size, point.stored_size
     return rows[::-1]
+
+
+def _charts(growth: Growth) -> list[_Chart]:
+    """Return a chart of all curves, and one without the content where that leaves no height for the others."""
+    styles = (("logical", "content of all versions"), ("distinct", "different chunks"), ("stored", "stored"))
+    whole = draw_curves([point[2:] for point in growth.points])
+    charts = [_Chart("All versions and what they take", whole.top, _areas(styles, whole))]
+    detail = draw_curves([point[3:] for point in growth.points])
+    if detail.top * _DETAIL_RATIO < whole.top:
+        charts.append(_Chart("Only what they take", detail.top, _areas(styles[1:], detail)))
+    return charts
+
+
+def _areas(styles: Sequence[tuple[str, str]], curves: Curves) -> list[tuple[str, str, str]]:
+    return [(style, words, area) for (style, words), area in zip(styles, curves.areas, strict=True)] if curves.areas else []
 
 
 def _begins(growth: Growth, point: GrowthPoint) -> str:

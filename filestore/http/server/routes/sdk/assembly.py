@@ -308,9 +308,11 @@ class Assembly:
         self, upload: ServedUpload, repository: LocalRepository, content: PartsContent, *, kind: Kind, trees: SharedTrees
     ) -> Record:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
+            await send(repository, content)
             if kind is Kind.DIRECTORY:
-                await send(repository, content)
                 await trees.check(repository, await in_cpu_thread(content.manifest))
+            # Where there are no locks, or this process has lost its own, somebody may have cancelled the upload meanwhile.
+            await self.find(upload.id, repository)
             return await send_and_commit(repository, content, name=upload.name, kind=kind)
 
     async def _resumed(self, upload: ServedUpload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:

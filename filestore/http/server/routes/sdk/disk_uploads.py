@@ -121,8 +121,8 @@ class DiskUploads:
         await in_disk_thread(uploads.expire, self.place, idle_seconds=idle_seconds, limit_seconds=limit_seconds)
         await in_disk_thread(expire_objects, self.place, idle_seconds=idle_seconds)
 
-    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
-        return await in_disk_thread(in_folder, self.place, namespace, limit=limit)
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        return await in_disk_thread(in_folder, self.place, namespace, prefix=prefix, limit=limit)
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         await in_disk_thread(uploads.remove_all, self.place, namespaces)

@@ -135,8 +135,8 @@ class ObjectUploads:
             left = [await self._expire_namespace(namespace, ages) for namespace in await self.objects.folders("")]
             await note_totals(self.index, sum_of(*left))
 
-    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
-        return await in_objects(self.objects, namespace, limit=limit)
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        return await in_objects(self.objects, namespace, prefix=prefix, limit=limit)
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         for namespace in namespaces:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from filestore.http.server.context import spooling
 from filestore.http.server.upload_quota import DESCRIPTION_NAME, INCOMING_NAME, PART_NAME, UPLOAD_ID
 from filestore.repository.stores.temporary import TemporaryObject, TemporaryObjects
+from filestore.system.threads import task_group
 
 FINISHED_NAME = "finished.json"
 PARTS_NAME = "parts"
@@ -42,17 +43,20 @@ class UnfinishedUploads(NamedTuple):
     left_out: int = 0
 
 
-def in_folder(folders: Path, namespace: str | None, *, limit: int) -> UnfinishedUploads:
+def in_folder(folders: Path, namespace: str | None, *, prefix: str, limit: int) -> UnfinishedUploads:
     """Return the uploads in the folder of all of them. Blocks. Raises StorageError. None means all namespaces.
 
     The folder of each upload is looked at, and the files of those that are returned.
     """
     with spooling():
-        return _newest(_described(folders, namespace), limit=limit)
+        return _newest(_described(folders, namespace, prefix), limit=limit)
 
 
-async def in_objects(objects: TemporaryObjects, namespace: str | None, *, limit: int) -> UnfinishedUploads:
-    """Return the uploads in an object store, whose objects are listed. Raises StorageError, Busy. None means all namespaces."""
+async def in_objects(objects: TemporaryObjects, namespace: str | None, *, prefix: str, limit: int) -> UnfinishedUploads:
+    """Return the uploads in an object store, whose objects are listed. Raises StorageError, Busy. None means all namespaces.
+
+    With a `prefix`, only the `limit` uploads that were used last are looked at, whatever their names are.
+    """
     found: list[tuple[str, str, list[TemporaryObject]]] = []
     for each in await objects.folders("") if namespace is None else [namespace]:
         uploads: dict[str, list[TemporaryObject]] = {}
@@ -62,20 +66,22 @@ async def in_objects(objects: TemporaryObjects, namespace: str | None, *, limit:
                 uploads.setdefault(upload_id, []).append(known)
         found += [(each, upload_id, of_upload) for upload_id, of_upload in uploads.items() if _is_open(of_upload)]
     newest = heapq.nlargest(limit, found, key=lambda upload: _put_at(upload[2]))
-    described = [await _of_objects(objects, each, upload_id, of_upload) for each, upload_id, of_upload in newest]
-    return UnfinishedUploads([upload for upload in described if upload is not None], len(found) - len(newest))
+    async with task_group() as group:
+        tasks = [group.create_task(_of_objects(objects, *each)) for each in newest]
+    described = [upload for task in tasks if (upload := task.result()) is not None and upload.name.startswith(prefix)]
+    return UnfinishedUploads(described, 0 if prefix else len(found) - len(newest))
 
 
-def _described(folders: Path, namespace: str | None) -> Iterable[tuple[int, Path, dict[str, str]]]:
+def _described(folders: Path, namespace: str | None, prefix: str) -> Iterable[tuple[int, Path, dict[str, str]]]:
     """Yield when the folder of each upload changed, where it is, and its description."""
     with suppress(FileNotFoundError), os.scandir(folders) as entries:
         for entry in entries:
             # Another process may remove it at the same time.
-            with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
                 folder = Path(entry.path)
                 if UPLOAD_ID.match(entry.name) and not (folder / FINISHED_NAME).exists():
                     described = json.loads((folder / DESCRIPTION_NAME).read_bytes())
-                    if namespace in (None, described["namespace"]):
+                    if namespace in (None, described["namespace"]) and described["name"].startswith(prefix):
                         yield entry.stat(follow_symlinks=False).st_mtime_ns, folder, described
 
 

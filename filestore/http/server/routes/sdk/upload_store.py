@@ -147,8 +147,11 @@ class UploadStore(Protocol):
         LFS objects that arrived more than `idle_seconds` ago are forgotten too. Raises OSError.
         """
 
-    async def unfinished(self, namespace: str | None, *, limit: int) -> UnfinishedUploads:
-        """Return the uploads of a namespace, or of all, that are not finished: at most `limit`, those used last first."""
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        """Return the uploads of a namespace, or of all, that are not finished: at most `limit`, those used last first.
+
+        Only those whose names begin with `prefix`.
+        """
 
     async def remove_all(self, namespaces: Collection[str]) -> None:
         """Remove all uploads of these namespaces, except those that are locked. Raises OSError."""
