@@ -70,6 +70,8 @@ class Library(NamedTuple):
     new_folder: str
     other: str
     """The id of `OTHER`."""
+    link: str
+    """The id of a link to the model."""
 
     @property
     def url(self) -> str:
@@ -165,9 +167,8 @@ def _library(folder: Path, model: Path) -> Iterator[Library]:
         push(model / "config.json", OWNED, "with an owner")
         (folder / OTHER).write_bytes(octets(7, 70_000))
         other = push(folder / OTHER, OTHER, "of somebody else")
-        linked = home.run("link", MODEL, "--for", "2h", environ=environ)
-        assert 0 == linked.returncode, linked.stderr
-        yield Library(home, server, tokens, old, new, old_folder, new_folder, other)
+        link = home.result("link", MODEL, "--for", "2h", "--quiet", environ=environ)["id"]
+        yield Library(home, server, tokens, old, new, old_folder, new_folder, other, link)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ PAGES = {
     "chunks": Visit("/ui/chunks", (("id", "new"),), "The picture"),
     "chunks-directory": Visit("/ui/chunks", (("id", "new_folder"),), "The picture"),
     "space": Visit("/ui/space", (), "By name"),
+    "unlink": Visit("/ui/unlink", (("id", "link"),), scope="delete"),
     "transfers": Visit("/ui/transfers"),
     "links": Visit("/ui/links"),
     "server": Visit("/ui/admin", scope="admin"),
