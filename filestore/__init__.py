@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from filestore.format.zip.read import ZipLimits
     from filestore.repository.protocol import Repository
     from filestore.transfer.copy import CopyPlan, CopyResult, copy, plan_copy
-    from filestore.transfer.diff import Difference, FileDifference, TensorDifference, diff
+    from filestore.transfer.diff import Difference, FileDifference, diff
+    from filestore.transfer.diff_tensors import TensorDifference
     from filestore.transfer.fetch import FetchResult, fetch
     from filestore.transfer.fetch_tree import FetchTreeResult, fetch_tree
     from filestore.transfer.push import PlannedEntry, PushPlan, PushResult, plan_push, push
@@ -132,7 +133,7 @@ _MODULES = {
     "SyncChange": "filestore.transfer.sync",
     "SyncResult": "filestore.transfer.sync",
     "Tensor": "filestore.format.tensors",
-    "TensorDifference": "filestore.transfer.diff",
+    "TensorDifference": "filestore.transfer.diff_tensors",
     "TensorFile": "filestore.transfer.stored_tensors",
     "ZipLimits": "filestore.format.zip.read",
     "blocking": "filestore.blocking",

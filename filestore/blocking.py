@@ -65,7 +65,8 @@ from filestore.transfer import push as _push
 from filestore.transfer import stored_tensors as _stored_tensors
 from filestore.transfer import sync as _sync
 from filestore.transfer.copy import CopyPlan, CopyResult
-from filestore.transfer.diff import Difference, FileDifference, TensorDifference
+from filestore.transfer.diff import Difference, FileDifference
+from filestore.transfer.diff_tensors import TensorDifference
 from filestore.transfer.fetch import FetchResult
 from filestore.transfer.fetch_tree import FetchTreeResult
 from filestore.transfer.local_seeds import SeedSource
@@ -507,6 +508,8 @@ class TensorFile:
         """Bytes of the file before the data of the tensors."""
         self.tensors: Mapping[str, Tensor] = inner.tensors
         """Each `Tensor` by its name, in the order of their data in the file."""
+        self.metadata: Mapping[str, str] = inner.metadata
+        """What the header says besides, as text. Of a list and a long text it has the size."""
         self._inner = inner
         self._source = source  # it is closed where nobody has it any more
 

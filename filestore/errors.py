@@ -31,6 +31,7 @@ FilestoreError
 │   └── UploadNotFound
 ├── ChunksMissing
 ├── PartRefused               a part of an upload that arrived before with other bytes
+├── PartDiffers               bytes of a stored file that are not those of a part
 ├── FileInUse                 a file that pipelines need is not removed
 ├── VersionLabelled           a version with a tag or a branch is not removed
 ├── HeadMoved                 a commit that was made for another state of its branch
@@ -471,6 +472,20 @@ class PartRefused(FilestoreError):
         " upload"
     )
     number: int
+
+
+class PartDiffers(FilestoreError):
+    """Bytes of a stored file are not those of a part of an upload, so the part is not made of them."""
+
+    slug = "part-differs"
+    facts = ("number", "file_id", "offset")
+    sentence = (
+        "part {number} of the upload is not what {file_id} has from byte {offset} on, so nothing was copied; send the bytes of"
+        " the part"
+    )
+    number: int
+    file_id: str
+    offset: int
 
 
 class FileInUse(FilestoreError):

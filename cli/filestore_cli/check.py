@@ -101,7 +101,7 @@ def _repair(context: CommandContext, place: Place, sources: tuple[str, ...], fra
 
 
 async def _check(context: CommandContext, folder: Place, fraction: Fraction | None, rate: int | None) -> Report:
-    from filestore.repository.maintenance.check import ReadPlan  # heavy
+    from filestore.repository.maintenance.check import ReadPlan, keep_results  # heavy
     from filestore.repository.maintenance.check import check as find
     from filestore.repository.maintenance.hold import holds  # heavy
 
@@ -113,6 +113,9 @@ async def _check(context: CommandContext, folder: Place, fraction: Fraction | No
         async with _progress(context, report, folder, fraction):
             async for each in find(store, index, read=plan, counts=report.counts, writes=writes):
                 report.add(each)
+        if not writes:
+            # An index that was opened for reading can be written too, where this user may.
+            await keep_results(index, report.counts.results)
         report.holds = [hold async for hold in holds(store, index)]
     return report
 

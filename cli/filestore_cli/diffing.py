@@ -22,7 +22,8 @@ from filestore_cli.transfer import Selection, selects
 if TYPE_CHECKING:
     # Heavy: the command imports these when it runs.
     from filestore.format.tensors import Tensor
-    from filestore.transfer.diff import Difference, FileDifference, TensorDifference
+    from filestore.transfer.diff import Difference, FileDifference
+    from filestore.transfer.diff_tensors import TensorDifference
 
 DIFFERENT = 3
 """The exit status with --exit-code if the two are not the same. 1 and 2 are failures."""

@@ -100,6 +100,12 @@ def decoded_size(header: Buffer, *, digest: Digest) -> int:
     return size
 
 
+def stated_codec(header: Buffer, *, digest: Digest) -> Codec:
+    """Return the codec in the header of a frame, its first 8 bytes. Raises InvalidFrame if it is not valid."""
+    codec, _ = _parse_header(header, digest)
+    return codec
+
+
 def _parse_header(data: Buffer, digest: Digest) -> tuple[Codec, int]:
     """Return the codec and the decoded size of a frame. Raises InvalidFrame."""
     if len(data) < HEADER_SIZE:

@@ -14,7 +14,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -28,6 +28,12 @@ DIMENSIONS_LIMIT = 64
 """The most dimensions of a tensor. numpy has the same limit."""
 DTYPE_LIMIT = 32
 """The most characters in the name of a type."""
+METADATA_LIMIT = 1 << 20
+"""The most characters of metadata that are kept."""
+VALUE_LIMIT = 64 << 10
+"""The most bytes of one value of it."""
+_VALUE_COST = 64
+"""Characters that each value counts for besides, so that there are not too many small ones."""
 
 BITS = {
     "BOOL": 8,
@@ -82,6 +88,10 @@ class TensorTable(NamedTuple):
     """Bytes of the file before the data of the tensors."""
     tensors: tuple[Tensor, ...]
     """In the order of their data. No two have the same name."""
+    metadata: Mapping[str, str]
+    """What the header says besides, as text, in its order: values of at most 64 KiB, 1 MiB of them together. Of an array and of a
+    longer value, it has the type and the number of items.
+    """
 
 
 class HeaderReader:
@@ -136,12 +146,15 @@ def _parse(feed: Feed, size: int) -> Parsing[TensorTable]:
     yield from feed.at_least(safetensors.SNIFF_SIZE)
     head = bytes(feed.here()[: safetensors.SNIFF_SIZE])
     if head.startswith(gguf.SIGNATURE):
-        data, rows = yield from gguf.read_table(feed, lambda row: row)
-        return TensorTable("gguf", data, _checked(_of_gguf(rows, data, size), data, size))
+        notes = _Notes()
+        data, rows = yield from gguf.read_table(feed, lambda row: row, notes)
+        return TensorTable("gguf", data, _checked(_of_gguf(rows, data, size), data, size), notes.values)
     if safetensors.is_head(head):
         header = yield from safetensors.read_header(feed)
         data = feed.position
-        return TensorTable("safetensors", data, _checked(_of_safetensors(header, data), data, size))
+        members = safetensors.members_of(header, keeps_others=True)
+        notes = _metadata(members.pop(safetensors.METADATA, None))
+        return TensorTable("safetensors", data, _checked(_of_safetensors(members, data), data, size), notes.values)
     raise NotThisFormat("it is not a safetensors or GGUF file")
 
 
@@ -160,8 +173,50 @@ def _checked(tensors: Iterable[Tensor], data: int, size: int) -> tuple[Tensor, .
     return ordered
 
 
-def _of_safetensors(header: bytearray, data: int) -> Iterator[Tensor]:
-    for name, found in safetensors.described(header):
+class _Notes:
+    """The metadata of a header, as far as there is room for it."""
+
+    text_limit = VALUE_LIMIT
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self._left = METADATA_LIMIT
+
+    def add(self, key: bytes, value: float | bytes | None, *, kind: str, count: int) -> None:
+        if value is None:
+            text = f"{count} {kind}{'' if count == 1 else 's'}"
+        elif isinstance(value, bytes):
+            text = value.decode(errors="replace")
+        elif isinstance(value, bool):
+            text = str(value).lower()
+        else:
+            text = f"{value:.9g}" if isinstance(value, float) else str(value)
+        self.add_text(key.decode(errors="replace"), text)
+
+    def add_text(self, key: str, text: str) -> None:
+        if len(text) > VALUE_LIMIT:
+            text = f"{len(text)} characters"
+        self._left -= len(key) + len(text) + _VALUE_COST
+        if self._left >= 0:
+            self.values[key] = text
+
+
+def _metadata(found: safetensors.Flat | None) -> _Notes:
+    """Return the metadata of a safetensors header. The format has only texts in it; what is none is left out."""
+    notes = _Notes()
+    for key, value in () if found is None or found.others is None else found.others.items():
+        if isinstance(value, str):
+            notes.add_text(_replaced(key), _replaced(value))
+    return notes
+
+
+def _replaced(text: str) -> str:
+    """Return a text that can be printed: without halves of surrogate pairs."""
+    return text.encode(errors="replace").decode()
+
+
+def _of_safetensors(members: Mapping[str, safetensors.Flat], data: int) -> Iterator[Tensor]:
+    for name, found in members.items():
         begin, end = safetensors.extent(found.data_offsets)
         dtype, shape = _dtype(found.dtype), _shape(found.shape)
         bits = BITS.get(dtype)

@@ -208,6 +208,7 @@ _STATUS: dict[type[errors.FilestoreError], int] = {
     errors.NameExists: 409,
     errors.OwnerTaken: 403,
     errors.PartRefused: 409,
+    errors.PartDiffers: 409,
     errors.LimitExceeded: 413,
     errors.TooManyUploads: 429,
     errors.Unauthorized: 401,

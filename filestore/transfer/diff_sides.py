@@ -144,9 +144,14 @@ async def stored_side(repository: Repository, wanted: Wanted, *, limits: ZipLimi
     if record.kind is not Kind.DIRECTORY and reference.entry_path is None:
         return Side(name, manifest, content, file=ComparedFile("", manifest.size, 0))
     found = await find_entry(repository, record, reference, limits=limits, manifest=manifest)
-    if found.entry.kind is EntryKind.FOLDER:
-        return Side(name, manifest, content, tree=found.tree, folder=found.entry.path)
-    return Side(name, manifest, content, file=_of_entry(found.tree, found.entry, ""))
+    return side_of_tree(name, content, found.tree, found.entry)
+
+
+def side_of_tree(name: str, content: Content, tree: StoredTree, entry: StoredEntry) -> Side:
+    """Return a file, a link or a folder of a stored tree as a side. `content` is that of the whole zip file."""
+    if entry.kind is EntryKind.FOLDER:
+        return Side(name, tree.manifest, content, tree=tree, folder=entry.path)
+    return Side(name, tree.manifest, content, file=_of_entry(tree, entry, ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,12 +256,12 @@ async def send(repository: Repository, content: Content, *, threads: Executor | 
     return sending.moved
 
 
-async def send_and_commit(repository: Repository, content: Content, *, name: str) -> Record:
-    """Send as `send` does, then record the whole `content` as a file with the name `name`.
+async def send_and_commit(repository: Repository, content: Content, *, name: str, kind: Kind = Kind.FILE) -> Record:
+    """Send as `send` does, then record the whole `content` with the name `name`. What is a directory, the caller knows.
 
     Raises what `send` raises, and SourceChanged, InvalidName, InvalidManifest, LimitExceeded.
     """
-    return (await push_content(repository, content, name=name)).record
+    return (await push_content(repository, content, name=name, kind=kind)).record
 
 
 async def push_content(
@@ -269,13 +269,14 @@ async def push_content(
     content: Content,
     *,
     name: str,
+    kind: Kind = Kind.FILE,
     commit: NewCommit = PLAIN_COMMIT,
     codec: Codec | None = None,
     report: Report | None = None,
     parallelism: Parallelism = _ONE_PROCESS,
     threads: Executor | None = None,
 ) -> PushResult:
-    """Store `content` as a file with the name `name`, as `push` does with a path. `threads` is as in `send`.
+    """Store `content` with the name `name`, as `push` does with a path. `threads` is as in `send`.
 
     Raises what `send_and_commit` raises, and SourceUnreadable for a stream without any bytes.
     """
@@ -286,7 +287,7 @@ async def push_content(
         reason = "no bytes arrived, so that what should have written to it has most likely failed"
         raise SourceUnreadable(str(content.path), f"{reason}; to store an empty file, push a file that is empty")
     manifest = await in_cpu_thread(content.manifest)
-    record = await _commit(sending, manifest, name, Kind.FILE, commit)
+    record = await _commit(sending, manifest, name, kind, commit)
     seconds = time.monotonic() - started
     return PushResult(record, sending.moved, sending.shared, content.read + sending.read_again, content.file_count, seconds)
 

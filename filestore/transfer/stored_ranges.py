@@ -15,6 +15,7 @@ from itertools import groupby
 
 from filestore.core.batches import batched_by_size
 from filestore.core.manifest import Manifest
+from filestore.errors import LimitExceeded
 from filestore.format.codec import frame_limit
 from filestore.format.zip.read import check_local_header
 from filestore.repository.protocol import Repository
@@ -35,11 +36,30 @@ Piece = tuple[int, memoryview]
 """An offset in the file, and the memory for the content from there on."""
 
 
+class ReadLimit:
+    """How many bytes of chunks may be read together: a range of a few bytes can need a chunk of 4 MiB."""
+
+    def __init__(self, size: int, *, what: str) -> None:
+        """`what` names the size in an error."""
+        self._limit = size
+        self._what = what
+        self.taken = 0
+        """Bytes of the chunks that were read."""
+
+    def take(self, size: int) -> None:
+        """Count chunks before they are read. Raises LimitExceeded."""
+        if self.taken + size > self._limit:
+            raise LimitExceeded(self._what, self.taken + size, self._limit)
+        self.taken += size
+
+
 class StoredRanges:
     """The content of a stored file, or of one entry of it that is stored as it is, by ranges."""
 
-    def __init__(self, repository: Repository, manifest: Manifest, *, within: range | None = None) -> None:
-        """`within` are the bytes of the file that count. By default, all of them do."""
+    def __init__(
+        self, repository: Repository, manifest: Manifest, *, within: range | None = None, limit: ReadLimit | None = None
+    ) -> None:
+        """`within` are the bytes of the file that count. By default, all of them do. `limit` bounds what is read."""
         within = range(manifest.size) if within is None else within
         self.size = len(within)
         self._start = within.start
@@ -47,6 +67,7 @@ class StoredRanges:
         self._offsets = manifest.offset_table()
         self._batches = BatchReceiver(repository, moved=lambda _: None)
         self._kept: dict[int, bytes] = {}
+        self._limit = limit
 
     def stop_of_chunk(self, offset: int) -> int:
         """Return the end of the chunk that has the byte at `offset`, so that no part of a chunk is asked for."""
@@ -57,7 +78,7 @@ class StoredRanges:
 
         Each chunk is received once, unless it is kept. Memory for four batches is used besides.
 
-        Raises DamagedChunk, ChunksMissing, StorageError, TransferError.
+        Raises DamagedChunk, ChunksMissing, StorageError, TransferError; LimitExceeded where it has a limit.
         """
         writer = _Writer(((self._start + offset, memory) for offset, memory in pieces), self)
         absent: list[int] = []
@@ -66,7 +87,9 @@ class StoredRanges:
             if kept is None:
                 absent.append(number)
             else:
-                writer.write(number, memoryview(kept))
+                writer.write(number, memoryview(kept), kept=kept)
+        if self._limit is not None:
+            self._limit.take(sum(map(self._manifest.chunks.size_at, absent)))
         batches = batched_by_size(absent, self._manifest.chunks.size_at, limit=READ_SIZE, count_limit=READ_COUNT)
 
         async def work() -> None:
@@ -92,8 +115,10 @@ class StoredRanges:
         return self._offsets[number + 1] if number + 1 < len(self._offsets) else self._manifest.size
 
 
-async def entry_ranges(repository: Repository, tree: StoredTree, entry: StoredEntry) -> StoredRanges:
-    """Return the content of a file of a stored tree that is not compressed in its zip file.
+async def entry_ranges(
+    repository: Repository, tree: StoredTree, entry: StoredEntry, *, limit: ReadLimit | None = None
+) -> StoredRanges:
+    """Return the content of a file of a stored tree that is not compressed in its zip file. `limit` bounds what is read.
 
     Raises InvalidArchive, DamagedChunk, ChunksMissing, StorageError, TransferError.
     """
@@ -104,7 +129,7 @@ async def entry_ranges(repository: Repository, tree: StoredTree, entry: StoredEn
         await StoredRanges(repository, tree.manifest).read_into([(member.start, memoryview(head))])
         extent = check_local_header(member, head)
     within = range(0) if extent is None else range(extent.start, extent.end)
-    return StoredRanges(repository, tree.manifest, within=within)
+    return StoredRanges(repository, tree.manifest, within=within, limit=limit)
 
 
 class _Writer:
@@ -124,7 +149,8 @@ class _Writer:
         numbers = (number for place in range(len(self._pieces)) for number in self._content.chunks_in(*self._span(place)))
         return (number for number, _ in groupby(numbers))
 
-    def write(self, number: int, content: memoryview) -> None:
+    def write(self, number: int, content: memoryview, *, kept: bytes | None = None) -> None:
+        """Copy a chunk. `kept` is its content if it was kept before, so that it need not be copied to be kept again."""
         start, stop = self._content.bounds(number)
         wanted = 0
         for place in range(max(bisect_right(self._starts, start) - 1, 0), bisect_left(self._starts, stop)):
@@ -135,7 +161,7 @@ class _Writer:
                 wanted += last - first
         if wanted < stop - start or number == self._last:
             with self._lock:
-                self.kept[number] = bytes(content)
+                self.kept[number] = bytes(content) if kept is None else kept
                 if len(self.kept) > KEPT_COUNT:
                     del self.kept[min(self.kept)]
 

@@ -71,6 +71,8 @@ class TensorFile:
         """Bytes of the file before the data of the tensors."""
         self.tensors: Mapping[str, Tensor] = MappingProxyType({tensor.name: tensor for tensor in table.tensors})
         """Each `Tensor` by its name, in the order of their data in the file."""
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(table.metadata))
+        """What the header says besides, as text. Of a list and a long text it has the size."""
         self._content = content
 
     async def read(self, name: str) -> bytearray:
@@ -169,6 +171,11 @@ async def open_entry(repository: Repository, found: FoundEntry) -> TensorFile:
 
 async def read_tensors(name: str, content: Content) -> TensorFile:
     """Read the header of any content, which `name` is for errors. Raises InvalidTensors, and what the content raises."""
+    return TensorFile(name, content, await read_table(name, content))
+
+
+async def read_table(name: str, content: Content) -> TensorTable:
+    """Read what the header of any content says. Raises what `read_tensors` raises."""
     reader, at = HeaderReader(content.size, name=name), 0
     while reader.table is None:
         stop = content.stop_of_chunk(reader.needed - 1) if reader.needed else 0
@@ -176,7 +183,7 @@ async def read_tensors(name: str, content: Content) -> TensorFile:
         await content.read_into([(at, memoryview(data))])
         await in_cpu_thread(reader.feed, data)
         at = stop
-    return TensorFile(name, content, reader.table)
+    return reader.table
 
 
 class _LocalFile:

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
+from unittest.mock import Mock, PropertyMock
 
 import pytest
+from blake3 import blake3
 
-from filestore.core.digest import Digest
+from filestore.core.digest import Buffer, Digest
 from filestore.core.manifest import Chunk, Manifest
-from filestore.errors import InvalidParts, LimitExceeded, PartRefused, TooManyUploads, UploadNotFound, UploadsTooLarge
+from filestore.errors import (
+    Busy,
+    InvalidParts,
+    LimitExceeded,
+    PartRefused,
+    StorageFull,
+    TooManyUploads,
+    UploadNotFound,
+    UploadsTooLarge,
+)
 from filestore.format.chunking import CHUNKING_VERSION
 from filestore.http.server.lfs_objects import LfsObject
+from filestore.http.server.routes.sdk import assembly, copies
+from filestore.http.server.routes.sdk.assembly import Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
-from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import Cut, ServedUpload, UploadStore
 from filestore.http.server.routes.sdk.uploads import new_id
+from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
-from filestore.repository.stores.memory import MemoryStore
+from filestore.repository.stores.memory import MemoryStore, NoSpaceClaim
+from filestore.system.buffers import Budget
 from filestore.system.threads import in_disk_thread
+from filestore.transfer.push import send
 from tests.support.temporary_objects import MemoryObjects
 
 FINISHED = FinishedUpload.of(["a-tag"], "file_x")
@@ -293,6 +311,240 @@ async def test_an_upload_is_discarded(servers: Servers) -> None:
         await servers.two.find(upload.id, namespace="mine")
 
 
+async def test_the_parts_that_arrived_whole(servers: Servers) -> None:
+    """Those for which a server would not take the bytes again."""
+    upload = await begun(servers)
+    assert await upload.whole_parts() == []
+    for number, content in ((7, b"seven"), (2, b"two"), (3, b"")):
+        await kept(upload, number, content)
+    assert [(2, 3), (3, 0), (7, 5)] == [(part.number, part.size) for part in await upload.whole_parts()]
+    assert [await upload.arrived(number) for number in (2, 3, 7)] == list(await upload.whole_parts())
+
+
+async def test_a_tag_is_known_before_a_part_is_kept(servers: Servers) -> None:
+    """It is the BLAKE3 of the bytes so far, so that a part with other bytes need not be kept."""
+    upload = await begun(servers)
+    async with upload.arriving(7) as part:
+        for piece, content in ((b"", b""), (b"con", b"con"), (b"tent", b"content")):
+            await in_disk_thread(part.write, piece)
+            assert blake3(content).hexdigest() == part.tag
+        assert (await upload.keep(part, 1, check_size=nothing)).tag == part.tag
+
+
+async def test_who_cuts_is_asked_to_stop(servers: Servers) -> None:
+    """By any server, until the request is withdrawn, or for ever if the upload is gone. The upload is not changed by it."""
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    other = await servers.one.find(upload.id, namespace="mine")
+    assert not await other.is_stop_requested()
+    for _ in range(2):
+        await upload.request_stop()
+        assert await other.is_stop_requested()
+    for _ in range(2):
+        await other.withdraw_stop()
+        assert not await upload.is_stop_requested()
+    await kept(upload, 2, b"more")
+    assert 2 == len(await other.parts())
+    async with upload.locked(limit_seconds=0):
+        await upload.cancel()
+    assert await other.is_stop_requested()
+
+
+async def test_a_stop_does_not_keep_an_upload(servers: Servers) -> None:
+    """Only bytes that arrive keep it."""
+    upload = await begun(servers)
+    idle_seconds = 0
+    if isinstance(servers.one, ObjectUploads):
+        assert isinstance(servers.one.objects, MemoryObjects)
+        servers.one.objects.seconds += 100
+        idle_seconds = 60
+    else:
+        await servers.one.expire(idle_seconds=idle_seconds, limit_seconds=600)
+    await upload.request_stop()
+    await servers.one.expire(idle_seconds=idle_seconds, limit_seconds=600)
+    with pytest.raises(UploadNotFound):
+        await servers.two.find(upload.id, namespace="mine")
+
+
+async def test_a_cancelled_upload_takes_nothing(servers: Servers, tmp_path: Path) -> None:
+    """Neither a part that began before, nor one that another server found. Nothing of them is left, and nothing counts."""
+    upload = await begun(servers)
+    other = await servers.one.find(upload.id, namespace="mine")
+    await kept(upload, 1, bytes(900_000))
+    async with other.arriving(7) as part:
+        await in_disk_thread(part.write, b"content")
+        async with upload.locked(limit_seconds=0) as is_held:
+            assert is_held
+            await upload.cancel()
+        with pytest.raises(UploadNotFound):
+            await other.keep(part, 2, check_size=nothing)
+    with pytest.raises(UploadNotFound):
+        await servers.one.find(upload.id, namespace="mine")
+    assert [] == list((tmp_path / "spool").rglob(f"*{upload.id}*"))
+    if isinstance(servers.one, ObjectUploads):
+        assert [] == await servers.one.objects.names("mine")
+    await kept(await begun(servers), 1, bytes(900_000))
+
+
+async def test_a_part_that_is_put_while_its_upload_is_cancelled(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store has no lock for it. The part sees afterwards that the upload is gone, and is removed."""
+    if not isinstance(servers.one, ObjectUploads):
+        return
+    objects, upload = servers.one.objects, await begun(servers)
+    put = objects.put
+
+    async def put_late(name: str, content: Buffer | BinaryIO, *, only_new: bool = False) -> bool:
+        if "/parts/" in name:
+            await upload.cancel()
+        return await put(name, content, only_new=only_new)
+
+    monkeypatch.setattr(objects, "put", put_late)
+    with pytest.raises(UploadNotFound):
+        await kept(upload, 1, b"content")
+    assert [] == await objects.names("mine")
+
+
+def assembly_at(store: UploadStore, servers: Servers, folder: Path) -> Assembly:
+    """The work of a server on uploads, for a cancel that does not wait and a look at it that is soon."""
+
+    async def none_revoked() -> frozenset[str]:
+        return frozenset()
+
+    return Assembly(
+        store,
+        servers.mine._store,
+        push_budget=Budget(1 << 30),
+        idle_seconds=600,
+        limit_seconds=600,
+        quota=UploadQuota(folder / "spool" / "uploads"),
+        revoked_namespaces=none_revoked,
+    )
+
+
+async def test_a_cancel_while_another_server_finishes(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, and changes nothing. It can be repeated."""
+    monkeypatch.setattr(assembly, "CANCEL_SECONDS", 0)
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    other = await servers.one.find(upload.id, namespace="mine")
+    one = assembly_at(servers.one, servers, tmp_path)
+    async with upload.locked(limit_seconds=0):
+        with pytest.raises(Busy):
+            await one.cancel(other)
+        assert not await upload.is_stop_requested()
+        assert 1 == len(await upload.parts())
+    await one.cancel(other)
+    with pytest.raises(UploadNotFound):
+        await one.cancel(other)
+    if isinstance(servers.one, ObjectUploads):
+        assert [] == await servers.one.objects.names("mine")
+
+
+async def test_a_finished_upload_is_not_cancelled(servers: Servers, tmp_path: Path) -> None:
+    """Neither before what is left of it is removed, nor after that."""
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    await upload.save_first(FINISHED)
+    for _ in range(2):
+        with pytest.raises(UploadNotFound):
+            await assembly_at(servers.one, servers, tmp_path).cancel(upload)
+        assert await (await servers.two.find(upload.id, namespace="mine")).finished() == FINISHED
+        await upload.retire()
+
+
+async def test_a_cancel_ends_the_cutting_at_another_server(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on for minutes, as it does with a large part."""
+    monkeypatch.setattr(assembly, "AHEAD_SIZE", 1)
+    monkeypatch.setattr(assembly, "STOP_SECONDS", 0.01)
+    is_cutting, is_ended = asyncio.Event(), asyncio.Event()
+
+    async def send_for_ever(*_: object) -> None:
+        is_cutting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_ended.set()
+
+    upload = await begun(servers)
+    await kept(upload, 1, b"content")
+    two = assembly_at(servers.two, servers, tmp_path)
+    monkeypatch.setattr(two, "_send", send_for_ever)
+    async with two.running():
+        two.cut_ahead(upload, servers.mine)
+        await is_cutting.wait()
+        await assembly_at(servers.one, servers, tmp_path).cancel(await servers.one.find(upload.id, namespace="mine"))
+        assert is_ended.is_set()
+    with pytest.raises(UploadNotFound):
+        await servers.two.find(upload.id, namespace="mine")
+
+
+async def test_an_end_that_waited_for_a_cancel(servers: Servers, tmp_path: Path) -> None:
+    """Nothing is recorded, also no empty file of an upload without parts."""
+    upload = await begun(servers)
+    other = await servers.one.find(upload.id, namespace="mine")
+    one = assembly_at(servers.one, servers, tmp_path)
+    async with upload.locked(limit_seconds=0):
+        finishing = asyncio.create_task(one.finish(other, servers.mine, {}, trees=SharedTrees(wait_seconds=60)))
+        await asyncio.sleep(0)
+        await upload.cancel()
+    with pytest.raises(UploadNotFound):
+        await finishing
+    assert [] == await servers.mine.records()
+
+
+async def test_a_cancel_at_a_server_without_the_lock(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose lock was lost goes on to the end, and sees there that the upload is gone. Nothing is recorded."""
+    upload = await begun(servers)
+    part = await kept(upload, 1, b"content")
+
+    async def send_and_cancel(repository: LocalRepository, content: PartsContent) -> None:
+        await send(repository, content)
+        await (await servers.two.find(upload.id, namespace="mine")).cancel()
+
+    monkeypatch.setattr(assembly, "send", send_and_cancel)
+    one = assembly_at(servers.one, servers, tmp_path)
+    with pytest.raises(UploadNotFound):
+        await one.finish(upload, servers.mine, {1: part.tag}, trees=SharedTrees(wait_seconds=60))
+    assert [] == await servers.mine.records()
+
+
+async def test_nobody_waits_for_a_copy(servers: Servers) -> None:
+    """A copy ends when its client has gone, and nothing of it is kept."""
+    upload, asked = await begun(servers), []
+
+    async def pieces() -> AsyncIterator[memoryview]:
+        for piece in (b"con", b"tent"):
+            asked.append(piece)
+            yield memoryview(piece)
+
+    source = copies._Source("file_x", range(7), blake3(b"content").hexdigest())
+    content = Mock(pieces=pieces)
+    context = Mock(check_upload_size=nothing)
+    type(context).transport = PropertyMock(side_effect=[Mock(), ConnectionError])
+    with pytest.raises(ConnectionError):
+        await copies._copied(context, content, source, upload=upload, number=1, space=NoSpaceClaim())
+    assert [b"con", b"tent"] == asked
+    assert [] == await upload.parts()
+    type(context).transport = PropertyMock()
+    part = await copies._copied(context, content, source, upload=upload, number=1, space=NoSpaceClaim())
+    assert [part.tag] == [each.tag for each in await upload.parts()]
+
+
+async def test_a_cancel_on_a_full_disk(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request to stop finds no space. The cancel makes some."""
+    upload = await begun(servers)
+
+    async def request_stop() -> None:
+        raise StorageFull("the spool folder of the server", "no space is left")
+
+    monkeypatch.setattr(upload, "request_stop", request_stop)
+    await assembly_at(servers.one, servers, tmp_path).cancel(upload)
+    with pytest.raises(UploadNotFound):
+        await servers.two.find(upload.id, namespace="mine")
+
+
 async def test_a_namespace_without_tokens_loses_its_uploads(servers: Servers) -> None:
     """Those of the other one stay."""
     upload = await begun(servers)
@@ -316,3 +568,38 @@ async def test_an_lfs_object_is_found_at_any_server(servers: Servers) -> None:
     assert await servers.two.find_object_with_manifest("theirs", found.sha256) is None
     await servers.one.expire(idle_seconds=-1, limit_seconds=60)
     assert await servers.two.find_object("mine", found.sha256) is None
+
+
+async def test_unfinished_uploads_are_listed(servers: Servers) -> None:
+    """Of one namespace or of all, with what has arrived. Those that are finished or removed are left out."""
+    assert UnfinishedUploads([]) == await servers.two.unfinished(None, limit=9)
+    first, second = await begun(servers, "first.bin"), await begun(servers, "second.bin")
+    their = await servers.one.begin(servers.theirs, name="their.bin", upload_id=None)
+    await kept(first, 1, b"1234")
+    await kept(first, 2, b"56")
+    mine, left_out = await servers.two.unfinished("mine", limit=9)
+    assert ({(first.id, "mine", "first.bin", 2, 6), (second.id, "mine", "second.bin", 0, 0)}, 0) == (
+        {upload[:5] for upload in mine},
+        left_out,
+    )
+    assert all(0 < upload.begun_at <= upload.used_at for upload in mine)
+    assert {first.id, second.id, their.id} == {upload.id for upload in (await servers.two.unfinished(None, limit=9)).uploads}
+    shown, left_out = await servers.two.unfinished(None, limit=2)
+    assert (2, 1) == (len(shown), left_out)
+    assert [second.id] == [upload.id for upload in (await servers.two.unfinished("mine", prefix="sec", limit=9)).uploads]
+    await first.save_first(FINISHED)
+    await servers.one.discard(second)
+    assert UnfinishedUploads([]) == await servers.two.unfinished("mine", limit=9)
+    assert [their.id] == [upload.id for upload in (await servers.two.unfinished("theirs", limit=9)).uploads]
+
+
+async def test_an_upload_that_was_used_last_is_listed_first(servers: Servers) -> None:
+    """The others may be left out."""
+    first, second = await begun(servers), await begun(servers)
+    if isinstance(servers.one, ObjectUploads):
+        cast("MemoryObjects", servers.one.objects).seconds += 5
+    else:
+        os.utime(second.path, (1, 1))
+    await kept(first, 1, b"1234")
+    uploads, left_out = await servers.two.unfinished("mine", limit=1)
+    assert ([first.id], 1) == ([upload.id for upload in uploads], left_out)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -26,6 +27,7 @@ from filestore.http.server.routes.sdk.upload_store import Cut
 from filestore.http.server.routes.sdk.uploads import IncomingPart, Upload, begin, expire, find
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.stores.memory import NoSpaceClaim
+from filestore.system.files import free_space
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 from tests.support.clock import Clock
 from tests.support.daemons import lasting_port
@@ -161,6 +163,31 @@ def test_an_upload_survives_its_server(tmp_path: Path, number: signal.Signals) -
         assert "part 3 never arrived" in upload.finish([one, two, Sent(3, "x")]).json["detail"]
         assert [] == listed(server)
         assert CONTENT == downloaded(server, upload.finish([one, two, upload.put(3, part(3))]).json)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_copied_parts_survive_their_server(tmp_path: Path, kind: str) -> None:
+    """They are durable when they are answered. Of one that was being copied, nothing is left."""
+    root = tmp_path / "root"
+    settings: dict[str, Any] = {"objects": str(tmp_path / "objects")} if kind == "objects" else {}
+    with running_server(root, check=False, port=lasting_port(), **settings) as server:
+        record = server.upload("stored.bin", CONTENT).json
+        upload = PartsUpload(server, "copied.bin")
+        assert 200 == upload.copy(1, record["id"], 0, part(1)).status
+        asked = json.dumps({"file_id": record["id"], "offset": PART_SIZE, "size": PART_SIZE, "tag": "0" * 64}).encode()
+        copy = f"{PARTS}/uploads/{upload.id}/parts/2/copy"
+        with server.begin("POST", copy, f"Content-Length: {len(asked)}", body=asked):
+            os.kill(server.pid, signal.SIGKILL)
+            server.process.wait()
+        port = server.port
+    with running_server(root, port=port, **settings) as server:
+        upload.server = server
+        assert [1] == [each["PartNumber"] for each in upload.parts().json["parts"]]
+        answers = [upload.copy(number, record["id"], (number - 1) * PART_SIZE, part(number)) for number in (2, 3)]
+        assert [200, 200] == [answer.status for answer in answers]
+        sent = [Sent(each["PartNumber"], each["ETag"]) for each in upload.parts().json["parts"]]
+        assert record["digest"] == upload.finish(sent).json["digest"]
 
 
 @pytest.mark.slow
@@ -402,6 +429,29 @@ def test_a_part_that_the_disk_lost_bytes_of(tmp_path: Path) -> None:
         assert [] == listed(server)
         upload.put(1, b"x" * 1000)
         assert 1000 == upload.finish(sent).json["size"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_a_copy_onto_a_full_disk(tmp_path: Path, kind: str) -> None:
+    """It fails before a byte is read, and leaves nothing. An upload can be cancelled, and there is space again."""
+    settings: dict[str, Any] = {"objects": str(tmp_path / "objects")} if kind == "objects" else {}
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=60m"), running_server(disk / "root", check=False, **settings) as server:
+        record = server.upload("stored.bin", CONTENT[:9_000_000]).json
+        upload, other = PartsUpload(server, "full.bin"), PartsUpload(server, "other.bin")
+        # Not the first part, so that it is not cut.
+        other.put(2, CONTENT[:12_000_000])
+        (disk / "other").write_bytes(bytes(free_space(disk) - 6_000_000))
+        refused = upload.copy(1, record["id"], 0, CONTENT[:9_000_000])
+        assert (507, "min-free-reached") == (refused.status, refused.slug)
+        assert [] == upload.parts().json["parts"]
+        before = free_space(disk)
+        assert 204 == other.cancel().status
+        if kind == "folder":
+            assert 12_000_000 <= free_space(disk) - before
+        (disk / "other").unlink()
+        assert 200 == upload.copy(1, record["id"], 0, CONTENT[:9_000_000]).status
 
 
 @pytest.mark.slow

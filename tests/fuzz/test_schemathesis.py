@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from blake3 import blake3
 
 from filestore.core.paths import run_path
 from tests.fuzz import fuzzer
@@ -56,6 +57,14 @@ def _with_examples(server: RunningServer, folder: Path) -> Path:
     }
     for parameter, example in examples.items():
         document["components"]["parameters"][parameter]["example"] = example
+    uploads = "/v3/pipeline_files/uploads/{upload_id}"
+    # Not the one that the other requests are about.
+    other = server.ask("POST", "/v3/pipeline_files/initiate-multipart-upload", b'{"name": "b"}').json["upload_id"]
+    cancelled = {**document["components"]["parameters"]["uploadId"], "example": other}
+    document["paths"][uploads]["delete"]["parameters"] = [cancelled]
+    copied = {"file_id": record["id"], "offset": 0, "size": 8, "tag": blake3(b"content ").hexdigest()}
+    copy = document["paths"][f"{uploads}/parts/{{number}}/copy"]["post"]
+    copy["requestBody"]["content"]["application/json"]["example"] = copied
     # The tool cannot write lines of JSON. The server reads them, whatever the media type is.
     commit = document["paths"]["/api/{type}/{repository}/commit/{revision}"]["post"]["requestBody"]["content"]
     commit["application/octet-stream"] = commit.pop("application/x-ndjson")

@@ -129,6 +129,11 @@ class Browsing:
             self._faults.append(f"console: {message.text} ({message.location['url']})")
 
     def _note_dialog(self, dialog: Dialog) -> None:
+        if dialog.type == "beforeunload":
+            # The answer is yes, so that the page is left as the test wants.
+            self._faults.append("dialog: beforeunload")
+            dialog.accept()
+            return
         self._faults.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 

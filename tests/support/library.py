@@ -167,7 +167,7 @@ def _library(folder: Path, model: Path) -> Iterator[Library]:
         push(model / "config.json", OWNED, "with an owner")
         (folder / OTHER).write_bytes(octets(7, 70_000))
         other = push(folder / OTHER, OTHER, "of somebody else")
-        link = home.result("link", MODEL, "--for", "2h", "--quiet", environ=environ)["id"]
+        link = str(home.result("link", MODEL, "--for", "2h", environ=environ)["id"])
         yield Library(home, server, tokens, old, new, old_folder, new_folder, other, link)
 
 

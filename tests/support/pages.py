@@ -25,7 +25,7 @@ class Visitor:
         """What the browser sends with each request."""
         return {"Cookie": self.cookie, "Accept": "text/html"}
 
-    def get(self, path: str, **query: object) -> Reply:
+    def get(self, path: str, /, **query: object) -> Reply:
         """Open a page, without following where it sends the browser."""
         return self.server.ask("GET", _with_query(path, query), headers=self.headers, token=None)
 

@@ -151,9 +151,9 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
     a path, the server logs there what it opens (`tests.support.opens`). `jwt_keys` and `jwt_rules` are those of `JwtOptions`, and
     `upstream_url` and others those of `UpstreamOptions`. For `upstream_patience_seconds`, a request waits for the upstream, also
     if its last answer is known.
-    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). For `patience` seconds, a worker leaves a
-    connection to those with less load, and an idle connection counts as load. During a stop, a transfer may pause for `lull`
-    seconds.
+    `frame_urls` is what the URLs of frames begin with (`tests.support.frame_urls`). Below `objects`, a path,
+    uploads are kept as in an object store. For `patience` seconds, a worker leaves a connection to those with less load, and an
+    idle connection counts as load. During a stop, a transfer may pause for `lull` seconds.
     """
     process = start_server(root, **settings)
     try:
@@ -233,7 +233,7 @@ def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _parsed(key: str, value: str) -> tuple[str, str, Any]:
     group, _, name = key.partition("_")
-    if key in {"host", "port", "workers", "patience", "lull", "opens", "min_free", "frame_urls"}:
+    if key in {"host", "port", "workers", "patience", "lull", "opens", "min_free", "frame_urls", "objects"}:
         found: tuple[str, str, Any] = "server", key, value
     elif key in {"access_log", "access_log_file", "audit_log", "audit_log_size"}:
         found = "logs", key, int(value) if key == "audit_log_size" else value if key == "access_log" else Path(value)
@@ -271,6 +271,7 @@ def _main() -> None:
     from filestore.upstream.extension import upstream_extension
     from tests.support.frame_urls import SigningStore
     from tests.support.opens import log_opens
+    from tests.support.temporary_objects import FolderObjects
 
     if any(argument.startswith("jwt_") for argument in sys.argv):
         from tests.support.jwts import AUDIENCE, ISSUER
@@ -290,6 +291,8 @@ def _main() -> None:
 
     async def opened() -> tuple[ChunkStore, Index]:
         store, index = await open_backend(root, create=True, min_free=min_free)
+        if "objects" in server:
+            store.temporary = FolderObjects(Path(server["objects"]))
         return (SigningStore(store, server["frame_urls"]) if "frame_urls" in server else store), index
 
     try:

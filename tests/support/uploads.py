@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from blake3 import blake3
+
 from tests.support.server import SECONDS, TOKEN, Reply, RunningServer
 
 PARTS = "/v3/pipeline_files"
@@ -57,9 +59,27 @@ class PartsUpload:
         assert answer.status == 200, answer.body
         return Sent(number, answer.headers["ETag"])
 
-    def finish(self, parts: Sequence[Sent]) -> Reply:
-        """Finish the upload with these parts."""
-        return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": [part.as_json for part in parts]})
+    def copy(self, number: int, file_id: str, offset: int, content: bytes) -> Reply:
+        """Ask for a part that has these bytes, which a stored file has at `offset`."""
+        source = {"file_id": file_id, "offset": offset, "size": len(content), "tag": blake3(content).hexdigest()}
+        return self.copy_of(number, source)
+
+    def copy_of(self, number: int, source: object) -> Reply:
+        """Ask for a copied part with any JSON."""
+        return self._post(f"uploads/{self.id}/parts/{number}/copy", source)
+
+    def parts(self) -> Reply:
+        """Ask what has arrived."""
+        return self.server.ask("GET", f"{PARTS}/uploads/{self.id}/parts", token=self.token)
+
+    def cancel(self) -> Reply:
+        """Cancel the upload."""
+        return self.server.ask("DELETE", f"{PARTS}/uploads/{self.id}", token=self.token)
+
+    def finish(self, parts: Sequence[Sent], **more: object) -> Reply:
+        """Finish the upload with these parts. `more` is added to the request."""
+        listed = [part.as_json for part in parts]
+        return self._post("finalise-multipart-upload", {**self.ids, "multipart_metadata": listed, **more})
 
     def finish_with(self, metadata: object) -> Reply:
         """Finish the upload with any JSON in the place of the list."""

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from filestore.core.manifest import MANY_CHUNKS
-from filestore.errors import EntryNotFound, InvalidInput, NotFound, SourceUnreadable
-from filestore.transfer.diff import Difference, FileDifference, Status, diff
+from filestore.core.manifest import MANY_CHUNKS, Manifest
+from filestore.core.references import Reference
+from filestore.errors import EntryNotFound, InvalidInput, LimitExceeded, NotFound, SourceUnreadable
+from filestore.format.zip.read import DEFAULT_LIMITS
+from filestore.transfer.diff import Difference, FileDifference, diff
+from filestore.transfer.diff_files import FileComparison
+from filestore.transfer.diff_sides import stored_side
+from filestore.transfer.diff_tensors import Status, compare_tensors
 from filestore.transfer.push import push
 from filestore.transfer.sources.push_cache import PushCache
 from filestore.transfer.sources.walk import Symlinks
+from filestore.transfer.stored_ranges import ReadLimit, StoredRanges
 from tests.support.fetching_trees import memory_repository, stored
 from tests.support.generator import octets
 from tests.support.models import Tensor, ZipEntry, gguf_file, safetensors_file, tensor, zip_file
@@ -245,3 +251,39 @@ async def test_what_cannot_be_compared(repository: WatchedRepository, tmp_path: 
         await diff(repository, "model", new="absent")
     with pytest.raises(SourceUnreadable):
         await diff(repository, "model", new=tmp_path / "absent")
+
+
+async def test_all_tensors_and_files(repository: WatchedRepository, tmp_path: Path) -> None:
+    """A comparison says of each file and each tensor what became of it. `diff` gives those that are not the same."""
+    new = [SMALL, changed(LARGE), OTHER, tensor("fresh", 9, seed=8)]
+    await pushed(repository, tmp_path / "second", tree(**{"m/model.safetensors": safetensors_file(new)}))
+    before, after = [await stored_side(repository, wanted, limits=DEFAULT_LIMITS) for wanted in ("model@~1", "model")]
+    comparison = await FileComparison.begin(before, after)
+    pairs = [pair async for pair in comparison.pairs()]
+    assert ["config.json", "empty", "latest", "m/model.safetensors", "m/run.sh", "z.bin"] == [pair.path for pair in pairs]
+    [other] = [pair for pair in pairs if pair.status is not Status.SAME]
+    assert other.mine is not None
+    assert other.its is not None
+    tensors = await compare_tensors(before, other.mine, after, other.its)
+    assert {"norm": Status.SAME, "weight.0": Status.CHANGED, "weight.1": Status.SAME, "fresh": Status.ADDED} == {
+        each.name: each.status for each in tensors
+    }
+    found = await diff(repository, "model@~1", new="model")
+    [file] = found.files
+    assert (tuple(each for each in tensors if each.status is not Status.SAME), 2) == (file.tensors, file.same_tensors)
+    assert (comparison.bytes_new, len(pairs) - 1) == (found.bytes_new, found.same_count)
+
+
+async def test_a_limit_of_reads(repository: WatchedRepository, tmp_path: Path) -> None:
+    """A comparison that must read content ends where more chunks would be read than the limit permits."""
+    await pushed(repository, tmp_path / "second", tree(**{"m/model.safetensors": safetensors_file([changed(SMALL), OTHER])}))
+    record = await repository.record(Reference.parse("model"))
+    manifest = Manifest.parse(await repository.manifest(record.digest))
+    limit = ReadLimit(manifest.size // 2, what="what was read")
+    ranges = StoredRanges(repository, manifest, limit=limit)
+    received = repository.chunks_got
+    await ranges.read_into([(0, memoryview(bytearray(10)))])
+    assert manifest.chunks[0].size == limit.taken
+    with pytest.raises(LimitExceeded, match="what was read is"):
+        await ranges.read_into([(0, memoryview(bytearray(manifest.size)))])
+    assert 1 == repository.chunks_got - received

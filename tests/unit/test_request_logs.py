@@ -24,6 +24,7 @@ from filestore.http.server.request_logs import (
     plain_line,
 )
 from filestore.http.server.request_record import RequestRecord
+from filestore.http.server.routes.page.routes import PAGE_ROUTES
 from tests.support.clock import Clock
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "logs.md"
@@ -102,7 +103,7 @@ def test_a_line_of_the_audit_log() -> None:
 
 def test_each_route_that_changes_something_has_an_action() -> None:
     """The others are questions. So is every request of a route that is not known here, if it is a GET."""
-    for route in ROUTES:
+    for route in (*ROUTES, *PAGE_ROUTES):
         canonical = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)
         made = record(method=route.method, route=canonical)
         if route.method != "GET" or route.can_be_signed:
@@ -111,7 +112,7 @@ def test_each_route_that_changes_something_has_an_action() -> None:
         assert action_of(made) == action_of(
             record(method=route.method, route="/signed/{namespace}/{expires_at}/{signature}" + canonical)
         )
-    known = {(route.method, re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)) for route in ROUTES}
+    known = {(route.method, re.sub(r"\{(\w+):[^}]*\}", r"{\1}", route.path)) for route in (*ROUTES, *PAGE_ROUTES)}
     assert ACTIONS.keys() | QUESTIONS <= known | {("GET", "/storage/{path}")}
     assert "POST /v4/runs" == action_of(record(method="POST", route="/v4/runs"))
     assert "" == action_of(record(method="GET", route="/v4/runs"))

@@ -78,7 +78,7 @@ def test_scopes_of_all_routes_are_documented() -> None:
 
 
 def test_only_a_high_scope_removes_or_changes() -> None:
-    """`read` is enough for questions only, and `write` for nothing that removes."""
+    """`read` is enough for questions only, and `write` for nothing that removes what is stored."""
     harmless = {"POST /native/v1/chunks/get", "POST /native/v1/chunks/verify", "POST /native/v1/files/freed"}
     harmless |= {
         "POST /native/v1/files/{id}/sign",
@@ -89,7 +89,9 @@ def test_only_a_high_scope_removes_or_changes() -> None:
     for route in served():
         if route.method != "GET":
             assert (route.scope > Scope.READ) == (shown(route) not in harmless), shown(route)
-        if route.method in {"DELETE", "PATCH"} or "cancel" in route.path:
+        # An upload that is cancelled was never stored.
+        is_upload = shown(route) == "DELETE /v3/pipeline_files/uploads/{upload_id}"
+        if (route.method in {"DELETE", "PATCH"} or "cancel" in route.path) and not is_upload:
             assert route.scope >= Scope.DELETE, shown(route)
 
 

@@ -16,6 +16,7 @@ from filestore.core.records import Kind
 from filestore.core.references import Reference
 from filestore.errors import StorageError, StorageFull, UnknownFormat
 from filestore.repository.index.protocol import ChunkRow
+from filestore.repository.index.records import select_records
 from filestore.repository.index.sqlite import REFRESH_MICROSECONDS, SCHEMA_VERSION, open_index, system_now
 
 DIGEST = chunk_digest(b"content")
@@ -218,3 +219,20 @@ async def test_a_token_with_values_that_are_not_valid_permits_nothing(tmp_path: 
         found.detail,
     )
     await index.close()
+
+
+async def test_a_page_of_records_costs_what_it_has(tmp_path: Path) -> None:
+    """The place where it begins is looked up, however many newer records there are."""
+    path = tmp_path / "index.sqlite"
+    index = await open_index(path)
+    async with index.transaction() as transaction:
+        for number in range(3000):
+            digest = chunk_digest(b"%d" % number)
+            await transaction.add_record("a", name=f"{number}", digest=digest, size=1, kind=Kind.FILE)
+    last = (await index.records("a", limit=1000))[-1]
+    await index.close()
+    steps = [0]
+    with raw(path) as connection:
+        connection.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 100)
+        assert ["1999", "1998"] == [record.name for record in select_records(connection, "a", 2, last.updated_at)]
+    assert steps[0] < 10

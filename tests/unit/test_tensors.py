@@ -9,9 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from filestore.errors import InvalidTensors
-from filestore.format.tensors import DIMENSIONS_LIMIT, HeaderReader, Tensor, TensorTable, parse_tensors
+from filestore.format.tensors import (
+    DIMENSIONS_LIMIT,
+    METADATA_LIMIT,
+    VALUE_LIMIT,
+    HeaderReader,
+    Tensor,
+    TensorTable,
+    parse_tensors,
+)
+from tests.support.models import GgufValue, gguf_file, safetensors_file, safetensors_from_header, tensor
 from tests.support.models import Tensor as Item
-from tests.support.models import gguf_file, safetensors_file, safetensors_from_header, tensor
 
 TENSORS = [
     tensor("embedding", 5, 7, seed=1, dtype="F32"),
@@ -166,3 +174,47 @@ def test_names_that_cannot_be_text() -> None:
     assert "UTF-8" in reason_of(gguf_file([tensor("tt", 64, seed=1)]).replace(b"tt", b"\xff\xfe"))
     assert "Unicode" in reason_of(header_of({"\udfff": FLAT}))
     assert parse_tensors(header_of({"a\x1b[31m\n": FLAT}), name="x").tensors[0].name == "a\x1b[31m\n"
+
+
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+def test_metadata(size: int) -> None:
+    """What the header says besides, as text, in both formats. Of lists there is the size."""
+    safetensors = safetensors_file(TENSORS, metadata={"format": "pt", "note": "<b>\x07", "": "nobody"})
+    assert {"format": "pt", "note": "<b>\x07", "": "nobody"} == read_in_pieces(safetensors, size).metadata
+    values: dict[str, GgufValue] = {
+        "general.architecture": "llama",
+        "llama.rope": 0.1,
+        "many": 7,
+        "is": True,
+        "no": False,
+        "tokens": ["a", "b"],
+        "e": [1],
+    }
+    gguf = gguf_file(TENSORS, metadata=values)
+    assert {
+        "general.architecture": "llama",
+        "llama.rope": "0.100000001",
+        "many": "7",
+        "is": "true",
+        "no": "false",
+        "tokens": "2 texts",
+        "e": "1 number",
+    } == read_in_pieces(gguf, size).metadata
+
+
+@pytest.mark.parametrize("make", [safetensors_file, gguf_file])
+def test_metadata_is_bounded(make: Callable[..., bytes]) -> None:
+    """Of a long text there is its size, and what does not fit together is left out. The tensors are read all the same."""
+    long = {"before": "1", "long": "x" * (VALUE_LIMIT + 1), "after": "2"}
+    table = parse_tensors(make(TENSORS, metadata=long), name="x")
+    assert ("1", "2") == (table.metadata["before"], table.metadata["after"])
+    assert len(table.metadata["long"]) < 40
+    table = parse_tensors(make(TENSORS, metadata={f"key {number}": "x" * VALUE_LIMIT for number in range(20)}), name="x")
+    assert METADATA_LIMIT // VALUE_LIMIT - 1 == len(table.metadata)
+    assert len(TENSORS) == len(table.tensors)
+
+
+def test_metadata_of_other_types() -> None:
+    """Values of another type than the format permits are left out, and halves of surrogate pairs are replaced."""
+    content = header_of({"__metadata__": {"a": 1, "b": None, "c": [1], "d": "\ud800", "dtype": "x"}}, b"")
+    assert {"d": "?", "dtype": "x"} == parse_tensors(content, name="x").metadata

@@ -16,7 +16,7 @@ from filestore.errors import DamagedRecord
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.collect import Collection
-from filestore.repository.maintenance.usage import measure_freed, measure_usage
+from filestore.repository.maintenance.usage import measure_freed, measure_freed_each, measure_usage
 from filestore.repository.protocol import Usage
 from filestore.repository.stores.memory import MemoryStore
 from tests.support.frames import encoded, manifest
@@ -68,6 +68,25 @@ async def test_parts_change_nothing(repository: Opened) -> None:
         ids = [record.id for record in removed]
         measured = measure_freed(repository._store, repository._index, DEFAULT_NAMESPACE, ids, part_count=part_count)
         assert freed == await measured
+
+
+async def test_what_each_version_frees(repository: Opened) -> None:
+    """It is what is measured for each version alone. A content that two records have is not freed with one of them."""
+    twice = await repository.store_file(3, 3, 200, 201, name="a")
+    await repository.store_file(3, 3, 200, 201, name="c")
+    once = await repository.store_file(300, 300, name="c")
+    ids = [record.id for record in await repository.records()]
+    alone = {file_id: (await repository.freed_by([file_id])).stored_size for file_id in ids}
+    assert alone[twice.id] == 0 < alone[once.id]
+    assert alone == await repository.freed_by_each([*ids, "file_" + 32 * "0"])
+    assert {once.id: alone[once.id]} == await repository.freed_by_each([once.id])
+    for part_count in (1, 7):
+        assert alone == await measure_freed_each(
+            repository._store, repository._index, DEFAULT_NAMESPACE, ids, part_count=part_count
+        )
+    limited = Opened(repository._store, repository._index, location="memory", prefix="c")
+    assert {once.id, ids[1]} == (await limited.freed_by_each(ids)).keys()
+    assert {} == await repository.freed_by_each([])
 
 
 async def test_a_collection_frees_what_was_said(repository: Opened) -> None:

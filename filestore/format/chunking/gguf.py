@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
 
@@ -36,6 +36,8 @@ _ALIGNMENT_KEY = b"general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _UINT32, _STRING, _ARRAY_TYPE = 4, 8, 9
 _VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_VALUES = {kind: struct.Struct(f"<{code}") for kind, code in zip(_VALUE_SIZES, "BbHhIif?Qqd", strict=True)}
+_KINDS = {kind: "boolean" if kind == 7 else "number" for kind in _VALUE_SIZES} | {_STRING: "text"}
 
 
 class Block(NamedTuple):
@@ -112,8 +114,23 @@ def segment(feed: Feed) -> Parsing[None]:
     feed.mark_extents((data + begin, data + end) for begin, end in _extents(tensors))
 
 
-def read_table(feed: Feed, kept: Callable[[Described], T]) -> Parsing[tuple[int, list[T]]]:
+class Notes(Protocol):
+    """Takes what the metadata of a header says."""
+
+    text_limit: int
+    """Bytes of the longest text that it takes."""
+
+    def add(self, key: bytes, value: float | bytes | None, *, kind: str, count: int) -> None:
+        """Take one value: a number or a text, or None for an array of `count` values and for a text of so many bytes.
+
+        `kind` is its type, or that of the values of an array.
+        """
+
+
+def read_table(feed: Feed, kept: Callable[[Described], T], notes: Notes | None = None) -> Parsing[tuple[int, list[T]]]:
     """Return where the data begins, and of each tensor what `kept` takes of it, in the order of the table.
+
+    `notes` gets the metadata, which is only skipped without it.
 
     Raises NotThisFormat. The table may claim offsets and sizes that are outside the file.
     """
@@ -121,7 +138,7 @@ def read_table(feed: Feed, kept: Callable[[Described], T]) -> Parsing[tuple[int,
     _, version, tensor_count, key_count = _HEAD.unpack((yield from table.read(_HEAD.size)))
     if version not in _VERSIONS or tensor_count > COUNT_LIMIT or key_count > COUNT_LIMIT:
         raise NotThisFormat("its version is unknown, or its counts are beyond the limits")
-    alignment = yield from _alignment(table, key_count)
+    alignment = yield from _alignment(table, key_count, notes)
     tensors: list[T] = []
     for _ in range(tensor_count):
         tensors.append(kept((yield from _tensor(table))))  # noqa: PERF401  # a comprehension cannot yield
@@ -155,6 +172,12 @@ class _Table:
     def number(self, layout: struct.Struct) -> Parsing[int]:
         return int(layout.unpack((yield from self.read(layout.size)))[0])
 
+    def array_head(self) -> Parsing[tuple[int, int]]:
+        """Return the type and the number of the values of the array that follows. It is not taken."""
+        yield from self._feed.at_least(_ARRAY.size)
+        kind, count = _ARRAY.unpack_from(self._feed.here())
+        return kind, count
+
     def skip_strings(self, count: int) -> Parsing[None]:
         """Skip `count` strings. A vocabulary can have a million of them."""
         while count:
@@ -175,7 +198,7 @@ class _Table:
             raise NotThisFormat("its header is beyond the limit")
 
 
-def _alignment(table: _Table, key_count: int) -> Parsing[int]:
+def _alignment(table: _Table, key_count: int, notes: Notes | None) -> Parsing[int]:
     found: list[int] = []
     for _ in range(key_count):
         length = yield from table.number(_U64)
@@ -184,7 +207,7 @@ def _alignment(table: _Table, key_count: int) -> Parsing[int]:
         key = yield from table.read(length)
         kind = yield from table.number(_U32)
         if key != _ALIGNMENT_KEY:
-            yield from _skip_value(table, kind)
+            yield from _skip_value(table, kind) if notes is None else _note_value(table, kind, bytes(key), notes)
         elif kind == _UINT32:
             found.append((yield from table.number(_U32)))
         else:
@@ -213,6 +236,27 @@ def _skip_value(table: _Table, kind: int) -> Parsing[None]:
         yield from table.skip_strings(1)
     elif kind in _VALUE_SIZES:
         yield from table.skip(_VALUE_SIZES[kind])
+    else:
+        raise NotThisFormat("a value's type is unknown")
+
+
+def _note_value(table: _Table, kind: int, key: bytes, notes: Notes) -> Parsing[None]:
+    """Read a value for `notes`, and accept what `_skip_value` accepts."""
+    if kind == _ARRAY_TYPE:
+        item, count = yield from table.array_head()
+        yield from _skip_array(table, depth=1)
+        notes.add(key, None, kind=_KINDS.get(item, "array"), count=count)
+    elif kind == _STRING:
+        length = yield from table.number(_U64)
+        if length > notes.text_limit:
+            yield from table.skip(length)
+            notes.add(key, None, kind="byte", count=length)
+        else:
+            notes.add(key, bytes((yield from table.read(length))), kind="text", count=1)
+    elif kind in _VALUES:
+        layout = _VALUES[kind]
+        [value] = layout.unpack((yield from table.read(layout.size)))
+        notes.add(key, value, kind=_KINDS[kind], count=1)
     else:
         raise NotThisFormat("a value's type is unknown")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from filestore.format.chunking.segments import Feed, NotThisFormat, Parsing
@@ -41,12 +42,18 @@ def read_header(feed: Feed) -> Parsing[bytearray]:
     return (yield from feed.read(length, known=feed.position + length))
 
 
+METADATA = "__metadata__"
+"""The name of the member of a header that is about the file, and no tensor."""
+
+
 class Flat(NamedTuple):
     """A JSON object that contains no other objects: those members of it that describe a tensor."""
 
     data_offsets: object
     dtype: object
     shape: object
+    others: dict[str, object] | None
+    """All members of an object that describes no tensor, where they are asked for."""
 
 
 def described(header: bytearray) -> Iterator[tuple[str, Flat]]:
@@ -54,21 +61,31 @@ def described(header: bytearray) -> Iterator[tuple[str, Flat]]:
 
     Raises NotThisFormat.
     """
+    return ((name, found) for name, found in members_of(header).items() if name != METADATA)
+
+
+def members_of(header: bytearray, *, keeps_others: bool = False) -> dict[str, Flat]:
+    """Return the tensors of a header, and its metadata if it has some. The values were not checked.
+
+    `keeps_others` tells whether the result has the members of an object that describes no tensor. Raises NotThisFormat.
+    """
     if sum(header.count(mark) for mark in (b",", b"[", b"{")) > VALUES_LIMIT:
         raise NotThisFormat("its header holds too many values")
     try:
         tensors = json.loads(
-            header.decode(), object_pairs_hook=_object, parse_int=_integer, parse_float=str, parse_constant=_refuse
+            header.decode(),
+            object_pairs_hook=partial(_object, keeps_others=keeps_others),
+            parse_int=_integer,
+            parse_float=str,
+            parse_constant=_refuse,
         )
     except (ValueError, RecursionError):
         raise NotThisFormat("its header is not JSON") from None
     if isinstance(tensors, Flat) and not header.strip(b" \t\r\n{}"):
-        return  # a file without tensors
+        return {}  # a file without tensors
     if not isinstance(tensors, dict):
         raise NotThisFormat("its header is not an object of objects")
-    for name, tensor in tensors.items():
-        if name != "__metadata__":
-            yield name, tensor
+    return tensors
 
 
 def _extents(header: bytearray) -> Iterator[tuple[int, int]]:
@@ -84,7 +101,7 @@ def extent(offsets: object) -> tuple[int, int]:
     raise NotThisFormat("a tensor's data_offsets are not a pair of integers")
 
 
-def _object(pairs: list[tuple[str, object]]) -> Flat | dict[str, object]:
+def _object(pairs: list[tuple[str, object]], *, keeps_others: bool) -> Flat | dict[str, object]:
     """Convert a JSON object of the header. Raises NotThisFormat if it is nested too deep or has a name twice.
 
     The header is an object of flat objects. It becomes a dict, and a flat object becomes a `Flat`.
@@ -98,7 +115,8 @@ def _object(pairs: list[tuple[str, object]]) -> Flat | dict[str, object]:
         return members
     if any(_is_nested(value) for value in members.values()):
         raise NotThisFormat("its header is not nested like a description of tensors")
-    return Flat(members.get("data_offsets"), members.get("dtype"), members.get("shape"))
+    found = Flat(members.get("data_offsets"), members.get("dtype"), members.get("shape"), None)
+    return found._replace(others=members) if keeps_others and found.data_offsets is None else found
 
 
 def _is_nested(value: object) -> bool:

@@ -19,12 +19,13 @@ from filestore.errors import FilestoreError, Unauthorized, UrlRefused, redact_se
 from filestore.http.limits import ServerLimits
 from filestore.http.server.access import Access
 from filestore.http.server.auth import Tokens, gives_token
-from filestore.http.server.context import RequestContext
+from filestore.http.server.context import LIMITS, RequestContext
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.digest_pass import DIGESTS, DigestPass
 from filestore.http.server.errors import as_problems, problem
 from filestore.http.server.guesses import Guesses
 from filestore.http.server.health import Health
+from filestore.http.server.kept_work import KEPT_WORK, KeptWork
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.metrics import METRICS, Metrics, show_metrics
@@ -43,16 +44,17 @@ from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
+from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
-from filestore.http.server.routes.sdk import files, forms, multipart, posts
+from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
 from filestore.http.server.stored_trees import SharedTrees
-from filestore.http.server.traffic import Traffic
+from filestore.http.server.traffic import TRAFFIC, Traffic
 from filestore.http.server.upkeep import upkeep
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.http.wire import API
@@ -117,6 +119,14 @@ ROUTES = (
         can_be_signed=True,
         access=session_access,
     ),
+    Route("GET", multipart.PARTS_PATH, multipart.list_parts, Scope.WRITE, continues=True, access=session_access),
+    Route(
+        *("POST", copies.COPY_PATH, copies.copy_part, Scope.WRITE),
+        is_transfer=True,
+        continues=True,
+        access=session_access,
+    ),
+    Route("DELETE", multipart.UPLOAD_PATH, multipart.cancel_upload, Scope.WRITE, continues=True, access=session_access),
     Route(
         *("POST", "/v3/pipeline_files/finalise-multipart-upload", multipart.finish_upload, Scope.WRITE),
         is_transfer=True,
@@ -219,7 +229,11 @@ def make_app(
     app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
+    app[KEPT_WORK] = KeptWork()
+    app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()
+    app[TRAFFIC] = traffic
+    app[LIMITS] = limits
     health = Health(store, index, spool_folder, is_stopping=lambda: traffic.draining)
     app[METRICS] = metrics = Metrics(
         store,
@@ -232,7 +246,7 @@ def make_app(
     )
 
     async def tending(_: web.Application) -> AsyncIterator[None]:
-        async with health.running(), metrics.running(), upkeep(store), quotas.running():
+        async with health.running(), metrics.running(), upkeep(store), quotas.running(), reports.running():
             yield
 
     app.cleanup_ctx.extend([assembling, tending])
@@ -472,6 +486,7 @@ class RequestAuthenticator:
             shared_times=self._shared_times,
             upload_quota=self._upload_quota,
             store=self._store,
+            index=self._index,
             throttle=throttle_of(request),
         )
 

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from filestore.core.signing import SigningKeys, signed_path
 from filestore.errors import FilestoreError, LimitExceeded
+from filestore.http.limits import ServerLimits
 from filestore.http.server.body.answer import answering, arriving, connection_of, moving
 from filestore.http.server.body.connection import PIECE
 from filestore.http.server.body.writer import BodyWriter
@@ -33,6 +34,7 @@ from filestore.http.server.request_record import RequestRecord, record_of
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.throttle import Throttle
 from filestore.http.server.upload_quota import UploadQuota
+from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore, SpaceClaim
 from filestore.system.buffers import Budget
@@ -77,6 +79,7 @@ class RequestContext:
     """When these URLs end at the latest, in seconds since 1970. None if the token does not say it."""
     upload_quota: UploadQuota
     store: ChunkStore
+    index: Index
     throttle: Throttle | None = None
     """What limits the rate of the bodies, if a quota does."""
     author: str = ""
@@ -301,3 +304,5 @@ def make_spool_folder(folder: Path) -> None:
 
 spooling = partial(storage_errors, "the spool folder of the server")
 """A block that uses the spool folder. Errors of the operating system are raised as StorageFull or StorageError."""
+
+LIMITS = web.AppKey("limits", ServerLimits)

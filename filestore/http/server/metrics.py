@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from fractions import Fraction
 from pathlib import Path
 
 from aiohttp import web
@@ -33,7 +32,7 @@ from filestore.repository.index.protocol import Index
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.check import SCRUB_TASK
 from filestore.repository.maintenance.collection_plan import TASK, CollectionPlan
-from filestore.repository.maintenance.passes import SPACE, Pass
+from filestore.repository.maintenance.passes import Pass
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.metrics import Event, Gauge, SharedTimes, StageTimes, added, added_starts, count, note
 from filestore.system.numbers import Key
@@ -254,9 +253,9 @@ class _Look:
             },
             "index_size_bytes": {(): await self._index.stored_size()},
             "namespaces": {(): len(namespaces)},
-            "scrub_position_ratio": {key: _position(each) for key, each in passes.items()},
+            "scrub_position_ratio": {key: each.share_read for key, each in passes.items()},
             "scrub_pass_begin_timestamp_seconds": {key: each.begun_at / _SECOND for key, each in passes.items()},
-            "scrub_last_pass_end_timestamp_seconds": {key: _last_end(each) / _SECOND for key, each in passes.items()},
+            "scrub_last_pass_end_timestamp_seconds": {key: each.last_ended_at / _SECOND for key, each in passes.items()},
             "damaged_chunks": {key: len(each.damaged) for key, each in passes.items()},
         }
 
@@ -309,16 +308,6 @@ def _of_processes(each_process: list[StageTimes]) -> Samples:
             if family.source is not None and (family.source,) in numbers:
                 samples[family.name][key] = numbers[family.source,]
     return samples
-
-
-def _position(scrub: Pass) -> float:
-    """Return which share of a pass was read."""
-    return float(1 - Fraction(sum(end - start for start, end in scrub.left), SPACE))
-
-
-def _last_end(scrub: Pass) -> int:
-    ended_at = scrub.last.get("ended_at", 0) if scrub.left else scrub.ended_at
-    return ended_at if isinstance(ended_at, int) else 0
 
 
 async def note_memory_and_files() -> None:

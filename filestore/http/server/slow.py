@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from aiohttp import web
@@ -26,14 +27,20 @@ BLANK_LINES_SIZE = 1 << 20
 _BLANK_LINES = BLANK_LINE * (PIECE // len(BLANK_LINE))
 BLANKS_SIZE = 48 << 10
 """Bytes of a slow answer that are kept for blanks. They last for 13 hours."""
+JSON: Mapping[str, str] = MappingProxyType({"Content-Type": "application/json"})
 DOCUMENT_SIZE = 16 << 10
 """Bytes of a slow answer that are kept for the document, a record or a problem."""
 
 
 async def answer_slowly(
-    context: RequestContext, work: Coroutine[Any, Any, web.Response], *, document_size: int = DOCUMENT_SIZE, goes_on: bool = True
+    context: RequestContext,
+    work: Coroutine[Any, Any, web.Response],
+    *,
+    document_size: int = DOCUMENT_SIZE,
+    goes_on: bool = True,
+    headers: Mapping[str, str] = JSON,
 ) -> web.StreamResponse:
-    """Return the answer that `work` makes, a JSON document.
+    """Return the answer that `work` makes, a document that blanks may surround. `headers` say what it is, if it comes late.
 
     If the client disconnects, the work is finished if `goes_on` is true, and cancelled otherwise.
 
@@ -47,12 +54,12 @@ async def answer_slowly(
         working = group.create_task(_outcome(context, work))
         if await _is_done(working):
             return working.result()
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response = web.StreamResponse(headers=headers)
         try:
             async with context.answering(response, size=BLANKS_SIZE + document_size) as answer:
                 left = BLANKS_SIZE + document_size - await _send_blanks(answer, working)
                 body = working.result().body
-                assert isinstance(body, bytes)  # noqa: S101  # a JSON document is bytes
+                assert isinstance(body, bytes)  # noqa: S101  # a document is bytes
                 await answer.send(body.ljust(left))
         except (Stalled, ConnectionError):
             # As a quick answer does. The client's next attempt then finds less to do.

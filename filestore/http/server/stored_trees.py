@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from filestore.core.content_digests import PACKED_SIZE, FileDigests
 from filestore.core.digest import Digest
+from filestore.core.manifest import Manifest
 from filestore.core.references import Reference
-from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError
+from filestore.errors import Busy, ChunksMissing, DamagedChunk, FilestoreError, InvalidArchive, NotAnArchive
 from filestore.format.zip.read import ZipLimits
 from filestore.format.zip.tree import LINK_TARGET_LIMIT
 from filestore.http.server.model_card import CARD_LIMIT, NO_CARD, ModelCard, parse_card
@@ -126,6 +127,18 @@ class SharedTrees:
         async with self._loads.using(key, lambda: self._begin(repository, key)) as opened:
             await opened.learn(repository, digest)
             yield opened
+
+    async def check(self, repository: LocalRepository, manifest: Manifest) -> None:
+        """Check that a file whose chunks are stored is a zip file whose entries can be served and fetched. It needs no record.
+
+        The central directory is read, and not the content of the entries: a fetch checks that. Raises InvalidArchive,
+        LimitExceeded if it has too many members, DamagedChunk, ChunksMissing, StorageError.
+        """
+        async with self._openings:
+            try:
+                await StoredTree.open(repository, manifest.digest, manifest=manifest, limits=self._limits)
+            except NotAnArchive as error:
+                raise InvalidArchive("", f"{error.reason}; store it as a file, or send the zip file of the directory") from None
 
     @asynccontextmanager
     async def unpacking(self, namespace: str) -> AsyncIterator[None]:

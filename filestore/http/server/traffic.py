@@ -18,8 +18,15 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
+from filestore.http.server.current_transfers import (
+    WRITE_SECONDS,
+    CurrentTransfer,
+    CurrentTransfers,
+    SharedCurrentTransfers,
+    with_own,
+)
 from filestore.http.server.errors import refusal
-from filestore.http.server.request_record import record_of
+from filestore.http.server.request_record import RequestRecord, record_of
 from filestore.system.stalls import transferred_size
 
 logger = logging.getLogger("filestore.server")
@@ -40,10 +47,20 @@ class _Transfer:
     """The requests of a transfer on one connection."""
 
     began: float
-    what: str = ""
-    """Its last request: the method, the route and the namespace."""
+    size_before: int
+    """Bytes that the connection had moved for transfers before this one."""
+    record: RequestRecord
+    """Its last request."""
     running: int = 0
     ended: float = 0.0
+    size_after: int = 0
+    """Bytes that the connection had moved when its last request ended."""
+
+    @property
+    def what(self) -> str:
+        """Its last request: the method, the route and the namespace."""
+        namespace = "" if self.record.access is None else self.record.access.namespace
+        return f"{self.record.method} {self.record.route} of {namespace!r}"
 
 
 class SharedTransfers:
@@ -58,11 +75,14 @@ class SharedTransfers:
         self._numbers = memoryview(mmap.mmap(-1, count * self._FIELDS * 8)).cast("d")
         self._count = count
         self._own = 0
+        self.current = SharedCurrentTransfers(count)
+        """What the transfers are."""
 
     def join(self, place: int) -> None:
         """Write to `place` in this process. Another process may have used this place before."""
         self._own = place * self._FIELDS
         self._write(0, 0, 0, 0)
+        self.current.join(place)
 
     def stop(self, waiting: int) -> None:
         """Note that this process begins to stop, and for how many transfers it waits."""
@@ -161,6 +181,7 @@ class Traffic:
         self._idle = asyncio.Event()
         self._idle.set()
         self._transfers: WeakKeyDictionary[asyncio.Transport, _Transfer] = WeakKeyDictionary()
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def draining(self) -> bool:
@@ -224,19 +245,26 @@ class Traffic:
         if connection is None:
             yield
             return
-        now = time.monotonic()
+        now, record = time.monotonic(), record_of(request)
         transfer = self._transfers.get(connection)
         if transfer is None or not self._is_under_way(connection, transfer):
-            transfer = self._transfers[connection] = _Transfer(now)
+            # The first bytes of this request are there already, so what has moved by now is too much.
+            size_before = 0 if transfer is None else transfer.size_after
+            transfer = self._transfers[connection] = _Transfer(now, size_before, record)
         transfer.running += 1
-        record = record_of(request)
-        namespace = "" if record.access is None else record.access.namespace
-        transfer.what = f"{record.method} {record.route} of {namespace!r}"
+        transfer.record = record
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(WRITE_SECONDS, self._tell)
         try:
             yield
         finally:
             transfer.running -= 1
             transfer.ended = time.monotonic()
+            transfer.size_after = _moved_by(connection)
+
+    def all_transfers(self) -> CurrentTransfers:
+        """Return what all processes of the server transfer now. Of the others it may be a second old."""
+        return with_own(self._current(), self._shared.current.of_others())
 
     def is_known(self, request: web.Request) -> bool:
         """Return whether the connection of a request has carried a transfer that was under way when the stop began.
@@ -253,6 +281,20 @@ class Traffic:
         if not self.draining or is_known:
             return None
         return refusal("the server", "it is stopping and begins no transfer", retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    def _tell(self) -> None:
+        """Say to the other processes what this one transfers, and again in a second while there is anything."""
+        transfers = self._current()
+        self._shared.current.write(transfers)
+        self._telling = asyncio.get_running_loop().call_later(WRITE_SECONDS, self._tell) if transfers else None
+
+    def _current(self) -> list[CurrentTransfer]:
+        """Return the transfers of this process, the oldest first."""
+        wall = time.time() - time.monotonic()
+        found = [
+            _current(transfer, wall + transfer.began, _moved_by(connection)) for connection, transfer in self._under_way().items()
+        ]
+        return sorted(found, key=lambda transfer: transfer.began_at)
 
     def _under_way(self) -> dict[asyncio.Transport, _Transfer]:
         return {
@@ -272,7 +314,7 @@ class Traffic:
         oldest = time.monotonic() - min(transfer.began for transfer in transfers.values())
         sizes: Counter[str] = Counter()
         for connection, transfer in transfers.items():
-            sizes[transfer.what] += transferred_size(connection.get_extra_info("socket"))
+            sizes[transfer.what] += _moved_by(connection)
         counts = Counter(transfer.what for transfer in transfers.values())
         kinds = [f"{counts[kind]} by {kind}, {size} bytes" for kind, size in sizes.most_common(REPORT_LIMIT)]
         if len(sizes) > REPORT_LIMIT:
@@ -281,3 +323,31 @@ class Traffic:
             "stopping: %s the transfers of %d connections; they have moved %d bytes, and the oldest began %.0f seconds ago: %s",
             *(what, len(transfers), sizes.total(), oldest, "; ".join(kinds)),
         )
+
+
+def _moved_by(connection: asyncio.Transport) -> int:
+    """Return how many bytes a connection has moved since it was made."""
+    found = connection.get_extra_info("socket")
+    return 0 if found is None else transferred_size(found)
+
+
+def _current(transfer: _Transfer, began_at: float, size: int) -> CurrentTransfer:
+    """Return what others may know of a transfer. `size` is what its connection has moved."""
+    record = transfer.record
+    access, facts = record.access, record.facts
+    return CurrentTransfer(
+        namespace="" if access is None else access.namespace,
+        method=record.method,
+        route=record.route,
+        name=str(facts.get("name", facts.get("path", ""))),
+        record_id=str(facts.get("record", "")),
+        upload_id=str(facts.get("upload", "")),
+        token_id="" if access is None else access.token_id,
+        label="" if access is None else access.label,
+        size=max(0, size - transfer.size_before),
+        began_at=began_at,
+        is_running=bool(transfer.running),
+    )
+
+
+TRAFFIC = web.AppKey("traffic", Traffic)

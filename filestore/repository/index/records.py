@@ -52,7 +52,8 @@ _SUPERSEDED = (
     " ORDER BY {0} LIMIT ?"
 )
 _NEWEST_POSITION = "SELECT max({}) FROM records WHERE namespace = ?"
-_POSITION_AT = "SELECT min({}) FROM records WHERE namespace = ? AND updated_at = ?"
+# The index is named, because SQLite would look for the smallest position first, through all records.
+_POSITION_AT = "SELECT min({}) FROM records INDEXED BY records_by_time WHERE namespace = ? AND updated_at = ?"
 _SECOND = 1_000_000
 _FAR_FUTURE = 1 << 62
 

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from filestore.core.batches import in_batches
@@ -26,6 +26,7 @@ from filestore.repository.maintenance.digest_set import DigestSet
 from filestore.repository.maintenance.findings import AffectedFile, Finding, FindingKind
 from filestore.repository.maintenance.frames import READERS, FrameReader, Verdict
 from filestore.repository.maintenance.passes import Pass, digest_at
+from filestore.repository.maintenance.results import NO_NAMESPACE, Outcome, ResultKind, TaskResult, keep_result
 from filestore.repository.manifest_batches import read_of_records
 from filestore.repository.stores.protocol import ChunkStore, FrameState
 from filestore.system.files import BAD_DISK
@@ -72,6 +73,8 @@ class CheckCounts:
     """Frames that were read, and their bytes."""
     continued: bool = False
     """Whether an interrupted read was continued."""
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    """The result of each namespace that the check is through with, and that of the index, by NO_NAMESPACE."""
 
 
 async def check(
@@ -87,29 +90,99 @@ async def check(
 
     Without `read`, frames are not opened: their existence and size are checked. Only a frame with a wrong size is read.
     `counts` is updated while the check runs. Without `writes`, nothing is written. Otherwise the digests of frames are
-    kept that have none yet, and the state of `read`.
+    kept that have none yet, the state of `read`, and the results, as `keep_results` keeps them.
 
     Memory does not depend on the number of chunks, except for 8 bytes for each damaged one.
 
     Raises Busy if another process reads frames for a check, and StorageError if the store as a whole cannot be read.
     """
     counts = CheckCounts() if counts is None else counts
+    tally = Tally(counts)
     async for finding in index_findings(index):
+        tally.add(finding)
         yield finding
     try:
         found = sorted(await index.namespaces()) if namespaces is None else namespaces
     except StorageError as error:
+        tally.add(_index_finding(error))
         yield _index_finding(error)
-        return
+        found = ()
+    await _note(index, NO_NAMESPACE, tally.result(), counts, writes=writes)
     for namespace in found:
         checking = NamespaceCheck(store, index, namespace, counts=counts, writes=writes)
+        tally = Tally(counts)
         try:
             async for each in checking.run(read):
+                tally.add(each)
                 yield each
-        except StorageError as error:
-            if not _is_of_index(error):
+        except FilestoreError as error:
+            if not (isinstance(error, StorageError) and _is_of_index(error)):
+                await _note(index, namespace, tally.result(error), counts, writes=writes)
                 raise
-            yield _index_finding(error, namespace)
+            finding = _index_finding(error, namespace)
+            tally.add(finding)
+            yield finding
+        await _note(index, namespace, tally.result(), counts, writes=writes)
+
+
+async def keep_results(index: Index, results: Mapping[str, TaskResult]) -> None:
+    """Keep the results of a check by their namespaces, if the index can be written.
+
+    Nothing is kept in an index of a version that has no place for it.
+    """
+    with suppress(FilestoreError):
+        if await index.version() is None:
+            return
+        for namespace, result in results.items():
+            await keep_result(index, namespace, ResultKind.CHECK, result)
+
+
+async def _note(index: Index, namespace: str, result: TaskResult, counts: CheckCounts, *, writes: bool) -> None:
+    counts.results[namespace] = result
+    if writes:
+        await keep_results(index, {namespace: result})
+
+
+class Tally:
+    """What a check finds in one namespace, from now on."""
+
+    def __init__(self, counts: CheckCounts) -> None:
+        """`counts` also has what was looked at before."""
+        self._counts = counts
+        self._before = replace(counts)
+        self._began_at = _now()
+        self._damage_count = self._file_count = self._reclaimable_count = self._reclaimable_size = 0
+
+    def add(self, found: Finding | AffectedFile) -> None:
+        """Count what was found."""
+        if isinstance(found, AffectedFile):
+            self._file_count += 1
+        elif found.is_damage:
+            self._damage_count += 1
+        else:
+            self._reclaimable_count += 1
+            self._reclaimable_size += found.stored_size
+
+    def result(self, error: FilestoreError | None = None) -> TaskResult:
+        """Return the result, which is that of a check that has failed if there is an `error`."""
+        before, now = self._before, self._counts
+        return TaskResult(
+            began_at=self._began_at,
+            ended_at=_now(),
+            outcome=Outcome.COMPLETE if error is None else Outcome.FAILED,
+            error="" if error is None else str(error),
+            facts={
+                "damage_count": self._damage_count,
+                "file_count": self._file_count,
+                "reclaimable_count": self._reclaimable_count,
+                "reclaimable_size": self._reclaimable_size,
+                "record_count": now.record_count - before.record_count,
+                "chunk_count": now.chunk_count - before.chunk_count,
+                "stored_size": now.stored_size - before.stored_size,
+                "read_count": now.read_count - before.read_count,
+                "read_size": now.read_size - before.read_size,
+            },
+        )
 
 
 class NamespaceCheck:

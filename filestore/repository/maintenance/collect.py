@@ -29,6 +29,7 @@ from typing import Any
 from filestore.core.batches import in_batches
 from filestore.core.digest import Digest
 from filestore.core.manifest import Manifest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.object_names import ObjectName
 from filestore.core.records import Record
 from filestore.core.references import Reference
@@ -38,6 +39,7 @@ from filestore.repository.maintenance.collection_plan import TASK
 from filestore.repository.maintenance.digest_filter import DigestFilter
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.maintenance.policy import apply_policy, old_versions
+from filestore.repository.maintenance.results import Outcome, ResultKind, kept
 from filestore.repository.manifest_batches import read_of_records, read_together
 from filestore.repository.protocol import GRACE_SECONDS
 from filestore.repository.stores.protocol import ChunkStore
@@ -167,7 +169,22 @@ class Collection:
         Raises DamagedRecord, and removes nothing more, if the manifest of a record is missing or damaged: nobody knows
         what the record needs. Raises CollectionHeld, and removes nothing, if the collection is held; a dry run goes on.
         Raises InvalidInput if the policy of the namespace is not valid; StorageError, Busy.
+
+        The result is kept in the index, and also that of a collection that failed.
         """
+        if self._dry_run:
+            return await self._run()
+        async with kept(self._index, self._namespace, ResultKind.COLLECTION, now=self._now) as attempt:
+            attempt.facts = self._facts
+            report = await self._run()
+            if not report.is_complete:
+                attempt.outcome = Outcome.STOPPED
+            is_known = self._namespace in await self._index.namespaces()
+        if not is_known:
+            await self._forget()
+        return report
+
+    async def _run(self) -> CollectionReport:
         started_at = self._now()
         hold = None if self._dry_run else await hold_of(self._index, self._namespace)
         if hold is not None:
@@ -222,6 +239,27 @@ class Collection:
             await transaction.set_task_state(self._namespace, TASK, None if is_empty else state)
         if self.report.freed.count:
             await self._index.compact()
+
+    def _facts(self) -> dict[str, int]:
+        """Return what is kept of the report in the index."""
+        report = self.report
+        return {
+            "freed_count": report.freed.count,
+            "freed_size": report.freed.size,
+            "old_versions": report.old_versions,
+            "waiting_count": report.waiting.count,
+            "waiting_size": report.waiting.size,
+            "kept_count": report.kept.count,
+            "kept_size": report.kept.size,
+        }
+
+    async def _forget(self) -> None:
+        """Forget the results of a namespace of which nothing is left, so that names that come and go take no space."""
+        if self._namespace == DEFAULT_NAMESPACE:
+            return
+        async with self._index.transaction(self._namespace) as transaction:
+            for kind in ResultKind:
+                await transaction.set_task_state(self._namespace, kind, None)
 
     # Mark.
 

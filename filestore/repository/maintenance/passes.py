@@ -55,6 +55,17 @@ class Pass:
     last: dict[str, Any] = field(default_factory=dict)
     """The result of the pass before this one."""
 
+    @property
+    def share_read(self) -> float:
+        """Which share of the pass was read, from 0 to 1."""
+        return float(1 - Fraction(sum(end - start for start, end in self.left), SPACE))
+
+    @property
+    def last_ended_at(self) -> int:
+        """When the last pass ended that came to its end, in microseconds since 1970. 0 if none did."""
+        ended_at = self.last.get("ended_at", 0) if self.left else self.ended_at
+        return ended_at if isinstance(ended_at, int) else 0
+
     @classmethod
     def load(cls, state: dict[str, Any] | None) -> Pass:
         """Make a pass from its state in the index. A state that is not valid is the same as none."""

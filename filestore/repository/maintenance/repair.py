@@ -20,11 +20,19 @@ from filestore.errors import FilestoreError, InvalidFrame, InvalidManifest, Limi
 from filestore.format.codec import FRAME_LIMIT, Decoder, Frame, frame_limit
 from filestore.repository.index.protocol import ChunkRow, Index
 from filestore.repository.local import LocalRepository
-from filestore.repository.maintenance.check import CheckCounts, NamespaceCheck, ReadPlan, index_findings
+from filestore.repository.maintenance.check import (
+    CheckCounts,
+    NamespaceCheck,
+    ReadPlan,
+    Tally,
+    index_findings,
+    keep_results,
+)
 from filestore.repository.maintenance.content import replace_manifest
 from filestore.repository.maintenance.findings import FRAME_LOST, AffectedFile, Finding, FindingKind
 from filestore.repository.maintenance.frames import Verdict, judge_frame
 from filestore.repository.maintenance.hold import Hold, holds
+from filestore.repository.maintenance.results import NO_NAMESPACE
 from filestore.repository.protocol import Repository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.threads import in_cpu_thread, task_group
@@ -160,9 +168,15 @@ async def repair(
         await _count_again(index)
     found = {*await index.namespaces(), *await store.namespaces()}
     for namespace in sorted(found):
-        await _NamespaceRepair(store, index, namespace, donors, report).run(read)
+        repairing = _NamespaceRepair(store, index, namespace, donors, report)
+        await repairing.run(read)
+        # What is left of the damage, as a check would find it now.
+        await keep_results(index, {namespace: repairing.remaining.result()})
+    tally = Tally(report.counts)
     async for problem in index_findings(index):
+        tally.add(problem)
         report.note_remaining(problem)
+    await keep_results(index, {NO_NAMESPACE: tally.result()})
     report.holds = [hold async for hold in holds(store, index)]
     return report
 
@@ -181,6 +195,8 @@ class _NamespaceRepair:
         self._namespace = namespace
         self._donors = donors
         self._report = report
+        self.remaining = Tally(report.counts)
+        """What is still wrong at the end."""
         self._repository = LocalRepository(store, index, location=namespace, namespace=namespace)
         self._buffer = memoryview(bytearray(FRAME_LIMIT))
         self._content = memoryview(bytearray(CHUNK_LIMIT))
@@ -410,4 +426,5 @@ class _NamespaceRepair:
         checking = NamespaceCheck(self._store, self._index, self._namespace, writes=False)
         for step in (checking.rows(), checking.records()):
             async for each in step:
+                self.remaining.add(each)
                 self._report.note_remaining(each)

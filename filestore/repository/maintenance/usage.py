@@ -6,6 +6,7 @@ limited, whatever the number of chunks. Each part reads the manifests of all rec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.errors import DamagedRecord, InvalidManifest, LimitExceeded
 from filestore.repository.index.protocol import Index
+from filestore.repository.maintenance.growth import GrowthSums
 from filestore.repository.maintenance.hold import hold_of
 from filestore.repository.manifest_batches import manifest_size, read_together
 from filestore.repository.protocol import FreedContent, NameUsage, Usage
@@ -64,21 +66,25 @@ class _Part:
         """Whether several names need the chunk."""
         self.is_seen = np.zeros(len(digests), dtype=np.bool_)
         """Whether a name needs the chunk that the report is about."""
+        self.interval = np.full(len(digests), np.iinfo(np.int32).max, dtype=np.int32)
+        """The number of the interval in which the first version was stored that the report is about and that has the chunk."""
 
     def note_rows(self, digests: Sequence[Digest], is_free: Sequence[bool]) -> None:
         """Note which chunks have been used lately, so that collection keeps them."""
         places, is_here = self._places(_keys_of(digests))
         self.is_free[places] = np.array(is_free, dtype=np.bool_)[is_here]
 
-    def note_name(self, number: int, entries: npt.NDArray[np.void], *, is_seen: bool) -> int:
+    def note_name(self, number: int, entries: npt.NDArray[np.void], *, is_seen: bool, interval: int | None = None) -> int:
         """Note that a name needs the chunks of a manifest. Return the bytes of those frames that it has not needed before.
 
-        `is_seen` says whether the report is about this name.
+        `is_seen` says whether the report is about this name, and `interval` when the version was stored, if that matters.
 
         All manifests of a name must be noted one after the other.
         """
         keys, first = np.unique(entries["key"].astype(np.uint64), return_index=True)
         places, is_here = self._places(keys)
+        if interval is not None and is_seen:
+            self.interval[places] = np.minimum(self.interval[places], interval)
         is_new = self.name[places] != number
         new = places[is_new]
         self.is_shared[new] |= self.name[new] != _NONE
@@ -141,6 +147,7 @@ async def measure_usage(
     name_limit: int,
     prefix: str = "",
     part_count: int = PART_COUNT,
+    growth: GrowthSums | None = None,
 ) -> Usage:
     """Measure what a namespace takes on disk. Pushes and removals may run meanwhile.
 
@@ -151,6 +158,8 @@ async def measure_usage(
     of the files in the store. `name_limit` is the largest number of names in the result. It lists all frames, and reads
     the manifests of all records once for each part. It takes memory for `part_count` chunks and for all records.
 
+    If `growth` is given, it gets when what is needed was first stored.
+
     Raises StorageError.
     """
     versions = sorted(await _versions(index, namespace), key=lambda version: version[:2])
@@ -159,13 +168,17 @@ async def measure_usage(
     manifests_size, left = await _manifest_sizes(store, namespace, versions, prefix=prefix)
     sums, damaged, waiting = _Sums(), dict[str, None](), set[Digest]()
     own, all_of_name = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
+    if growth is not None:
+        growth.begin(each.record for each in versions if each.record is not None and each.name.startswith(prefix))
     unseen_since = now - int((grace_seconds + min(grace_seconds, _HOUR)) * _SECOND)
     async for part in _parts(store, namespace, part_count):
         await _note_rows(index, namespace, part, unseen_since)
 
         def note(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             number = numbers[version.name]
-            all_of_name[number] += part.note_name(number, entries, is_seen=version.name.startswith(prefix))
+            interval = None if growth is None or version.record is None else growth.interval_of(version.record.created_at)
+            is_seen = version.name.startswith(prefix)
+            all_of_name[number] += part.note_name(number, entries, is_seen=is_seen, interval=interval)
 
         def note_left(version: _Version, entries: npt.NDArray[np.void], part: _Part = part) -> None:
             if part.has_waiting(entries):
@@ -175,6 +188,8 @@ async def measure_usage(
         await _read_manifests(store, index, namespace, [_Version("", digest, None, left[digest]) for digest in left], note_left)
         own += await in_cpu_thread(part.sums_by_name, len(names))
         sums.add(part, is_whole=not prefix)
+        if growth is not None:
+            await in_cpu_thread(growth.add, part.interval[part.is_seen], part.sizes[part.is_seen], part.stored[part.is_seen])
     # Collection removes a manifest after its chunks.
     waiting_size = sum(left[digest] for digest in waiting)
     seen = [version for version in versions if version.name.startswith(prefix)]
@@ -228,33 +243,87 @@ async def measure_freed(
     return freed._replace(is_held=await hold_of(index, namespace) is not None)
 
 
+async def measure_freed_each(
+    store: ChunkStore, index: Index, namespace: str, file_ids: Collection[str], *, prefix: str = "", part_count: int = PART_COUNT
+) -> dict[str, int]:
+    """Return, by the ids of records, the bytes that collection can free after the removal of this record alone.
+
+    They are what `measure_freed` finds for each of them: bytes of the frames that no other record needs, and of the manifest. All
+    are measured together, so it takes about as long as for one. Ids that do not exist are left out, and those of records whose
+    names do not begin with `prefix`. Raises DamagedRecord, StorageError.
+    """
+    versions = await _versions(index, namespace)
+    wanted = set(file_ids)
+    counts = Counter(version.digest for version in versions)
+    found = {
+        version.record.id: version.digest
+        for version in versions
+        if version.record is not None and version.record.id in wanted and version.name.startswith(prefix)
+    }
+    alone = {digest for digest in found.values() if counts[digest] == 1}
+    distinct = {version.digest: version for version in versions}
+    removed = [version for digest, version in distinct.items() if digest in alone]
+    others = [version for digest, version in distinct.items() if digest not in alone]
+    numbers = {version.digest: number for number, version in enumerate(removed)}
+    freed = [0] * len(removed)
+    chunk_counts = list[int]()
+
+    def note(version: _Version, entries: npt.NDArray[np.void]) -> None:
+        chunk_counts.append(len(entries))
+        freed[numbers[version.digest]] = HEADER_SIZE + len(entries) * _ENTRY.itemsize
+
+    await _read_whole(store, index, namespace, removed, note)
+    parts = -(-sum(chunk_counts) // part_count)
+    for number in range(parts):
+        chunks = _Candidates(number, parts)
+
+        def add(version: _Version, entries: npt.NDArray[np.void], chunks: _Candidates = chunks) -> None:
+            chunks.add(entries, owner=numbers[version.digest])
+
+        await _read_whole(store, index, namespace, removed, add)
+        await in_cpu_thread(chunks.sort)
+        await _read_whole(store, index, namespace, others, lambda _, entries, chunks=chunks: chunks.keep(entries))  # type: ignore[misc]  # called at once
+        for start in range(0, len(chunks), _ROWS):
+            sizes = await store.sizes(namespace, chunks.free(start, start + _ROWS))
+            for owner, size in zip(chunks.owners_of_free(start, start + _ROWS), sizes, strict=True):
+                freed[owner] += size
+    return {file_id: freed[numbers[digest]] if digest in numbers else 0 for file_id, digest in found.items()}
+
+
 class _Candidates:
     """The distinct chunks of manifests whose keys are in one of several equal ranges, and which of them are needed."""
 
     def __init__(self, number: int, parts: int) -> None:
         self._range = (number << 64) // parts, ((number + 1 << 64) // parts) - 1
         self._added: list[bytes] = []
+        self._owners: list[npt.NDArray[np.int32]] = []
         self._entries = np.empty(0, dtype=_ENTRY)
         self._keys: _Keys = np.empty(0, dtype=np.uint64)
         self._is_needed = np.empty(0, dtype=np.bool_)
+        self._owner = np.empty(0, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, entries: npt.NDArray[np.void]) -> None:
-        """Add the chunks of a manifest that are in the range."""
+    def add(self, entries: npt.NDArray[np.void], *, owner: int = 0) -> None:
+        """Add the chunks of a manifest that are in the range. `owner` is a number for the manifest."""
         keys = entries["key"]
         first, last = self._range
-        self._added.append(entries[(keys >= np.uint64(first)) & (keys <= np.uint64(last))].tobytes())
+        added = entries[(keys >= np.uint64(first)) & (keys <= np.uint64(last))]
+        self._added.append(added.tobytes())
+        self._owners.append(np.full(len(added), owner, dtype=np.int32))
 
     def sort(self) -> None:
-        """Make the added chunks distinct. Call it once, before `keep`."""
+        """Make the added chunks distinct. A chunk of two owners is needed. Call it once, before `keep`."""
         # As bytes, because numpy would bring the keys into the order of bytes of this machine.
         entries = np.frombuffer(b"".join(self._added), dtype=_ENTRY)
+        owners = np.concatenate(self._owners) if self._owners else self._owner
         self._added.clear()
-        self._keys, first = np.unique(entries["key"].astype(np.uint64), return_index=True)
-        self._entries = entries[first]
+        self._owners.clear()
+        self._keys, first, places = np.unique(entries["key"].astype(np.uint64), return_index=True, return_inverse=True)
+        self._entries, self._owner = entries[first], owners[first]
         self._is_needed = np.zeros(len(self._keys), dtype=np.bool_)
+        self._is_needed[places[owners != self._owner[places]]] = True
 
     def keep(self, entries: npt.NDArray[np.void]) -> None:
         """Note that the chunks of a manifest are needed."""
@@ -267,6 +336,11 @@ class _Candidates:
         """Return the digests of those chunks from `start` to `stop` that nothing needs."""
         raw = self._entries[start:stop][~self._is_needed[start:stop]].tobytes()
         return [Digest(raw[place : place + DIGEST_SIZE]) for place in range(0, len(raw), _ENTRY.itemsize)]
+
+    def owners_of_free(self, start: int, stop: int) -> list[int]:
+        """Return the numbers of the manifests that those chunks are from which `free` returns."""
+        owners: list[int] = self._owner[start:stop][~self._is_needed[start:stop]].tolist()
+        return owners
 
 
 def _keys_of(digests: Sequence[Digest]) -> _Keys:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -68,7 +69,7 @@ async def send_stored(
     if context.request.method == "HEAD":
         async with context.answering(response, size=len(wanted)):
             return response
-    async with _Content(context, repository, digest, wanted) as content:
+    async with StoredContent(context, repository, digest, wanted) as content:
         try:
             await content.begin()
         except Busy as error:
@@ -107,8 +108,8 @@ class _LoadedParts(NamedTuple):
     """Its end gives back the budget of the memory to which `parts` refer."""
 
 
-class _Content:
-    """Send the bytes `wanted` of a file. The next ones are read, decoded and verified ahead, within the budget.
+class StoredContent:
+    """The bytes `wanted` of a file, to send or to copy. The next ones are read, decoded and verified ahead, within the budget.
 
     The end of the block gives all memory back.
     """
@@ -167,6 +168,17 @@ class _Content:
             if sent < len(part):
                 return False
         return True
+
+    async def pieces(self) -> AsyncGenerator[memoryview, None]:
+        """Yield the bytes in order, in pieces of at most a chunk. The memory of a piece is valid until the next one is asked for.
+
+        Raises what `load` raises.
+        """
+        while await self.load():
+            while self._loaded is not None and self._loaded.parts:
+                part = self._loaded.parts.popleft()
+                self._position += len(part)
+                yield part
 
     async def forget(self) -> None:
         """Give up the loaded bytes, the manifest and the budget. `load` loads them again."""

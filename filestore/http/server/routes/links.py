@@ -21,7 +21,7 @@ async def make_link(context: RequestContext, repository: LocalRepository) -> web
     seconds = number_in(request, "seconds")
     if seconds is None:
         raise InvalidInput("the query has no seconds, which say how long the link lasts")
-    link = await repository.make_link(file_id, seconds=seconds, nonce=request.query.get("nonce"), maker=_maker(context))
+    link = await repository.make_link(file_id, seconds=seconds, nonce=request.query.get("nonce"), maker=maker_of(context))
     context.noted.facts |= {"link": link.id, "name": link.name}
     return web.json_response(link.as_json(), headers={"Cache-Control": "no-store"})
 
@@ -37,6 +37,7 @@ async def revoke_link(context: RequestContext, repository: LocalRepository) -> w
     return web.json_response((await repository.revoke_link(link_id)).as_json())
 
 
-def _maker(context: RequestContext) -> LinkMaker:
+def maker_of(context: RequestContext) -> LinkMaker:
+    """Return who makes a link by a request."""
     access = context.noted.access
     return OPERATOR if access is None else LinkMaker(access.token_id, access.label, access.expires_at is not None)

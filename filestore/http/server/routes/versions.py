@@ -77,11 +77,9 @@ async def measure_usage(context: RequestContext, repository: LocalRepository) ->
     grace_seconds = context.grace_seconds if asked is None else asked
 
     async def measured() -> web.Response:
-        measure = partial(repository.usage, grace_seconds=grace_seconds, name_limit=limit)
-        usage = await context.request.app[MEASURING].share(
-            repository.namespace, (grace_seconds, limit, repository.prefix), measure
-        )
-        return web.json_response(usage.as_json())
+        measuring = context.request.app[MEASURING]
+        measured = await measuring.usage(repository, grace_seconds=grace_seconds, name_limit=limit)
+        return web.json_response(measured.usage.as_json())
 
     return await answer_slowly(context, measured(), document_size=(NAMES_LIMIT + 1) * _NAME_SIZE, goes_on=False)
 

@@ -52,7 +52,7 @@ async def resolve(context: RequestContext, repository: LocalRepository) -> web.S
                 lost_as_damaged(repository, commit.digest),
                 aclosing(read_entry(repository, snapshot.opened.tree, stored, wanted.start, wanted.stop)) as pieces,
             ):
-                return await _send_unpacked(context, pieces, len(wanted), response)
+                return await send_unpacked(context, pieces, len(wanted), response)
     # Here the tree is not held any more: a slow client must not hold memory (I6).
     start = 0 if stored is None or stored.extent is None else stored.extent.start
     return await send_stored(context, repository, commit.digest, range(start + wanted.start, start + wanted.stop), response)
@@ -77,7 +77,7 @@ def file_head(
     return response, wanted
 
 
-async def _send_unpacked(
+async def send_unpacked(
     context: RequestContext, pieces: AsyncIterator[bytes], size: int, response: web.StreamResponse
 ) -> web.StreamResponse:
     """Send a part of a file that is not a range of the stored zip file: it is deflated, or only its header says where it is."""

@@ -32,7 +32,7 @@ def as_pages(handler: Handler) -> Handler:
             return response
         if response.slug in _SESSION_OVER:
             return await _to_sign_in(request)
-        return await _page(request, response)
+        return await page_of(request, response)
 
     return answered
 
@@ -47,7 +47,8 @@ def _wants_page(request: web.Request) -> bool:
     return "text/html" in accepted or "json" not in accepted
 
 
-async def _page(request: web.Request, answer: ProblemAnswer) -> web.Response:
+async def page_of(request: web.Request, answer: web.Response) -> web.Response:
+    """Return a page that says what a problem document says."""
     document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
     detail = str(document.get("detail", answer.reason))
     headers = {name: value for name, value in answer.headers.items() if name in {"Retry-After", "Content-Range"}}

@@ -12,17 +12,20 @@ from typing import NamedTuple
 from aiohttp import web
 
 from filestore.core.manifest import Manifest
-from filestore.core.records import Record
+from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import (
     Busy,
     ChunksMissing,
+    DamagedChunk,
     FilestoreError,
+    InvalidInput,
     InvalidManifest,
     InvalidParts,
     InvalidReference,
     SourceChanged,
     StorageError,
+    StorageFull,
     UploadNotFound,
 )
 from filestore.format.chunking import Chunker
@@ -31,12 +34,13 @@ from filestore.http.server.pushes import push_memory
 from filestore.http.server.routes.sdk.parts import PartsContent, UploadPart, unbroken
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ServedUpload, UploadStore
+from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.upload_quota import UploadQuota
 from filestore.repository.full_disk import with_reserve
 from filestore.repository.local import LocalRepository
 from filestore.repository.stores.protocol import ChunkStore
 from filestore.system.buffers import Budget
-from filestore.system.threads import in_cpu_thread, in_disk_thread, task_group
+from filestore.system.threads import in_cpu_thread, in_disk_thread, shield_until_done, task_group, work_beside
 from filestore.transfer.push import send, send_and_commit
 from filestore.transfer.sources.file import WINDOW_SIZE, unpacked
 
@@ -46,6 +50,10 @@ AHEAD_SIZE = WINDOW_SIZE
 """With fewer uncut bytes than this, cutting waits for more parts, or for the end."""
 FINISH_SECONDS = 240.0
 """How long finishing waits for another process that cuts. The SDK gives the request 300 seconds."""
+CANCEL_SECONDS = 20.0
+"""How long a cancel waits for another process that cuts, or that finishes."""
+STOP_SECONDS = 1.0
+"""A process that cuts looks so often whether it must stop, because somebody cancels the upload."""
 CHUNKERS_KEPT = 4
 """Chunkers that wait for more parts; each holds up to 16 MiB of a container's header (I6). If one is dropped, its
 successor must read all content that was cut before."""
@@ -128,18 +136,31 @@ class Assembly:
         """Cut and store the parts that arrived, in the background, unless this is being done already."""
         self.start(self._cut_ahead(upload, repository))
 
-    async def finish(self, upload: ServedUpload, repository: LocalRepository, listed: Mapping[int, str]) -> Record:
-        """Record the file that the listed parts make up. `listed` has tags by part numbers.
+    async def finish(
+        self,
+        upload: ServedUpload,
+        repository: LocalRepository,
+        listed: Mapping[int, str],
+        *,
+        kind: Kind = Kind.FILE,
+        trees: SharedTrees,
+    ) -> Record:
+        """Record the file that the listed parts make up, or the directory whose zip file they make up.
 
-        A second call with the same parts returns the same record. Raises InvalidParts, UploadNotFound, Busy, and
-        NotFound if the record was removed.
+        `listed` has tags by part numbers. A zip file of a directory is checked with `trees`: it must be one that a fetch can
+        unpack, as far as its central directory says.
+
+        A second call with the same parts and the same kind returns the same record. Raises InvalidParts, InvalidArchive,
+        LimitExceeded, UploadNotFound, Busy, InvalidInput for another kind, and NotFound if the record was removed.
         """
         tags = [listed[number] for number in sorted(listed)]
         async with self.waited_for(upload):
             finished = await upload.finished()
             if finished is None:
+                # Somebody may have cancelled it while this waited. An empty file must not be made of it.
+                await self.find(upload.id, repository)
                 parts = _chosen(await upload.parts(), listed)
-                record = await self._record(upload, repository, parts)
+                record = await self._record(upload, repository, parts, kind=kind, trees=trees)
                 await upload.save_first(FinishedUpload.of(tags, record.id))
                 self._kept.pop(upload.id, None)
         if finished is None:
@@ -147,7 +168,32 @@ class Assembly:
             return record
         if finished.tags_digest != FinishedUpload.of(tags, "").tags_digest:
             raise InvalidParts("it was already finished with other parts")
-        return await repository.record(Reference(id=finished.record_id))
+        record = await repository.record(Reference(id=finished.record_id))
+        if record.kind is not kind:
+            raise InvalidInput(f"the upload {upload.id} was already finished with the kind {record.kind}; begin another upload")
+        return record
+
+    async def cancel(self, upload: ServedUpload) -> None:
+        """Remove an upload that is not finished, and free its space. A process that cuts it is asked to stop.
+
+        A cancel that fails changes nothing. Raises UploadNotFound if the upload is finished, or gone; Busy while a process
+        finishes it.
+        """
+        await _check_unfinished(upload)
+        with suppress(StorageFull):  # it only saves time, and a cancel makes space
+            await upload.request_stop()
+        try:
+            async with upload.locked(limit_seconds=CANCEL_SECONDS) as is_held:
+                if not is_held:
+                    raise Busy(f"the upload {upload.id}", "a process of the server is finishing it")
+                # Nobody finishes it while this has the lock.
+                await _check_unfinished(upload)
+                await upload.cancel()
+        except BaseException:
+            with suppress(OSError, FilestoreError):
+                await shield_until_done(upload.withdraw_stop())
+            raise
+        self._kept.pop(upload.id, None)
 
     async def chosen_parts(self, upload: ServedUpload, listed: Mapping[int, str]) -> list[UploadPart]:
         """Return the listed parts in order. `listed` has tags by part numbers. The caller holds the lock of the upload.
@@ -225,8 +271,9 @@ class Assembly:
                 async with upload.locked(limit_seconds=0) as is_held:
                     if not is_held:
                         return
-                    content = await self._resumed(upload, contiguous, is_whole=False)
-                    await self._send(repository, content)
+                    async with work_beside(_look_for_stop(upload)):
+                        content = await self._resumed(upload, contiguous, is_whole=False)
+                        await self._send(repository, content)
                     async with repository.space_for(len(content.chunks), place=self.uploads.place):
                         await self._save(upload, contiguous, content)
         except (UploadNotFound, InvalidParts) as error:
@@ -241,23 +288,32 @@ class Assembly:
                 if is_held:
                     await upload.retire()
 
-    async def _record(self, upload: ServedUpload, repository: LocalRepository, parts: Sequence[UploadPart]) -> Record:
+    async def _record(
+        self, upload: ServedUpload, repository: LocalRepository, parts: Sequence[UploadPart], *, kind: Kind, trees: SharedTrees
+    ) -> Record:
         content = await self._resumed(upload, parts, is_whole=True)
         try:
-            return await self._push(upload, repository, content)
-        except (ChunksMissing, InvalidManifest, InvalidReference, SourceChanged) as error:
+            return await self._push(upload, repository, content, kind=kind, trees=trees)
+        except (ChunksMissing, DamagedChunk, InvalidManifest, InvalidReference, SourceChanged) as error:
             # The saved cut may be damaged, or its chunks may be gone. The parts themselves are what counts.
             log_failure(f"upload {upload.id} is cut once more, from its start", error)
             whole = PartsContent(upload.path, parts, bytearray(), Chunker(), is_whole=True)
-            return await self._push(upload, repository, whole)
+            return await self._push(upload, repository, whole, kind=kind, trees=trees)
 
     async def _send(self, repository: LocalRepository, content: PartsContent) -> None:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
             await send(repository, content)
 
-    async def _push(self, upload: ServedUpload, repository: LocalRepository, content: PartsContent) -> Record:
+    async def _push(
+        self, upload: ServedUpload, repository: LocalRepository, content: PartsContent, *, kind: Kind, trees: SharedTrees
+    ) -> Record:
         async with self._push_budget.take(push_memory(content.size - content.cut_size)):
-            return await send_and_commit(repository, content, name=upload.name)
+            await send(repository, content)
+            if kind is Kind.DIRECTORY:
+                await trees.check(repository, await in_cpu_thread(content.manifest))
+            # Where there are no locks, or this process has lost its own, somebody may have cancelled the upload meanwhile.
+            await self.find(upload.id, repository)
+            return await send_and_commit(repository, content, name=upload.name, kind=kind)
 
     async def _resumed(self, upload: ServedUpload, parts: Sequence[UploadPart], *, is_whole: bool) -> PartsContent:
         """Return the content of `parts`, continued after the chunks that any process has cut of it."""
@@ -308,6 +364,20 @@ async def _uncut_parts(upload: ServedUpload) -> list[UploadPart]:
     tags = [part.tag for part in contiguous]
     cut_size = sum(chunk.size for chunk in unpacked(cut.chunks)) if cut.tags == tags[: len(cut.tags)] else 0
     return contiguous if sum(part.size for part in contiguous) - cut_size >= AHEAD_SIZE else []
+
+
+async def _check_unfinished(upload: ServedUpload) -> None:
+    """Raise UploadNotFound if an upload is finished, as S3 does for one that is completed."""
+    if await upload.finished() is not None:
+        raise UploadNotFound(upload.id)
+
+
+async def _look_for_stop(upload: ServedUpload) -> None:
+    """Return never. Raises UploadNotFound soon after somebody began to cancel the upload."""
+    while True:
+        if await upload.is_stop_requested():
+            raise UploadNotFound(upload.id)
+        await asyncio.sleep(STOP_SECONDS)
 
 
 def _chosen(parts: Sequence[UploadPart], listed: Mapping[int, str]) -> list[UploadPart]:

@@ -14,6 +14,7 @@ from filestore.http.server.context import make_spool_folder
 from filestore.http.server.lfs_objects import LfsObject, LfsObjects, expire_objects
 from filestore.http.server.routes.sdk import uploads
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads, in_folder
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import ArrivingPart, Cut, ServedUpload
 from filestore.http.server.upload_quota import UPLOAD_SIZE, UploadQuota
@@ -59,6 +60,9 @@ class DiskUpload:
     async def parts(self) -> Sequence[UploadPart]:
         return await in_disk_thread(self._upload.parts)
 
+    async def whole_parts(self) -> Sequence[UploadPart]:
+        return await in_disk_thread(self._upload.whole_parts)
+
     async def cut(self) -> Cut:
         return await in_disk_thread(self._upload.cut)
 
@@ -73,6 +77,18 @@ class DiskUpload:
 
     async def retire(self) -> None:
         await in_disk_thread(self._upload.retire)
+
+    async def request_stop(self) -> None:
+        await in_disk_thread(self._upload.request_stop)
+
+    async def withdraw_stop(self) -> None:
+        await in_disk_thread(self._upload.withdraw_stop)
+
+    async def is_stop_requested(self) -> bool:
+        return await in_disk_thread(self._upload.is_stop_requested)
+
+    async def cancel(self) -> None:
+        await in_disk_thread(self._upload.cancel)
 
     @asynccontextmanager
     async def locked(self, *, limit_seconds: float) -> AsyncIterator[bool]:
@@ -105,6 +121,9 @@ class DiskUploads:
         await in_disk_thread(uploads.expire, self.place, idle_seconds=idle_seconds, limit_seconds=limit_seconds)
         await in_disk_thread(expire_objects, self.place, idle_seconds=idle_seconds)
 
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        return await in_disk_thread(in_folder, self.place, namespace, prefix=prefix, limit=limit)
+
     async def remove_all(self, namespaces: Collection[str]) -> None:
         await in_disk_thread(uploads.remove_all, self.place, namespaces)
 
@@ -128,6 +147,10 @@ class _CountedPart:
     @property
     def size(self) -> int:
         return self.incoming.size
+
+    @property
+    def tag(self) -> str:
+        return self.incoming.tag
 
     def write(self, piece: Buffer) -> None:
         self.incoming.write(piece)

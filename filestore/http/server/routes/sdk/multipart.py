@@ -1,10 +1,14 @@
-"""Receive uploads in parts: begin an upload, sign a URL for each part, receive the parts, finish."""
+"""Receive uploads in parts: begin an upload, sign a URL for each part, receive the parts, list them, finish or cancel.
+
+A part can also be made of bytes that are stored already (`copies`).
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from reprlib import repr as brief
 from typing import Any
 
@@ -12,8 +16,8 @@ from aiohttp import web
 from blake3 import blake3
 
 from filestore.core.names import checked_new_name
-from filestore.core.records import value_count
-from filestore.errors import InvalidInput, LimitExceeded, PartRefused
+from filestore.core.records import Kind, value_count
+from filestore.errors import InvalidInput, LimitExceeded, PartRefused, UploadNotFound
 from filestore.http.server.body.forms import last_part
 from filestore.http.server.body.reader import reading_body
 from filestore.http.server.context import RequestContext
@@ -33,7 +37,9 @@ LIST_LIMIT = 2 << 20
 """The same for a list of parts. The list of the largest possible number of parts has half of that."""
 VALUES_LIMIT = 64 << 10
 """The largest number of values in the JSON of a request. Each part in a list has two, and is one itself."""
-PART_PATH = "/v3/pipeline_files/uploads/{upload_id}/parts/{number}"
+UPLOAD_PATH = "/v3/pipeline_files/uploads/{upload_id}"
+PARTS_PATH = f"{UPLOAD_PATH}/parts"
+PART_PATH = f"{PARTS_PATH}/{{number}}"
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -69,11 +75,8 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
 
     So a client may send a part again when it lost the answer, and nobody else can change the part by its URL.
     """
-    found = context.request.match_info
-    upload = await _upload(context, repository, found["upload_id"])
-    text = found["number"]
-    number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
-    context.noted.facts["part"] = number
+    upload = await upload_at(context, repository)
+    number = number_at(context)
     part = await upload.arrived(number)
     if part is not None:
         await _compare(context, part)
@@ -83,7 +86,44 @@ async def put_part(context: RequestContext, repository: LocalRepository) -> web.
         async with repository.space_for(size, place=context.spool_folder) as space:
             part = await _stored(context, upload, number, space)
         context.request.app[ASSEMBLY].cut_ahead(upload, repository)
-    return web.Response(headers={"ETag": f'"{part.tag}"'})
+    return part_answer(part)
+
+
+async def list_parts(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Answer with the parts that arrived, so that a client which has forgotten them can go on.
+
+    The id of the record is null until the upload is finished. The parts of a finished upload are removed, so none are listed.
+    """
+    upload = await upload_at(context, repository)
+    try:
+        parts = await upload.whole_parts()
+    except UploadNotFound:
+        parts = []
+        finished = await upload.finished()
+        if finished is None:
+            raise
+    else:
+        finished = await upload.finished()
+    if finished is not None and finished.record_id == upload.file_id:
+        # That of an LFS object, which has no record.
+        raise UploadNotFound(upload.id)
+    record_id = None if finished is None else finished.record_id
+    body = await in_cpu_thread(_listed_as_json, upload, [] if record_id else parts, record_id)
+    return await context.answer_json(body, {"Cache-Control": "no-store"})
+
+
+def _listed_as_json(upload: ServedUpload, parts: Sequence[UploadPart], record_id: str | None) -> bytes:
+    listed = [{"PartNumber": part.number, "Size": part.size, "ETag": part.tag} for part in parts]
+    return json.dumps({"file_id": upload.file_id, "name": upload.name, "record_id": record_id, "parts": listed}).encode()
+
+
+async def cancel_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Remove an upload, with all parts that arrived. Nothing that is stored is removed.
+
+    A finished upload is not found, as S3 says of one that is completed: its file stays.
+    """
+    await context.request.app[ASSEMBLY].cancel(await upload_at(context, repository))
+    return web.Response(status=204)
 
 
 async def _compare(context: RequestContext, part: UploadPart) -> None:
@@ -125,12 +165,13 @@ async def _stored(context: RequestContext, upload: ServedUpload, number: int, sp
 
 
 async def finish_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Record the file that the listed parts make up."""
+    """Record the file that the listed parts make up, or the directory whose zip file they make up."""
     message = await json_body(context, limit=LIST_LIMIT)
     upload = await _upload_asked_for(context, repository, message)
     what = "multipart_metadata"
     listed = listed_parts(message.get(what), what=what, number_key="PartNumber", tag_key="ETag")
-    record = await context.request.app[ASSEMBLY].finish(upload, repository, listed)
+    kind = _kind(message.get("kind", Kind.FILE.value))
+    record = await context.request.app[ASSEMBLY].finish(upload, repository, listed, kind=kind, trees=context.trees)
     context.noted.note_record(record)
     return web.json_response(await upload_json(repository, record), status=201)
 
@@ -166,16 +207,41 @@ async def _upload_asked_for(context: RequestContext, repository: LocalRepository
     upload_id, file_id = message.get("upload_id"), message.get("file_id")
     if not isinstance(upload_id, str) or not isinstance(file_id, str):
         raise InvalidInput("upload_id or file_id is missing; send both as the answer to initiate-multipart-upload gave them")
-    upload = await _upload(context, repository, upload_id)
+    upload = await _found(context, repository, upload_id)
     if file_id != upload.file_id:
         raise InvalidInput(f"the file_id of the upload {upload_id} is {upload.file_id}, not {file_id}")
     return upload
 
 
-async def _upload(context: RequestContext, repository: LocalRepository, upload_id: str) -> ServedUpload:
+async def upload_at(context: RequestContext, repository: LocalRepository) -> ServedUpload:
+    """Return the upload that the path of a request names. Raises UploadNotFound."""
+    return await _found(context, repository, context.request.match_info["upload_id"])
+
+
+async def _found(context: RequestContext, repository: LocalRepository, upload_id: str) -> ServedUpload:
     upload = await context.request.app[ASSEMBLY].find(upload_id, repository)
     context.noted.facts["upload"] = upload.id
     return upload
+
+
+def number_at(context: RequestContext) -> int:
+    """Return the number of the part that the path of a request names. Raises InvalidInput."""
+    text = context.request.match_info["number"]
+    number = _part_number(int(text) if _NUMBER.fullmatch(text) else text, key="the part's number")
+    context.noted.facts["part"] = number
+    return number
+
+
+def part_answer(part: UploadPart) -> web.Response:
+    """Return the answer for a part that has arrived."""
+    return web.Response(headers={"ETag": f'"{part.tag}"'})
+
+
+def _kind(given: object) -> Kind:
+    if isinstance(given, str):
+        with suppress(ValueError):
+            return Kind(given)
+    raise InvalidInput(f"kind is {brief(given)}; allowed are {', '.join(Kind)}")
 
 
 def _part_number(number: object, *, key: str) -> int:

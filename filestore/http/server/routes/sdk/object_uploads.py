@@ -3,6 +3,7 @@
     NAMESPACE/ID/upload.json             the ids and the name of the upload
     NAMESPACE/ID/parts/NUMBER/SIZE-TAG   a part that arrived whole; TAG identifies its bytes
     NAMESPACE/ID/cut                     the chunks that are cut and stored so far
+    NAMESPACE/ID/stop                    somebody cancels the upload, and waits for the server that cuts
     NAMESPACE/ID/finished.json           how the upload was finished; it stays for a time when the parts are removed
     NAMESPACE/objects/SHA256             an LFS object: a line of JSON, and then its manifest
 
@@ -32,6 +33,7 @@ from filestore.errors import InvalidParts, PartRefused, TooManyUploads, UploadNo
 from filestore.http.server.context import make_spool_folder, spooling
 from filestore.http.server.lfs_objects import HEAD_LIMIT, LfsObject, parsed_object, parsed_whole
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads, in_objects
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, ArrivingPart, Cut, ServedUpload
 from filestore.http.server.routes.sdk.upload_totals import ListedTotals, UploadTotals, note_totals, sum_of
@@ -51,7 +53,7 @@ CLEARED_SECONDS = 600.0
 """So long, a namespace without tokens is not looked at again after its uploads were removed."""
 EXPIRY_LOCK = "uploads"
 """The lock in the index of the server that looks for abandoned uploads."""
-_DESCRIPTION, _PARTS, _CUT, _FINISHED = "upload.json", "parts", "cut", "finished.json"
+_DESCRIPTION, _PARTS, _CUT, _FINISHED, _STOP = "upload.json", "parts", "cut", "finished.json", "stop"
 _OBJECTS = "objects"
 _NO_LIMIT = 1 << 62
 
@@ -133,6 +135,9 @@ class ObjectUploads:
             left = [await self._expire_namespace(namespace, ages) for namespace in await self.objects.folders("")]
             await note_totals(self.index, sum_of(*left))
 
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        return await in_objects(self.objects, namespace, prefix=prefix, limit=limit)
+
     async def remove_all(self, namespaces: Collection[str]) -> None:
         for namespace in namespaces:
             if time.monotonic() < self._cleared_at.get(namespace, -CLEARED_SECONDS) + CLEARED_SECONDS:
@@ -213,13 +218,13 @@ class ObjectUploads:
         upload = ObjectUpload(self, upload_id, file_id="", name="", namespace=namespace)
         async with upload.locked(limit_seconds=0) as is_held:
             if is_held:
-                await self._remove(namespace, upload_id)
+                await self.remove(upload)
             return is_held
 
-    async def _remove(self, namespace: str, upload_id: str) -> None:
-        """Remove all of an upload. What arrives meanwhile has no description, and expires."""
-        await self.objects.remove([f"{namespace}/{upload_id}/{_DESCRIPTION}"])
-        await self.objects.remove([each.name for each in await self.objects.names(f"{namespace}/{upload_id}")])
+    async def remove(self, upload: ObjectUpload) -> None:
+        """Remove all of an upload. A part that arrives meanwhile finds no description, and is not kept."""
+        await self.objects.remove([upload.key(_DESCRIPTION)])
+        await self.objects.remove([each.name for each in await self.objects.names(f"{upload.namespace}/{upload.id}")])
 
 
 class ObjectUpload:
@@ -261,6 +266,10 @@ class ObjectUpload:
         name = self.key(f"{_PARTS}/{number:05}/{arrived.size}-{arrived.tag}")
         async with self._uploads.taking_size(self.namespace, name, arrived.size):
             await self._objects.put(name, arrived.file if arrived.size else b"")
+        # Who removes the upload removes the description first, and then all that is listed after that.
+        if not await self._is_described():
+            await self._objects.remove([name])
+            raise UploadNotFound(self.id)
         return ObjectPart(number, arrived.tag, arrived.size, name, self._objects, asyncio.get_running_loop())
 
     async def arrived(self, number: int) -> UploadPart | None:
@@ -269,6 +278,11 @@ class ObjectUpload:
 
     async def parts(self) -> Sequence[UploadPart]:
         return await self._parts()
+
+    async def whole_parts(self) -> Sequence[UploadPart]:
+        parts = await self._parts()
+        counts = Counter(part.number for part in parts)
+        return [part for part in parts if counts[part.number] == 1]
 
     async def cut(self) -> Cut:
         return parsed_cut(await self._objects.get(self.key(_CUT)) or b"")
@@ -290,7 +304,24 @@ class ObjectUpload:
     async def retire(self) -> None:
         if await self.finished() is not None:
             parts = [each.name for each in await self._objects.names(self.key(_PARTS))]
-            await self._objects.remove([*parts, self.key(_CUT)])
+            await self._objects.remove([*parts, self.key(_CUT), self.key(_STOP)])
+
+    async def request_stop(self) -> None:
+        await self._objects.put(self.key(_STOP), b"stop")
+
+    async def withdraw_stop(self) -> None:
+        await self._objects.remove([self.key(_STOP)])
+
+    async def is_stop_requested(self) -> bool:
+        return await self._objects.get(self.key(_STOP), size=1) is not None or not await self._is_described()
+
+    async def cancel(self) -> None:
+        if not await self._is_described():
+            raise UploadNotFound(self.id)
+        await self._uploads.remove(self)
+
+    async def _is_described(self) -> bool:
+        return await self._objects.get(self.key(_DESCRIPTION), size=1) is not None
 
     @asynccontextmanager
     async def locked(self, *, limit_seconds: float) -> AsyncIterator[bool]:
@@ -366,7 +397,7 @@ class _Ages(NamedTuple):
     def are_over(self, objects: Iterable[TemporaryObject]) -> bool:
         """Return whether an upload is over, which has these objects."""
         # A cut is written later than the parts from which it is made, so only what arrives counts.
-        arrived = [each.put_at for each in objects if not each.name.endswith(f"/{_CUT}")]
+        arrived = [each.put_at for each in objects if not each.name.endswith((f"/{_CUT}", f"/{_STOP}"))]
         return not arrived or max(arrived) < self.idle or min(arrived) < self.limit
 
 

@@ -42,6 +42,11 @@ class FilePart(NamedTuple):
     size: int
     path: Path
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the disk has not shortened the file. Raises OSError."""
+        return self.path.stat().st_size == self.size
+
     def read_into(self, memory: memoryview, offset: int) -> None:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

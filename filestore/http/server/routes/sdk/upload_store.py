@@ -15,6 +15,7 @@ from filestore.core.digest import Buffer
 from filestore.core.manifest import Manifest
 from filestore.http.server.lfs_objects import LfsObject
 from filestore.http.server.routes.sdk.parts import UploadPart
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.routes.sdk.upload_state import FinishedUpload
 from filestore.repository.local import LocalRepository
 
@@ -38,6 +39,10 @@ class ArrivingPart(Protocol):
     @property
     def size(self) -> int:
         """Bytes that have arrived."""
+
+    @property
+    def tag(self) -> str:
+        """64 hexadecimal digits that identify them: their BLAKE3."""
 
     def write(self, piece: Buffer) -> None:
         """Append the next bytes. Raises UploadNotFound if the upload was removed meanwhile, StorageFull, StorageError."""
@@ -75,6 +80,9 @@ class ServedUpload(Protocol):
     async def parts(self) -> Sequence[UploadPart]:
         """Return all parts that arrived, in order. Where nothing is locked, a number may have two."""
 
+    async def whole_parts(self) -> Sequence[UploadPart]:
+        """Return each part for which `arrived` returns one, in order."""
+
     async def cut(self) -> Cut:
         """Return the saved cut, or an empty one if it cannot be read."""
 
@@ -92,6 +100,18 @@ class ServedUpload(Protocol):
 
     async def retire(self) -> None:
         """Remove what a finished upload has. How it was finished is remembered. The caller holds the lock."""
+
+    async def request_stop(self) -> None:
+        """Ask the process that cuts what arrived of the upload to stop, so that the lock becomes free."""
+
+    async def withdraw_stop(self) -> None:
+        """Take `request_stop` back, also if nobody has requested it."""
+
+    async def is_stop_requested(self) -> bool:
+        """Return whether somebody asks for a stop, or the upload is gone."""
+
+    async def cancel(self) -> None:
+        """Remove all of an upload that is not finished. No part is accepted after that. The caller holds the lock."""
 
     def locked(self, *, limit_seconds: float) -> AbstractAsyncContextManager[bool]:
         """Try to hold the lock for cutting and finishing during the block, which all servers share.
@@ -125,6 +145,12 @@ class UploadStore(Protocol):
         """Remove all uploads of which no byte arrived for `idle_seconds`, or that are older than `limit_seconds`.
 
         LFS objects that arrived more than `idle_seconds` ago are forgotten too. Raises OSError.
+        """
+
+    async def unfinished(self, namespace: str | None, *, prefix: str = "", limit: int) -> UnfinishedUploads:
+        """Return the uploads of a namespace, or of all, that are not finished: at most `limit`, those used last first.
+
+        Only those whose names begin with `prefix`.
         """
 
     async def remove_all(self, namespaces: Collection[str]) -> None:

@@ -4,6 +4,7 @@
     ID/part-NUMBER-SIZE-TAG     a part that arrived whole; TAG identifies its bytes
     ID/incoming-RANDOM-SIZE     a part that is arriving, locked; SIZE is what its client announced, or 0
     ID/cut                      the chunks that are cut and stored so far
+    ID/stop                     somebody cancels the upload, and waits for the process that cuts
     ID/finished.json            the record of the finished upload; the folder is removed soon after that
     ID/lock                     the lock of the process that cuts or finishes
     gone-ID                     an upload that is being removed
@@ -31,6 +32,7 @@ import math
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,11 +49,11 @@ from filestore.http.server.routes.sdk.upload_store import FILE_ID_START, Cut
 from filestore.http.server.upload_quota import DESCRIPTION_NAME, PART_NAME, UPLOAD_ID, UploadQuota, locked_file, remove_if_ended
 from filestore.system.files import remove_if_possible, remove_in_place, sync_descriptor, sync_path, write_all, write_atomic
 from filestore.system.locks import FileLock
-from filestore.system.owners import make_own
+from filestore.system.owners import PRIVATE_FILE, make_own
 from filestore.transfer.sources.file import PACKED_SIZE
 
 _INCOMING, _GONE = "incoming-", "gone-"
-_CUT, _FINISHED, _LOCK = "cut", "finished.json", "lock"
+_CUT, _FINISHED, _LOCK, _STOP = "cut", "finished.json", "lock", "stop"
 
 
 class Upload:
@@ -97,8 +99,14 @@ class Upload:
         """Return the part of this number if it arrived and its file is as long as it must be. Raises UploadNotFound."""
         with self._standing():
             found = [part for part in self.parts() if part.number == number]
-            # A file that the disk has shortened is written again.
-            return found[0] if len(found) == 1 and found[0].path.stat().st_size == found[0].size else None
+            return found[0] if len(found) == 1 and found[0].is_whole else None
+
+    def whole_parts(self) -> list[FilePart]:
+        """Return each part for which `arrived` returns one, in order. Raises UploadNotFound."""
+        with self._standing():
+            parts = self.parts()
+            counts = Counter(part.number for part in parts)
+            return [part for part in parts if counts[part.number] == 1 and part.is_whole]
 
     def parts(self) -> list[FilePart]:
         """Return all parts that arrived, in order. Raises UploadNotFound.
@@ -148,6 +156,26 @@ class Upload:
             (state or self._state).remember(self.id, finished, file_id=self.file_id, name=self.name, namespace=self.namespace)
             with spooling():
                 _take_away(self.folder)
+
+    def request_stop(self) -> None:
+        """Ask the process that cuts what arrived to stop. Raises UploadNotFound."""
+        with self._standing():
+            self._path(_STOP).touch(PRIVATE_FILE)
+
+    def withdraw_stop(self) -> None:
+        """Take `request_stop` back."""
+        with spooling():
+            self._path(_STOP).unlink(missing_ok=True)
+
+    def is_stop_requested(self) -> bool:
+        """Return whether somebody asks for a stop, or the upload is gone."""
+        with spooling():
+            return self._path(_STOP).exists() or not self.folder.exists()
+
+    def cancel(self) -> None:
+        """Remove the folder. The caller holds the lock, and the upload is not finished. Raises UploadNotFound."""
+        with self._standing():
+            _take_away(self.folder)
 
     def lock(self) -> FileLock:
         """Return the lock for cutting and finishing, which all processes share. The caller acquires and releases it.

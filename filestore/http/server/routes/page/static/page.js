@@ -15,7 +15,7 @@ export function formatSize(bytes) {
   }
   const digits = place === 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
   const fixed = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return new Intl.NumberFormat(undefined, { style: "unit", unit: UNITS[place], unitDisplay: "short", ...fixed }).format(value);
+  return new Intl.NumberFormat(undefined, { style: "unit", unit: UNITS[place], unitDisplay: place === 0 ? "long" : "short", ...fixed }).format(value);
 }
 
 export function formatCount(number) {

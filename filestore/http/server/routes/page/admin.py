@@ -1,0 +1,177 @@
+"""The page for administrators: the server, what each namespace uses and may use, collections and checks, and the tokens.
+
+It shows, and changes nothing: tokens and quotas are made at the repository itself, by its operator. A token of the default
+namespace sees all namespaces, as for the metrics; one of another namespace sees its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from aiohttp import web
+
+from filestore.core.digest import Digest
+from filestore.core.names import DEFAULT_NAMESPACE
+from filestore.core.quotas import EVERYBODY, NO_QUOTA, Quota
+from filestore.errors import StorageError
+from filestore.http.server.context import LIMITS, RequestContext
+from filestore.http.server.routes.page.pages import Cut
+from filestore.http.server.routes.page.rendering import render
+from filestore.repository.given_tokens import given_tokens
+from filestore.repository.index.protocol import Index, NamespaceUsage, QuotaRow, TokenRow
+from filestore.repository.links import without_links
+from filestore.repository.local import LocalRepository
+from filestore.repository.maintenance.check import SCRUB_TASK
+from filestore.repository.maintenance.hold import Hold, hold_of
+from filestore.repository.maintenance.passes import Pass
+from filestore.repository.maintenance.results import NO_NAMESPACE, LastResults, ResultKind, collection_results, results_of
+from filestore.repository.stores.protocol import DiskState
+from filestore.system.metrics import Gauge, StageTimes
+
+NAMESPACES_LIMIT = 50
+"""The most namespaces of a page."""
+TOKENS_LIMIT = 200
+"""The most tokens of a page."""
+
+_SECOND = 1_000_000
+
+
+class Process(NamedTuple):
+    """What a process of the server noted last."""
+
+    place: int
+    started_at: int
+    """In microseconds since 1970."""
+    requests: int
+    transfers: int
+    connections: int
+    memory: int
+    """Resident memory in bytes. 0 where the system does not say it."""
+    cpu_seconds: float
+
+
+class Work(NamedTuple):
+    """How collection, check and scrub of a namespace went."""
+
+    namespace: str
+    """NO_NAMESPACE for the index as a whole, which only a check looks at."""
+    collection: LastResults
+    check: LastResults
+    scrub: Pass
+    hold: Hold | None
+
+
+class Space(NamedTuple):
+    """What a namespace keeps, and what it may keep."""
+
+    usage: NamespaceUsage
+    quota: Quota
+    is_everybodys: bool
+    """Whether the quota is that of each namespace without one of its own."""
+
+
+class Token(NamedTuple):
+    """A token, of which only the digest is known."""
+
+    row: TokenRow
+    is_given: bool
+    """Whether a server was given it by its user, and it is valid only there."""
+    has_expired: bool
+    quota: Quota
+
+
+async def show_admin(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Show all of it that the token may see."""
+    index, query = context.index, context.request.query
+    sees_all = repository.namespace == DEFAULT_NAMESPACE
+    quotas = await index.quotas()
+    usages = {usage.namespace: usage for usage in await index.usages()} if sees_all else {}
+    if sees_all:
+        namespaces = sorted({DEFAULT_NAMESPACE, *await index.namespaces()})
+    else:
+        namespaces, usages = [repository.namespace], {repository.namespace: await index.usage(repository.namespace)}
+    shown = Cut.of(namespaces, query.get("page"), limit=NAMESPACES_LIMIT)
+    works = [await _work(index, namespace) for namespace in ([NO_NAMESPACE] if sees_all else []) + list(shown.rows)]
+    tokens = await _tokens(index, quotas, None if sees_all else repository.namespace)
+    limits = context.request.app[LIMITS]
+    return await render(
+        context,
+        "admin.html",
+        sees_all=sees_all,
+        disk=await _disk(context) if sees_all else None,
+        is_object_store=context.store.has_object_ids,
+        index_size=await index.stored_size() if sees_all else 0,
+        processes=_processes(context) if sees_all else [],
+        namespaces=shown,
+        spaces=[_space(namespace, usages, quotas) for namespace in shown.rows],
+        works=works,
+        tokens=Cut.of(tokens, query.get("tokens"), limit=TOKENS_LIMIT),
+        limits=limits,
+        no_namespace=NO_NAMESPACE,
+    )
+
+
+async def _work(index: Index, namespace: str) -> Work:
+    check = await results_of(index, namespace, ResultKind.CHECK)
+    if namespace == NO_NAMESPACE:
+        return Work(namespace, LastResults(), check, Pass(), None)
+    return Work(
+        namespace,
+        await collection_results(index, namespace),
+        check,
+        Pass.load(await index.task_state(namespace, SCRUB_TASK)),
+        await hold_of(index, namespace),
+    )
+
+
+async def _disk(context: RequestContext) -> DiskState | None:
+    """Return the state of the disk, or None if it cannot be measured."""
+    try:
+        return await context.store.disk()
+    except StorageError:
+        return None
+
+
+def _space(namespace: str, usages: Mapping[str, NamespaceUsage], quotas: Sequence[QuotaRow]) -> Space:
+    known = {row.namespace: row.quota for row in quotas if row.token is None}
+    quota = known.get(namespace, known.get(EVERYBODY, NO_QUOTA))
+    return Space(usages.get(namespace, NamespaceUsage(namespace)), quota, namespace not in known and quota != NO_QUOTA)
+
+
+async def _tokens(index: Index, quotas: Sequence[QuotaRow], namespace: str | None) -> list[Token]:
+    """Return the tokens of a namespace, or of all: those of the index, the oldest first, and those that servers were given."""
+    now, limits = time.time_ns() // 1000, {row.token: row.quota for row in quotas if row.token is not None}
+    kept = await without_links(index, await index.tokens())
+    known = {row.digest for row in kept}
+    given = [token for token in await given_tokens(index) if not token.is_removed and token.digest not in known]
+    rows = [(row, False) for row in kept]
+    rows += [(TokenRow(Digest(token.digest), token.namespace, "", token.given_at), True) for token in given]
+    return [
+        Token(row, is_given, row.has_expired(now), limits.get(row.digest, NO_QUOTA))
+        for row, is_given in rows
+        if namespace in (None, row.namespace)
+    ]
+
+
+def _processes(context: RequestContext) -> list[Process]:
+    context.shared_times.own.note_usage()
+    return [_process(place, times) for place, times in enumerate(context.shared_times.each_process(), 1)]
+
+
+def _process(place: int, times: StageTimes) -> Process:
+    numbers = times.numbers.all()
+
+    def noted(gauge: Gauge) -> float:
+        return numbers.get((gauge,), 0.0)
+
+    return Process(
+        place,
+        int(noted(Gauge.STARTED_AT) * _SECOND),
+        int(noted(Gauge.REQUESTS)),
+        int(noted(Gauge.TRANSFERS)),
+        int(noted(Gauge.CONNECTIONS)),
+        int(noted(Gauge.MEMORY)),
+        times.usage().cpu_seconds,
+    )

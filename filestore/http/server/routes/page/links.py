@@ -1,0 +1,48 @@
+"""The page of the links of a namespace, and their end."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from filestore.core.links import checked_link_id
+from filestore.errors import NotFound
+from filestore.http.server.context import RequestContext
+from filestore.http.server.routes.page.pages import Cut
+from filestore.http.server.routes.page.rendering import render, see_other
+from filestore.http.server.routes.page.welcome import read_form
+from filestore.repository.local import LocalRepository
+
+SHOWN_LIMIT = 200
+"""The most links of a page."""
+
+
+async def show_links(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Show the links, the newest first, without their URLs, which only their makers know."""
+    query = context.request.query
+    links = Cut.of(list(reversed(await repository.links())), query.get("page"), limit=SHOWN_LIMIT)
+    revoked = query.get("revoked", "")
+    return await render(context, "links.html", links=links, revoked=revoked if _is_id(revoked) else "")
+
+
+async def ask_to_revoke(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """Ask whether to end a link. Raises NotFound."""
+    link_id = context.request.query.get("id", "")
+    link = next((each for each in await repository.links() if each.id == link_id), None)
+    if link is None:
+        raise NotFound(link_id)
+    return await render(context, "unlink.html", link=link)
+
+
+async def revoke(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+    """End the link of the form, and go back to the others. Raises NotFound."""
+    link_id = context.noted.facts["link"] = (await read_form(context)).get("id", "")
+    link = await repository.revoke_link(link_id)
+    return see_other(f"/ui/links?revoked={link.id}")
+
+
+def _is_id(text: str) -> bool:
+    try:
+        checked_link_id(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""What names and versions add to the disk: measured at once where that is quick, and otherwise if the reader asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from filestore.errors import DamagedRecord, FilestoreError
+from filestore.http.server.context import RequestContext
+from filestore.http.server.measuring import MEASURING, NAMES_KEPT, MeasuredUsage
+from filestore.repository.index.protocol import NamespaceUsage
+from filestore.repository.local import LocalRepository
+
+T = TypeVar("T")
+
+QUICK_RECORDS = 500
+QUICK_CHUNKS = 20_000
+QUICK_MANIFESTS_SIZE = 8 << 20
+QUICK_SECONDS = 2.0
+"""A namespace that is not larger is measured at once, unless that takes longer."""
+KEPT_SECONDS = 600
+"""For how long a result is shown that may not hold any more."""
+
+
+class NameSizes(NamedTuple):
+    """What the names of a namespace take, as far as it was measured."""
+
+    sizes: dict[str, int]
+    """Bytes of the frames that no other name needs, by names."""
+    largest_left_out: int | None
+    """At most so many bytes has each name that is not in `sizes`. None if nothing is known about them."""
+    measured_at: int
+    """In microseconds since 1970."""
+
+    def of(self, name: str) -> tuple[int, bool] | None:
+        """Return the bytes of a name, and whether it has exactly so many, and not fewer. Return None if nothing is known."""
+        if name in self.sizes:
+            return self.sizes[name], True
+        return None if self.largest_left_out is None else (self.largest_left_out, False)
+
+
+class Finding(NamedTuple):
+    """Sizes, or why there are none."""
+
+    sizes: dict[str, int] | NameSizes | None
+    problem: str = ""
+    """A sentence, if they could not be measured."""
+
+
+NOTHING = Finding(None)
+
+
+def is_quick(kept: NamespaceUsage) -> bool:
+    """Return whether a namespace that keeps this is measured in a moment."""
+    return kept.record_count <= QUICK_RECORDS and kept.chunk_count <= QUICK_CHUNKS and kept.manifests_size <= QUICK_MANIFESTS_SIZE
+
+
+async def quick(repository: LocalRepository, measure: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what `measure` returns. Return None if the namespace is not small, or if it takes long all the same."""
+    if not is_quick(await repository.kept()):
+        return None
+    try:
+        async with asyncio.timeout(QUICK_SECONDS):
+            return await measure()
+    except TimeoutError:
+        return None
+
+
+async def last_name_sizes(context: RequestContext, repository: LocalRepository) -> NameSizes | None:
+    """Return what was measured last, if it may still hold."""
+    last = context.request.app[MEASURING].last_usage(repository)
+    if last is None or time.time_ns() // 1000 - last.measured_at > KEPT_SECONDS * 1_000_000:
+        return None
+    return None if is_quick(last.kept) and last.kept != await repository.kept() else name_sizes(last)
+
+
+async def measure_name_sizes(context: RequestContext, repository: LocalRepository) -> NameSizes:
+    """Measure what each name adds. Raises StorageError."""
+    measuring = context.request.app[MEASURING]
+    return name_sizes(await measuring.usage(repository, grace_seconds=context.grace_seconds, name_limit=NAMES_KEPT))
+
+
+async def measure_versions(context: RequestContext, repository: LocalRepository, file_ids: Sequence[str]) -> dict[str, int]:
+    """Measure what each version adds that nothing else needs, by ids. Raises DamagedRecord, StorageError."""
+    ids = tuple(dict.fromkeys(file_ids))
+    measuring = context.request.app[MEASURING]
+    return await measuring.share(repository.namespace, ("each", repository.prefix, ids), lambda: repository.freed_by_each(ids))
+
+
+async def found(measuring: Awaitable[dict[str, int] | NameSizes | None]) -> Finding:
+    """Return what a measurement finds, or a sentence about why it found nothing. The rest of a page can be shown without it."""
+    try:
+        return Finding(await measuring)
+    except DamagedRecord as error:
+        return Finding(None, f"What it adds to the disk is not known: {error}.")
+    except FilestoreError:
+        return Finding(None, "What it adds to the disk could not be measured.")
+
+
+def name_sizes(measured: MeasuredUsage) -> NameSizes:
+    """Return what a measurement says about names."""
+    names = measured.usage.names
+    sizes = {usage.name: usage.own_size for usage in names}
+    if len(names) == measured.usage.name_count:
+        return NameSizes(sizes, None, measured.measured_at)
+    # They are in the order of own and shared bytes together.
+    return NameSizes(sizes, names[-1].own_size + names[-1].shared_size if names else None, measured.measured_at)
