@@ -102,7 +102,7 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
             problem=finding.problem,
             is_empty=not page.found and not search and page.following is None and "after" not in query and "before" not in query,
             can_write=permits(context, Scope.WRITE),
-            push_command=f"filestore push --url {shlex.quote(context.base_url)} FOLDER",
+            quoted_url=shlex.quote(context.base_url),
             done=DONE.get(query.get("done", ""), ""),
             prefix=repository.prefix,
         )
