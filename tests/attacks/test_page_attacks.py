@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from email.message import Message
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_page_is_kept_by_a_proxy_or_framed(server: RunningServer, library: Hos
     check_page_headers(without)
     # A validator of another answer does not make this one "not modified".
     conditional = server.ask("GET", url, headers=visitor.headers | {"If-None-Match": "*"}, token=None)
-    assert 304 != conditional.status or conditional.headers["Content-Disposition"] is not None
+    assert 304 != conditional.status or path == "/ui/content"
 
 
 @pytest.mark.parametrize("path", ["/", "/ui/login", "/ui/logout", "/ui/static/absent", "/ui", "/ui/", "//ui//names", "/ui/%00"])
@@ -271,15 +272,23 @@ def test_a_viewer_opens_the_pages_of_administrators(server: RunningServer, libra
 def test_a_token_with_a_prefix_sees_no_other_name(server: RunningServer, library: HostileLibrary, path: str) -> None:
     """What it may not see is answered as what does not exist, and no page has another name, id, author or link."""
     visitor = sign_in(server, library.tokens["prefix"])
-    hidden = [*library.names.values(), library.model, library.old_model, library.page, library.folder]
     answer = visitor.get(filled(path, library))
-    text = answer.body.decode(errors="replace")
-    assert not [each for each in hidden if each in text.replace(quote(filled(path, library)), "") and answer.status == 200], path
-    if any(each in path for each in ("file", "content", "chunks", "compare", "remove")):
-        absent = visitor.get(f"{path}?{urlencode(dict.fromkeys(('id', 'old', 'new'), 'file_' + '0' * 32))}")
-        assert (404, 404) == (answer.status, absent.status), page_text(answer)
-    for name in library.names:
-        assert name not in text
+    if answer.status == 200:
+        text = answer.body.decode(errors="replace")
+        hidden = (*library.names.values(), library.page, library.folder, *library.names)
+        assert [] == [each for each in hidden if each in text]
+    nothing = {name: f"file_{number:032}" for number, name in enumerate(("id", "old", "new"))}
+    absent = visitor.get(f"{filled(path, library).partition('?')[0]}?{urlencode(nothing | {'name': 'absent'})}")
+    given = {library.model, library.old_model, "tensors.safetensors", *nothing.values(), "absent"}
+    assert (answer.status, told(answer, given)) == (absent.status, told(absent, given))
+
+
+def told(answer: Reply, given: Iterable[str]) -> str:
+    """What a page says, apart from what it was asked for and what differs for each request."""
+    text = page_text(answer)
+    for each in given:
+        text = text.replace(each, "ASKED")
+    return re.sub(r"\b[0-9a-f]{16}\b|\d{4}-\d\d-\d\d \d\d:\d\d", "CHANGING", text)
 
 
 def test_a_cookie_is_changed(server: RunningServer, library: HostileLibrary) -> None:
@@ -336,7 +345,7 @@ def test_a_signed_url_is_used_as_a_session(server: RunningServer, library: Hosti
             "GET", "/ui/absent", headers={"Cookie": f"{name}={namespace}.{expires_at}.{forged}.{viewer}"}, token=None
         )
         assert is_sent_away(answer), method
-    # A session is no token, wherever it is put.
+    # A session does not count as a token, wherever it is put.
     for headers in ({"Authorization": f"Bearer {value}"}, {"X-Api-Key": value}, {"Authorization": f"Cookie {visitor.cookie}"}):
         assert 401 == server.ask("GET", f"{API}/files", headers=headers, token=None).status
     assert is_sent_away(server.ask("GET", f"/ui/absent?{name}={quote(value)}&token={library.tokens['admin']}", token=None))
@@ -541,12 +550,14 @@ def test_a_query_is_shown_as_html(server: RunningServer, library: HostileLibrary
     """What a link asks a page for is shown as text, whatever it is, and never ends in a failure of the server."""
     visitor = sign_in(server, library.tokens["admin"])
     names = ("id", "name", "old", "new", "path", "q", "page", "after", "from", "sort", "days", "next", "kind", "label")
-    for value in (*HOSTILE_VALUES, *library.names):
-        for query in (dict.fromkeys(names, value), *({**given(library), name: value} for name in names)):
-            answer = visitor.get(f"{filled(path, library).partition('?')[0]}?{urlencode(query)}")
-            assert answer.status < 500, (path, query, answer.body)
-            if "text/html" in answer.headers.get("Content-Type", ""):
-                check_escaped(answer)
+    found = {"id": library.model, "old": library.old_model, "new": library.model, "name": "tensors.safetensors"}
+    queries = [dict.fromkeys(names, value) for value in (*HOSTILE_VALUES, *library.names)]
+    queries += [found | {name: value} for name in names for value in HOSTILE_VALUES[1:3]]
+    for query in queries:
+        answer = visitor.get(f"{filled(path, library).partition('?')[0]}?{urlencode(query)}")
+        assert answer.status < 500, (path, query, answer.body)
+        if "text/html" in answer.headers.get("Content-Type", ""):
+            check_escaped(answer)
 
 
 def check_escaped(answer: Reply) -> None:
@@ -554,11 +565,6 @@ def check_escaped(answer: Reply) -> None:
     text = answer.body.decode()
     assert not any(each in text for each in ("<script>", "<img", "<svg onload", "<i>", "' onmouseover=")), text
     page_text(answer)
-
-
-def given(library: HostileLibrary) -> dict[str, str]:
-    """A query that each page finds something by."""
-    return {"id": library.model, "old": library.old_model, "new": library.model, "name": "tensors.safetensors"}
 
 
 def test_a_stored_page_is_shown_as_a_page_of_the_server(server: RunningServer, library: HostileLibrary) -> None:

@@ -207,14 +207,14 @@ def test_names_are_searched_by_keyboard(browsing: Browsing, small: Library) -> N
     page = browsing.page(small.url, small.tokens["read"])
     keys = Keyboard(page)
     keys.write(page.get_by_label("Search for a part of a name"), "minilm")
-    keys.reach(page.get_by_label("Order"))
+    keys.reach(page.get_by_label("Order", exact=True))
     page.keyboard.press("ArrowDown")
     keys.use(page.get_by_role("button", name="Show"))
     page.wait_for_url("**q=minilm*")
     rows = page.locator("tbody th")
     expect(rows).to_have_text([OWNED, FOLDER, MODEL])
     expect(page.get_by_label("Search for a part of a name")).to_have_value("minilm")
-    expect(page.get_by_label("Order")).to_have_value("newest")
+    expect(page.get_by_label("Order", exact=True)).to_have_value("newest")
 
 
 def test_pages_work_without_a_script(browsing: Browsing, small: Library, tmp_path: Path) -> None:
