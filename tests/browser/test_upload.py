@@ -280,6 +280,7 @@ def test_cancelled_upload_leaves_nothing(host: Host, browsing: Browsing, tmp_pat
         upload(page, "model.bin")
     upload_id = begun.value.json()["upload_id"]
     wait_for_requests(page, lambda: len(held) == 3, lambda: len(held))
+    check_accessible(page)
 
     page.get_by_role("button", name="Cancel: model.bin", exact=True).click()
     expect(page.get_by_role("status").filter(has_text="was cancelled")).to_be_attached()
