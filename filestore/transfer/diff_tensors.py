@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from filestore.core.batches import batched_by_size
+from filestore.errors import InvalidTensors, LimitExceeded
 from filestore.format.tensors import Tensor
+from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_sides import ComparedFile, Part, Side
-from filestore.transfer.stored_tensors import TensorFile, read_tensors
+from filestore.transfer.stored_tensors import read_table
+from filestore.transfer.stored_tree import EntryKind
 
 TENSOR_SUFFIXES = (".safetensors", ".gguf")
 """The ends of the names of files whose tensors are compared."""
+FILES_LIMIT = 256
+"""The most files of a side whose tensors are compared together."""
+TENSORS_LIMIT = 1 << 17
+"""The most tensors of a side that are compared together."""
 _TOGETHER = 1024
 """Small ranges that are read together."""
 _STEP = 4 << 20
@@ -60,9 +67,61 @@ async def compare_tensors(before: Side, mine: ComparedFile, after: Side, its: Co
     DamagedChunk, ChunksMissing, StorageError, TransferError.
     """
     assert mine.start is not None and its.start is not None  # noqa: S101, PT018  # `has_tensors` was asked
-    old = await read_tensors(before.name, Part(before.content, mine.start, mine.size))
-    new = await read_tensors(after.name, Part(after.content, its.start, its.size))
-    return [each async for each in _tensor_differences((before, mine.start, old), (after, its.start, new))]
+    old = await _placed(before, mine.start, mine.size)
+    new = await _placed(after, its.start, its.size)
+    return await _differences(before, old, after, new)
+
+
+async def compare_all_tensors(before: Side, after: Side) -> list[TensorDifference]:
+    """Compare the tensors of two sides by their names, whichever files they are in, as `compare_tensors` does for one file.
+
+    So a model in several files can be compared with one in other files, or in one. Of a name that several files have, the later
+    ones follow the path of their file.
+
+    Raises LimitExceeded for more than `FILES_LIMIT` files or `TENSORS_LIMIT` tensors; InvalidTensors where no file of a side has
+    tensors, or one has a header that cannot be read; and what `compare_tensors` raises.
+    """
+    return await _differences(before, await _all_placed(before), after, await _all_placed(after))
+
+
+class _Placed(NamedTuple):
+    """A tensor, and where its file begins in the content of its side."""
+
+    start: int
+    tensor: Tensor
+
+
+_Tensors = Mapping[str, _Placed]
+
+
+async def _placed(side: Side, start: int, size: int, *, name: str = "") -> _Tensors:
+    table = await read_table(name or side.name, Part(side.content, start, size))
+    return {tensor.name: _Placed(start, tensor) for tensor in table.tensors}
+
+
+async def _all_placed(side: Side) -> _Tensors:
+    files = await in_cpu_thread(_tensor_files, side)
+    if not files:
+        raise InvalidTensors(side.name, f"no file in it ends in {' or '.join(TENSOR_SUFFIXES)} and is stored uncompressed")
+    if len(files) > FILES_LIMIT:
+        raise LimitExceeded(f"the number of files with tensors in {side.name}", len(files), FILES_LIMIT)
+    found: dict[str, _Placed] = {}
+    for file in files:
+        assert file.start is not None  # noqa: S101  # only those were taken
+        placed = await _placed(side, file.start, file.size, name=f"{side.name}:{file.path}" if file.path else side.name)
+        for name, tensor in placed.items():
+            found[f"{file.path}:{name}" if name in found else name] = tensor
+        if len(found) > TENSORS_LIMIT:
+            raise LimitExceeded(f"the number of tensors in {side.name}", len(found), TENSORS_LIMIT)
+    return found
+
+
+def _tensor_files(side: Side) -> list[ComparedFile]:
+    return [
+        file
+        for file in side.files()
+        if file.start is not None and file.kind is EntryKind.FILE and (file.path or side.name).lower().endswith(TENSOR_SUFFIXES)
+    ]
 
 
 def has_same_chunks(before: Side, start: int, after: Side, other: int, size: int) -> bool | None:
@@ -109,29 +168,37 @@ async def _has_same_bytes(before: Side, start: int, after: Side, other: int, siz
     return True
 
 
-_Opened = tuple[Side, int, TensorFile]
+async def _differences(before: Side, old: _Tensors, after: Side, new: _Tensors) -> list[TensorDifference]:
+    found, unclear = await in_cpu_thread(_judged, before, old, after, new)
+    ranges = [_range(old[name], new[name]) for name in unclear]
+    for name, is_same in zip(unclear, await have_same_bytes(before, after, ranges), strict=True):
+        found.append(_pair(name, old[name].tensor, new[name].tensor, is_same=is_same))
+    return found + [TensorDifference(name, Status.REMOVED, mine.tensor, None) for name, mine in old.items() if name not in new]
 
 
-async def _tensor_differences(old: _Opened, new: _Opened) -> AsyncIterator[TensorDifference]:
-    """Yield all tensors: first those of the new file in the order of their data, then those that were removed."""
-    before, start, old_file = old
-    after, other, new_file = new
-    unclear: list[tuple[Tensor, Tensor]] = []
-    for name, its in new_file.tensors.items():
-        mine = old_file.tensors.get(name)
-        if mine is None:
-            yield TensorDifference(name, Status.ADDED, None, its)
-        elif (mine.dtype, mine.shape, mine.size) != (its.dtype, its.shape, its.size):
-            yield TensorDifference(name, Status.CHANGED, mine, its)
+def _range(mine: _Placed, its: _Placed) -> Unclear:
+    return Unclear(mine.start + mine.tensor.offset, its.start + its.tensor.offset, its.tensor.size)
+
+
+def _judged(before: Side, old: _Tensors, after: Side, new: _Tensors) -> tuple[list[TensorDifference], list[str]]:
+    """Return the tensors of the new side of which types, shapes or chunks tell enough, and the names of the others."""
+    found: list[TensorDifference] = []
+    unclear: list[str] = []
+    for name, (other, its) in new.items():
+        if name not in old:
+            found.append(TensorDifference(name, Status.ADDED, None, its))
+            continue
+        start, mine = old[name]
+        if (mine.dtype, mine.shape, mine.size) != (its.dtype, its.shape, its.size):
+            found.append(TensorDifference(name, Status.CHANGED, mine, its))
+            continue
+        same = has_same_chunks(before, start + mine.offset, after, other + its.offset, mine.size)
+        if same is None:
+            unclear.append(name)
         else:
-            same = has_same_chunks(before, start + mine.offset, after, other + its.offset, mine.size)
-            if same is None:
-                unclear.append((mine, its))
-            else:
-                yield TensorDifference(name, Status.SAME if same else Status.CHANGED, mine, its)
-    ranges = [Unclear(start + mine.offset, other + its.offset, mine.size) for mine, its in unclear]
-    for (mine, its), same in zip(unclear, await have_same_bytes(before, after, ranges), strict=True):
-        yield TensorDifference(its.name, Status.SAME if same else Status.CHANGED, mine, its)
-    for name, mine in old_file.tensors.items():
-        if name not in new_file.tensors:
-            yield TensorDifference(name, Status.REMOVED, mine, None)
+            found.append(_pair(name, mine, its, is_same=same))
+    return found, unclear
+
+
+def _pair(name: str, mine: Tensor, its: Tensor, *, is_same: bool) -> TensorDifference:
+    return TensorDifference(name, Status.SAME if is_same else Status.CHANGED, mine, its)

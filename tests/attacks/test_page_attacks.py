@@ -345,7 +345,7 @@ def test_a_signed_url_is_used_as_a_session(server: RunningServer, library: Hosti
             "GET", "/ui/absent", headers={"Cookie": f"{name}={namespace}.{expires_at}.{forged}.{viewer}"}, token=None
         )
         assert is_sent_away(answer), method
-    # A session is no token, wherever it is put.
+    # A session does not count as a token, wherever it is put.
     for headers in ({"Authorization": f"Bearer {value}"}, {"X-Api-Key": value}, {"Authorization": f"Cookie {visitor.cookie}"}):
         assert 401 == server.ask("GET", f"{API}/files", headers=headers, token=None).status
     assert is_sent_away(server.ask("GET", f"/ui/absent?{name}={quote(value)}&token={library.tokens['admin']}", token=None))

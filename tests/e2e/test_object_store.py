@@ -19,6 +19,7 @@ from filestore.http.wire import API
 from tests.support.ceph import Bucket, Gateway
 from tests.support.commands import SCRIPTS, Home, Server
 from tests.support.hub_writing import HubRepository, put_object, send
+from tests.support.pages import page_text, sign_in
 from tests.support.postgres import Postgres
 from tests.support.server import RunningServer, eventually
 from tests.support.uploads import PartsUpload
@@ -122,6 +123,21 @@ def test_what_one_stores_the_other_serves(pair: Pair, tmp_path: Path) -> None:
     pair.home.result("fetch", "model.zip", "--output", tmp_path / "tree", environ=pair.client(pair.one))
     assert (tmp_path / "tree/weights.bin").read_bytes() == CONTENT
     assert again["bytes_sent"] < len(CONTENT) // 10
+
+
+def test_each_shows_what_arrives_at_the_other(pair: Pair) -> None:
+    """On its pages: an upload that is not finished, and what the repository is made of."""
+    one, two = running(pair, pair.one), running(pair, pair.two)
+    upload = PartsUpload(one, "arriving.bin", token=pair.token)
+    upload.put(1, CONTENT)
+    text = page_text(sign_in(two).get("/ui/transfers"))
+    assert "arriving.bin" in text
+    assert "They are in the object store" in text
+    pair.run("check")
+    text = page_text(sign_in(two).get("/ui/admin"))
+    assert "Content in an object store Index PostgreSQL," in text
+    assert "Disk for what arrives" in text
+    assert "no damage" in text
 
 
 def test_a_token_of_one_opens_the_other_and_is_removed_at_both(pair: Pair) -> None:

@@ -276,3 +276,27 @@ def test_many_tensors_are_paged_and_filtered(visitor: Visitor, stored: Stored, t
     whole = visitor.get("/ui/compare", old=old, new=new)
     assert (502, True) == (len(PageReader(whole).tables[SIDE_BY_SIDE]), len(whole.body) < 500_000)
     assert "59,999 shared" in page_text(whole)
+
+
+@pytest.mark.slow
+def test_all_tensors_by_name(visitor: Visitor, stored: Stored, tmp_path: Path) -> None:
+    """A model in two files and one in a single file, alone or in a directory: the tensors count, and not where they are."""
+    shards = {"m-1.safetensors": safetensors_file(TENSORS[:2]), "m-2.gguf": gguf_file([TENSORS[3]]), "t.txt": b"text"}
+    tuned = safetensors_file([TENSORS[0], tensor("norm", 512, seed=9, dtype="F32"), TENSORS[3], tensor("head", 4, seed=8)])
+    sharded = stored.push(plant(tmp_path / "sharded", shards))
+    alone = stored.push(written(tmp_path / "tuned.safetensors", tuned))
+    inside = stored.push(plant(tmp_path / "whole", {"model.safetensors": tuned, "other.txt": b"other"}))
+    expected = {SHOWN_NAME: "Shared", "norm": "Changed", "gone": "Shared", "head": "New"}
+    for new in (alone, inside):
+        page = PageReader(visitor.get("/ui/compare", old=sharded, new=new, by="tensor"))
+        assert expected == {row[1]: row[0] for row in rows_of(page.tables[SIDE_BY_SIDE])}
+    links = PageReader(visitor.get("/ui/compare", old=sharded, new=alone)).links
+    assert f"/ui/compare?old={sharded}&new={alone}&by=tensor" == links["All tensors by name"]
+    back = PageReader(visitor.get("/ui/compare", old=inside, new=sharded, by="tensor", show="removed"))
+    assert ["head"] == [row[1] for row in rows_of(back.tables[SIDE_BY_SIDE])]
+    twice = stored.push(plant(tmp_path / "twice", {"a.safetensors": tuned, "b.safetensors": tuned}))
+    rows = rows_of(PageReader(visitor.get("/ui/compare", old=alone, new=twice, by="tensor")).tables[SIDE_BY_SIDE])
+    assert {"norm": "Shared", "b.safetensors:norm": "New"}.items() <= {row[1]: row[0] for row in rows}.items()
+    text = stored.push(plant(tmp_path / "texts", {"t.txt": b"text"}))
+    [problem] = PageReader(visitor.get("/ui/compare", old=text, new=alone, by="tensor")).problems
+    assert "no file in it ends in .safetensors or .gguf" in problem

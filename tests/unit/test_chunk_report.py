@@ -193,3 +193,15 @@ async def test_a_name_that_promises_tensors_may_have_none(repository: Opened) ->
     folder = await repository.commit(manifest(chunks).encoded, name="folder.zip", kind=Kind.DIRECTORY)
     assert ("", []) == ((report := await report_on(repository, folder)).regions_are, report.regions)
     assert folder == await repository.record(Reference(id=folder.id))
+
+
+async def test_readers_of_large_files_stop_a_comparison(repository: Opened) -> None:
+    """Nobody waits for each of the other files, one after the other. The page says that they could not be read."""
+    for number in range(3):
+        await repository.store_file(number, *range(10, 400), name="model")
+    record = await repository.store_file(5, name="small")
+    # A manifest of one chunk fits, and one of 391 does not.
+    manifests = SharedManifests(wait_seconds=0.01, limit=9_000)
+    report = await make_chunk_report(repository, record, Reading(manifests, reading().trees, OpenFrames(100), reads_frames=True))
+    assert (0, 1, 4) == (report.read_count, report.damaged_count, report.compared.total)
+    assert [(1, Sharing.ONLY_HERE, None)] == origins(report)

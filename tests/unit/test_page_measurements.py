@@ -17,6 +17,7 @@ from filestore.errors import DamagedRecord, FilestoreError, NotFound, StorageErr
 from filestore.http.server import slow
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING, MeasuredUsage, Measuring
+from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.routes.page import measured
 from filestore.http.server.routes.page.measured import (
     QUICK_CHUNKS,
@@ -105,6 +106,7 @@ def context_of(measuring: Measuring) -> RequestContext:
     """A request of a server that measures."""
     app = web.Application()
     app[MEASURING] = measuring
+    app[OUTAGES] = Outages()
     return cast(RequestContext, SimpleNamespace(request=make_mocked_request("GET", "/", app=app), grace_seconds=60))
 
 
@@ -157,12 +159,15 @@ async def test_names_that_a_measurement_leaves_out_have_less(namespace: Namespac
     assert ((99, True), (100, False)) == (sizes.of("n1"), sizes.of("n2"))
 
 
-async def test_what_cannot_be_measured_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """The rest of a page is shown without it. A path of the server is not told."""
+@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+async def test_what_cannot_be_measured_is_said() -> None:
+    """The rest of a page is shown without it. A path of the server is not told, but in its log."""
+    context = context_of(Measuring())
 
     async def fail(error: FilestoreError) -> NameSizes:
         raise error
 
-    assert "is not known: the record" in (await found(fail(DamagedRecord("file_1", "a", "it is damaged")))).problem
-    assert "could not be measured." in (await found(fail(StorageError("/secret", "it fails")))).problem
-    assert not caplog.records
+    assert "could not be measured. The record file_1" in (await found(context, fail(DamagedRecord("file_1", "a", "no")))).problem
+    said = (await found(context, fail(StorageError("/secret", "it fails")))).problem
+    assert "could not be measured. The server failed; its log says why" in said
+    assert "secret" not in said

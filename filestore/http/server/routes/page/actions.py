@@ -62,11 +62,11 @@ async def ask_removal(context: RequestContext, repository: LocalRepository) -> w
     if "measure" in context.request.query and context.request.method == "GET":
 
         async def work() -> web.Response:
-            return await answer(await measured.found(measured.measure_versions(context, repository, [record.id])))
+            return await answer(await measured.found(context, measured.measure_versions(context, repository, [record.id])))
 
         return await render_slowly(context, work())
     quick = measured.quick(repository, lambda: measured.measure_versions(context, repository, [record.id]))
-    return await answer(await measured.found(quick))
+    return await answer(await measured.found(context, quick))
 
 
 async def _main_commits(repository: LocalRepository, name: str) -> list[Commit]:

@@ -6,6 +6,7 @@ namespace sees all namespaces, as for the metrics; one of another namespace sees
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from filestore.repository.maintenance.passes import Pass
 from filestore.repository.maintenance.results import NO_NAMESPACE, LastResults, ResultKind, collection_results, results_of
 from filestore.repository.stores.protocol import DiskState
 from filestore.system.metrics import Gauge, StageTimes
+from filestore.system.threads import in_disk_thread
 
 NAMESPACES_LIMIT = 50
 """The most namespaces of a page."""
@@ -50,6 +52,14 @@ class Process(NamedTuple):
     memory: int
     """Resident memory in bytes. 0 where the system does not say it."""
     cpu_seconds: float
+
+
+class Scratch(NamedTuple):
+    """The disk of the folder in which this host keeps what is on its way to an object store, in bytes."""
+
+    size: int
+    used: int
+    free: int
 
 
 class Work(NamedTuple):
@@ -101,6 +111,7 @@ async def show_admin(context: RequestContext, repository: LocalRepository) -> we
         "admin.html",
         sees_all=sees_all,
         disk=await _disk(context) if sees_all else None,
+        scratch=await _scratch(context) if sees_all and context.store.has_object_ids else None,
         is_object_store=context.store.has_object_ids,
         index_size=await index.stored_size() if sees_all else 0,
         processes=_processes(context) if sees_all else [],
@@ -126,8 +137,16 @@ async def _work(index: Index, namespace: str) -> Work:
     )
 
 
+async def _scratch(context: RequestContext) -> Scratch | None:
+    """Return the space of the folder for what arrives, or None if it cannot be measured."""
+    try:
+        return Scratch(*await in_disk_thread(shutil.disk_usage, context.spool_folder))
+    except OSError:
+        return None
+
+
 async def _disk(context: RequestContext) -> DiskState | None:
-    """Return the state of the disk, or None if it cannot be measured."""
+    """Return the state of the disk of a folder. None if it cannot be measured, and for an object store."""
     try:
         return await context.store.disk()
     except StorageError:

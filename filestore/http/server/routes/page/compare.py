@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,31 +21,30 @@ from filestore.errors import (
     NotFound,
 )
 from filestore.http.server.context import RequestContext
-from filestore.http.server.kept_work import KEPT_WORK
-from filestore.http.server.routes.page.chosen import WORK_SIZE, Chosen, chosen, chosen_by_reference, display, opened_side
+from filestore.http.server.routes.page.chosen import Chosen, chosen, chosen_by_reference, display
+from filestore.http.server.routes.page.comparisons import BY, Comparison, compared
 from filestore.http.server.routes.page.formats import query
 from filestore.http.server.routes.page.rendering import render, see_other
-from filestore.http.server.routes.page.tensors import Pages, TensorRow, paged, tensor_memory, tensor_row
+from filestore.http.server.routes.page.tensors import Pages, TensorRow, paged, tensor_row
 from filestore.http.server.routes.queries import number_in
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
-from filestore.transfer.diff_files import FileComparison, FilePair
-from filestore.transfer.diff_tensors import TENSOR_SUFFIXES, Status, TensorDifference, compare_tensors, has_tensors
-from filestore.transfer.stored_ranges import ReadLimit
+from filestore.transfer.diff_files import FilePair
+from filestore.transfer.diff_tensors import (
+    TENSOR_SUFFIXES,
+    Status,
+    TensorDifference,
+)
 
 T = TypeVar("T")
 
-READ_LIMIT = 256 << 20
-"""Bytes of chunks that a comparison reads, at most, where the lists of chunks do not tell whether content is the same."""
 VERSIONS_SHOWN = 100
 """Versions of a name that can be chosen from a list."""
 INLINE_FILES = 4
 """Files of a directory whose tensors are on its page. The tensors of each other one have a page."""
 INLINE_TENSORS = 200
 """Tensors of such a file that are on the page."""
-_PAIR_SIZE = 500
-"""Bytes of memory of a pair of files, apart from their paths."""
-_REFUSALS = (InvalidInput, InvalidReference, InvalidDigest, NotFound, InvalidArchive, LimitExceeded)
+_REFUSALS = (InvalidInput, InvalidReference, InvalidDigest, NotFound, InvalidArchive, InvalidTensors, LimitExceeded)
 """The errors of two things that cannot be compared, and of a reference that names nothing."""
 
 WORDS = {Status.SAME: "shared", Status.CHANGED: "changed", Status.ADDED: "new", Status.REMOVED: "removed"}
@@ -55,23 +53,6 @@ SHOWN = {"all": frozenset(WORDS), "different": frozenset(WORDS) - {Status.SAME}}
     word: frozenset({status}) for status, word in WORDS.items()
 }
 """What a reader can choose to see."""
-
-
-class Comparison(NamedTuple):
-    """What is different between two things."""
-
-    pairs: Sequence[FilePair]
-    """All files, in the order of their paths; one for a file that is compared alone."""
-    is_directory: bool
-    tensors: Sequence[TensorDifference] | None
-    """All tensors of a file that is compared alone. None for a directory, and for a file that is not compared by tensor."""
-    problem: str
-    """Why the tensors were not compared, if they should have been. Empty otherwise."""
-    old_size: int
-    new_size: int
-    bytes_new: int
-    """Bytes of the new one in chunks that the old one does not have."""
-    size_in_memory: int
 
 
 class Sized(Protocol):
@@ -145,39 +126,29 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
     except _REFUSALS as error:
         return await _form_only(context, repository, problem=str(error))
     old, new = sides
-    show = asked.get("show", "all")
+    show, by = asked.get("show", "all"), asked.get("by", "file")
+    if by not in BY:
+        raise InvalidInput(f"by is {by!r}; allowed are {', '.join(BY)}")
     if show not in SHOWN:
         raise InvalidInput(f"show is {show!r}; allowed are {', '.join(SHOWN)}")
     if old is None or new is None:
         return await _form_only(context, repository, found=new or old)
     if "old_ref" in asked or "new_ref" in asked:
-        return see_other(url_of(old, new, show=asked.get("show")))
+        return see_other(url_of(old, new, by="" if by == "file" else by))
     context.noted.note_record(new.record)
     versions = await _versions(repository, new.record)
     try:
-        comparison = await compared(context, repository, old, new)
+        comparison = await compared(context, repository, old, new, by=by)
     except _REFUSALS as error:
         is_large = isinstance(error, LimitExceeded)
-        return await _render(context, status=422, old=old, new=new, versions=versions, problem=str(error), is_large=is_large)
-    shown = await in_cpu_thread(_Shown, comparison, old, new, show, number_in(context.request, "page"))
+        return await _render(
+            context, status=422, old=old, new=new, versions=versions, problem=str(error), is_large=is_large, by=by
+        )
+    link = partial(url_of, old, new, by="" if by == "file" else by)
+    shown = await in_cpu_thread(_Shown, comparison, (old, new), link, show, number_in(context.request, "page"))
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
-        context, old=old, new=new, versions=versions, comparison=comparison, shown=shown, show=show, inline=inline
-    )
-
-
-async def compared(context: RequestContext, repository: LocalRepository, old: Chosen, new: Chosen) -> Comparison:
-    """Compare two stored things. The result is kept for the next part of its page.
-
-    Raises InvalidInput for a file and a directory; LimitExceeded where too much content must be read, or a tree has too many
-    entries; EntryNotFound, InvalidReference, InvalidArchive, NotFound, DamagedChunk, StorageError, Busy.
-    """
-    return await context.request.app[KEPT_WORK].get(
-        repository.namespace,
-        ("compare", old.record.digest, old.name, new.record.digest, new.name),
-        partial(_compare, context, repository, old, new),
-        measure=lambda comparison: comparison.size_in_memory,
-        check_client=lambda: context.transport,
+        context, old=old, new=new, versions=versions, comparison=comparison, shown=shown, show=show, by=by, inline=inline
     )
 
 
@@ -187,46 +158,16 @@ def url_of(old: Chosen, new: Chosen, **more: object) -> str:
     return "/ui/compare" + query({**sides, **more})
 
 
-async def _compare(context: RequestContext, repository: LocalRepository, old: Chosen, new: Chosen) -> Comparison:
-    limit = ReadLimit(READ_LIMIT, what="the content to read for this comparison, in bytes,")
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(context.reader_budget.take(WORK_SIZE))
-        before, after = [await stack.enter_async_context(opened_side(context, repository, side, limit)) for side in (old, new)]
-        comparison = await FileComparison.begin(before, after)
-        pairs = [pair async for pair in comparison.pairs()]
-        tensors, problem = None, ""
-        if before.tree is None:
-            [pair] = pairs
-            if pair.mine is not None and pair.its is not None and has_tensors(before, pair.mine, after, pair.its):
-                try:
-                    tensors = await compare_tensors(before, pair.mine, after, pair.its)
-                except InvalidTensors as error:
-                    problem = str(error)
-        bytes_new = sum(pair.bytes_new for pair in pairs) if after.is_part else comparison.bytes_new
-        summed = partial(_summed, is_directory=before.tree is not None, problem=problem, bytes_new=bytes_new)
-        return await in_cpu_thread(summed, pairs, tensors)
-
-
-def _summed(
-    pairs: Sequence[FilePair], tensors: Sequence[TensorDifference] | None, *, is_directory: bool, problem: str, bytes_new: int
-) -> Comparison:
-    size = sum(_PAIR_SIZE + 4 * len(pair.path) for pair in pairs)
-    for each in tensors or ():
-        size += 100 + sum(tensor_memory(tensor) for tensor in (each.old, each.new) if tensor is not None)
-    old_size = sum(pair.mine.size for pair in pairs if pair.mine is not None)
-    new_size = sum(pair.its.size for pair in pairs if pair.its is not None)
-    return Comparison(pairs, is_directory, tensors, problem, old_size, new_size, bytes_new, size)
-
-
 class _Shown:
     """The part of a comparison that a page shows. It is made in a thread."""
 
-    def __init__(self, comparison: Comparison, old: Chosen, new: Chosen, show: str, page: int | None) -> None:
+    def __init__(
+        self, comparison: Comparison, sides: tuple[Chosen, Chosen], link: Callable[..., str], show: str, page: int | None
+    ) -> None:
         wanted = SHOWN[show]
         self.files: Sequence[FileRow] = ()
         self.rows: Sequence[PairRow] = ()
         self.totals: Sequence[Total] = ()
-        link = partial(url_of, old, new)
         if comparison.tensors is not None:
             self.totals = _tensor_totals(comparison.tensors)
             tensors = [each for each in comparison.tensors if each.status in wanted]
@@ -237,7 +178,7 @@ class _Shown:
             pairs = [pair for pair in comparison.pairs if pair.status in wanted]
             self.pages, some = _page(pairs, page, link, show)
             if comparison.is_directory:
-                self.files = [_file_row(pair, old, new) for pair in some]
+                self.files = [_file_row(pair, *sides) for pair in some]
         shared = comparison.new_size - min(comparison.bytes_new, comparison.new_size)
         self.bytes_shared = shared
         self.bytes_bar = _bar([("shared", shared), ("new", min(comparison.bytes_new, comparison.new_size))])
@@ -289,11 +230,14 @@ async def _form_only(
     return await _render(context, status=422 if problem else 200, old=None, new=found, versions=versions, problem=problem)
 
 
-async def _render(context: RequestContext, *, status: int = 200, **values: object) -> web.StreamResponse:
+async def _render(context: RequestContext, *, status: int = 200, **values: Any) -> web.StreamResponse:
     asked = context.request.query
     typed = {which: asked.get(f"{which}_ref", "") for which in ("old", "new")}
-    defaults = {"problem": "", "comparison": None, "shown": None, "show": "all", "inline": (), "is_large": False}
-    page: dict[str, Any] = {**defaults, **values}
+    defaults: dict[str, Any] = {"problem": "", "is_large": False, "by": "file", "by_urls": ()}
+    defaults |= {"comparison": None, "shown": None, "show": "all", "inline": ()}
+    if isinstance(values.get("old"), Chosen) and isinstance(values.get("new"), Chosen):
+        defaults["by_urls"] = [(each, url_of(values["old"], values["new"], by="" if each == "file" else each)) for each in BY]
+    page = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
 
 

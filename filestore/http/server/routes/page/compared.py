@@ -84,8 +84,12 @@ async def read_layouts(
                 yield place, layout
         except NotFound:
             continue
-        except (InvalidManifest, Busy):
+        except InvalidManifest:
             yield place, None
+        except Busy:
+            # The others would wait as long, one after the other.
+            yield place, None
+            return
 
 
 async def _candidates(repository: LocalRepository, record: Record) -> AsyncIterator[Record]:

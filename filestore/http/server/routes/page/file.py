@@ -118,7 +118,8 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         tensors_url=tensors_url(record.id, path, path or record.name) if record.kind is Kind.FILE or is_entry else None,
         chunks_url=page_url("/ui/chunks", id=record.id),
         compare_url=None if older is None else page_url("/ui/compare", old=older.id, new=record.id),
-        fetch_command=fetch_command(context.base_url, record, path),
+        quoted_url=shlex.quote(context.base_url),
+        quoted_reference=quoted_reference(record, path),
         curl_command=curl_command(context.base_url, record),
         link_times=LINK_TIMES,
         link_time=LINK_TIME,
@@ -129,8 +130,8 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
     )
 
 
-def fetch_command(base_url: str, record: Record, path: str = "") -> str:
-    """Return the command that fetches a version, or a folder or a file of it, as a line for a shell.
+def quoted_reference(record: Record, path: str = "") -> str:
+    """Return how a shell names a version, or a folder or a file of it.
 
     Return an empty text for a path that no reference can name, such as one with a line break.
     """
@@ -139,7 +140,7 @@ def fetch_command(base_url: str, record: Record, path: str = "") -> str:
         Reference.parse(reference)
     except InvalidReference:
         return ""
-    return f"filestore fetch --url {shlex.quote(base_url)} {shlex.quote(reference)}"
+    return shlex.quote(reference)
 
 
 def curl_command(base_url: str, record: Record) -> str:

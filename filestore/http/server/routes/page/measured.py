@@ -7,9 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from filestore.errors import DamagedRecord, FilestoreError
+from filestore.errors import FilestoreError
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING, NAMES_KEPT, MeasuredUsage
+from filestore.http.server.routes.page.slowly import sentence_of
 from filestore.repository.index.protocol import NamespaceUsage
 from filestore.repository.local import LocalRepository
 
@@ -89,14 +90,12 @@ async def measure_versions(context: RequestContext, repository: LocalRepository,
     return await measuring.share(repository.namespace, ("each", repository.prefix, ids), lambda: repository.freed_by_each(ids))
 
 
-async def found(measuring: Awaitable[dict[str, int] | NameSizes | None]) -> Finding:
+async def found(context: RequestContext, measuring: Awaitable[dict[str, int] | NameSizes | None]) -> Finding:
     """Return what a measurement finds, or a sentence about why it found nothing. The rest of a page can be shown without it."""
     try:
         return Finding(await measuring)
-    except DamagedRecord as error:
-        return Finding(None, f"What it adds to the disk is not known: {error}.")
-    except FilestoreError:
-        return Finding(None, "What it adds to the disk could not be measured.")
+    except FilestoreError as error:
+        return Finding(None, f"What it adds to the disk could not be measured. {sentence_of(context, error)}")
 
 
 def name_sizes(measured: MeasuredUsage) -> NameSizes:

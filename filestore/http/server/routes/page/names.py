@@ -102,7 +102,7 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
             problem=finding.problem,
             is_empty=not page.found and not search and page.following is None and "after" not in query and "before" not in query,
             can_write=permits(context, Scope.WRITE),
-            push_command=f"filestore push --url {shlex.quote(context.base_url)} FOLDER",
+            quoted_url=shlex.quote(context.base_url),
             done=DONE.get(query.get("done", ""), ""),
             prefix=repository.prefix,
         )
@@ -113,13 +113,13 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
     if "measure" in query and context.request.method == "GET":
 
         async def work() -> web.Response:
-            return await answer(await measured.found(measured.measure_name_sizes(context, repository)))
+            return await answer(await measured.found(context, measured.measure_name_sizes(context, repository)))
 
         return await render_slowly(context, work())
     if last is not None:
         return await answer(Finding(last))
     quick = measured.quick(repository, lambda: measured.measure_name_sizes(context, repository))
-    return await answer(await measured.found(quick))
+    return await answer(await measured.found(context, quick))
 
 
 async def _by_name(context: RequestContext, repository: LocalRepository, search: str) -> NamePage:

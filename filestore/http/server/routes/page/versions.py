@@ -112,11 +112,11 @@ async def show_versions(context: RequestContext, repository: LocalRepository) ->
     if "measure" in query and request.method == "GET":
 
         async def work() -> web.Response:
-            return await answer(await measured.found(measured.measure_versions(context, repository, ids)))
+            return await answer(await measured.found(context, measured.measure_versions(context, repository, ids)))
 
         return await render_slowly(context, work())
     quick = measured.quick(repository, lambda: measured.measure_versions(context, repository, ids))
-    return await answer(await measured.found(quick))
+    return await answer(await measured.found(context, quick))
 
 
 async def pipelines_of(repository: LocalRepository, file_ids: set[str]) -> dict[str, str]:
