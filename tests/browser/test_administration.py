@@ -7,8 +7,7 @@ from contextlib import closing
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_pages import check_keys, take_pictures
-from tests.support.browser import Browsing, check_accessible
+from tests.support.browser import Browsing, check_accessible, check_keys, take_pictures
 from tests.support.library import MODEL, Library
 from tests.support.server import FORM, RunningServer, form
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
 
 from filestore.http.server.routes.page.routes import PAGE_ROUTES
-from tests.support.browser import HEIGHT, SCHEMES, WIDTHS, Browsing, check_accessible, sign_in
+from tests.support.browser import HEIGHT, WIDTHS, Browsing, check_accessible, check_keys, sign_in, take_pictures
 from tests.support.library import MODEL, Library
 from tests.support.page_list import PAGES, Visit
 
@@ -21,45 +18,6 @@ FIRST_VIEW_SIZE = 100_000
 """Bytes that a browser which has nothing of a page may load to show it."""
 NO_PAGES = {"/ui/content", "/ui/{rest:.*}"}
 """A download, and what does not exist."""
-_PICTURES = os.environ.get("FILESTORE_TEST_SCREENSHOTS")
-_KEYS = """() => {
-    const all = 'a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex="0"]';
-    const isReachable = (each) => !each.disabled && each.tabIndex >= 0 && each.checkVisibility({visibilityProperty: true})
-        && (each.type !== 'radio' || each.checked);
-    window.missing = new Map([...document.querySelectorAll(all)].filter(isReachable).map((each) => [each, each.outerHTML]));
-    window.unseen = [];
-    document.addEventListener('focusin', () => {
-        const style = getComputedStyle(document.activeElement);
-        const isSeen = (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0) || style.boxShadow !== 'none';
-        if (!isSeen && document.activeElement.id !== 'content') {
-            window.unseen.push(document.activeElement.outerHTML);
-        }
-        window.missing.delete(document.activeElement);
-    });
-    return window.missing.size;
-}"""
-
-
-def take_pictures(page: Page, name: str) -> None:
-    """Keep what a page looks like in each width and colour scheme, if somebody wants to look at it."""
-    if _PICTURES is None:
-        return
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": HEIGHT})
-            page.screenshot(path=Path(_PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
-    page.emulate_media(color_scheme="light")
-    page.set_viewport_size({"width": WIDTHS[-1], "height": HEIGHT})
-
-
-def check_keys(page: Page) -> None:
-    """Fail unless the key TAB leads to each control of a page, and each shows that it has the focus."""
-    count = page.evaluate(_KEYS)
-    for _ in range(count + 5):
-        page.keyboard.press("Tab")
-    assert [] == page.evaluate("() => [...window.missing.values()]"), "TAB leads to none of these"
-    assert [] == page.evaluate("() => window.unseen"), "nothing shows that these have the focus"
 
 
 def test_each_page_is_in_the_list() -> None:

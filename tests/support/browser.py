@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -36,6 +38,25 @@ _ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
+
+
+_PICTURES = os.environ.get("FILESTORE_TEST_SCREENSHOTS")
+_KEYS = """() => {
+    const all = 'a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex="0"]';
+    const isReachable = (each) => !each.disabled && each.tabIndex >= 0 && each.checkVisibility({visibilityProperty: true})
+        && (each.type !== 'radio' || each.checked);
+    window.missing = new Map([...document.querySelectorAll(all)].filter(isReachable).map((each) => [each, each.outerHTML]));
+    window.unseen = [];
+    document.addEventListener('focusin', () => {
+        const style = getComputedStyle(document.activeElement);
+        const isSeen = (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0) || style.boxShadow !== 'none';
+        if (!isSeen && document.activeElement.id !== 'content') {
+            window.unseen.push(document.activeElement.outerHTML);
+        }
+        window.missing.delete(document.activeElement);
+    });
+    return window.missing.size;
+}"""
 
 
 @contextmanager
@@ -175,6 +196,28 @@ def check_width(page: Page) -> None:
     """Fail if a page is wider than its view, so that lines would be read by scrolling to the side."""
     wide, view = page.evaluate("() => [document.scrollingElement.scrollWidth, window.innerWidth]")
     assert wide <= view, f"{page.url} has {wide} pixels in a view of {view}: {_widest(page)}"
+
+
+def take_pictures(page: Page, name: str) -> None:
+    """Keep what a page looks like in each width and colour scheme, if somebody wants to look at it."""
+    if _PICTURES is None:
+        return
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": HEIGHT})
+            page.screenshot(path=Path(_PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": WIDTHS[-1], "height": HEIGHT})
+
+
+def check_keys(page: Page) -> None:
+    """Fail unless the key TAB leads to each control of a page, and each shows that it has the focus."""
+    count = page.evaluate(_KEYS)
+    for _ in range(count + 5):
+        page.keyboard.press("Tab")
+    assert [] == page.evaluate("() => [...window.missing.values()]"), "TAB leads to none of these"
+    assert [] == page.evaluate("() => window.unseen"), "nothing shows that these have the focus"
 
 
 def _widest(page: Page) -> list[str]:
