@@ -353,7 +353,14 @@ def test_changed_file_is_not_stored(host: Host, browsing: Browsing, tmp_path: Pa
 def test_names_and_memory_are_only_text(host: Host, browsing: Browsing, tmp_path: Path) -> None:
     """What a name or the storage of the browser has is never read as HTML, and what is not an upload is removed."""
     name = "<img src=x onerror=alert(1)>"
-    entry = {"namespace": "default", "kind": "file", "source": name, "identity": "1-1", "name": f"'\"{name}", "fileId": "file_1"}
+    entry: dict[str, object] = {
+        "namespace": "default",
+        "kind": "file",
+        "source": name,
+        "identity": "1-1",
+        "name": f"'\"{name}",
+        "fileId": "file_1",
+    }
     entry |= {"uploadId": "../../../ui/names?", "size": 1, "partSize": 1, "begun": 1}
     broken = ["{", "null", "[]", json.dumps(entry | {"size": "1"}), json.dumps(entry | {"partSize": 0})]
     page = host.page(browsing)
