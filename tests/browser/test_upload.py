@@ -280,6 +280,7 @@ def test_cancelled_upload_leaves_nothing(host: Host, browsing: Browsing, tmp_pat
         upload(page, "model.bin")
     upload_id = begun.value.json()["upload_id"]
     wait_for_requests(page, lambda: len(held) == 3, lambda: len(held))
+    check_accessible(page)
 
     page.get_by_role("button", name="Cancel: model.bin", exact=True).click()
     expect(page.get_by_role("status").filter(has_text="was cancelled")).to_be_attached()
@@ -347,6 +348,37 @@ def test_changed_file_is_not_stored(host: Host, browsing: Browsing, tmp_path: Pa
 
     expect(page.locator(".item .problem")).to_contain_text("changed or was removed while it was read")
     expect_received(host, 0)
+
+
+def test_names_and_memory_are_only_text(host: Host, browsing: Browsing, tmp_path: Path) -> None:
+    """What a name or the storage of the browser has is never read as HTML, and what is not an upload is removed."""
+    name = "<img src=x onerror=alert(1)>"
+    entry: dict[str, object] = {
+        "namespace": "default",
+        "kind": "file",
+        "source": name,
+        "identity": "1-1",
+        "name": f"'\"{name}",
+        "fileId": "file_1",
+    }
+    entry |= {"uploadId": "../../../ui/names?", "size": 1, "partSize": 1, "begun": 1}
+    broken = ["{", "null", "[]", json.dumps(entry | {"size": "1"}), json.dumps(entry | {"partSize": 0})]
+    page = host.page(browsing)
+    browsing.allow("status of 404 .*/uploads/")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate(
+        "texts => texts.forEach((text, place) => localStorage.setItem(`filestore-upload:${place}`, text))",
+        [*broken, json.dumps(entry)],
+    )
+    page.reload()
+    drop(page, file_of(tmp_path / name, 10))
+
+    expect(page.get_by_role("heading", name=name, exact=True)).to_have_count(2)
+    expect(page.get_by_text(f"to be stored as '\"{name}")).to_be_visible()
+    assert ["filestore-upload:5"] == page.evaluate("Object.keys(localStorage)")
+    in_one_part = "/uploads/..%2F..%2F..%2Fui%2Fnames%3F/parts"
+    wait_for_requests(page, lambda: any(url.endswith(in_one_part) for url in asked), lambda: asked)
 
 
 def test_prefix_of_the_token_is_suggested(host: Host, browsing: Browsing, tmp_path: Path) -> None:

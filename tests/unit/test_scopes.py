@@ -16,13 +16,14 @@ from filestore.http.server.access import Access
 from filestore.http.server.app import ROUTES
 from filestore.http.server.context import RequestContext
 from filestore.http.server.route import Route
+from filestore.http.server.routes.page.routes import PAGE_ROUTES
 from filestore.repository.local import LocalRepository
 from filestore.runtime.routes import Routes
 from filestore.runtime.routes.pipelines import PipelineRoutes
 from filestore.runtime.routes.pointers import PointerRoutes
 from filestore.runtime.routes.runs import RunRoutes
 
-DOC = Path(__file__).parents[2] / "docs/http-api.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -54,7 +55,7 @@ def test_scope_is_named_by_its_word() -> None:
 
 def documented() -> dict[str, str]:
     """The scope of each route, as docs/http-api.md lists it."""
-    section = DOC.read_text().partition("\n## Scopes\n")[2].partition("\n## ")[0]
+    section = (DOCS / "http-api.md").read_text().partition("\n## Scopes\n")[2].partition("\n## ")[0]
     return dict(re.findall(r"^\| `([A-Z]+ [^`]+)` \| (\w+) \|", section, re.MULTILINE))
 
 
@@ -75,6 +76,16 @@ def test_scopes_of_all_routes_are_documented() -> None:
     assert asked == documented()
     assert len(set(served())) >= len(asked)
     assert {(shown(route), str(route.scope)) for route in served()} == set(asked.items())
+
+
+def test_scopes_of_all_pages_are_documented() -> None:
+    """A row of the table may be about several pages. A form may be on the page of another one."""
+    rows = re.findall(r"^\| (`/ui/.*?) \| .* \| `(\w+)`[^|]* \|$", (DOCS / "pages.md").read_text(), re.MULTILINE)
+    documented = {path: scope for paths, scope in rows for path in re.findall(r"/ui/\w+", paths)}
+    pages = [route for route in PAGE_ROUTES if "{" not in route.path]
+    assert documented == {route.path: str(route.scope) for route in pages}
+    # The forms of a page have its scope.
+    assert set(documented.items()) == {(route.path, str(route.scope)) for route in pages}
 
 
 def test_only_a_high_scope_removes_or_changes() -> None:

@@ -18,7 +18,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.quotas import EVERYBODY, NO_QUOTA, Quota
 from filestore.errors import StorageError
 from filestore.http.server.context import LIMITS, RequestContext
-from filestore.http.server.routes.page.pages import Cut
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render
 from filestore.repository.given_tokens import given_tokens
 from filestore.repository.index.protocol import Index, NamespaceUsage, QuotaRow, TokenRow
@@ -94,7 +94,7 @@ class Token(NamedTuple):
 
 async def show_admin(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Show all of it that the token may see."""
-    index, query = context.index, context.request.query
+    index = context.index
     sees_all = repository.namespace == DEFAULT_NAMESPACE
     quotas = await index.quotas()
     usages = {usage.namespace: usage for usage in await index.usages()} if sees_all else {}
@@ -102,9 +102,11 @@ async def show_admin(context: RequestContext, repository: LocalRepository) -> we
         namespaces = sorted({DEFAULT_NAMESPACE, *await index.namespaces()})
     else:
         namespaces, usages = [repository.namespace], {repository.namespace: await index.usage(repository.namespace)}
-    shown = Cut.of(namespaces, query.get("page"), limit=NAMESPACES_LIMIT)
-    works = [await _work(index, namespace) for namespace in ([NO_NAMESPACE] if sees_all else []) + list(shown.rows)]
+    paging = Paging.of(context.request, len(namespaces), limit=NAMESPACES_LIMIT)
+    shown = namespaces[paging.start : paging.stop]
+    works = [await _work(index, namespace) for namespace in ([NO_NAMESPACE] if sees_all else []) + shown]
     tokens = await _tokens(index, quotas, None if sees_all else repository.namespace)
+    paging_of_tokens = Paging.of(context.request, len(tokens), limit=TOKENS_LIMIT, key="tokens")
     limits = context.request.app[LIMITS]
     return await render(
         context,
@@ -115,10 +117,11 @@ async def show_admin(context: RequestContext, repository: LocalRepository) -> we
         is_object_store=context.store.has_object_ids,
         index_size=await index.stored_size() if sees_all else 0,
         processes=_processes(context) if sees_all else [],
-        namespaces=shown,
-        spaces=[_space(namespace, usages, quotas) for namespace in shown.rows],
+        paging=paging,
+        spaces=[_space(namespace, usages, quotas) for namespace in shown],
         works=works,
-        tokens=Cut.of(tokens, query.get("tokens"), limit=TOKENS_LIMIT),
+        tokens=tokens[paging_of_tokens.start : paging_of_tokens.stop],
+        paging_of_tokens=paging_of_tokens,
         limits=limits,
         no_namespace=NO_NAMESPACE,
     )

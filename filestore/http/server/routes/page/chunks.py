@@ -12,7 +12,7 @@ from filestore.core.references import Reference
 from filestore.errors import NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
-from filestore.http.server.routes.page.paging import Paging, page_asked
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render
 from filestore.http.server.routes.page.reports import REFRESH, REPORTS, state_of
 from filestore.http.server.routes.queries import required
@@ -86,11 +86,10 @@ async def show_chunks(context: RequestContext, repository: LocalRepository) -> w
     """Show where the chunks of a file come from. If it takes long to find out, say so, and let the browser ask again."""
     file_id = context.noted.facts["record"] = checked_file_id(required(context.request, "id"))
     record = await repository.record(Reference(id=file_id))
-    asked = page_asked(context.request)
     report = await _report(context, repository, record)
     if report is None:
         return await render(context, "chunks.html", headers=REFRESH, record=record, report=None)
-    paging = Paging.of(len(report.rows), asked, ROWS_AT_ONCE)
+    paging = Paging.of(context.request, len(report.rows), limit=ROWS_AT_ONCE)
     return await render(context, "chunks.html", record=record, report=report, paging=paging, **_values(report, paging))
 
 

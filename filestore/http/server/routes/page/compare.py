@@ -24,9 +24,9 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.chosen import Chosen, chosen, chosen_by_reference, display
 from filestore.http.server.routes.page.comparisons import BY, Comparison, compared
 from filestore.http.server.routes.page.formats import query
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render, see_other
-from filestore.http.server.routes.page.tensors import Pages, TensorRow, paged, tensor_row
-from filestore.http.server.routes.queries import number_in
+from filestore.http.server.routes.page.tensors import PAGE_COUNT, TensorRow, tensor_row
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_files import FilePair
@@ -145,7 +145,8 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
             context, status=422, old=old, new=new, versions=versions, problem=str(error), is_large=is_large, by=by
         )
     link = partial(url_of, old, new, by="" if by == "file" else by)
-    shown = await in_cpu_thread(_Shown, comparison, (old, new), link, show, number_in(context.request, "page"))
+    paging_of = partial(Paging.of, context.request, limit=PAGE_COUNT)
+    shown = await in_cpu_thread(_Shown, comparison, (old, new), link, show, paging_of)
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
         context, old=old, new=new, versions=versions, comparison=comparison, shown=shown, show=show, by=by, inline=inline
@@ -162,7 +163,12 @@ class _Shown:
     """The part of a comparison that a page shows. It is made in a thread."""
 
     def __init__(
-        self, comparison: Comparison, sides: tuple[Chosen, Chosen], link: Callable[..., str], show: str, page: int | None
+        self,
+        comparison: Comparison,
+        sides: tuple[Chosen, Chosen],
+        link: Callable[..., str],
+        show: str,
+        paging_of: Callable[[int], Paging],
     ) -> None:
         wanted = SHOWN[show]
         self.files: Sequence[FileRow] = ()
@@ -171,14 +177,14 @@ class _Shown:
         if comparison.tensors is not None:
             self.totals = _tensor_totals(comparison.tensors)
             tensors = [each for each in comparison.tensors if each.status in wanted]
-            self.pages, part = _page(tensors, page, link, show)
-            self.rows = [_tensor_pair(each) for each in part]
+            self.paging = paging_of(len(tensors))
+            self.rows = [_tensor_pair(each) for each in tensors[self.paging.start : self.paging.stop]]
         else:
             self.totals = _totals((pair.status, _size(pair.mine), _size(pair.its)) for pair in comparison.pairs)
             pairs = [pair for pair in comparison.pairs if pair.status in wanted]
-            self.pages, some = _page(pairs, page, link, show)
+            self.paging = paging_of(len(pairs))
             if comparison.is_directory:
-                self.files = [_file_row(pair, *sides) for pair in some]
+                self.files = [_file_row(pair, *sides) for pair in pairs[self.paging.start : self.paging.stop]]
         shared = comparison.new_size - min(comparison.bytes_new, comparison.new_size)
         self.bytes_shared = shared
         self.bytes_bar = _bar([("shared", shared), ("new", min(comparison.bytes_new, comparison.new_size))])
@@ -239,10 +245,6 @@ async def _render(context: RequestContext, *, status: int = 200, **values: Any) 
         defaults["by_urls"] = [(each, url_of(values["old"], values["new"], by="" if each == "file" else each)) for each in BY]
     page = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
-
-
-def _page(rows: Sequence[T], page: int | None, link: Callable[..., str], show: str) -> tuple[Pages, Sequence[T]]:
-    return paged(rows, page, lambda number: link(show="" if show == "all" else show, page=number))
 
 
 def _tensor_totals(tensors: Iterable[TensorDifference]) -> list[Total]:

@@ -7,7 +7,7 @@ from aiohttp import web
 from filestore.core.links import checked_link_id
 from filestore.errors import NotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page.pages import Cut
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render, see_other
 from filestore.http.server.routes.page.welcome import read_form
 from filestore.repository.local import LocalRepository
@@ -18,10 +18,11 @@ SHOWN_LIMIT = 200
 
 async def show_links(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Show the links, the newest first, without their URLs, which only their makers know."""
-    query = context.request.query
-    links = Cut.of(list(reversed(await repository.links())), query.get("page"), limit=SHOWN_LIMIT)
-    revoked = query.get("revoked", "")
-    return await render(context, "links.html", links=links, revoked=revoked if _is_id(revoked) else "")
+    links = list(reversed(await repository.links()))
+    paging = Paging.of(context.request, len(links), limit=SHOWN_LIMIT)
+    shown = links[paging.start : paging.stop]
+    revoked = context.request.query.get("revoked", "")
+    return await render(context, "links.html", links=shown, paging=paging, revoked=revoked if _is_id(revoked) else "")
 
 
 async def ask_to_revoke(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

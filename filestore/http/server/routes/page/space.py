@@ -10,7 +10,7 @@ from aiohttp import web
 
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING
-from filestore.http.server.routes.page.paging import Paging, page_asked
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render
 from filestore.http.server.routes.page.reports import REFRESH, REPORTS, state_of
 from filestore.http.server.routes.page.space_chart import Curves, draw_curves
@@ -71,12 +71,11 @@ class _Limit(NamedTuple):
 
 async def show_space(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Show what the namespace takes. If it takes long to measure, say so, and let the browser ask again."""
-    asked = page_asked(context.request)
     report = await _report(context, repository)
     if report is None:
         return await render(context, "space.html", headers=REFRESH, usage=None)
     usage, growth = report.space
-    paging = Paging.of(len(usage.names), asked, NAMES_AT_ONCE)
+    paging = Paging.of(context.request, len(usage.names), limit=NAMES_AT_ONCE)
     return await render(
         context,
         "space.html",

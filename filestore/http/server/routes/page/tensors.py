@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
-from math import ceil, prod
+from math import prod
 from typing import NamedTuple, TypeVar
 
 from aiohttp import web
@@ -16,9 +16,9 @@ from filestore.format.tensors import Tensor, TensorTable
 from filestore.http.server.context import RequestContext
 from filestore.http.server.kept_work import KEPT_WORK
 from filestore.http.server.routes.page.chosen import WORK_SIZE, Chosen, chosen, display, opened_content
-from filestore.http.server.routes.page.formats import query
+from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.queries import number_in, required
+from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.stored_ranges import ReadLimit
@@ -88,17 +88,6 @@ class TensorRow(NamedTuple):
     size: int
 
 
-class Pages(NamedTuple):
-    """Where a page is among those of a long list."""
-
-    number: int
-    last: int
-    previous_url: str
-    """Empty for the first page."""
-    next_url: str
-    """Empty for the last one."""
-
-
 async def show_tensors(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the tensors of a stored file, or of a file in a stored directory."""
     asked = context.request.query
@@ -110,8 +99,7 @@ async def show_tensors(context: RequestContext, repository: LocalRepository) -> 
     except _UNREADABLE as error:
         return await render(context, "tensors.html", status=422, found=found, problem=str(error), listing=None)
     rows = await in_cpu_thread(_matching, listing.table.tensors, wanted)
-    values = {"id": found.record.id, "path": found.path, "q": wanted}
-    pages, shown = paged(rows, number_in(context.request, "page"), lambda number: _url(values, number))
+    paging = Paging.of(context.request, len(rows), limit=PAGE_COUNT)
     return await render(
         context,
         "tensors.html",
@@ -120,8 +108,8 @@ async def show_tensors(context: RequestContext, repository: LocalRepository) -> 
         listing=listing,
         wanted=wanted,
         matching_count=len(rows),
-        rows=[tensor_row(tensor) for tensor in shown],
-        pages=pages,
+        rows=[tensor_row(tensor) for tensor in rows[paging.start : paging.stop]],
+        paging=paging,
         parameters=sum(total.parameters for total in listing.totals),
         data_size=sum(total.size for total in listing.totals),
         facts=_facts(listing.table),
@@ -176,21 +164,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
     """Return a shape as the command line has it: 4096 by 1024, or `scalar`."""
     more = f" {_TIMES} … ({len(shape)} dimensions)" if len(shape) > _DIMENSIONS_SHOWN else ""
     return f" {_TIMES} ".join(map(str, shape[:_DIMENSIONS_SHOWN])) + more or "scalar"
-
-
-def paged(rows: Sequence[T], wanted: int | None, url_of: Callable[[int], str]) -> tuple[Pages, Sequence[T]]:
-    """Return a page of a list, counted from 1, and the links to its neighbours. A number beyond the end means the last page."""
-    count = max(ceil(len(rows) / PAGE_COUNT), 1)
-    number = min(max(wanted or 1, 1), count)
-
-    def url(other: int) -> str:
-        return url_of(other) if 1 <= other <= count else ""
-
-    return Pages(number, count, url(number - 1), url(number + 1)), rows[(number - 1) * PAGE_COUNT : number * PAGE_COUNT]
-
-
-def _url(values: Mapping[str, object], number: int) -> str:
-    return "/ui/tensors" + query({**values, "page": number})
 
 
 def _matching(tensors: Sequence[Tensor], wanted: str) -> Sequence[Tensor]:

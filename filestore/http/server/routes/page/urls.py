@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
+from filestore.http.server.routes.page.formats import query
 
 NAMES = "/ui/names"
 
 
 def page_url(page: str, /, **values: object) -> str:
     """Return the URL of a page with these values in its query. Those that are None or an empty text are left out."""
-    query = urlencode({key: str(value) for key, value in values.items() if value is not None and value != ""})
-    return f"{page}?{query}" if query else page
+    return page + query(values)
 
 
 def name_url(name: str, **values: object) -> str:

@@ -1,7 +1,7 @@
 // One upload: what has arrived is asked for, what is stored already is copied at the server, and the rest is sent.
 
 import { forget, remember } from "./upload-memory.js";
-import { ask, put, retried } from "./upload-requests.js";
+import { Problem, ask, put, retried } from "./upload-requests.js";
 
 const SMALLEST_PART = 8 * 1024 * 1024;
 const PARTS_WANTED = 2_000; // the server takes 10,000
@@ -63,6 +63,11 @@ export class Reader {
     for (const { reject } of this.#calls.values()) reject(new Error(sentence));
     this.#calls.clear();
   }
+}
+
+/** Whether an error is what the server says of a request, and not that it does not answer or that the session is over. */
+function isAnswer(error) {
+  return error instanceof Problem && !error.isPassing && error.status !== 401;
 }
 
 /** A part of the upload has arrived with other bytes than those of now, although the file looks the same. */
@@ -264,7 +269,7 @@ export class Transfer {
       return { id, size };
     } catch (error) {
       // Without a version to copy from, everything is sent. It is no reason to fail.
-      if (error.status === undefined || error.status === 401) throw error;
+      if (!isAnswer(error)) throw error;
       return null;
     }
   }
@@ -331,7 +336,7 @@ export class Transfer {
     try {
       await this.#ask("POST", `${this.#place}/parts/${number}/copy`, message, signal);
     } catch (error) {
-      if (error.status === undefined || error.status === 401 || error.slug === "upload-not-found") throw error;
+      if (!isAnswer(error) || error.slug === "upload-not-found") throw error;
       if (error.slug === "part-refused") throw new OtherContent();
       this.#misses += 1;
       this.#leap = this.#misses < MISSES ? 0 : Math.min(2 ** (this.#misses - MISSES), LONGEST_LEAP);

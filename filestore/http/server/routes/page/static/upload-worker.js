@@ -4,7 +4,8 @@
 // `{id, verb, ...}`, and gets `{id, result}`, `{id, failure}` or, before these, `{id, progress}`.
 
 const WINDOW = 4 * 1024 * 1024; // bytes read at a time
-const GROUP = 32; // small files read side by side
+const PIECES = 32; // a part of more pieces is sent from memory, as a Blob of many files is slow to read
+const GROUP = 500; // the most small files that are read at once
 const CHANGED = "changed or was removed while it was read. Choose it again to upload what it is now.";
 
 const sources = new Map();
@@ -26,6 +27,18 @@ async function bytesOf(blob, path) {
   }
 }
 
+/** Read small files as one content. To read each by itself takes 20 times as long. */
+async function bytesOfAll(entries) {
+  const files = entries.filter(({ size }) => size > 0);
+  try {
+    return await bytesOf(new Blob(files.map(({ file, size }) => file.slice(0, size))), "");
+  } catch (error) {
+    // Find out which file it is.
+    for (const { file, size, path } of files) await bytesOf(file.slice(0, size), path);
+    throw error;
+  }
+}
+
 function hexOfTable(entries, hasher) {
   hasher.init();
   for (const { name, size, file } of entries) {
@@ -41,7 +54,8 @@ async function identify({ source, kind, entries }) {
   sources.set(source, { layout, hasher, check: null, isStopped: false, turn: Promise.resolve() });
   const identity =
     kind === "directory" ? hexOfTable(layout.entries, hasher) : `${entries[0].file.size}-${entries[0].file.lastModified}`;
-  return { size: layout.size, identity };
+  const contentSize = layout.entries.reduce((sum, entry) => sum + entry.size, 0);
+  return { size: layout.size, contentSize, identity };
 }
 
 function found(source) {
@@ -81,18 +95,15 @@ async function prepare({ source }, tell) {
       size += layout.entries[end].size;
       if (size > WINDOW) break;
     }
-    const group = layout.entries.slice(place, end);
-    const contents = await Promise.all(
-      group.map(({ file, size, path }) => (size ? bytesOf(file.slice(0, size), path) : new Uint8Array(0))),
-    );
-    contents.forEach((bytes, number) => {
+    const bytes = await bytesOfAll(layout.entries.slice(place, end));
+    for (let at = 0; place < end; place += 1) {
+      const { size } = layout.entries[place];
       hasher.init();
-      hasher.update(bytes);
-      layout.crcs[place + number] = Number.parseInt(hasher.digest("hex"), 16);
-      read += bytes.length;
-    });
-    tell(read);
-    place = end;
+      hasher.update(bytes.subarray(at, at + size));
+      layout.crcs[place] = Number.parseInt(hasher.digest("hex"), 16);
+      at += size;
+    }
+    tell((read += bytes.length));
   }
 }
 
@@ -139,12 +150,14 @@ async function partOf(state, start, end) {
   hasher.init();
   const files = pieces.filter((piece) => piece.place >= 0).map((piece) => layout.entries[piece.place].path);
   const shown = files.length === 1 ? files[0] : "a file of the folder";
+  const read = [];
   let number = 0;
   let used = 0; // bytes of the piece `number` that were read
   for (let at = 0; at < blob.size; at += WINDOW) {
     checkNotStopped(state);
     const bytes = await bytesOf(blob.slice(at, Math.min(at + WINDOW, blob.size)), shown);
     hasher.update(bytes);
+    if (pieces.length > PIECES) read.push(bytes);
     for (let taken = 0; state.check !== null && taken < bytes.length; ) {
       const piece = pieces[number];
       const size = Math.min(piece.size - used, bytes.length - taken);
@@ -158,7 +171,7 @@ async function partOf(state, start, end) {
     }
   }
   if (blob.size !== end - start) throw changed(shown);
-  return { digest: hasher.digest("hex"), blob };
+  return { digest: hasher.digest("hex"), blob: read.length ? new Blob(read) : blob };
 }
 
 const VERBS = {

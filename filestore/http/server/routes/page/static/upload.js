@@ -74,8 +74,8 @@ class Item {
   async look() {
     try {
       const { id, kind, entries, name } = this.#source;
-      const { size, identity } = await reader.call("identify", { source: id, kind, entries });
-      const source = { id, kind, name, size, identity };
+      const { size, contentSize, identity } = await reader.call("identify", { source: id, kind, entries });
+      const source = { id, kind, name, size, contentSize, identity };
       this.#source = source; // without the list of all files, which the worker has
       const known = unfinishedOf(source);
       const onChange = () => this.#show();
@@ -200,8 +200,10 @@ class Item {
   }
 
   #showProgress() {
-    const { phase, size, read, moved } = this.#transfer;
-    const value = phase === "reading" ? read : moved;
+    const { phase, read, moved } = this.#transfer;
+    const isReading = phase === "reading";
+    const size = isReading ? this.#source.contentSize : this.#source.size;
+    const value = isReading ? read : moved;
     const progress = this.#part("progress");
     progress.max = Math.max(size, 1);
     if (phase === "storing") progress.removeAttribute("value");
@@ -234,7 +236,9 @@ class Item {
         return "";
     }
     if (transfer.waiting > 0) return "The server does not answer, or asks to wait. It will be asked again.";
-    if (transfer.phase === "reading") return `${formatSize(transfer.read)} of ${formatSize(transfer.size)} are read.`;
+    if (transfer.phase === "reading") {
+      return `${formatSize(transfer.read)} of ${formatSize(this.#source.contentSize)} are read.`;
+    }
     if (transfer.phase === "storing") return "Everything has arrived. The server is storing it.";
     return `${formatSize(transfer.moved)} of ${formatSize(transfer.size)} are at the server.`;
   }
