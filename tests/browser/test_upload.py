@@ -269,6 +269,33 @@ def test_upload_is_tried_again_by_hand(host: Host, browsing: Browsing, tmp_path:
     expect_received(host, 3 * PART)
 
 
+def test_upload_goes_on_after_another_sign_in(host: Host, browsing: Browsing, tmp_path: Path) -> None:
+    """The page says that its session has ended, and not what a program with a token is told. What has arrived is kept."""
+    made = host.home.result("token", "new", "--root", host.server.root, "--scope", "write")
+    path = file_of(tmp_path / "model.bin", 3 * PART)
+    page = host.page(browsing, str(made["token"]))
+    browsing.allow("status of 401")
+    held = hold(page, range(3, 4))
+    drop(page, path)
+    upload(page, "model.bin")
+    wait_for_requests(page, lambda: len(held) == 1 and host.received() == 2 * PART, host.received)
+    host.home.run("token", "rm", "--root", host.server.root, str(made["id"]))
+    eventually(lambda: page.evaluate("async () => (await fetch('/ui/upload', {redirect: 'manual'})).type") == "opaqueredirect")
+    held[0].continue_()
+    page.unroute_all()
+    expect(page.locator(".item .problem")).to_contain_text("Your session has ended. Sign in again in another tab")
+    check_accessible(page)
+    other = page.context.new_page()
+    other.goto(host.server.url)
+    other.get_by_label("Token").fill(host.server.token)
+    other.get_by_role("button", name="Sign in").click()
+    expect(other.get_by_role("heading", name="Stored names")).to_be_visible()
+    page.get_by_role("button", name="Try again: model.bin", exact=True).click()
+    expect_stored(page, "model.bin")
+
+    assert 3 * PART == host.record("model.bin")["size"]
+
+
 def test_cancelled_upload_leaves_nothing(host: Host, browsing: Browsing, tmp_path: Path) -> None:
     """What has arrived is removed at the server, and the page does not offer it again."""
     path = file_of(tmp_path / "model.bin", 4 * PART)
@@ -317,7 +344,9 @@ def test_refused_name_can_be_changed(host: Host, browsing: Browsing, tmp_path: P
     field = page.get_by_label("Store it under the name")
     field.fill("model:bin")
     upload(page, "model.bin")
-    expect(page.locator(".item .problem")).to_contain_text("choose another name")
+    problem = page.locator(".item .problem")
+    expect(problem).to_contain_text("choose another name")
+    assert re.match(r"[A-Z].*\.\Z", problem.inner_text(), re.DOTALL)
     check_accessible(page)
     field.fill("other.bin")
     field.press("Enter")

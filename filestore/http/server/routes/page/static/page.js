@@ -22,6 +22,10 @@ export function formatCount(number) {
   return counts.format(number);
 }
 
+export function formatMoment(moment) {
+  return moments.format(moment);
+}
+
 function formatAge(moment) {
   let value = (moment - Date.now()) / 1000;
   for (const [unit, length] of STEPS) {
@@ -44,8 +48,8 @@ export function localise(root) {
   for (const element of root.querySelectorAll("time[datetime]")) {
     const moment = new Date(element.dateTime);
     const isAge = element.closest(".ages") !== null;
-    element.textContent = isAge ? formatAge(moment) : moments.format(moment);
-    element.title = moments.format(moment);
+    element.textContent = isAge ? formatAge(moment) : formatMoment(moment);
+    element.title = formatMoment(moment);
   }
 }
 

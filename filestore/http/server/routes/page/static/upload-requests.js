@@ -8,10 +8,19 @@ const ANSWER_LIMIT = 300_000;
 const STALL_LIMIT = 60_000;
 const SLUG_START = "urn:filestore:error:";
 
+const SESSION_OVER = ["unauthorized", "token-expired", "url-refused"];
+
+/** Return a sentence for the user. What the server says of a session is meant for programs, which have a token. */
+function sentenceOf(status, detail, slug) {
+  if (SESSION_OVER.includes(slug)) return "Your session has ended. Sign in again in another tab, and then try again here.";
+  if (!detail) return status ? `The server answered with status ${status}.` : "The server cannot be reached.";
+  return `${detail[0].toUpperCase()}${detail.slice(1)}${/[.!?]$/.test(detail) ? "" : "."}`;
+}
+
 /** The server refused a request, or did not answer. `status` is 0 without an answer. */
 export class Problem extends Error {
   constructor(status, { detail = "", slug = "", delay = null } = {}) {
-    super(detail || (status ? `The server answered with status ${status}.` : "The server cannot be reached."));
+    super(sentenceOf(status, detail, slug));
     this.status = status;
     this.slug = slug;
     this.delay = delay;

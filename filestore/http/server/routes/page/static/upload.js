@@ -1,6 +1,6 @@
 // The page for uploads: what a user chose or dropped, one upload after the other, and what became of it.
 
-import { formatCount, formatSize } from "./page.js";
+import { formatCount, formatMoment, formatSize } from "./page.js";
 import { forget, unfinished } from "./upload-memory.js";
 import { ask } from "./upload-requests.js";
 import { chosenFiles, chosenFolder, dropped } from "./upload-sources.js";
@@ -293,7 +293,7 @@ function unfinishedNode(entry) {
   const begun = new Date(entry.begun);
   node.querySelector(".title").textContent = entry.source;
   node.querySelector(".text").textContent =
-    `${formatSize(entry.size)}, to be stored as ${entry.name}, begun ${begun.toLocaleString()}`;
+    `${formatSize(entry.size)}, to be stored as ${entry.name}, begun ${formatMoment(begun)}`;
   const button = node.querySelector("button");
   button.setAttribute("aria-label", `Cancel: ${entry.source}`);
   button.addEventListener("click", async () => {
