@@ -26,7 +26,7 @@ REMEMBER_SECONDS = 1.0
 CHALLENGE = 'Bearer realm="filestore"'
 _UPSTREAM_PART = re.compile(r"~(hf_[A-Za-z0-9]{1,500})\Z")
 """The token of the upstream, after that of this server. No token that this server makes has such an end."""
-REMOVED = "the token with which it was asked for was removed, or has expired"
+REMOVED = "it was revoked, or the token with which it was asked for was removed, or has expired"
 
 
 class _KnownToken(NamedTuple):
