@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import Browsing, check_accessible
+from tests.support.browser import WIDTHS, Browsing, check_accessible
 from tests.support.library import NAMES, OWNED, HostileLibrary
 
 pytestmark = pytest.mark.slow
@@ -97,6 +97,16 @@ def test_hostile_names_are_shown_as_they_are(browsing: Browsing, hostile: Hostil
         with page.expect_download() as begun:
             page.get_by_role("link", name="Download", exact=True).click()
         assert 300 == begun.value.path().stat().st_size
+
+
+def test_a_long_name_leaves_room_for_the_other_columns(browsing: Browsing, hostile: HostileLibrary) -> None:
+    """Only on a phone is a table wider than the page."""
+    page = browsing.page(hostile.url, hostile.tokens["admin"], width=WIDTHS[1])
+    for url in ("/ui/names", "/ui/space", "/ui/links", f"/ui/file?id={hostile.folder}"):
+        page.goto(url)
+        tables = page.locator("main .table")
+        expect(tables.first).to_be_visible()
+        assert tables.evaluate_all("(all) => all.every((each) => each.scrollWidth <= each.clientWidth)"), url
 
 
 @pytest.mark.parametrize(
