@@ -144,6 +144,8 @@ def test_an_empty_store_says_how_to_push(tmp_path: Path) -> None:
         reader = visitor_with(server, "reader", Scope.READ).get("/ui/names")
         assert f"filestore push --url {server.url} FOLDER" in page_text(reader)
         assert "/ui/upload" not in read(reader).links.values()
+        prefixed = visitor_with(server, "prefixed", Scope.WRITE, "team/").get("/ui/names")
+        assert f"filestore push --url {server.url} --name team/NAME.zip FOLDER" in page_text(prefixed)
 
 
 @pytest.mark.usefixtures("versions")

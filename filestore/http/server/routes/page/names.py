@@ -102,7 +102,7 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
             problem=finding.problem,
             is_empty=not page.found and not search and page.following is None and "after" not in query and "before" not in query,
             can_write=permits(context, Scope.WRITE),
-            quoted_url=shlex.quote(context.base_url),
+            push_command=_push_command(context.base_url, repository.prefix),
             done=DONE.get(query.get("done", ""), ""),
             prefix=repository.prefix,
         )
@@ -120,6 +120,12 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
         return await answer(Finding(last))
     quick = measured.quick(repository, lambda: measured.measure_name_sizes(context, repository))
     return await answer(await measured.found(context, quick))
+
+
+def _push_command(url: str, prefix: str) -> str:
+    """Return a command that stores a folder. A token with a prefix is refused for the name that a push chooses by itself."""
+    name = f" --name {shlex.quote(prefix + 'NAME.zip')}" if prefix else ""
+    return f"filestore push --url {shlex.quote(url)}{name} FOLDER"
 
 
 async def _by_name(context: RequestContext, repository: LocalRepository, search: str) -> NamePage:
