@@ -204,7 +204,7 @@ async def _listing(
         if entry.kind is EntryKind.FOLDER:
             rows, next_after = await in_cpu_thread(_rows, opened, record.id, path, entry.path, after)
             if after is None:
-                async with lost_as_damaged(repository, record.digest):
+                async with context.trees.previewing(), lost_as_damaged(repository, record.digest):
                     card = await _card(repository, opened.tree, record.id, entry.path)
         return Listing(entry, rows, next_after, len(opened.tree.members), card)
 
