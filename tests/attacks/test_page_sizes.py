@@ -80,4 +80,3 @@ def test_the_way_to_a_path_through_many_folders_is_short() -> None:
     # What is left out can be reached, one page after the other.
     assert steps[1][1] is not None
     assert steps[1][1].endswith(quote("/".join(["a"] * (4000 - STEPS_LIMIT)), safe=""))
-

@@ -41,9 +41,7 @@ async def test_an_error_tells_no_name_of_another_reader(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tensors, "_read", fails)
     readers = [Chosen(stored(name), "") for name in ("public", "secret")]
-    errors = await asyncio.gather(
-        *(tensors.tensors_of(context, repository, found) for found in readers), return_exceptions=True
-    )
+    errors = await asyncio.gather(*(tensors.tensors_of(context, repository, found) for found in readers), return_exceptions=True)
     assert ["public" in str(error) for error in errors] == [True, False]
     assert ["secret" in str(error) for error in errors] == [False, True]
 
