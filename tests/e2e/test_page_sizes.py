@@ -49,7 +49,8 @@ def store(server: RunningServer, name: str, changed: bytes) -> str:
 def test_a_folder_of_long_paths_is_shown_in_small_pages(server: RunningServer) -> None:
     """All of it can be reached all the same."""
     file_id, visitor = store(server, "deep.zip", b"x"), sign_in(server)
-    after, seen = {}, list[str]()
+    after: dict[str, str] = {}
+    seen: list[str] = []
     while True:
         page = visitor.get("/ui/file", id=file_id, path=LONG, **after)
         assert (200, True) == (page.status, len(page.body) < PAGE_LIMIT)
