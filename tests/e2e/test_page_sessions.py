@@ -55,6 +55,17 @@ def test_signing_in_leads_to_no_other_place(server: RunningServer, following: st
     assert (303, "/ui/names") == (reply.status, reply.headers["Location"])
 
 
+def test_a_password_for_a_proxy_is_no_token(server: RunningServer) -> None:
+    """Browsers send it with each request. A token in the header counts, and the session then does not."""
+    visitor = sign_in(server)
+    for given, status in (("Basic dXNlcjpwYXNzd29yZA==", 200), ("Basic", 200), ("Bearer wrong", 303), ("bearer wrong", 303)):
+        headers = {**visitor.headers, "Authorization": given}
+        assert status == server.ask("GET", "/ui/names", headers=headers, token=None).status, given
+    # Nor is it a way around the question which page has sent a form.
+    headers = {**visitor.headers, "Authorization": "Basic dXNlcjpwYXNzd29yZA==", "Sec-Fetch-Site": "cross-site"}
+    assert 400 == server.ask("DELETE", "/v3/pipeline_files/uploads/" + "0" * 32, headers=headers, token=None).status
+
+
 def test_a_wrong_token_is_told_in_one_sentence(server: RunningServer) -> None:
     """Nothing of it is repeated, and no session begins."""
     reply = post_form(server, "/ui/login", {"token": "<b>wrong"})

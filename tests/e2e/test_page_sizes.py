@@ -16,7 +16,7 @@ from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.http.server.routes.page.file import STEPS_LIMIT, _breadcrumb
 from tests.support.pages import page_text, sign_in
-from tests.support.server import RunningServer, running_server
+from tests.support.server import RunningServer, eventually, running_server
 from tests.support.uploads import PartsUpload
 
 COUNT = 600
@@ -29,7 +29,8 @@ PAGE_LIMIT = 2 << 20
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with nothing at first."""
-    with running_server(tmp_path_factory.mktemp("served") / "root") as server:
+    folder = tmp_path_factory.mktemp("served")
+    with running_server(folder / "root", audit_log=str(folder / "audit.log")) as server:
         yield server
 
 
@@ -81,3 +82,23 @@ def test_the_way_to_a_path_through_many_folders_is_short() -> None:
     # What is left out can be reached, one page after the other.
     assert steps[1][1] is not None
     assert steps[1][1].endswith(quote("/".join(["a"] * (4000 - STEPS_LIMIT)), safe=""))
+
+
+@pytest.mark.slow
+def test_a_form_writes_little_to_the_logs(server: RunningServer) -> None:
+    """Its fields are in the audit log, where each line has to be read by somebody."""
+    visitor, long = sign_in(server), "x" * 60_000
+    forms: dict[str, dict[str, object]] = {
+        "/ui/remove": {"id": long, "updated_at": 1},
+        "/ui/unlabel": {"name": long, "label": "a"},
+        "/ui/link": {"id": long, "seconds": 3600, "nonce": "0" * 32},
+        "/ui/unlink": {"id": long},
+    }
+    for path, form in forms.items():
+        answer = visitor.post(path, form)
+        assert (True, True) == (answer.status in {400, 404}, len(answer.body) < 10_000), path
+    actions = {"remove", "remove-label", "make-link", "revoke-link"}
+    log = server.root.parent / "audit.log"
+    # It is written a moment later.
+    eventually(lambda: all(f'"{action}"' in log.read_text() for action in actions))
+    assert max(map(len, log.read_text().splitlines())) < 10_000
