@@ -66,6 +66,15 @@ def test_a_password_for_a_proxy_is_no_token(server: RunningServer) -> None:
     assert 400 == server.ask("DELETE", "/v3/pipeline_files/uploads/" + "0" * 32, headers=headers, token=None).status
 
 
+@pytest.mark.parametrize("host", ["xn--a", "a..b", "[::ffff:1.2.3.4]:1", "a_b.example"])
+def test_a_session_begins_at_any_name_of_the_server(server: RunningServer, host: str) -> None:
+    """A browser that says only the origin of a form may know the server by an unusual name."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert 303 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
+    headers["Origin"] = "http://[other"
+    assert 400 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
+
+
 def test_a_wrong_token_is_told_in_one_sentence(server: RunningServer) -> None:
     """Nothing of it is repeated, and no session begins."""
     reply = post_form(server, "/ui/login", {"token": "<b>wrong"})

@@ -65,7 +65,7 @@ def check_same_origin(request: web.Request, origin: Origin) -> None:
         return
     given, own = request.headers.get("Origin"), origin.base_url(request)
     # Browsers say the first only where a connection is encrypted or local.
-    if site is None and given is not None and _origin_of(given) == _origin_of(own):
+    if site is None and given is not None and _origin_of(given) == _origin_of(own) is not None:
         return
     said = f"the browser names {given!r} as the place" if given else "the browser does not say that it was one"
     raise InvalidInput(
@@ -149,4 +149,4 @@ def _origin_of(url: str) -> tuple[str, str | None, int | None] | None:
         return None
     if parsed.user is not None:
         return None  # no browser names a place so
-    return parsed.scheme, parsed.host, parsed.port
+    return parsed.scheme, parsed.raw_host, parsed.port
