@@ -55,7 +55,7 @@ def test_signing_in_leads_to_no_other_place(server: RunningServer, following: st
     assert (303, "/ui/names") == (reply.status, reply.headers["Location"])
 
 
-def test_a_password_for_a_proxy_is_no_token(server: RunningServer) -> None:
+def test_a_password_for_a_proxy_does_not_hide_a_session(server: RunningServer) -> None:
     """Browsers send it with each request. A token in the header counts, and the session then does not."""
     visitor = sign_in(server)
     for given, status in (("Basic dXNlcjpwYXNzd29yZA==", 200), ("Basic", 200), ("Bearer wrong", 303), ("bearer wrong", 303)):
