@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,30 @@ def test_a_session_begins_at_any_name_of_the_server(server: RunningServer, host:
     assert 303 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
     headers["Origin"] = "http://[other"
     assert 400 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
+
+
+def test_the_first_page_and_the_sign_in_need_no_content(tmp_path: Path) -> None:
+    """They are answered although the folders of all content are away, and so is the page that says that nothing is there."""
+    with running_server(tmp_path / "root", check=False) as server:
+        assert 201 == server.upload("a.bin", b"content").status
+        for folder in ("chunks", "manifests"):
+            (server.root / folder).rename(tmp_path / folder)
+        assert 200 == server.ask("GET", "/", token=None).status
+        visitor = sign_in(server)
+        assert 303 == visitor.get("/").status
+        assert 404 == visitor.get("/ui/nothing").status
+        for folder in ("chunks", "manifests"):
+            (tmp_path / folder).rename(server.root / folder)
+
+
+@pytest.mark.parametrize("path", ["/ui/login", "/ui/logout"])
+def test_the_address_of_a_form_leads_to_the_first_page(server: RunningServer, path: str) -> None:
+    """After a wrong token the browser shows it, and somebody may load it again."""
+    for headers in ({}, sign_in(server).headers):
+        reply = server.ask("GET", path, headers=headers, token=None)
+        assert (303, "/") == (reply.status, reply.headers["Location"])
+    after = post_form(server, "/ui/login", {"token": server.token, "next": path})
+    assert (303, "/ui/names") == (after.status, after.headers["Location"])
 
 
 def test_a_wrong_token_is_told_in_one_sentence(server: RunningServer) -> None:
