@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from html import unescape
@@ -11,10 +12,16 @@ from zipfile import ZipFile
 
 import pytest
 
+from filestore.backends import open_backend
+from filestore.core.commits import AUTHOR_LIMIT, MESSAGE_LIMIT, NewCommit
 from filestore.core.digest import manifest_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.http.server.routes.page.file import STEPS_LIMIT, _breadcrumb
+from filestore.http.server.routes.page.slowly import PAGE_SIZE
+from filestore.http.server.routes.page.versions import PAGE_COUNT as VERSIONS
+from filestore.repository.local import LocalRepository
+from tests.support.frames import encoded, manifest
 from tests.support.pages import page_text, sign_in
 from tests.support.server import RunningServer, eventually, running_server
 from tests.support.uploads import PartsUpload
@@ -102,3 +109,26 @@ def test_a_form_writes_little_to_the_logs(server: RunningServer) -> None:
     # It is written a moment later.
     eventually(lambda: all(f'"{action}"' in log.read_text() for action in actions))
     assert max(map(len, log.read_text().splitlines())) < 10_000
+
+
+@pytest.mark.slow
+def test_the_versions_of_a_name_fit_into_a_page_that_comes_late(server: RunningServer) -> None:
+    """Its size is announced before it is made, whatever is in messages, authors, labels and names."""
+    name = '"' * 200
+
+    async def store_versions() -> None:
+        store, index = await open_backend(server.root)
+        repository = LocalRepository(store, index, location="the server")
+        for number in range(VERSIONS + 1):
+            content = b"%d" % number
+            await repository.put([encoded(content)])
+            commit = NewCommit('"' * MESSAGE_LIMIT, author='"' * AUTHOR_LIMIT)
+            await repository.commit(manifest([content]).encoded, name=name, commit=commit)
+            for label in "abcde":
+                await repository.set_label(name, f"{label * 200}-{number}")
+        await repository.close()
+
+    asyncio.run(store_versions())
+    page = sign_in(server).get("/ui/name", name=name)
+    assert 200 == page.status
+    assert PAGE_SIZE // 3 < len(page.body) < PAGE_SIZE
