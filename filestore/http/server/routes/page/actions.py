@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from filestore.core.commits import Commit, LabelKind, checked_label
+from filestore.core.commits import Commit, Label, LabelKind, checked_label
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
@@ -174,20 +174,40 @@ async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> w
     """Answer with the page that asks whether a tag or a branch shall be removed."""
     name, wanted = (required(context.request, key) for key in ("name", "label"))
     context.noted.facts["name"] = name
-    label = next((label for label in await repository.labels(name) if label.name == wanted), None)
-    if label is None:
-        raise RevisionNotFound(name, wanted)
-    return await render(
-        context, "unlabel.html", name=name, label=label, short_id=label.commit_id[:SHORT_ID], back_url=name_url(name)
-    )
+    return await _unlabel_form(context, name, await _label(repository, name, wanted))
 
 
 async def remove_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Remove a tag or a branch. The version stays."""
+    """Remove a tag or a branch. The version stays. If it was moved since the form was shown, show the form again."""
     form = await read_form(context)
     name = context.noted.facts["name"] = _field(form, "name")
-    await repository.remove_label(name, _field(form, "label"))
+    label = await _label(repository, name, _field(form, "label"))
+    if form.get("commit", label.commit_id) != label.commit_id:
+        return await _unlabel_form(context, name, label, status=409, is_moved=True)
+    await repository.remove_label(name, label.name)
     return see_other(name_url(name, done="unlabelled"))
+
+
+async def _label(repository: LocalRepository, name: str, wanted: str) -> Label:
+    label = next((label for label in await repository.labels(name) if label.name == wanted), None)
+    if label is None:
+        raise RevisionNotFound(name, wanted)
+    return label
+
+
+async def _unlabel_form(
+    context: RequestContext, name: str, label: Label, *, status: int = 200, is_moved: bool = False
+) -> web.Response:
+    return await render(
+        context,
+        "unlabel.html",
+        status=status,
+        name=name,
+        label=label,
+        short_id=label.commit_id[:SHORT_ID],
+        is_moved=is_moved,
+        back_url=name_url(name),
+    )
 
 
 async def make_link(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
