@@ -502,6 +502,11 @@ def test_a_tag_is_set_moved_and_removed(server: RunningServer, visitor: Visitor)
     listed = opened(visitor, "/ui/name", name=name)
     assert ["main v1 work", ""] == [row[4] for row in listed.rows[1:3]]
     asked = opened_at(visitor, listed.links["Remove the tag v1"]).forms["/ui/unlabel"]
+    # Somebody moves it before the answer.
+    assert 303 == sent(visitor, opened_at(visitor, page.links[f"Tag {oldest}"]).forms["/ui/label"], label="v1", move="yes").status
+    moved = sent(visitor, asked)
+    assert (409, True) == (moved.status, "It was moved to another commit" in page_text(moved))
+    asked = read(moved, 409).forms["/ui/unlabel"]
     assert ("/ui/name", {"name": [name], "done": ["unlabelled"]}) == location(sent(visitor, asked))
     assert 404 == sent(visitor, asked).status
     assert "The tag or branch was removed." in page_text(visitor.get(f"/ui/name?name={name}&done=unlabelled"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -11,11 +12,13 @@ from typing import cast
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from filestore.errors import Busy
 from filestore.http.server import slow
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import LISTINGS_LIMIT, MEASUREMENTS_LIMIT, Measuring
+from filestore.http.server.outages import OUTAGES, Outages
 from filestore.http.server.slow import answer_slowly
 
 
@@ -123,3 +126,39 @@ async def test_work_for_a_client_that_is_gone(monkeypatch: pytest.MonkeyPatch, g
     with pytest.raises(ConnectionResetError):
         await answer_slowly(cast(RequestContext, Gone()), work(), goes_on=goes_on)
     assert ["finished" if goes_on else "cancelled"] == ended
+
+
+@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+async def test_an_answer_is_never_larger_than_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too much would be read as the next answer on the connection, which another client of a proxy may wait for."""
+    monkeypatch.setattr(slow, "BLANK_SECONDS", 0.01)
+    sent = bytearray()
+    has_begun = asyncio.Event()
+    app = web.Application()
+    app[OUTAGES] = Outages()
+
+    class Announced:
+        """A request whose client reads all that is announced."""
+
+        request = make_mocked_request("GET", "/", app=app)
+        size = 0
+
+        @asynccontextmanager
+        async def answering(self, _: web.StreamResponse, *, size: int) -> AsyncIterator[Announced]:
+            """Announce an answer."""
+            self.size = size
+            yield self
+
+        async def send(self, piece: bytes) -> None:
+            """Take the next bytes."""
+            sent.extend(piece)
+            has_begun.set()
+
+    async def work() -> web.Response:
+        await has_begun.wait()
+        return web.Response(body=b"x" * (slow.BLANKS_SIZE + slow.DOCUMENT_SIZE))
+
+    announced = Announced()
+    await answer_slowly(cast(RequestContext, announced), work())
+    assert announced.size == len(sent)
+    assert "the server failed" in json.loads(bytes(sent))["detail"]

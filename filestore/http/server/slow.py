@@ -60,6 +60,9 @@ async def answer_slowly(
                 left = BLANKS_SIZE + document_size - await _send_blanks(answer, working)
                 body = working.result().body
                 assert isinstance(body, bytes)  # noqa: S101  # a document is bytes
+                if len(body) > left:
+                    # A client or a proxy would take the rest for the next answer on the connection.
+                    body = _too_large(context, len(body))
                 await answer.send(body.ljust(left))
         except (Stalled, ConnectionError):
             # As a quick answer does. The client's next attempt then finds less to do.
@@ -123,6 +126,14 @@ async def _outcome(context: RequestContext, work: Coroutine[Any, Any, web.Respon
         return await work
     except Exception as error:  # noqa: BLE001  # any error ends this request only
         return problem(context.request, error)
+
+
+def _too_large(context: RequestContext, size: int) -> bytes:
+    """Return the document in the place of one that is larger than announced."""
+    error = StorageError("the answer", f"its {size} bytes are more than were announced")
+    body = problem(context.request, error).body
+    assert isinstance(body, bytes)  # noqa: S101  # as above
+    return body
 
 
 async def _is_done(working: asyncio.Task[Any]) -> bool:

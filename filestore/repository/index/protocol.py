@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -516,6 +516,9 @@ class Index(Protocol):
     async def labels(self, namespace: str, name: str) -> list[Label]:
         """Return the tags and branches of a name, in the order of their names."""
 
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        """Return the names of the tags and branches at commits of a record, in their order."""
+
     async def list_names(
         self,
         namespace: str,
@@ -654,8 +657,8 @@ class Index(Protocol):
         file system has no locks, every block has it: it may only save work, and nothing may depend on it.
         """
 
-    async def uses(self, namespace: str) -> list[Use]:
-        """Return all uses, in the order of the pipelines' ids."""
+    async def uses(self, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+        """Return all uses, or those of the records with these ids, in the order of the pipelines' ids."""
 
     async def token(self, token_digest: Digest) -> TokenRow | None:
         """Return the row of a token, also of one that has expired. Return None if the token is unknown."""

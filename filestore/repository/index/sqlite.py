@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,9 @@ class SqliteIndex:
     async def labels(self, namespace: str, name: str) -> list[Label]:
         return await self._reader.run(history.select_labels, namespace, name)
 
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        return await self._reader.run(history.select_labels_of_record, namespace, file_id)
+
     async def list_names(
         self,
         namespace: str,
@@ -311,8 +314,8 @@ class SqliteIndex:
         finally:
             lock.release()
 
-    async def uses(self, namespace: str) -> list[Use]:
-        return await self._reader.run(uses.select_uses, namespace)
+    async def uses(self, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+        return await self._reader.run(uses.select_uses, namespace, file_ids)
 
     async def token(self, token_digest: Digest) -> TokenRow | None:
         return await self._reader.run(tokens.select_token, token_digest)

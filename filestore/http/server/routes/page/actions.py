@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from filestore.core.commits import Commit, LabelKind, checked_label
+from filestore.core.commits import Commit, Label, LabelKind, checked_label
 from filestore.core.records import Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
@@ -17,7 +17,7 @@ from filestore.http import wire
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.links import maker_of
 from filestore.http.server.routes.page import measured
-from filestore.http.server.routes.page.file import LINK_TIMES, labels_of
+from filestore.http.server.routes.page.file import LINK_TIMES
 from filestore.http.server.routes.page.measured import Finding
 from filestore.http.server.routes.page.rendering import render, see_other
 from filestore.http.server.routes.page.slowly import permits, render_slowly, sentence_of
@@ -28,13 +28,16 @@ from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.versions import summary
 
+FIELD_LIMIT = 1000
+"""Characters of a name or an id in a form. The audit log has them."""
+
 
 async def ask_removal(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the page that says what the removal of a version does, and asks for it."""
     record = await repository.record(Reference(id=required(context.request, "id")))
     context.noted.note_record(record)
     name = record.full_name
-    labels = [label.name for label in await labels_of(repository, record)]
+    labels = await repository.labels_of(record)
     pipelines = (await pipelines_of(repository, {record.id})).get(record.id, "")
     total = await repository.version_count(name)
     commits = await _main_commits(repository, name)
@@ -89,10 +92,12 @@ async def remove_version(context: RequestContext, repository: LocalRepository) -
 
 
 def _field(form: dict[str, str], name: str) -> str:
-    """Return the text of a field. Raises InvalidInput if the form does not have it."""
+    """Return the text of a field that names something. Raises InvalidInput if the form does not have it, or has a long text."""
     text = form.get(name)
     if not text:
         raise InvalidInput(f"the form has no {name}")
+    if len(text) > FIELD_LIMIT:
+        raise InvalidInput(f"the {name} in the form has {len(text):,} characters; allowed are {FIELD_LIMIT:,}")
     return text
 
 
@@ -169,20 +174,40 @@ async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> w
     """Answer with the page that asks whether a tag or a branch shall be removed."""
     name, wanted = (required(context.request, key) for key in ("name", "label"))
     context.noted.facts["name"] = name
-    label = next((label for label in await repository.labels(name) if label.name == wanted), None)
-    if label is None:
-        raise RevisionNotFound(name, wanted)
-    return await render(
-        context, "unlabel.html", name=name, label=label, short_id=label.commit_id[:SHORT_ID], back_url=name_url(name)
-    )
+    return await _unlabel_form(context, name, await _label(repository, name, wanted))
 
 
 async def remove_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
-    """Remove a tag or a branch. The version stays."""
+    """Remove a tag or a branch. The version stays. If it was moved since the form was shown, show the form again."""
     form = await read_form(context)
     name = context.noted.facts["name"] = _field(form, "name")
-    await repository.remove_label(name, _field(form, "label"))
+    label = await _label(repository, name, _field(form, "label"))
+    if form.get("commit", label.commit_id) != label.commit_id:
+        return await _unlabel_form(context, name, label, status=409, is_moved=True)
+    await repository.remove_label(name, label.name)
     return see_other(name_url(name, done="unlabelled"))
+
+
+async def _label(repository: LocalRepository, name: str, wanted: str) -> Label:
+    label = next((label for label in await repository.labels(name) if label.name == wanted), None)
+    if label is None:
+        raise RevisionNotFound(name, wanted)
+    return label
+
+
+async def _unlabel_form(
+    context: RequestContext, name: str, label: Label, *, status: int = 200, is_moved: bool = False
+) -> web.Response:
+    return await render(
+        context,
+        "unlabel.html",
+        status=status,
+        name=name,
+        label=label,
+        short_id=label.commit_id[:SHORT_ID],
+        is_moved=is_moved,
+        back_url=name_url(name),
+    )
 
 
 async def make_link(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:

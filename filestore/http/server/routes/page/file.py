@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote
 
 from aiohttp import web
 
-from filestore.core.commits import Label
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.core.scopes import Scope
@@ -29,6 +27,10 @@ from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, r
 
 PAGE_COUNT = 200
 """Entries of a folder on a page."""
+PATHS_SIZE = 64 << 10
+"""Characters of the paths of these entries, after which no further one is on the page. A page has each one several times."""
+STEPS_LIMIT = 32
+"""The most folders on the way to a path that are shown: the innermost ones."""
 CARD_SIZE = 16 << 10
 """Bytes of a README.md that are shown. The rest can be downloaded."""
 _CARD = "README.md"
@@ -112,7 +114,7 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         else file_url(record.id, path=path, after=listing.next_after),
         name_url=name_url(record.full_name),
         is_newest=await _is_newest(repository, record),
-        labels=[label.name for label in await labels_of(repository, record)],
+        labels=await repository.labels_of(record),
         pipelines=(await pipelines_of(repository, {record.id})).get(record.id, ""),
         download_url=content_url(record.id, path if is_entry else ""),
         tensors_url=tensors_url(record.id, path, path or record.name) if record.kind is Kind.FILE or is_entry else None,
@@ -156,21 +158,6 @@ def tensors_url(file_id: str, path: str, name: str) -> str | None:
     return page_url("/ui/tensors", id=file_id, path=path) if name.lower().endswith(_WITH_TENSORS) else None
 
 
-async def labels_of(repository: LocalRepository, record: Record) -> list[Label]:
-    """Return the tags and branches at the commits of a record, in the order of their names. A name has at most 1,000."""
-    try:
-        labels = await repository.labels(record.full_name)
-    except NotFound:
-        return []
-    is_ours: dict[str, bool] = {}
-    for commit_id in {label.commit_id for label in labels}:
-        try:
-            is_ours[commit_id] = (await repository.find_commit(record.full_name, commit_id)).file_id == record.id
-        except NotFound:
-            is_ours[commit_id] = False  # it was removed meanwhile
-    return [label for label in labels if is_ours[label.commit_id]]
-
-
 async def _is_newest(repository: LocalRepository, record: Record) -> bool:
     try:
         return (await repository.find_commit(record.full_name)).file_id == record.id
@@ -201,7 +188,7 @@ async def _listing(
         if entry.kind is EntryKind.FOLDER:
             rows, next_after = await in_cpu_thread(_rows, opened, record.id, path, entry.path, after)
             if after is None:
-                async with lost_as_damaged(repository, record.digest):
+                async with context.trees.previewing(), lost_as_damaged(repository, record.digest):
                     card = await _card(repository, opened.tree, record.id, entry.path)
         return Listing(entry, rows, next_after, len(opened.tree.members), card)
 
@@ -213,9 +200,15 @@ def _rows(opened: OpenedTree, file_id: str, shown: str, real: str, after: str | 
     """
     inside, outside = (f"{path}/" if path else "" for path in (real, shown))
     start = None if after is None else inside + after
-    found = list(islice(opened.tree.entries(real, recursive=False, after=start), PAGE_COUNT + 1))
-    rows = [_entry_row(opened, file_id, entry, outside + entry.path.removeprefix(inside)) for entry in found[:PAGE_COUNT]]
-    return rows, rows[-1].name if len(found) > PAGE_COUNT else None
+    rows: list[EntryRow] = []
+    size = 0
+    for entry in opened.tree.entries(real, recursive=False, after=start):
+        if len(rows) == PAGE_COUNT or size >= PATHS_SIZE:
+            return rows, rows[-1].name
+        path = outside + entry.path.removeprefix(inside)
+        rows.append(_entry_row(opened, file_id, entry, path))
+        size += len(path) + len(rows[-1].target)
+    return rows, None
 
 
 def _entry_row(opened: OpenedTree, file_id: str, entry: StoredEntry, path: str) -> EntryRow:
@@ -251,8 +244,16 @@ async def _card(repository: LocalRepository, tree: StoredTree, file_id: str, fol
 
 
 def _breadcrumb(record: Record, path: str) -> list[tuple[str, str | None]]:
-    """Return the folders on the way to a path, each with its URL. The last one, which is shown, has none."""
+    """Return the folders on the way to a path, each with its URL. The last one, which is shown, has none.
+
+    Of a long way, those in the middle are one step.
+    """
     parts = path.split("/") if path else []
     steps: list[tuple[str, str | None]] = [(record.name, file_url(record.id))]
-    steps += [(part, file_url(record.id, path="/".join(parts[: place + 1]))) for place, part in enumerate(parts)]
+    # Each URL has all that is before it. A path that leads through links may have thousands of folders.
+    left_out = max(len(parts) - STEPS_LIMIT, 0)
+    if left_out:
+        steps.append(("…", file_url(record.id, path="/".join(parts[:left_out]))))
+    for place, part in enumerate(parts[left_out:], left_out + 1):
+        steps.append((part, file_url(record.id, path="/".join(parts[:place]))))
     return [*steps[:-1], (steps[-1][0], None)]

@@ -15,8 +15,8 @@ from filestore.http.server.routes.page.errors import page_of
 from filestore.http.server.routes.page.rendering import PAGE_HEADERS
 from filestore.http.server.slow import answer_slowly
 
-PAGE_SIZE = 512 << 10
-"""Bytes of the largest page that comes late."""
+PAGE_SIZE = 3 << 19
+"""Bytes of the largest page that comes late: 50 commits with messages, authors and labels that all have to be escaped."""
 _HEADERS = {**PAGE_HEADERS, "Content-Type": "text/html; charset=utf-8"}
 
 

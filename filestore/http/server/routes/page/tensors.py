@@ -126,7 +126,8 @@ async def tensors_of(context: RequestContext, repository: LocalRepository, found
     """
     return await context.request.app[KEPT_WORK].get(
         repository.namespace,
-        ("tensors", found.record.digest, found.path),
+        # With its name, which errors tell: whoever sees the content under one name may not see the others.
+        ("tensors", found.record.digest, found.name),
         partial(_read, context, repository, found),
         measure=lambda listing: listing.size_in_memory,
         check_client=lambda: context.transport,
