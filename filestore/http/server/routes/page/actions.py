@@ -103,7 +103,7 @@ def _moment(form: dict[str, str]) -> int:
     return int(text)
 
 
-async def ask_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def show_label_form(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the form for a tag or a branch at a commit."""
     name = context.noted.facts["name"] = required(context.request, "name")
     commit = await repository.find_commit(name, context.request.query.get("revision") or None)
@@ -165,7 +165,7 @@ def _label_problem(context: RequestContext, error: FilestoreError) -> str:
     return sentence
 
 
-async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def ask_label_removal(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the page that asks whether a tag or a branch shall be removed."""
     name, wanted = (required(context.request, key) for key in ("name", "label"))
     context.noted.facts["name"] = name

@@ -25,7 +25,7 @@ async def show_links(context: RequestContext, repository: LocalRepository) -> we
     return await render(context, "links.html", links=shown, paging=paging, revoked=revoked if _is_id(revoked) else "")
 
 
-async def ask_to_revoke(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def ask_revocation(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Ask whether to end a link. Raises NotFound."""
     link_id = context.request.query.get("id", "")
     link = next((each for each in await repository.links() if each.id == link_id), None)
@@ -34,7 +34,7 @@ async def ask_to_revoke(context: RequestContext, repository: LocalRepository) ->
     return await render(context, "unlink.html", link=link)
 
 
-async def revoke(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def revoke_link(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """End the link of the form, and go back to the others. Raises NotFound."""
     link_id = context.noted.facts["link"] = (await read_form(context)).get("id", "")
     link = await repository.revoke_link(link_id)

@@ -35,7 +35,7 @@ _SEARCH_LIMIT = 255
 DONE = {"removed": "The last version was removed. Nothing is stored under its name any more."}
 
 
-class Found(NamedTuple):
+class NewestVersion(NamedTuple):
     """A name, and its newest version: that of `main`, or of another branch if all versions are on such."""
 
     name: str
@@ -50,7 +50,7 @@ class Found(NamedTuple):
 class NamePage(NamedTuple):
     """A page of names."""
 
-    found: list[Found]
+    found: list[NewestVersion]
     following: dict[str, object] | None
     """What the query of the next page has. None if this is the last one."""
 
@@ -124,10 +124,10 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
 
 async def _by_name(context: RequestContext, repository: LocalRepository, search: str) -> NamePage:
     after: str | None = context.request.query.get("after")
-    found: list[Found] = []
+    found: list[NewestVersion] = []
     for _ in range(LOOKED_AT_CALLS):
         heads = await repository.list_names(search=search or None, after=after, limit=PAGE_COUNT - len(found))
-        found += [Found(name, commit) for name, commit in heads.heads]
+        found += [NewestVersion(name, commit) for name, commit in heads.heads]
         after = heads.next_after
         if after is None or len(found) == PAGE_COUNT:
             break
@@ -138,7 +138,7 @@ async def _newest(context: RequestContext, repository: LocalRepository, search: 
     """Find names in the order in which their newest versions were stored. Each name comes once, at one place."""
     before = number_in(context.request, "before")
     newest: dict[str, str | None] = {}
-    found: list[Found] = []
+    found: list[NewestVersion] = []
     for _ in range(LOOKED_AT_RECORDS // _RECORDS):
         records = await repository.records(limit=_RECORDS, before=before)
         for record in records:
@@ -149,7 +149,7 @@ async def _newest(context: RequestContext, repository: LocalRepository, search: 
             if name not in newest:
                 newest[name] = await _newest_id(repository, name)
             if newest[name] == record.id:
-                found.append(Found(name, record))
+                found.append(NewestVersion(name, record))
             if len(found) == PAGE_COUNT:
                 return NamePage(found, {"before": before})
         if len(records) < _RECORDS:
@@ -169,7 +169,7 @@ async def _newest_id(repository: LocalRepository, name: str) -> str | None:
     return None
 
 
-async def _row(repository: LocalRepository, found: Found, sizes: NameSizes | None) -> NameRow:
+async def _row(repository: LocalRepository, found: NewestVersion, sizes: NameSizes | None) -> NameRow:
     labels: list[str] = []
     with suppress(NotFound):  # it may have been removed meanwhile
         labels = [label.name for label in await repository.labels(found.name)]
