@@ -13,12 +13,11 @@ from aiohttp import web
 from filestore.core.commits import Label
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.core.scopes import Scope
 from filestore.errors import EntryNotFound, FilestoreError, InvalidReference, NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.content import PATH_LIMIT, file_name
+from filestore.http.server.routes.page.errors import sentence_of
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.slowly import permits, sentence_of
 from filestore.http.server.routes.page.urls import content_url, file_url, name_url, page_url
 from filestore.http.server.routes.page.versions import pipelines_of
 from filestore.http.server.routes.queries import required
@@ -125,8 +124,6 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         link_time=LINK_TIME,
         nonce=secrets.token_hex(16),
         remove_url=page_url("/ui/remove", id=record.id),
-        can_link=permits(context, Scope.WRITE),
-        can_remove=permits(context, Scope.DELETE),
     )
 
 

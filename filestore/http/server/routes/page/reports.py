@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from aiohttp import web
 
 from filestore.errors import Busy
-from filestore.http.server.routes.page.measured import is_quick
+from filestore.http.server.routes.page.measurements import is_quick
 from filestore.repository.index.protocol import NamespaceUsage
 from filestore.repository.local import LocalRepository
 from filestore.system.clock import elapsed_seconds
