@@ -50,12 +50,17 @@ class TensorDifference(NamedTuple):
     new: Tensor | None
 
 
+def is_tensor_name(name: str) -> bool:
+    """Return whether a file with this name should have tensors. Its content decides whether it has any."""
+    return name.lower().endswith(TENSOR_SUFFIXES)
+
+
 def has_tensors(before: Side, mine: ComparedFile | None, after: Side, its: ComparedFile | None) -> bool:
     """Return whether the tensors of a pair of files are compared: both are there, not compressed, and named like such files."""
     if mine is None or its is None or mine.start is None or its.start is None:
         return False
     names = {its.path} if its.path else {before.name, after.name}
-    return any(name.lower().endswith(TENSOR_SUFFIXES) for name in names)
+    return any(is_tensor_name(name) for name in names)
 
 
 async def compare_tensors(before: Side, mine: ComparedFile, after: Side, its: ComparedFile) -> list[TensorDifference]:
@@ -120,7 +125,7 @@ def _tensor_files(side: Side) -> list[ComparedFile]:
     return [
         file
         for file in side.files()
-        if file.start is not None and file.kind is EntryKind.FILE and (file.path or side.name).lower().endswith(TENSOR_SUFFIXES)
+        if file.start is not None and file.kind is EntryKind.FILE and is_tensor_name(file.path or side.name)
     ]
 
 

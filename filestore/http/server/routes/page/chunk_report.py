@@ -50,7 +50,7 @@ from filestore.http.server.routes.page.chunk_drawing import Picture, draw
 from filestore.http.server.stored_trees import OpenedTree, SharedTrees
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.diff_tensors import TENSOR_SUFFIXES
+from filestore.transfer.diff_tensors import is_tensor_name
 from filestore.transfer.stored_tensors import open_stored
 from filestore.transfer.stored_tree import EntryKind
 
@@ -267,7 +267,7 @@ async def _regions(
             async with inputs.trees.reading(repository, record.digest) as opened:
                 files, count = await in_cpu_thread(_largest_files, opened)
             return "files", files, count
-        if record.name.lower().endswith(TENSOR_SUFFIXES):
+        if is_tensor_name(record.name):
             weights = await open_stored(repository, record, Reference(id=record.id))
             largest = heapq.nlargest(REGIONS_LIMIT, weights.tensors.values(), key=lambda tensor: tensor.size)
             tensors = [(each.name, each.offset, each.size) for each in sorted(largest, key=lambda each: each.offset)]

@@ -22,19 +22,15 @@ from filestore.errors import (
 )
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.comparison import BY, Comparison, compare
-from filestore.http.server.routes.page.formats import query
 from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render, see_other
 from filestore.http.server.routes.page.subjects import Subject, display, subject_of_id, subject_of_reference
 from filestore.http.server.routes.page.tensors import PAGE_COUNT, TensorRow, tensor_row
+from filestore.http.server.routes.page.urls import page_url
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_files import FilePair
-from filestore.transfer.diff_tensors import (
-    TENSOR_SUFFIXES,
-    Status,
-    TensorDifference,
-)
+from filestore.transfer.diff_tensors import Status, TensorDifference, is_tensor_name
 
 T = TypeVar("T")
 
@@ -156,7 +152,7 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
 def url_of(old: Subject, new: Subject, **more: object) -> str:
     """Return the page that compares two things."""
     sides = {"old": old.record.id, "old_path": old.path, "new": new.record.id, "new_path": new.path}
-    return "/ui/compare" + query({**sides, **more})
+    return page_url("/ui/compare", **sides, **more)
 
 
 class _View:
@@ -284,6 +280,6 @@ def _tensor_pair(each: TensorDifference) -> PairRow:
 
 def _file_row(pair: FilePair, old: Subject, new: Subject) -> FileRow:
     mine, its = pair.mine, pair.its
-    is_named = pair.path.lower().endswith(TENSOR_SUFFIXES) and pair.status in {Status.CHANGED, Status.SAME}
+    is_named = is_tensor_name(pair.path) and pair.status in {Status.CHANGED, Status.SAME}
     url = url_of(old.at(pair.path), new.at(pair.path)) if is_named else ""
     return FileRow(WORDS[pair.status], pair.path, _size(mine), _size(its), pair.bytes_new, url)

@@ -9,6 +9,7 @@ from filestore.errors import NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render, see_other
+from filestore.http.server.routes.page.urls import page_url
 from filestore.http.server.routes.page.welcome import read_form
 from filestore.repository.local import LocalRepository
 
@@ -38,7 +39,7 @@ async def revoke_link(context: RequestContext, repository: LocalRepository) -> w
     """End the link of the form, and go back to the others. Raises NotFound."""
     link_id = context.noted.facts["link"] = (await read_form(context)).get("id", "")
     link = await repository.revoke_link(link_id)
-    return see_other(f"/ui/links?revoked={link.id}")
+    return see_other(page_url("/ui/links", revoked=link.id))
 
 
 def _is_id(text: str) -> bool:

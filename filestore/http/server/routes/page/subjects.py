@@ -11,7 +11,7 @@ from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidReference, NotAnArchive
 from filestore.format.zip.tree import for_display
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page.formats import query
+from filestore.http.server.routes.page.urls import file_url, tensors_url
 from filestore.http.server.stored_trees import lost_as_damaged
 from filestore.repository.local import LocalRepository
 from filestore.transfer.diff_sides import ComparedFile, Side, side_of_tree
@@ -41,12 +41,12 @@ class Subject(NamedTuple):
     @property
     def url(self) -> str:
         """The page about it."""
-        return "/ui/file" + query({"id": self.record.id, "path": self.path})
+        return file_url(self.record.id, path=self.path)
 
     @property
     def tensors_url(self) -> str:
         """The page with its tensors."""
-        return "/ui/tensors" + query({"id": self.record.id, "path": self.path})
+        return tensors_url(self.record.id, self.path)
 
     def at(self, path: str) -> Subject:
         """Return what is at a path in it."""
