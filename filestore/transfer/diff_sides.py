@@ -59,8 +59,11 @@ class Side:
         file: ComparedFile | None = None,
         folder: str = "",
         is_local: bool = False,
+        file_name: str | None = None,
     ) -> None:
+        """`name` is how messages call it. `file_name` is the name of a single file, if it is not in `name`: an id has none."""
         self.name = name
+        self.file_name = name if file_name is None else file_name
         self.manifest = manifest
         self.content = content
         """Of the whole file, or of the zip file."""
@@ -142,7 +145,7 @@ async def stored_side(repository: Repository, wanted: Wanted, *, limits: ZipLimi
     manifest = await in_cpu_thread(Manifest.parse, await repository.manifest(record.digest))
     content = StoredRanges(repository, manifest)
     if record.kind is not Kind.DIRECTORY and reference.entry_path is None:
-        return Side(name, manifest, content, file=ComparedFile("", manifest.size, 0))
+        return Side(name, manifest, content, file=ComparedFile("", manifest.size, 0), file_name=record.name)
     found = await find_entry(repository, record, reference, limits=limits, manifest=manifest)
     return side_of_tree(name, content, found.tree, found.entry)
 

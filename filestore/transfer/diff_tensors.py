@@ -59,7 +59,7 @@ def has_tensors(before: Side, mine: ComparedFile | None, after: Side, its: Compa
     """Return whether the tensors of a pair of files are compared: both are there, not compressed, and named like such files."""
     if mine is None or its is None or mine.start is None or its.start is None:
         return False
-    names = {its.path} if its.path else {before.name, after.name}
+    names = {its.path} if its.path else {before.file_name, after.file_name}
     return any(is_tensor_name(name) for name in names)
 
 

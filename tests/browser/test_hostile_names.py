@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlencode
 
 import pytest
@@ -38,7 +39,8 @@ _HARM = """() => {
 def check_harmless(page: Page) -> None:
     """Fail if a page has something that only an attacker would write there. `Browsing` fails for what scripts did."""
     assert [] == page.evaluate(_HARM), page.url
-    assert "49" not in page.locator("h1").inner_text()
+    # What a template would make of one of the names, 777*777, and not a part of an id.
+    assert None is re.search(r"(?<![0-9a-f])603729(?![0-9a-f])", page.locator("main").inner_text())
 
 
 def urls(hostile: HostileLibrary) -> list[str]:

@@ -55,6 +55,16 @@ def test_signing_in_leads_to_no_other_place(server: RunningServer, following: st
     assert (303, "/ui/names") == (reply.status, reply.headers["Location"])
 
 
+@pytest.mark.parametrize("path", ["/ui/login", "/ui/logout"])
+def test_the_address_of_a_form_leads_to_the_first_page(server: RunningServer, path: str) -> None:
+    """After a wrong token the browser shows it, and somebody may load it again."""
+    for headers in ({}, sign_in(server).headers):
+        reply = server.ask("GET", path, headers=headers, token=None)
+        assert (303, "/") == (reply.status, reply.headers["Location"])
+    after = post_form(server, "/ui/login", {"token": server.token, "next": path})
+    assert (303, "/ui/names") == (after.status, after.headers["Location"])
+
+
 def test_a_wrong_token_is_told_in_one_sentence(server: RunningServer) -> None:
     """Nothing of it is repeated, and no session begins."""
     reply = post_form(server, "/ui/login", {"token": "<b>wrong"})

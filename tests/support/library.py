@@ -41,7 +41,7 @@ TEXTS = (
     "' onmouseover='alert(1)' autofocus onfocus='alert(1)",
     "</title></textarea><svg onload=alert(1)>",
     "<img src=x onerror=alert`1`>",
-    "{{7*7}}{% for each in x %}${7*7}#{7*7}",
+    "{{777*777}}{% for each in x %}${777*777}#{777*777}",
     "javascript:alert(1)",
     "a&amp;b &lt;i&gt; ]]> <!--",
     "%3Cscript%3E+a b&id=2#x?y=1",

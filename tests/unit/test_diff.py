@@ -172,6 +172,20 @@ async def test_tensors_that_differ(
     assert (await diff(repository, f"model.{suffix}", new=f"folder:model.{suffix}")).bytes_new > 0
 
 
+async def test_tensors_of_files_that_are_named_by_ids_and_tags(repository: WatchedRepository, tmp_path: Path) -> None:
+    """The name of the stored file says that it has tensors, and not the reference."""
+    records = []
+    for number, last in enumerate((SMALL, changed(SMALL))):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(safetensors_file([LARGE, last]))
+        records.append((await push(repository, path, name="alone.safetensors")).record)
+        await repository.set_label("alone.safetensors", f"v{number}")
+    old, new = records
+    for sides in ((old.id, new.id), (str(old.digest), str(new.digest)), ("alone.safetensors@v0", "alone.safetensors@v1")):
+        (file,) = (await diff(repository, sides[0], new=sides[1])).files
+        assert (["norm"], 1) == ([each.name for each in file.tensors or ()], file.same_tensors), sides
+
+
 async def test_a_file_with_a_broken_header(repository: WatchedRepository, tmp_path: Path) -> None:
     """Its tensors are not compared, and the file is."""
     second = plant(tmp_path / "second", tree(**{"m/model.safetensors": b"not one"}))

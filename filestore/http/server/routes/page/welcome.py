@@ -18,6 +18,8 @@ FORM_LIMIT = 64 << 10
 """Bytes of a form. A token has at most some thousand."""
 FIELDS_LIMIT = 100
 """Fields of a form."""
+FORMS = ("/ui/login", "/ui/logout")
+"""Where the forms go that begin and end a session."""
 
 
 async def show_welcome(context: RequestContext, entrance: Entrance) -> web.StreamResponse:
@@ -26,6 +28,11 @@ async def show_welcome(context: RequestContext, entrance: Entrance) -> web.Strea
     if await entrance.visitor(context.request, session_access) is not None:
         return see_other(following)
     return await ask_again(context.request) or await _welcome(context, following)
+
+
+async def return_to_start(_: RequestContext, __: Entrance) -> web.StreamResponse:
+    """Send a reader to the first page who opens the address of a form, as it is in the browser after a wrong token."""
+    return see_other("/")
 
 
 async def sign_in(context: RequestContext, entrance: Entrance) -> web.StreamResponse:
@@ -83,4 +90,4 @@ def _own_path(text: str | None) -> str:
     """Return a path of a page of this server, or that of the first one if `text` is anything else."""
     # A browser reads `//host` and `/\\host` as another host.
     is_own = text is not None and text.startswith("/ui/") and text.isprintable() and text.isascii() and "\\" not in text
-    return text if text is not None and is_own else NAMES
+    return text if text is not None and is_own and not text.startswith(FORMS) else NAMES
