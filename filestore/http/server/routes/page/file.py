@@ -18,7 +18,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.content import PATH_LIMIT, file_name
 from filestore.http.server.routes.page.errors import sentence_of
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.urls import content_url, file_url, name_url, page_url, tensors_url
+from filestore.http.server.routes.page.urls import content_url, file_url, page_url, tensors_url
 from filestore.http.server.routes.page.versions import pipelines_of
 from filestore.http.server.routes.queries import required
 from filestore.http.server.stored_trees import OpenedTree, lost_as_damaged
@@ -110,7 +110,6 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         next_url=None
         if listing is None or listing.next_after is None
         else file_url(record.id, path=path, after=listing.next_after),
-        name_url=name_url(record.full_name),
         is_newest=await _is_newest(repository, record),
         labels=[label.name for label in await labels_of(repository, record)],
         pipelines=(await pipelines_of(repository, {record.id})).get(record.id, ""),

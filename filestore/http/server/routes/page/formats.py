@@ -41,6 +41,11 @@ def size_text(number: int) -> str:
     return f"{value:.{digits}f} {_UNITS[place]}"
 
 
+def percent(part: float, whole: float) -> str:
+    """Return a share in whole percent, such as `38 %`. That of nothing is `0 %`."""
+    return f"{100 * part / whole if whole else 0:.0f} %"
+
+
 def coordinate(value: float) -> str:
     """Return a number of a path of SVG, with one digit after the point, which is a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")

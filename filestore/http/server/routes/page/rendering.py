@@ -129,7 +129,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters |= {"size": formats.size, "count": formats.count, "moment": formats.moment}
+    environment.filters |= {"size": formats.size, "count": formats.count, "moment": formats.moment, "percent": formats.percent}
     environment.globals.update(
         static=asset_url,
         version=version("model-filestore"),
