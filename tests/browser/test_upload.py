@@ -394,6 +394,35 @@ def test_prefix_of_the_token_is_suggested(host: Host, browsing: Browsing, tmp_pa
     expect_stored(page, "team-b.bin")
 
 
+def test_prefix_with_an_owner_is_suggested(host: Host, browsing: Browsing, tmp_path: Path) -> None:
+    """What is before the slash is the owner. An upload is resumed under its whole name, and other owners are refused."""
+    made = host.home.result("token", "new", "--root", host.server.root, "--scope", "write", "--prefix", "team/")
+    browsing.allow("status of 40[03] .*/initiate-multipart-upload")
+    browsing.allow(LEAVE)
+    path = file_of(tmp_path / "a.bin", PART + 1000)
+    page = host.page(browsing, str(made["token"]))
+    held = hold(page, range(2, 3))
+    drop(page, path)
+    field = page.get_by_label("Store it under the name")
+    expect(field).to_have_value("team/a.bin")
+    for name, problem in (("other/a.bin", "the name 'other/a.bin'"), ("team/b/a.bin", "after an owner, a name has")):
+        field.fill(name)
+        field.press("Enter")
+        expect(page.locator(".item .problem")).to_contain_text(problem)
+    field.fill("team/a.bin")
+    field.press("Enter")
+    wait_for_requests(page, lambda: len(held) == 1 and host.received() == PART, host.received)
+    page.reload()
+    expect(page.get_by_text("to be stored as team/a.bin")).to_be_visible()
+    page.unroute_all()
+    drop(page, path)
+    page.get_by_role("button", name="Go on: a.bin", exact=True).click()
+    expect_stored(page, "team/a.bin")
+
+    record = host.record("team/a.bin")
+    assert ("team", "a.bin", PART + 1000) == (record["owner"], record["name"], record["size"])
+
+
 _SCRIPT_OF_ZIP = """async (sizes) => {
     const found = sizes.map(([path, size]) => ({
         path, file: size === null ? null : {size, slice: (start, end) => ({size: end - start})},

@@ -14,13 +14,16 @@ import pytest
 from blake3 import blake3
 
 from filestore.backends import connect
+from filestore.core.digest import token_digest
+from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.http.server.routes.sdk.copies import COPY_LIMIT
 from filestore.http.wire import API
 from filestore.transfer.fetch_tree import fetch_tree
+from tests.support.changed_tokens import changed
 from tests.support.generator import octets
 from tests.support.models import safetensors_file, tensor
 from tests.support.server import OTHER_TOKEN, RunningServer, running_server
-from tests.support.uploads import PARTS, PartsUpload, Sent, listed, put
+from tests.support.uploads import PARTS, PartsUpload, Sent, begin, listed, put
 
 CONTENT = octets(21, 9_000_000)
 
@@ -112,6 +115,77 @@ def test_a_part_that_the_disk_shortened_is_not_listed(tmp_path: Path) -> None:
         assert [1] == [part["PartNumber"] for part in upload.parts().json["parts"]]
         assert two == upload.put(2, b"two")
         assert [1, 2] == [part["PartNumber"] for part in upload.parts().json["parts"]]
+
+
+# A name with an owner.
+
+
+def test_a_name_with_an_owner(server: RunningServer) -> None:
+    """It is another name than the one without the owner, and begins with a prefix that has the owner."""
+    token = "a-token-of-a-team"
+    changed(
+        server,
+        lambda _, transaction: transaction.add_token(token_digest(token), namespace=DEFAULT_NAMESPACE, label="", prefix="team/"),
+    )
+    for outside in ({"name": "model"}, {"name": "team/model"}, {"name": "model", "owner": "other"}, {}):
+        answer = begin(server, outside, token=token)
+        assert (403, "outside-prefix") == (answer.status, answer.slug), outside
+
+    upload = PartsUpload(server, "model", owner="team", token=token)
+    part = upload.put(1, b"content")
+    assert ("team/model", [1]) == (upload.parts().json["name"], [each["PartNumber"] for each in upload.parts().json["parts"]])
+    # A server of an earlier version reads these keys, and fails at any other one.
+    (described,) = [path for path in server.root.parent.rglob("upload.json") if upload.id in str(path)]
+    assert {"file_id", "name", "namespace"} >= json.loads(described.read_bytes()).keys()
+
+    record = upload.finish([part]).json
+    assert ("team", "model", "default") == (record["owner"], record["name"], record["namespace"])
+    assert (record["id"], "team/model") == (upload.parts().json["record_id"], upload.parts().json["name"])
+    assert record == upload.finish([part]).json
+    found = server.ask("GET", f"{API}/files/find?name=team/model", token=token).json
+    assert (record["id"], b"content") == (found["id"], server.ask("GET", f"{PARTS}/download/{found['id']}", token=token).body)
+    assert 404 == server.ask("GET", f"{API}/files/find?name=model").status
+
+
+def test_an_owner_of_another_namespace(server: RunningServer) -> None:
+    """It is refused at the beginning. If it was taken since, the end of the upload is refused, and nothing is stored."""
+    first, second = PartsUpload(server, "model", owner="Taken"), PartsUpload(server, "model", owner="taken", token=OTHER_TOKEN)
+    parts = first.put(1, b"mine"), second.put(1, b"theirs")
+    assert 201 == first.finish([parts[0]]).status
+    refused = [second.finish([parts[1]]), begin(server, {"name": "other", "owner": "TAKEN"}, token=OTHER_TOKEN)]
+    assert [(403, "owner-taken")] * 2 == [(answer.status, answer.slug) for answer in refused]
+    assert None is second.parts().json["record_id"]
+    assert [] == server.ask("GET", PARTS, token=OTHER_TOKEN).json
+    assert 204 == second.cancel().status
+
+
+@pytest.mark.parametrize(
+    ("question", "slug", "reason"),
+    [
+        ({"name": "model", "owner": ""}, "invalid-name", "an owner has up to 96 letters"),
+        ({"name": "model", "owner": "a/b"}, "invalid-name", "after an owner, a name has up to 96 letters"),
+        ({"name": "b/model", "owner": "a"}, "invalid-name", "after an owner, a name has up to 96 letters"),
+        ({"name": "", "owner": "a"}, "invalid-name", "after an owner, a name has up to 96 letters"),
+        ({"name": "model:1", "owner": "a"}, "invalid-name", "after an owner, a name has up to 96 letters"),
+        ({"name": "model.git", "owner": "a"}, "invalid-name", "does not end in '.git'"),
+        ({"name": "model", "owner": "API"}, "invalid-name", "the owner 'API' is reserved"),
+        ({"name": "model", "owner": "\ud800"}, "invalid-name", "an owner has up to 96 letters"),
+        ({"name": "model", "owner": ["a"]}, "invalid-input", "owner is ['a']; a text is expected"),
+        ({"name": None, "owner": "a"}, "invalid-input", "there is an owner and no name"),
+        ({"owner": "a"}, "invalid-input", "there is an owner and no name"),
+    ],
+)
+def test_owners_that_an_upload_cannot_have(server: RunningServer, question: object, slug: str, reason: str) -> None:
+    """The rules are those of a commit. A path is not cut here as it is without an owner."""
+    answer = begin(server, question)
+    assert (400, slug) == (answer.status, answer.slug)
+    assert reason in answer.json["detail"]
+
+
+def test_no_owner(server: RunningServer) -> None:
+    """Null is the same as none, and then the name may be a path."""
+    begun = begin(server, {"name": "folder/model", "owner": None}).json
+    assert "model" == server.ask("GET", f"{PARTS}/uploads/{begun['upload_id']}/parts").json["name"]
 
 
 # Parts of stored bytes.
@@ -314,8 +388,7 @@ def test_a_cancel_makes_space_at_once(tmp_path: Path, kind: str) -> None:
     with running_server(tmp_path / "root", **limits, **objects_at(tmp_path, kind)) as server:
         one, _ = PartsUpload(server, "one.bin"), PartsUpload(server, "two.bin")
         one.put(1, bytes(900_000))
-        begin = json.dumps({"name": "three.bin"}).encode()
-        refused = server.ask("POST", f"{PARTS}/initiate-multipart-upload", begin)
+        refused = begin(server, {"name": "three.bin"})
         assert (429, "too-many-uploads") == (refused.status, refused.slug)
         assert 204 == one.cancel().status
         PartsUpload(server, "three.bin").put(1, bytes(900_000))

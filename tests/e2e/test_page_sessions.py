@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_signing_in_leads_to_no_other_place(server: RunningServer, following: st
     """A link to this server must not lead to another one, after somebody has signed in."""
     reply = post_form(server, "/ui/login", {"token": server.token, "next": following})
     assert (303, "/ui/names") == (reply.status, reply.headers["Location"])
+
+
+def test_the_first_page_and_the_sign_in_need_no_content(tmp_path: Path) -> None:
+    """They are answered although the folders of all content are away, and so is the page that says that nothing is there."""
+    with running_server(tmp_path / "root", check=False) as server:
+        assert 201 == server.upload("a.bin", b"content").status
+        for folder in ("chunks", "manifests"):
+            (server.root / folder).rename(tmp_path / folder)
+        assert 200 == server.ask("GET", "/", token=None).status
+        visitor = sign_in(server)
+        assert 303 == visitor.get("/").status
+        assert 404 == visitor.get("/ui/nothing").status
+        for folder in ("chunks", "manifests"):
+            (tmp_path / folder).rename(server.root / folder)
 
 
 @pytest.mark.parametrize("path", ["/ui/login", "/ui/logout"])

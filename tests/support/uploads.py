@@ -31,10 +31,10 @@ class Sent(NamedTuple):
 class PartsUpload:
     """An upload in parts at a server."""
 
-    def __init__(self, server: RunningServer, name: str | None, *, token: str = TOKEN) -> None:
+    def __init__(self, server: RunningServer, name: str | None, *, owner: str | None = None, token: str = TOKEN) -> None:
         self.server = server
         self.token = token
-        answer = self._post("initiate-multipart-upload", {"name": name})
+        answer = begin(server, {"name": name} if owner is None else {"name": name, "owner": owner}, token=token)
         assert answer.status == 201, answer.body
         self.ids: dict[str, str] = answer.json
 
@@ -87,6 +87,11 @@ class PartsUpload:
 
     def _post(self, route: str, question: object) -> Reply:
         return self.server.ask("POST", f"{PARTS}/{route}", json.dumps(question).encode(), token=self.token)
+
+
+def begin(server: RunningServer, question: object, *, token: str = TOKEN) -> Reply:
+    """Ask for an upload with any JSON."""
+    return server.ask("POST", f"{PARTS}/initiate-multipart-upload", json.dumps(question).encode(), token=token)
 
 
 def put(url: str, content: bytes) -> Reply:

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 from blake3 import blake3
 
-from filestore.core.names import checked_new_name
+from filestore.core.names import checked_new_full_name, checked_new_name, full_name
 from filestore.core.records import Kind, value_count
 from filestore.errors import InvalidInput, LimitExceeded, PartRefused, UploadNotFound
 from filestore.http.server.body.forms import last_part
@@ -46,11 +46,9 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 async def begin_upload(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Begin an upload, and answer with its ids."""
-    message = await json_body(context)
-    given = message.get("name")
-    if given is not None and not isinstance(given, str):
-        raise InvalidInput(f"name is {brief(given)}; a text is expected")
-    name = checked_new_name(last_part(given)) if given is not None else None
+    name = _new_name(await json_body(context))
+    if name is not None:
+        await repository.check_new_name(name)
     upload = await context.request.app[ASSEMBLY].begin(repository, name=name)
     context.noted.facts |= {"upload": upload.id, "record": upload.file_id} | ({} if name is None else {"name": name})
     return web.json_response({"file_id": upload.file_id, "upload_id": upload.id}, status=201)
@@ -235,6 +233,26 @@ def number_at(context: RequestContext) -> int:
 def part_answer(part: UploadPart) -> web.Response:
     """Return the answer for a part that has arrived."""
     return web.Response(headers={"ETag": f'"{part.tag}"'})
+
+
+def _new_name(message: dict[str, Any]) -> str | None:
+    """Return the full name that a request gives to an upload, or None. Raises InvalidInput, InvalidName.
+
+    The Pipeline SDK sends no owner, and may send a path as the name.
+    """
+    name, owner = _text(message, "name"), _text(message, "owner")
+    if owner is None:
+        return None if name is None else checked_new_name(last_part(name))
+    if name is None:
+        raise InvalidInput("there is an owner and no name; send both")
+    return checked_new_full_name(full_name(owner, name))
+
+
+def _text(message: dict[str, Any], key: str) -> str | None:
+    given = message.get(key)
+    if given is not None and not isinstance(given, str):
+        raise InvalidInput(f"{key} is {brief(given)}; a text is expected")
+    return given
 
 
 def _kind(given: object) -> Kind:

@@ -57,6 +57,7 @@ class ServedUpload(Protocol):
     id: str
     file_id: str
     name: str
+    """The full name that the file will have, with its owner if it has one."""
     namespace: str
     path: Path
     """By what messages name its content."""
@@ -128,7 +129,7 @@ class UploadStore(Protocol):
         """The folder that is written to. None if it is not one of this machine."""
 
     async def begin(self, repository: LocalRepository, *, name: str | None, upload_id: str | None) -> ServedUpload:
-        """Begin an upload. Its name is its file id if `name` is None.
+        """Begin an upload. Its name is its file id if `name` is None, and has its owner if it has one.
 
         `upload_id` is what `new_id` gave for it; None means a new one. If the namespace has begun it already, it is returned.
 

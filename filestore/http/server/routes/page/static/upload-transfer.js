@@ -17,6 +17,12 @@ export function partSizeOf(size) {
   return partSize;
 }
 
+/** Return the parts of a full name, `OWNER/NAME` or `NAME`, as the server takes them. */
+function splitName(fullName) {
+  const slash = fullName.indexOf("/");
+  return slash < 0 ? { name: fullName } : { owner: fullName.slice(0, slash), name: fullName.slice(slash + 1) };
+}
+
 /** Speaks with the worker that reads and hashes. */
 export class Reader {
   #worker;
@@ -228,7 +234,7 @@ export class Transfer {
         if (!this.#forgetIfGone(error)) throw error;
       }
     }
-    const begun = await this.#ask("POST", `${FILES}/initiate-multipart-upload`, { name: this.name });
+    const begun = await this.#ask("POST", `${FILES}/initiate-multipart-upload`, splitName(this.name));
     this.#known = {
       namespace: this.#namespace,
       kind: this.#source.kind,

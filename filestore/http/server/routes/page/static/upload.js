@@ -179,7 +179,8 @@ class Item {
     this.#part("link").hidden = state !== "done";
     if (this.#record !== null) {
       this.#part("link").href = `/ui/file?id=${encodeURIComponent(this.#record.id)}`;
-      this.#part("link").textContent = `Show ${this.#record.name}`;
+      const { owner, name } = this.#record;
+      this.#part("link").textContent = `Show ${owner === undefined ? name : `${owner}/${name}`}`;
     }
     if (hadFocus) this.#keepFocus();
     showAll();
