@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -666,9 +666,9 @@ class LocalRepository:
         """Return what `removal` returns. On a full disk, call it a second time with the space of the reserve."""
         return await with_reserve(self._store, removal)
 
-    async def uses(self) -> list[Use]:
-        """Return all uses of records by pipelines."""
-        return await self._index.uses(self._namespace)
+    async def uses(self, file_ids: Collection[str] | None = None) -> list[Use]:
+        """Return all uses of records by pipelines, or those of the records with these ids."""
+        return await self._index.uses(self._namespace, file_ids)
 
     async def ids_of_content(self, digest: Digest) -> list[str]:
         """Return the ids of all records with a digest, the newest first."""

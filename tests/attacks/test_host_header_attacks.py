@@ -49,6 +49,9 @@ def asked(server: RunningServer, *hosts: bytes, version: str = "1.1") -> Reply:
         [b"\x80\xff"],
         [b"evil.example:port"],
         [b"evil.example:123456"],
+        [b"evil.example:65536"],
+        [b"[1.2.3.4]"],
+        [b"[:evil:]"],
         [b"[::1"],
         [b"a" * 256],
         [b"one.example", b"two.example"],
@@ -62,7 +65,9 @@ def test_an_absurd_host(server: RunningServer, hosts: list[bytes]) -> None:
     assert b"evil" not in answer.body
 
 
-@pytest.mark.parametrize("host", [b"files.example.org", b"files.example.org:8080", b"10.0.0.1", b"[2001:db8::1]:80", b"a_b", b""])
+@pytest.mark.parametrize(
+    "host", [b"files.example.org", b"files.example.org:8080", b"10.0.0.1", b"[2001:db8::1]:80", b"a:65535", b"a_b", b""]
+)
 def test_ordinary_hosts(server: RunningServer, host: bytes) -> None:
     """Names, addresses, ports and an empty header are accepted, and so is HTTP/1.0 without the header."""
     assert 200 == asked(server, host).status
@@ -156,6 +161,7 @@ def test_who_a_client_says_to_be(peer: str, headers: list[tuple[str, str]], addr
         ("10.0.0.1", [("X-Forwarded-Host", "files.example.org"), ("X-Forwarded-Proto", "https")], "https://files.example.org"),
         ("10.0.0.1", [("X-Forwarded-Host", "evil.example, files.example.org")], "http://files.example.org"),
         ("10.0.0.1", [("X-Forwarded-Host", "a b")], "http://good.example"),
+        ("10.0.0.1", [("X-Forwarded-Host", "a:65536")], "http://good.example"),
         ("10.0.0.1", [("X-Forwarded-Proto", "javascript")], "http://good.example"),
         ("10.0.0.1", [("Forwarded", "proto=https;host=files.example.org")], "https://files.example.org"),
     ],

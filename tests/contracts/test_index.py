@@ -541,6 +541,11 @@ async def test_uses_are_those_of_existing_records(index: Index) -> None:
     assert [second, first] == await index.uses(A)
     assert [first, second] == await uses_of(index, stored.id)
     assert [] == await index.uses(B)
+    other = await record(index, "b.bin", digests(1)[0])
+    third = Use(other.id, "p0", "d:v1")
+    await use(index, third)
+    assert [second, first] == await index.uses(A, {stored.id, "file_" + "0" * 32})
+    assert ([third], []) == (await index.uses(A, {other.id}), await index.uses(A, ()))
 
 
 async def test_removed_uses_are_gone(index: Index) -> None:

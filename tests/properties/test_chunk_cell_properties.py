@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,9 @@ from filestore.core.digest import chunk_digest
 from filestore.core.manifest import CHUNK_LIMIT, Chunk, Chunks, Manifest
 from filestore.http.server.routes.page.chunk_cells import (
     NOWHERE,
+    PARTS_KEPT,
     Cell,
+    CellPart,
     ChunkCells,
     ChunkOrigins,
     Encoding,
@@ -75,6 +78,8 @@ def test_groups_keep_the_sums(numbers: list[int], limit: int, sample_limit: int,
     assert len(groups) == cells.cell_count <= max(limit, 0)
     for together in (groups, runs_of(groups)):
         check_groups(together, numbers, ranks.tolist(), int(stored.sum()))
+    origins = cells.origins(ranks)
+    check_origins(origins, numbers, ranks.tolist(), part_count=len(origins))
     pieces = cells.pieces(sharing, stored, groups)
     assert cells.size == sum(piece.size for piece in pieces)
     assert int(stored.sum()) == sum(piece.stored_size for piece in pieces)
@@ -92,12 +97,23 @@ def check_groups(groups: Sequence[Cell], numbers: Sequence[int], ranks: Sequence
     for group in groups:
         assert (place, offset) == (group.first, group.offset)
         own = numbers[group.first : group.stop]
-        assert sum(SIZES[number] for number in own) == group.size == sum(part.size for part in group.parts)
-        assert len(own) == group.chunk_count == sum(part.chunk_count for part in group.parts) == sum(group.encodings)
-        assert set(ranks[group.first : group.stop]) == {part.rank for part in group.parts}
+        assert (len(own), sum(SIZES[number] for number in own)) == (group.chunk_count, group.size)
+        assert len(own) == sum(group.encodings)
+        check_origins(group.parts, own, ranks[group.first : group.stop], part_count=group.part_count)
+        assert min(group.part_count, PARTS_KEPT) == len(group.parts)
         place, offset = group.stop, group.end
     assert len(numbers) == place
     assert stored_size == sum(group.stored_size for group in groups)
+
+
+def check_origins(parts: Sequence[CellPart], numbers: Sequence[int], ranks: Sequence[int], *, part_count: int) -> None:
+    """Check that these are the largest parts of some chunks by their origins, of which there are `part_count`."""
+    counts, sizes = Counter(ranks), Counter[int]()
+    for number, rank in zip(numbers, ranks, strict=True):
+        sizes[rank] += SIZES[number]
+    assert len(counts) == part_count
+    assert all((counts[part.rank], sizes[part.rank]) == (part.chunk_count, part.size) for part in parts)
+    assert sorted(sizes.values(), reverse=True)[: len(parts)] == [part.size for part in parts]
 
 
 @given(numbers=contents, limit=limits, data=st.data())

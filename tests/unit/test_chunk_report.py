@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from filestore.format.codec import Codec
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
 from filestore.http.server.routes.page import chunk_candidates, chunk_report
-from filestore.http.server.routes.page.chunk_cells import NOWHERE, Encoding, Sharing
-from filestore.http.server.routes.page.chunk_report import ChunkReport, ReportInputs, make_chunk_report
+from filestore.http.server.routes.page.chunk_cells import NOWHERE, PARTS_KEPT, ChunkCells, Encoding, Sharing
+from filestore.http.server.routes.page.chunk_report import NAME_SHOWN, ChunkReport, ReportInputs, make_chunk_report
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -207,3 +208,22 @@ async def test_readers_of_large_files_stop_a_comparison(repository: Opened) -> N
     )
     assert (0, 1, 4) == (report.read_count, report.damaged_count, report.candidates.total)
     assert [(1, Sharing.ONLY_HERE, None)] == origins(report)
+
+
+async def test_a_report_takes_little_memory(repository: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell may have hundreds of origins, and a name of a tensor 16 MiB. Of the origins, the largest are told."""
+    for number in range(20):
+        await repository.store_file(number, name=f"other-{number}")
+    name = "\N{CYRILLIC SMALL LETTER ZHE}" * 100_000
+    header = json.dumps({name: {"dtype": "U8", "shape": [10], "data_offsets": [0, 10]}}).encode()
+    chunks = [len(header).to_bytes(8, "little") + header + bytes(10), *(octets(number, 1000 + number) for number in range(20))]
+    await repository.put([encoded(chunk) for chunk in chunks])
+    record = await repository.commit(manifest(chunks[1:]).encoded, name="model")
+    monkeypatch.setattr(chunk_report, "ChunkCells", lambda chunks: ChunkCells(chunks, limit=2))
+    report = await report_on(repository, record)
+    assert (20, 20) == (sum(row.part_count for row in report.rows), len(report.origins))
+    assert all(len(row.parts) == PARTS_KEPT for row in report.rows)
+    assert [1019, 1018, 1017] == [origin.size for origin in report.origins][:3]
+    weights = await repository.commit(manifest(chunks[:1]).encoded, name="model.safetensors")
+    [region] = (await report_on(repository, weights)).regions
+    assert name[:NAME_SHOWN] == region.name

@@ -47,6 +47,7 @@ from filestore.http.server.routes.hub.routes import HUB_ROUTES
 from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
+from filestore.http.server.routes.page.transfers import UPLOAD_LISTS
 from filestore.http.server.routes.sdk import copies, files, forms, multipart, posts
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY, Assembly
 from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
@@ -229,6 +230,7 @@ def make_app(
     app[LARGE_EDITS] = asyncio.Lock()
     app[DIGESTS] = digests
     app[MEASURING] = Measuring()
+    app[UPLOAD_LISTS] = Measuring()
     app[KEPT_WORK] = KeptWork()
     app[REPORTS] = reports = Reports()
     app[OUTAGES] = Outages()

@@ -23,7 +23,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 UNKNOWN = "an unknown address"
 HOST_LIMIT = 255
 
-_HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+_HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?\Z")
+_PORT_LIMIT = 1 << 16
 _FORWARDED = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded")
 _PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^\s";,]*))\s*\Z')
 _IPV6_CLIENT_BITS = 64
@@ -113,7 +114,19 @@ def client_group(address: str) -> str:
 
 
 def _is_host(text: str) -> bool:
-    return len(text) <= HOST_LIMIT and _HOST.match(text) is not None
+    found = _HOST.match(text) if len(text) <= HOST_LIMIT else None
+    if found is None:
+        return False
+    address, port = found.groups()
+    return (port is None or int(port) < _PORT_LIMIT) and (address is None or _is_ipv6(address))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _peer(request: web.BaseRequest) -> str:

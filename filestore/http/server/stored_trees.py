@@ -33,6 +33,8 @@ LINKS_LIMIT = 1000
 """The most links of a tree that are followed, in the order of their paths. Each is read when the tree is opened."""
 UNPACKINGS_LIMIT = 8
 """Entries that are unpacked while they are sent, at the same time. Each takes about 10 MiB, also while its client is slow."""
+PREVIEWS_LIMIT = 4
+"""Beginnings of files that are read for pages at the same time. Each takes about 10 MiB for a moment."""
 FOLLOWED_LIMIT = 40
 """The most links on the way to one file, as Linux follows."""
 
@@ -108,6 +110,7 @@ class SharedTrees:
         self._wait_seconds = wait_seconds
         self._limits = limits
         self._openings = asyncio.Semaphore(OPENINGS_LIMIT)
+        self._previews = asyncio.Semaphore(PREVIEWS_LIMIT)
         self._unpackings: Counter[str] = Counter()
         """How many entries of each namespace are unpacked now."""
 
@@ -161,6 +164,12 @@ class SharedTrees:
             if not taken[namespace]:
                 del taken[namespace]
             self._loads.tell_waiting()
+
+    @asynccontextmanager
+    async def previewing(self) -> AsyncIterator[None]:
+        """Wait until a page may read the beginning of a file of a tree, which it does during the block."""
+        async with self._previews:
+            yield
 
     async def _begin(self, repository: LocalRepository, key: Key) -> SharedLoad[OpenedTree] | None:
         """Begin to open a tree. Return None while those in use take all memory. How much it takes is known when it is open."""

@@ -7,7 +7,7 @@ the chunk. Times are in microseconds since 1970 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -654,8 +654,8 @@ class Index(Protocol):
         file system has no locks, every block has it: it may only save work, and nothing may depend on it.
         """
 
-    async def uses(self, namespace: str) -> list[Use]:
-        """Return all uses, in the order of the pipelines' ids."""
+    async def uses(self, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+        """Return all uses, or those of the records with these ids, in the order of the pipelines' ids."""
 
     async def token(self, token_digest: Digest) -> TokenRow | None:
         """Return the row of a token, also of one that has expired. Return None if the token is unknown."""

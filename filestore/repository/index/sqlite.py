@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -311,8 +311,8 @@ class SqliteIndex:
         finally:
             lock.release()
 
-    async def uses(self, namespace: str) -> list[Use]:
-        return await self._reader.run(uses.select_uses, namespace)
+    async def uses(self, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+        return await self._reader.run(uses.select_uses, namespace, file_ids)
 
     async def token(self, token_digest: Digest) -> TokenRow | None:
         return await self._reader.run(tokens.select_token, token_digest)

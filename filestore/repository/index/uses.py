@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from filestore.repository.index.protocol import Use
 
@@ -33,11 +33,14 @@ def has_uses(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'uses'").fetchone() is not None
 
 
-def select_uses(connection: sqlite3.Connection, namespace: str) -> list[Use]:
-    """Return all uses in a namespace."""
+def select_uses(connection: sqlite3.Connection, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+    """Return all uses in a namespace, or those of some records."""
     if not has_uses(connection):
         return []
-    return [_use(row) for row in connection.execute(f"{_SELECT} ORDER BY pipeline_id, file_id", (namespace,))]
+    if file_ids is None:
+        return [_use(row) for row in connection.execute(f"{_SELECT} ORDER BY pipeline_id, file_id", (namespace,))]
+    found = [use for file_id in set(file_ids) for use in select_uses_of(connection, namespace, file_id)]
+    return sorted(found, key=lambda use: (use.pipeline_id, use.file_id))
 
 
 def select_uses_of(connection: sqlite3.Connection, namespace: str, file_id: str) -> list[Use]:

@@ -169,7 +169,8 @@ async def measure_usage(
     sums, damaged, waiting = _Sums(), dict[str, None](), set[Digest]()
     own, all_of_name = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     if growth is not None:
-        growth.begin(each.record for each in versions if each.record is not None and each.name.startswith(prefix))
+        seen_records = (each.record for each in versions if each.record is not None and each.name.startswith(prefix))
+        await in_cpu_thread(growth.begin, seen_records)
     unseen_since = now - int((grace_seconds + min(grace_seconds, _HOUR)) * _SECOND)
     async for part in _parts(store, namespace, part_count):
         await _note_rows(index, namespace, part, unseen_since)

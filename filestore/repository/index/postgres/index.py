@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -297,8 +297,8 @@ class PostgresIndex:
         async with self._connections.locks.locked(name) as has_lock:
             yield has_lock
 
-    async def uses(self, namespace: str) -> list[Use]:
-        return await self._read(uses.select_uses, namespace)
+    async def uses(self, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+        return await self._read(uses.select_uses, namespace, file_ids)
 
     async def token(self, token_digest: Digest) -> TokenRow | None:
         return await self._read(tokens.select_token, token_digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from filestore.repository.index.postgres.connection import Connection
 from filestore.repository.index.postgres.statements import batches
@@ -27,9 +27,14 @@ _INSERT = (
 )
 
 
-async def select_uses(connection: Connection, namespace: str) -> list[Use]:
-    """Return all uses in a namespace."""
-    return [Use(*row) for row in await connection.fetch(f"{_SELECT} ORDER BY pipeline_id, file_id", namespace)]
+async def select_uses(connection: Connection, namespace: str, file_ids: Collection[str] | None = None) -> list[Use]:
+    """Return all uses in a namespace, or those of some records."""
+    order = "ORDER BY pipeline_id, file_id"
+    if file_ids is None:
+        rows = await connection.fetch(f"{_SELECT} {order}", namespace)
+    else:
+        rows = await connection.fetch(f"{_SELECT} AND file_id = ANY($2::text[]) {order}", namespace, list(file_ids))
+    return [Use(*row) for row in rows]
 
 
 async def select_uses_of(connection: Connection, namespace: str, file_id: str) -> list[Use]:

@@ -29,6 +29,9 @@ from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 from filestore.repository.maintenance.versions import summary
 
+FIELD_LIMIT = 1000
+"""Characters of a name or an id in a form. The audit log has them."""
+
 
 async def ask_removal(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the page that says what the removal of a version does, and asks for it."""
@@ -79,10 +82,12 @@ async def remove_version(context: RequestContext, repository: LocalRepository) -
 
 
 def _field(form: dict[str, str], name: str) -> str:
-    """Return the text of a field. Raises InvalidInput if the form does not have it."""
+    """Return the text of a field that names something. Raises InvalidInput if the form does not have it, or has a long text."""
     text = form.get(name)
     if not text:
         raise InvalidInput(f"the form has no {name}")
+    if len(text) > FIELD_LIMIT:
+        raise InvalidInput(f"the {name} in the form has {len(text):,} characters; allowed are {FIELD_LIMIT:,}")
     return text
 
 

@@ -18,6 +18,8 @@ from filestore.format.codec import HEADER_SIZE, Codec
 
 CELLS_LIMIT = 512
 """The most cells of a picture. Two colours in each are 80 KB of HTML."""
+PARTS_KEPT = 3
+"""The most origins of a cell that are kept, of which there may be hundreds."""
 NOWHERE = -1
 """The rank of a file that does not exist: no other file has the chunk."""
 _ADDED_AT_ONCE = 1 << 17
@@ -128,7 +130,9 @@ class Cell(NamedTuple):
     stored_size: int
     """What its frames take, each time that one occurs. An estimate, unless all were looked at."""
     parts: tuple[CellPart, ...]
-    """By origin, the largest first."""
+    """By origin, the largest first, and no more than `PARTS_KEPT`."""
+    part_count: int
+    """How many origins its chunks have."""
     encodings: tuple[int, ...]
     """How many of its chunks have each `Encoding`."""
 
@@ -216,10 +220,18 @@ class ChunkCells:
             stop = int(self._starts[number + 1]) if number + 1 < self.cell_count else len(self)
             offset = int(self._ends[first] - self._sizes[first])
             size = int(self._ends[stop - 1]) - offset
-            cells.append(
-                Cell(first, stop - first, offset, size, int(stored[number]), parts[number], tuple(table[number].tolist()))
-            )
+            kept = parts[number][:PARTS_KEPT]
+            counts = tuple(table[number].tolist())
+            cells.append(Cell(first, stop - first, offset, size, int(stored[number]), kept, len(parts[number]), counts))
         return cells
+
+    def origins(self, ranks: _Ints) -> list[CellPart]:
+        """Return the chunks of the whole file by their origins, the largest first. `ranks` is as for `cells`."""
+        found, inverse = np.unique(ranks, return_inverse=True)
+        counts = np.bincount(inverse, minlength=len(found))
+        sizes = np.bincount(inverse, weights=self._sizes, minlength=len(found))
+        parts = map(CellPart, found.tolist(), counts.tolist(), map(int, sizes.tolist()))
+        return sorted(parts, key=lambda part: -part.size)
 
     def sums(self, sharing: _Ints, stored_sizes: _Ints, is_first: npt.NDArray[np.bool_]) -> dict[Sharing, SharingSum]:
         """Return what each kind of sharing has. `sharing` has the one of each chunk."""
@@ -294,7 +306,7 @@ def runs_of(cells: Sequence[Cell]) -> list[Cell]:
     runs: list[Cell] = []
     for cell in cells:
         last = runs[-1] if runs else None
-        if last is None or len(cell.parts) != 1 or len(last.parts) != 1 or cell.parts[0].rank != last.parts[0].rank:
+        if last is None or cell.part_count != 1 or last.part_count != 1 or cell.parts[0].rank != last.parts[0].rank:
             runs.append(cell)
             continue
         count, size = last.chunk_count + cell.chunk_count, last.size + cell.size

@@ -37,6 +37,7 @@ from filestore.http.server.routes.page.chunk_candidates import Candidates, choos
 from filestore.http.server.routes.page.chunk_cells import (
     NOWHERE,
     Cell,
+    CellPart,
     ChunkCells,
     ChunkOrigins,
     Encoding,
@@ -60,6 +61,8 @@ CODECS_LIMIT = 4096
 """The most frames that are opened to read their codec."""
 REGIONS_LIMIT = 20
 """How many files of a directory, or tensors of a file, are shown: the largest ones."""
+NAME_SHOWN = 300
+"""Characters of the name of such a part that are kept."""
 _SIZES_AT_ONCE = 1024
 _OPEN_AT_ONCE = 16
 
@@ -85,6 +88,8 @@ class ChunkReport(NamedTuple):
     picture: Picture
     rows: list[Cell]
     """Neighbouring chunks of the same origin, in the order of the file."""
+    origins: list[CellPart]
+    """All chunks by their origins, the largest first."""
     sums: dict[Sharing, SharingSum]
     sharing: dict[int, Sharing]
     """By the places of `candidates`, and NOWHERE: what it means that a chunk comes from there."""
@@ -148,6 +153,7 @@ async def make_chunk_report(repository: LocalRepository, record: Record, inputs:
         distinct_size=sum(each.size for each in drawing.sums.values()),
         picture=drawing.picture,
         rows=drawing.rows,
+        origins=drawing.origins,
         sums=drawing.sums,
         sharing=sharing,
         candidates=candidates,
@@ -232,6 +238,7 @@ def _sharing_of(candidates: Candidates, record: Record) -> dict[int, Sharing]:
 class _Drawing(NamedTuple):
     picture: Picture
     rows: list[Cell]
+    origins: list[CellPart]
     sums: dict[Sharing, SharingSum]
     encodings: dict[Encoding, int]
     regions: list[Region]
@@ -252,6 +259,7 @@ def _assemble(
     return _Drawing(
         draw(cells.pieces(kinds, stored, groups)),
         runs_of(groups),
+        cells.origins(ranks),
         cells.sums(kinds, stored, origins.is_first),
         {each: counts[each] for each in Encoding if counts[each]},
         [Region(name, start, size, each) for (name, start, size), each in zip(ranges, shares, strict=True)],
@@ -266,15 +274,20 @@ async def _regions(
         if record.kind is Kind.DIRECTORY:
             async with inputs.trees.reading(repository, record.digest) as opened:
                 files, count = await in_cpu_thread(_largest_files, opened)
-            return "files", files, count
+            return "files", _cut(files), count
         if is_tensor_name(record.name):
             weights = await open_stored(repository, record, Reference(id=record.id))
             largest = heapq.nlargest(REGIONS_LIMIT, weights.tensors.values(), key=lambda tensor: tensor.size)
             tensors = [(each.name, each.offset, each.size) for each in sorted(largest, key=lambda each: each.offset)]
-            return "tensors", tensors, len(weights.tensors)
+            return "tensors", _cut(tensors), len(weights.tensors)
     except (InvalidTensors, InvalidArchive, NotAnArchive, LimitExceeded, ChunksMissing, DamagedChunk, Busy):
         pass  # the picture can be drawn without it
     return "", [], 0
+
+
+def _cut(regions: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Return regions with names that can be shown and kept. That of a tensor may have 16 MiB."""
+    return [(name[:NAME_SHOWN], start, size) for name, start, size in regions]
 
 
 def _largest_files(opened: OpenedTree) -> tuple[list[tuple[str, int, int]], int]:

@@ -19,13 +19,12 @@ from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 
 if TYPE_CHECKING:  # they import numpy, which is heavy
-    from filestore.http.server.routes.page.chunk_cells import Cell, CellPart, Encoding, Sharing
+    from filestore.http.server.routes.page.chunk_cells import Cell, Encoding, Sharing
     from filestore.http.server.routes.page.chunk_report import ChunkReport
 
 ROWS_AT_ONCE = 50
 """The runs of chunks on one page."""
 _SOURCES_LIMIT = 20
-_PARTS_LIMIT = 3
 
 _SHARING = (
     ("only-here", "new with this version"),
@@ -109,16 +108,7 @@ async def _report(context: RequestContext, repository: LocalRepository, record: 
 
 def _values(report: ChunkReport, paging: Paging) -> dict[str, Any]:
     """Return what the template shows besides the report itself."""
-    by_rank: dict[int, tuple[int, int]] = {}
-    for row in report.rows:
-        for part in row.parts:
-            count, size = by_rank.get(part.rank, (0, 0))
-            by_rank[part.rank] = count + part.chunk_count, size + part.size
-    sources = [
-        _part(report, rank, count, size)
-        for rank, (count, size) in sorted(by_rank.items(), key=lambda each: -each[1][1])
-        if _record_of(report, rank) is not None
-    ]
+    sources = [_part(report, *origin) for origin in report.origins if _record_of(report, origin.rank) is not None]
     used = [_SHARING[kind] for kind in sorted(report.picture.boxes)]
     return {
         "sums": [_Sum(*_SHARING[kind], *each) for kind, each in report.sums.items()],
@@ -144,7 +134,6 @@ def _paths(paths: dict[Sharing, str] | dict[Encoding, str], words: tuple[tuple[s
 
 
 def _row(report: ChunkReport, row: Cell) -> _Row:
-    shown: list[CellPart] = list(row.parts[:_PARTS_LIMIT])
     known = [(_ENCODINGS[kind][1], count) for kind, count in enumerate(row.encodings) if count]
     words = [text if len(known) == 1 else f"{count:,} {text}" for text, count in known]
     return _Row(
@@ -153,8 +142,8 @@ def _row(report: ChunkReport, row: Cell) -> _Row:
         row.offset,
         row.size,
         row.stored_size,
-        [_part(report, part.rank, part.chunk_count, part.size) for part in shown],
-        len(row.parts) - len(shown),
+        [_part(report, *part) for part in row.parts],
+        row.part_count - len(row.parts),
         "; ".join(words),
     )
 

@@ -36,6 +36,10 @@ T = TypeVar("T")
 
 VERSIONS_SHOWN = 100
 """Versions of a name that can be chosen from a list."""
+PATH_LIMIT = 500
+"""Characters of a path whose tensors have a link. A page has hundreds of links, and each has the path twice."""
+_PATH_SHOWN = 300
+"""Characters of a path that are shown."""
 INLINE_FILES = 4
 """Files of a directory whose tensors are on its page. The tensors of each other one have a page."""
 INLINE_TENSORS = 200
@@ -89,17 +93,20 @@ class FileRow(NamedTuple):
 
     word: str
     path: str
+    shown: str
+    """The path as a page shows it."""
     old_size: int | None
     new_size: int | None
     bytes_new: int
     url: str
-    """Where its tensors are compared. Empty for a file without tensors."""
+    """Where its tensors are compared. Empty for a file without tensors, and for one with a path that is too long."""
 
 
 class InlineTensors(NamedTuple):
     """The tensors of a file of a directory."""
 
     path: str
+    """As a page shows it."""
     url: str
     totals: Sequence[Total]
     rows: Sequence[PairRow]
@@ -199,11 +206,11 @@ async def _inline(
     try:
         found = await compare(context, repository, old.at(row.path), new.at(row.path))
     except _REFUSALS as error:
-        return InlineTensors(row.path, row.url, (), (), 0, str(error))
+        return InlineTensors(row.shown, row.url, (), (), 0, str(error))
     tensors = found.tensors or ()
     rows = [_tensor_pair(each) for each in tensors if show == "all" or each.status is not Status.SAME]
     return InlineTensors(
-        row.path, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
+        row.shown, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
     )
 
 
@@ -280,6 +287,11 @@ def _tensor_pair(each: TensorDifference) -> PairRow:
 
 def _file_row(pair: FilePair, old: Subject, new: Subject) -> FileRow:
     mine, its = pair.mine, pair.its
-    is_named = is_tensor_name(pair.path) and pair.status in {Status.CHANGED, Status.SAME}
+    is_named = is_tensor_name(pair.path) and len(pair.path) <= PATH_LIMIT
+    is_named = is_named and pair.status in {Status.CHANGED, Status.SAME}
     url = url_of(old.at(pair.path), new.at(pair.path)) if is_named else ""
-    return FileRow(WORDS[pair.status], pair.path, _size(mine), _size(its), pair.bytes_new, url)
+    return FileRow(WORDS[pair.status], pair.path, _cut(pair.path), _size(mine), _size(its), pair.bytes_new, url)
+
+
+def _cut(path: str) -> str:
+    return path if len(path) <= _PATH_SHOWN else f"{path[:_PATH_SHOWN]}…"

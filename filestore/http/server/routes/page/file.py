@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -29,6 +28,10 @@ from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, r
 
 PAGE_COUNT = 200
 """Entries of a folder on a page."""
+PATHS_SIZE = 64 << 10
+"""Characters of the paths of these entries, after which no further one is on the page. A page has each one several times."""
+STEPS_LIMIT = 32
+"""The most folders on the way to a path that are shown: the innermost ones."""
 CARD_SIZE = 16 << 10
 """Bytes of a README.md that are shown. The rest can be downloaded."""
 _CARD = "README.md"
@@ -193,7 +196,7 @@ async def _listing(
         if entry.kind is EntryKind.FOLDER:
             rows, next_after = await in_cpu_thread(_rows, opened, record.id, path, entry.path, after)
             if after is None:
-                async with lost_as_damaged(repository, record.digest):
+                async with context.trees.previewing(), lost_as_damaged(repository, record.digest):
                     card = await _card(repository, opened.tree, record.id, entry.path)
         return Listing(entry, rows, next_after, len(opened.tree.members), card)
 
@@ -205,9 +208,15 @@ def _rows(opened: OpenedTree, file_id: str, shown: str, real: str, after: str | 
     """
     inside, outside = (f"{path}/" if path else "" for path in (real, shown))
     start = None if after is None else inside + after
-    found = list(islice(opened.tree.entries(real, recursive=False, after=start), PAGE_COUNT + 1))
-    rows = [_entry_row(opened, file_id, entry, outside + entry.path.removeprefix(inside)) for entry in found[:PAGE_COUNT]]
-    return rows, rows[-1].name if len(found) > PAGE_COUNT else None
+    rows: list[EntryRow] = []
+    size = 0
+    for entry in opened.tree.entries(real, recursive=False, after=start):
+        if len(rows) == PAGE_COUNT or size >= PATHS_SIZE:
+            return rows, rows[-1].name
+        path = outside + entry.path.removeprefix(inside)
+        rows.append(_entry_row(opened, file_id, entry, path))
+        size += len(path) + len(rows[-1].target)
+    return rows, None
 
 
 def _entry_row(opened: OpenedTree, file_id: str, entry: StoredEntry, path: str) -> EntryRow:
@@ -243,8 +252,16 @@ async def _card(repository: LocalRepository, tree: StoredTree, file_id: str, fol
 
 
 def _breadcrumb(record: Record, path: str) -> list[tuple[str, str | None]]:
-    """Return the folders on the way to a path, each with its URL. The last one, which is shown, has none."""
+    """Return the folders on the way to a path, each with its URL. The last one, which is shown, has none.
+
+    Of a long way, those in the middle are one step.
+    """
     parts = path.split("/") if path else []
     steps: list[tuple[str, str | None]] = [(record.name, file_url(record.id))]
-    steps += [(part, file_url(record.id, path="/".join(parts[: place + 1]))) for place, part in enumerate(parts)]
+    # Each URL has all that is before it. A path that leads through links may have thousands of folders.
+    left_out = max(len(parts) - STEPS_LIMIT, 0)
+    if left_out:
+        steps.append(("…", file_url(record.id, path="/".join(parts[:left_out]))))
+    for place, part in enumerate(parts[left_out:], left_out + 1):
+        steps.append((part, file_url(record.id, path="/".join(parts[:place]))))
     return [*steps[:-1], (steps[-1][0], None)]

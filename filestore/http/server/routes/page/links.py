@@ -13,6 +13,7 @@ from filestore.http.server.routes.page.urls import page_url
 from filestore.http.server.routes.page.welcome import read_form
 from filestore.repository.local import LocalRepository
 
+_ID_SHOWN = 100
 SHOWN_LIMIT = 200
 """The most links of a page."""
 
@@ -37,7 +38,10 @@ async def ask_revocation(context: RequestContext, repository: LocalRepository) -
 
 async def revoke_link(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """End the link of the form, and go back to the others. Raises NotFound."""
-    link_id = context.noted.facts["link"] = (await read_form(context)).get("id", "")
+    link_id = (await read_form(context)).get("id", "")
+    if not _is_id(link_id):
+        raise NotFound(link_id[:_ID_SHOWN])
+    context.noted.facts["link"] = link_id
     link = await repository.revoke_link(link_id)
     return see_other(page_url("/ui/links", revoked=link.id))
 

@@ -27,7 +27,7 @@ from filestore.core.scopes import Scope
 from filestore.core.signing import NOT_OURS, SigningKeys, path_signature
 from filestore.errors import InvalidInput, TokenExpired, Unauthorized, UrlRefused
 from filestore.http.server.access import Access
-from filestore.http.server.auth import Tokens, header_access
+from filestore.http.server.auth import Tokens, gives_token, header_access
 from filestore.http.server.origin import Origin
 
 SESSION_SECONDS = 12 * 3600
@@ -41,12 +41,14 @@ _SAFE = frozenset({"GET", "HEAD"})
 
 
 async def session_access(request: web.Request, tokens: Tokens, origin: Origin) -> Access:
-    """Return what the session of a request permits, or its token if it has the header Authorization.
+    """Return what the session of a request permits, or its token if the header Authorization has one.
+
+    A proxy may ask for a password of its own, which browsers then send in this header with each request.
 
     Raises Unauthorized without either, TokenExpired for a session that is over, UrlRefused for one that this repository never
     signed, and InvalidInput for an unsafe method that no page of this server sent.
     """
-    if "Authorization" in request.headers:
+    if gives_token(request.headers.get("Authorization")):
         return await header_access(request, tokens, origin)
     cookie = request.cookies.get(cookie_name(origin.base_url(request)))
     if cookie is None:
@@ -63,7 +65,7 @@ def check_same_origin(request: web.Request, origin: Origin) -> None:
         return
     given, own = request.headers.get("Origin"), origin.base_url(request)
     # Browsers say the first only where a connection is encrypted or local.
-    if site is None and given is not None and _origin_of(given) == _origin_of(own):
+    if site is None and given is not None and _origin_of(given) == _origin_of(own) is not None:
         return
     said = f"the browser names {given!r} as the place" if given else "the browser does not say that it was one"
     raise InvalidInput(
@@ -147,4 +149,4 @@ def _origin_of(url: str) -> tuple[str, str | None, int | None] | None:
         return None
     if parsed.user is not None:
         return None  # no browser names a place so
-    return parsed.scheme, parsed.host, parsed.port
+    return parsed.scheme, parsed.raw_host, parsed.port

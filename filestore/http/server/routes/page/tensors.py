@@ -126,7 +126,8 @@ async def tensors_of(context: RequestContext, repository: LocalRepository, subje
     """
     return await context.request.app[KEPT_WORK].get(
         repository.namespace,
-        ("tensors", subject.record.digest, subject.path),
+        # With its name, which errors tell: whoever sees the content under one name may not see the others.
+        ("tensors", subject.record.digest, subject.name),
         partial(_read, context, repository, subject),
         measure=lambda listing: listing.size_in_memory,
         check_client=lambda: context.transport,

@@ -12,13 +12,16 @@ from filestore.core.scopes import Scope
 from filestore.http.server.access import Access
 from filestore.http.server.context import RequestContext
 from filestore.http.server.current_transfers import CurrentTransfer
-from filestore.http.server.measuring import MEASURING
+from filestore.http.server.measuring import Measuring
 from filestore.http.server.routes.page.rendering import render
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
+from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.traffic import TRAFFIC
 from filestore.http.wire import API
 from filestore.repository.local import LocalRepository
 
+UPLOAD_LISTS = web.AppKey("upload_lists", Measuring)
+"""The turns of those who list unfinished uploads. A measurement of a namespace, which may take minutes, does not delay them."""
 SHOWN_LIMIT = 200
 """The most transfers, and the most uploads, of a page."""
 REFRESH_SECONDS = 5
@@ -55,11 +58,7 @@ async def show_transfers(context: RequestContext, repository: LocalRepository) -
     app = context.request.app
     current = app[TRAFFIC].all_transfers()
     shown = [each for each in current.transfers if sees_all or _may_see(access, each)]
-    uploads = await app[MEASURING].share(
-        repository.namespace,
-        ("unfinished uploads", namespace, access.prefix),
-        partial(app[ASSEMBLY].uploads.unfinished, namespace, prefix=access.prefix, limit=SHOWN_LIMIT),
-    )
+    uploads = await _unfinished(app, repository.namespace, namespace, access.prefix)
     refreshes = context.request.query.get("refresh") == str(REFRESH_SECONDS)
     return await render(
         context,
@@ -76,6 +75,15 @@ async def show_transfers(context: RequestContext, repository: LocalRepository) -
         is_on_disk=app[ASSEMBLY].uploads.place is not None,
         refreshes=refreshes,
         refresh_seconds=REFRESH_SECONDS,
+    )
+
+
+async def _unfinished(app: web.Application, viewer: str, namespace: str | None, prefix: str) -> UnfinishedUploads:
+    """Return the uploads that a token of the namespace `viewer` may know of, in its turn with others that ask for them."""
+    return await app[UPLOAD_LISTS].share(
+        viewer,
+        ("unfinished uploads", namespace, prefix),
+        partial(app[ASSEMBLY].uploads.unfinished, namespace, prefix=prefix, limit=SHOWN_LIMIT),
     )
 
 

@@ -103,9 +103,8 @@ async def show_versions(context: RequestContext, repository: LocalRepository) ->
 async def pipelines_of(repository: LocalRepository, file_ids: set[str]) -> dict[str, str]:
     """Return, by the ids of those records that pipelines need, the names of these pipelines."""
     users: dict[str, list[str]] = {}
-    for use in await repository.uses():
-        if use.file_id in file_ids:
-            users.setdefault(use.file_id, []).append(use.pipeline_name)
+    for use in await repository.uses(file_ids):
+        users.setdefault(use.file_id, []).append(use.pipeline_name)
     return {file_id: summary(sorted(names)) for file_id, names in users.items()}
 
 
