@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 
@@ -31,8 +31,6 @@ from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_files import FilePair
 from filestore.transfer.diff_tensors import Status, TensorDifference, is_tensor_name
-
-T = TypeVar("T")
 
 VERSIONS_SHOWN = 100
 """Versions of a name that can be chosen from a list."""

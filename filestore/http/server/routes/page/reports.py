@@ -1,6 +1,7 @@
 """Keep what took long to find out for a page, and let a page that asks again have it.
 
-A page is not kept waiting: after a moment it says that the work goes on, and is loaded again.
+A page is not kept waiting: after a moment it says that the work goes on, and is loaded again. A report is about what a namespace
+has now, so it is kept for a time. What follows from content alone, which never changes, is kept by `http/server/kept_work.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -23,8 +23,6 @@ from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.stored_ranges import ReadLimit
 from filestore.transfer.stored_tensors import read_table
-
-T = TypeVar("T")
 
 PAGE_COUNT = 500
 """Tensors of one page."""
