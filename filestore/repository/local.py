@@ -474,6 +474,10 @@ class LocalRepository:
             raise NotFound(name)
         return await self._index.labels(self._namespace, name)
 
+    async def labels_of(self, record: Record) -> list[str]:
+        """Return the names of the tags and branches at the commits of a record, in their order. A name has at most 1,000."""
+        return await self._index.labels_of(self._namespace, record.id)
+
     async def set_label(
         self, name: str, label: str, *, kind: LabelKind = LabelKind.TAG, revision: str | None = None, force: bool = False
     ) -> Label:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from filestore.core.commits import Label, LabelKind
 from filestore.core.digest import Digest, chunk_digest, token_digest
 from filestore.core.quotas import EVERYBODY, Quota
 from filestore.core.records import Kind, Record
@@ -971,3 +972,15 @@ async def test_a_character_that_no_name_has_finds_nothing(index: Index) -> None:
         assert [] == (await index.list_names(A, search=text, limit=1)).heads
         assert [] == (await index.list_names(A, owner=text, limit=1)).heads
     assert ["model"] == [name for name, _ in (await index.list_names(A, after="\0", limit=1)).heads]
+
+
+async def test_the_labels_of_a_record(index: Index) -> None:
+    """Those at its commits, in the order of their names, and none of other versions, names and namespaces."""
+    one, two, other = [await record(index, name, digest) for name, digest in zip(("a", "a", "b"), digests(3), strict=True)]
+    async with index.transaction() as transaction:
+        for name, revision, label in (("a", "~1", "v1"), ("a", None, "v2"), ("a", None, "new"), ("b", None, "v3")):
+            commit = await index.commit(A, name, revision)
+            assert commit is not None
+            await transaction.set_label(A, name, Label(label, LabelKind.TAG, commit.id, 0))
+    assert [["v1"], ["new", "v2"], ["v3"]] == [await index.labels_of(A, each.id) for each in (one, two, other)]
+    assert ([], []) == (await index.labels_of(B, one.id), await index.labels_of(A, "file_" + "0" * 32))

@@ -56,6 +56,26 @@ def test_signing_in_leads_to_no_other_place(server: RunningServer, following: st
     assert (303, "/ui/names") == (reply.status, reply.headers["Location"])
 
 
+def test_a_password_for_a_proxy_does_not_hide_a_session(server: RunningServer) -> None:
+    """Browsers send it with each request. A token in the header counts, and the session then does not."""
+    visitor = sign_in(server)
+    for given, status in (("Basic dXNlcjpwYXNzd29yZA==", 200), ("Basic", 200), ("Bearer wrong", 303), ("bearer wrong", 303)):
+        headers = {**visitor.headers, "Authorization": given}
+        assert status == server.ask("GET", "/ui/names", headers=headers, token=None).status, given
+    # Nor is it a way around the question which page has sent a form.
+    headers = {**visitor.headers, "Authorization": "Basic dXNlcjpwYXNzd29yZA==", "Sec-Fetch-Site": "cross-site"}
+    assert 400 == server.ask("DELETE", "/v3/pipeline_files/uploads/" + "0" * 32, headers=headers, token=None).status
+
+
+@pytest.mark.parametrize("host", ["xn--a", "a..b", "[::ffff:1.2.3.4]:1", "a_b.example"])
+def test_a_session_begins_at_any_name_of_the_server(server: RunningServer, host: str) -> None:
+    """A browser that says only the origin of a form may know the server by an unusual name."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert 303 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
+    headers["Origin"] = "http://[other"
+    assert 400 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
+
+
 def test_the_first_page_and_the_sign_in_need_no_content(tmp_path: Path) -> None:
     """They are answered although the folders of all content are away, and so is the page that says that nothing is there."""
     with running_server(tmp_path / "root", check=False) as server:
@@ -78,26 +98,6 @@ def test_the_address_of_a_form_leads_to_the_first_page(server: RunningServer, pa
         assert (303, "/") == (reply.status, reply.headers["Location"])
     after = post_form(server, "/ui/login", {"token": server.token, "next": path})
     assert (303, "/ui/names") == (after.status, after.headers["Location"])
-
-
-def test_a_password_for_a_proxy_is_no_token(server: RunningServer) -> None:
-    """Browsers send it with each request. A token in the header counts, and the session then does not."""
-    visitor = sign_in(server)
-    for given, status in (("Basic dXNlcjpwYXNzd29yZA==", 200), ("Basic", 200), ("Bearer wrong", 303), ("bearer wrong", 303)):
-        headers = {**visitor.headers, "Authorization": given}
-        assert status == server.ask("GET", "/ui/names", headers=headers, token=None).status, given
-    # Nor is it a way around the question which page has sent a form.
-    headers = {**visitor.headers, "Authorization": "Basic dXNlcjpwYXNzd29yZA==", "Sec-Fetch-Site": "cross-site"}
-    assert 400 == server.ask("DELETE", "/v3/pipeline_files/uploads/" + "0" * 32, headers=headers, token=None).status
-
-
-@pytest.mark.parametrize("host", ["xn--a", "a..b", "[::ffff:1.2.3.4]:1", "a_b.example"])
-def test_a_session_begins_at_any_name_of_the_server(server: RunningServer, host: str) -> None:
-    """A browser that says only the origin of a form may know the server by an unusual name."""
-    headers = {"Host": host, "Origin": f"http://{host}"}
-    assert 303 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
-    headers["Origin"] = "http://[other"
-    assert 400 == post_form(server, "/ui/login", {"token": server.token}, headers=headers).status
 
 
 def test_a_wrong_token_is_told_in_one_sentence(server: RunningServer) -> None:

@@ -516,6 +516,9 @@ class Index(Protocol):
     async def labels(self, namespace: str, name: str) -> list[Label]:
         """Return the tags and branches of a name, in the order of their names."""
 
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        """Return the names of the tags and branches at commits of a record, in their order."""
+
     async def list_names(
         self,
         namespace: str,

@@ -188,6 +188,9 @@ class SqliteIndex:
     async def labels(self, namespace: str, name: str) -> list[Label]:
         return await self._reader.run(history.select_labels, namespace, name)
 
+    async def labels_of(self, namespace: str, file_id: str) -> list[str]:
+        return await self._reader.run(history.select_labels_of_record, namespace, file_id)
+
     async def list_names(
         self,
         namespace: str,

@@ -19,7 +19,7 @@ from filestore.http import wire
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.links import maker_of
 from filestore.http.server.routes.page.errors import sentence_of
-from filestore.http.server.routes.page.file import LINK_TIMES, labels_of
+from filestore.http.server.routes.page.file import LINK_TIMES
 from filestore.http.server.routes.page.measurements import measure_versions, render_measured
 from filestore.http.server.routes.page.rendering import render, see_other
 from filestore.http.server.routes.page.urls import NAMES, file_url, name_url, page_url
@@ -38,7 +38,7 @@ async def ask_removal(context: RequestContext, repository: LocalRepository) -> w
     record = await repository.record(Reference(id=required(context.request, "id")))
     context.noted.note_record(record)
     name = record.full_name
-    labels = [label.name for label in await labels_of(repository, record)]
+    labels = await repository.labels_of(record)
     pipelines = (await pipelines_of(repository, {record.id})).get(record.id, "")
     total = await repository.version_count(name)
     commits = await _main_commits(repository, name)

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from filestore.core.commits import Label
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, FilestoreError, InvalidReference, NotFound
@@ -114,7 +113,7 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         if listing is None or listing.next_after is None
         else file_url(record.id, path=path, after=listing.next_after),
         is_newest=await _is_newest(repository, record),
-        labels=[label.name for label in await labels_of(repository, record)],
+        labels=await repository.labels_of(record),
         pipelines=(await pipelines_of(repository, {record.id})).get(record.id, ""),
         download_url=content_url(record.id, path if is_entry else ""),
         tensors_url=tensors_url(record.id, path) if is_file and is_tensor_name(path or record.name) else None,
@@ -149,21 +148,6 @@ def curl_command(base_url: str, record: Record) -> str:
     name = file_name(record)
     output = f"./{name}" if name.startswith("-") else name
     return f'curl -H "Authorization: Bearer $FILESTORE_TOKEN" -o {shlex.quote(output)} {shlex.quote(url)}'
-
-
-async def labels_of(repository: LocalRepository, record: Record) -> list[Label]:
-    """Return the tags and branches at the commits of a record, in the order of their names. A name has at most 1,000."""
-    try:
-        labels = await repository.labels(record.full_name)
-    except NotFound:
-        return []
-    is_ours: dict[str, bool] = {}
-    for commit_id in {label.commit_id for label in labels}:
-        try:
-            is_ours[commit_id] = (await repository.find_commit(record.full_name, commit_id)).file_id == record.id
-        except NotFound:
-            is_ours[commit_id] = False  # it was removed meanwhile
-    return [label for label in labels if is_ours[label.commit_id]]
 
 
 async def _is_newest(repository: LocalRepository, record: Record) -> bool:
