@@ -50,12 +50,17 @@ class TensorDifference(NamedTuple):
     new: Tensor | None
 
 
+def is_tensor_name(name: str) -> bool:
+    """Return whether a file with this name should have tensors. Its content decides whether it has any."""
+    return name.lower().endswith(TENSOR_SUFFIXES)
+
+
 def has_tensors(before: Side, mine: ComparedFile | None, after: Side, its: ComparedFile | None) -> bool:
     """Return whether the tensors of a pair of files are compared: both are there, not compressed, and named like such files."""
     if mine is None or its is None or mine.start is None or its.start is None:
         return False
     names = {its.path} if its.path else {before.file_name, after.file_name}
-    return any(name.lower().endswith(TENSOR_SUFFIXES) for name in names)
+    return any(is_tensor_name(name) for name in names)
 
 
 async def compare_tensors(before: Side, mine: ComparedFile, after: Side, its: ComparedFile) -> list[TensorDifference]:
@@ -84,19 +89,19 @@ async def compare_all_tensors(before: Side, after: Side) -> list[TensorDifferenc
     return await _differences(before, await _all_placed(before), after, await _all_placed(after))
 
 
-class _Placed(NamedTuple):
+class _PlacedTensor(NamedTuple):
     """A tensor, and where its file begins in the content of its side."""
 
     start: int
     tensor: Tensor
 
 
-_Tensors = Mapping[str, _Placed]
+_Tensors = Mapping[str, _PlacedTensor]
 
 
 async def _placed(side: Side, start: int, size: int, *, name: str = "") -> _Tensors:
     table = await read_table(name or side.name, Part(side.content, start, size))
-    return {tensor.name: _Placed(start, tensor) for tensor in table.tensors}
+    return {tensor.name: _PlacedTensor(start, tensor) for tensor in table.tensors}
 
 
 async def _all_placed(side: Side) -> _Tensors:
@@ -105,7 +110,7 @@ async def _all_placed(side: Side) -> _Tensors:
         raise InvalidTensors(side.name, f"no file in it ends in {' or '.join(TENSOR_SUFFIXES)} and is stored uncompressed")
     if len(files) > FILES_LIMIT:
         raise LimitExceeded(f"the number of files with tensors in {side.name}", len(files), FILES_LIMIT)
-    found: dict[str, _Placed] = {}
+    found: dict[str, _PlacedTensor] = {}
     for file in files:
         assert file.start is not None  # noqa: S101  # only those were taken
         placed = await _placed(side, file.start, file.size, name=f"{side.name}:{file.path}" if file.path else side.name)
@@ -120,7 +125,7 @@ def _tensor_files(side: Side) -> list[ComparedFile]:
     return [
         file
         for file in side.files()
-        if file.start is not None and file.kind is EntryKind.FILE and (file.path or side.name).lower().endswith(TENSOR_SUFFIXES)
+        if file.start is not None and file.kind is EntryKind.FILE and is_tensor_name(file.path or side.file_name)
     ]
 
 
@@ -176,7 +181,7 @@ async def _differences(before: Side, old: _Tensors, after: Side, new: _Tensors) 
     return found + [TensorDifference(name, Status.REMOVED, mine.tensor, None) for name, mine in old.items() if name not in new]
 
 
-def _range(mine: _Placed, its: _Placed) -> Unclear:
+def _range(mine: _PlacedTensor, its: _PlacedTensor) -> Unclear:
     return Unclear(mine.start + mine.tensor.offset, its.start + its.tensor.offset, its.tensor.size)
 
 

@@ -11,7 +11,7 @@ import pytest
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.scopes import Scope
-from filestore.http.server.routes.page.comparisons import READ_LIMIT
+from filestore.http.server.routes.page.comparison import READ_LIMIT
 from tests.support.changed_tokens import changed
 from tests.support.commands import Home
 from tests.support.models import safetensors_file, safetensors_from_header, tensor

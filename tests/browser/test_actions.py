@@ -226,7 +226,7 @@ def test_pages_work_without_a_script(browsing: Browsing, small: Library, tmp_pat
     sign_in(page, small.tokens["delete"])
     page.get_by_role("link", name=MODEL).click()
     page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.locator("table.compared tbody tr.is-changed")).to_have_count(2)
+    expect(page.locator("table.compared tbody td.changed")).to_have_count(2)
     page.goto(f"/ui/file?id={small.new_folder}")
     page.get_by_role("link", name="vocabulary", exact=True).click()
     with page.expect_download() as begun:

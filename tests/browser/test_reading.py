@@ -107,7 +107,7 @@ def test_a_viewer_with_the_scope_read_sees_no_action(browsing: Browsing, library
             )
             assert [] == [each for each in targets if CHANGING.search(each)], name
             assert ["Sign out"] == page.locator("form[method=post] button").all_inner_texts(), name
-            assert ["Files", "Space", "Transfers", "Links"] == page.get_by_role("navigation", name="Pages").get_by_role(
+            assert ["Names", "Space", "Transfers", "Links"] == page.get_by_role("navigation", name="Pages").get_by_role(
                 "link"
             ).all_inner_texts()
 

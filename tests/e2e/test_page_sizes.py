@@ -18,7 +18,7 @@ from filestore.core.digest import manifest_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.records import Kind, Record
 from filestore.http.server.routes.page.file import STEPS_LIMIT, _breadcrumb
-from filestore.http.server.routes.page.slowly import PAGE_SIZE
+from filestore.http.server.routes.page.measurements import PAGE_SIZE
 from filestore.http.server.routes.page.versions import PAGE_COUNT as VERSIONS
 from filestore.repository.local import LocalRepository
 from tests.support.frames import encoded, manifest

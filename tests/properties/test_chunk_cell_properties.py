@@ -20,7 +20,7 @@ from filestore.http.server.routes.page.chunk_cells import (
     ChunkCells,
     ChunkOrigins,
     Encoding,
-    Looked,
+    FrameSample,
     Sharing,
     main_encoding,
     runs_of,
@@ -56,13 +56,13 @@ def test_a_chunk_comes_from_the_first_file_that_had_it(mine: list[int], others: 
     assert [number not in mine[:place] for place, number in enumerate(mine)] == origins.is_first.tolist()
 
 
-def looked_at(cells: ChunkCells, numbers: Sequence[int], limit: int) -> Looked:
+def looked_at(cells: ChunkCells, numbers: Sequence[int], limit: int) -> FrameSample:
     """Return what is known of a sample of the frames: those with an odd number are encoded to a half."""
     sample = cells.sample(limit)
     chosen = [numbers[place] for place in sample.tolist()]
     stored = [SIZES[number] // 2 + 1 if number % 2 else SIZES[number] + 8 for number in chosen]
     encodings = [Encoding.ZSTD if number % 2 else Encoding.RAW for number in chosen]
-    return Looked(sample, np.array(stored, dtype=np.int64), np.array(encodings, dtype=np.uint8))
+    return FrameSample(sample, np.array(stored, dtype=np.int64), np.array(encodings, dtype=np.uint8))
 
 
 @given(numbers=contents, limit=limits, sample_limit=limits, data=st.data())

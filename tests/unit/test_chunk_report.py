@@ -16,9 +16,9 @@ from filestore.errors import NotFound
 from filestore.format.codec import Codec
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
-from filestore.http.server.routes.page import chunk_report, compared
+from filestore.http.server.routes.page import chunk_candidates, chunk_report
 from filestore.http.server.routes.page.chunk_cells import NOWHERE, PARTS_KEPT, ChunkCells, Encoding, Sharing
-from filestore.http.server.routes.page.chunk_report import NAME_SHOWN, ChunkReport, Reading, make_chunk_report
+from filestore.http.server.routes.page.chunk_report import NAME_SHOWN, ChunkReport, ReportInputs, make_chunk_report
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -49,14 +49,14 @@ async def repository(tmp_path: Path) -> AsyncIterator[Opened]:
     await repository.close()
 
 
-def reading(*, open_frames: int = 100, reads_frames: bool = True) -> Reading:
+def report_inputs(*, open_frames: int = 100, reads_frames: bool = True) -> ReportInputs:
     """What a report reads with."""
-    return Reading(SharedManifests(wait_seconds=5), SharedTrees(wait_seconds=5), OpenFrames(open_frames), reads_frames)
+    return ReportInputs(SharedManifests(wait_seconds=5), SharedTrees(wait_seconds=5), OpenFrames(open_frames), reads_frames)
 
 
 async def report_on(repository: LocalRepository, record: Record) -> ChunkReport:
     """Return the report about a file."""
-    return await make_chunk_report(repository, record, reading())
+    return await make_chunk_report(repository, record, report_inputs())
 
 
 def origins(report: ChunkReport) -> list[tuple[int, Sharing, str | None]]:
@@ -64,7 +64,7 @@ def origins(report: ChunkReport) -> list[tuple[int, Sharing, str | None]]:
     found = []
     for row in report.rows:
         [part] = row.parts
-        file_id = None if part.rank == NOWHERE else report.compared.records[part.rank].id
+        file_id = None if part.rank == NOWHERE else report.candidates.records[part.rank].id
         found.append((row.chunk_count, report.sharing[part.rank], file_id))
     return found
 
@@ -85,7 +85,7 @@ async def test_each_chunk_comes_from_the_first_file_that_had_it(repository: Open
     assert {Sharing.VERSION: 5, Sharing.OTHER: 5, Sharing.SINCE: 3, Sharing.ONLY_HERE: 7} == {
         kind: each.chunk_count for kind, each in report.sums.items()
     }
-    assert (20, 20, 3, 4) == (report.chunk_count, report.distinct_count, report.read_count, report.compared.total)
+    assert (20, 20, 3, 4) == (report.chunk_count, report.distinct_count, report.read_count, report.candidates.total)
     assert second.size == report.distinct_size
 
 
@@ -94,7 +94,7 @@ async def test_the_first_file_shares_nothing(repository: Opened) -> None:
     record = await repository.store_file(*range(5), *range(3), name="model")
     report = await report_on(repository, record)
     assert origins(report) == [(8, Sharing.ONLY_HERE, None)]
-    assert (8, 5, 0, 1) == (report.chunk_count, report.distinct_count, report.read_count, report.compared.total)
+    assert (8, 5, 0, 1) == (report.chunk_count, report.distinct_count, report.read_count, report.candidates.total)
     empty = await repository.store_file(name="empty")
     report = await report_on(repository, empty)
     assert (0, [], {}, {}) == (report.chunk_count, report.rows, report.picture.boxes, report.encodings)
@@ -114,7 +114,7 @@ async def test_a_token_with_a_prefix_learns_nothing_of_other_names(repository: O
     record = await repository.store_file(*range(10), name="public-model")
     report = await report_on(repository.seen_by("public"), record)
     assert [(10, Sharing.ONLY_HERE, None)] == origins(report)
-    assert ([record], None) == (report.compared.records, report.compared.total)
+    assert ([record], None) == (report.candidates.records, report.candidates.total)
 
 
 async def test_a_codec_is_that_of_the_frame(repository: Opened) -> None:
@@ -126,7 +126,7 @@ async def test_a_codec_is_that_of_the_frame(repository: Opened) -> None:
     report = await report_on(repository, record)
     assert {Encoding.RAW: 2, Encoding.ZSTD: 2} == report.encodings
     assert sum(len(frame.data) for frame in frames) == sum(each.stored_size for each in report.sums.values())
-    for way in (reading(reads_frames=False), reading(open_frames=0)):
+    for way in (report_inputs(reads_frames=False), report_inputs(open_frames=0)):
         report = await make_chunk_report(repository, record, way)
         assert {Encoding.RAW: 2, Encoding.ENCODED: 2} == report.encodings
 
@@ -151,14 +151,14 @@ async def test_a_removed_file_is_not_found(repository: Opened) -> None:
 async def test_limits_hold(repository: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many files are read, the nearest versions first, and only so many frames are looked at."""
     versions = [await repository.store_file(number, *range(100, 110), name="model") for number in range(10)]
-    monkeypatch.setattr(compared, "READ_LIMIT", 1)
+    monkeypatch.setattr(chunk_candidates, "READ_LIMIT", 1)
     monkeypatch.setattr(chunk_report, "SIZES_LIMIT", 4)
     report = await report_on(repository, versions[5])
-    assert (1, 10, 10) == (report.read_count, report.compared.total, len(report.compared.records))
+    assert (1, 10, 10) == (report.read_count, report.candidates.total, len(report.candidates.records))
     assert [(1, Sharing.ONLY_HERE, None), (10, Sharing.VERSION, versions[4].id)] == origins(report)
     assert report.looked_count == 11  # one of each cell
-    monkeypatch.setattr(compared, "COMPARED_LIMIT", 3)
-    chosen = await compared.choose_compared(repository, versions[5])
+    monkeypatch.setattr(chunk_candidates, "CANDIDATES_LIMIT", 3)
+    chosen = await chunk_candidates.choose_candidates(repository, versions[5])
     assert [versions[number].id for number in (2, 3, 4, 5)] == [each.id for each in chosen.records]
     assert ([2, 1, 0], 3) == (chosen.by_priority, chosen.rank)
 
@@ -169,8 +169,8 @@ async def test_similar_names_come_before_the_newest_ones(repository: Opened, mon
     for number in range(5):
         await repository.store_file(10 + number, name=f"something-{number}")
     record = await repository.store_file(1, 2, name="model-v2.bin")
-    monkeypatch.setattr(compared, "COMPARED_LIMIT", 1)
-    chosen = await compared.choose_compared(repository, record)
+    monkeypatch.setattr(chunk_candidates, "CANDIDATES_LIMIT", 1)
+    chosen = await chunk_candidates.choose_candidates(repository, record)
     assert [similar.id, record.id] == [each.id for each in chosen.records]
 
 
@@ -203,8 +203,10 @@ async def test_readers_of_large_files_stop_a_comparison(repository: Opened) -> N
     record = await repository.store_file(5, name="small")
     # A manifest of one chunk fits, and one of 391 does not.
     manifests = SharedManifests(wait_seconds=0.01, limit=9_000)
-    report = await make_chunk_report(repository, record, Reading(manifests, reading().trees, OpenFrames(100), reads_frames=True))
-    assert (0, 1, 4) == (report.read_count, report.damaged_count, report.compared.total)
+    report = await make_chunk_report(
+        repository, record, ReportInputs(manifests, report_inputs().trees, OpenFrames(100), reads_frames=True)
+    )
+    assert (0, 1, 4) == (report.read_count, report.damaged_count, report.candidates.total)
     assert [(1, Sharing.ONLY_HERE, None)] == origins(report)
 
 

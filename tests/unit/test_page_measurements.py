@@ -18,19 +18,19 @@ from filestore.http.server import slow
 from filestore.http.server.context import RequestContext
 from filestore.http.server.measuring import MEASURING, MeasuredUsage, Measuring
 from filestore.http.server.outages import OUTAGES, Outages
-from filestore.http.server.routes.page import measured
-from filestore.http.server.routes.page.measured import (
+from filestore.http.server.routes.page import measurements
+from filestore.http.server.routes.page.measurements import (
     QUICK_CHUNKS,
     QUICK_MANIFESTS_SIZE,
     QUICK_RECORDS,
     NameSizes,
-    found,
+    find_sizes,
     last_name_sizes,
+    measure_if_small,
     measure_name_sizes,
     name_sizes,
-    quick,
+    render_slowly,
 )
-from filestore.http.server.routes.page.slowly import render_slowly
 from filestore.repository.index.protocol import NamespaceUsage
 from filestore.repository.index.sqlite import open_index
 from filestore.repository.local import LocalRepository
@@ -133,18 +133,18 @@ async def test_a_measurement_is_kept_while_it_holds(namespace: Namespace) -> Non
 async def test_only_a_small_namespace_is_measured_at_once(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is one for longer than a moment."""
     context = context_of(Measuring())
-    assert await quick(namespace, lambda: measure_name_sizes(context, namespace)) is not None
+    assert await measure_if_small(namespace, lambda: measure_name_sizes(context, namespace)) is not None
     for large in (
         NamespaceUsage("default", record_count=QUICK_RECORDS + 1),
         NamespaceUsage("default", chunk_count=QUICK_CHUNKS + 1),
         NamespaceUsage("default", manifests_size=QUICK_MANIFESTS_SIZE + 1),
     ):
         namespace.rows = large
-        assert await quick(namespace, lambda: measure_name_sizes(context, namespace)) is None
+        assert await measure_if_small(namespace, lambda: measure_name_sizes(context, namespace)) is None
     assert 1 == namespace.measured
     namespace.rows = NamespaceUsage("default")
-    monkeypatch.setattr(measured, "QUICK_SECONDS", 0)
-    assert await quick(namespace, asyncio.Event().wait) is None
+    monkeypatch.setattr(measurements, "QUICK_SECONDS", 0)
+    assert await measure_if_small(namespace, asyncio.Event().wait) is None
 
 
 async def test_names_that_a_measurement_leaves_out_have_less(namespace: Namespace) -> None:
@@ -167,7 +167,10 @@ async def test_what_cannot_be_measured_is_said() -> None:
     async def fail(error: FilestoreError) -> NameSizes:
         raise error
 
-    assert "could not be measured. The record file_1" in (await found(context, fail(DamagedRecord("file_1", "a", "no")))).problem
-    said = (await found(context, fail(StorageError("/secret", "it fails")))).problem
+    assert (
+        "could not be measured. The record file_1"
+        in (await find_sizes(context, fail(DamagedRecord("file_1", "a", "no")))).problem
+    )
+    said = (await find_sizes(context, fail(StorageError("/secret", "it fails")))).problem
     assert "could not be measured. The server failed; its log says why" in said
     assert "secret" not in said

@@ -17,7 +17,7 @@ from filestore.errors import InvalidTensors
 from filestore.http.server.kept_work import KEPT_WORK, KeptWork
 from filestore.http.server.measuring import MEASURING, Measuring
 from filestore.http.server.routes.page import file, tensors, transfers
-from filestore.http.server.routes.page.chosen import Chosen
+from filestore.http.server.routes.page.subjects import Subject
 from filestore.http.server.routes.sdk.assembly import ASSEMBLY
 from filestore.http.server.routes.sdk.unfinished import UnfinishedUploads
 from filestore.http.server.stored_trees import PREVIEWS_LIMIT, SharedTrees
@@ -35,12 +35,12 @@ async def test_an_error_tells_no_name_of_another_reader(monkeypatch: pytest.Monk
     context: Any = SimpleNamespace(request=SimpleNamespace(app=app), transport=None)
     repository: Any = SimpleNamespace(namespace="default")
 
-    async def fails(_: object, __: object, found: Chosen) -> None:
+    async def fails(_: object, __: object, found: Subject) -> None:
         await asyncio.sleep(0)
         raise InvalidTensors(found.name, "it has none")
 
     monkeypatch.setattr(tensors, "_read", fails)
-    readers = [Chosen(stored(name), "") for name in ("public", "secret")]
+    readers = [Subject(stored(name), "") for name in ("public", "secret")]
     errors = await asyncio.gather(*(tensors.tensors_of(context, repository, found) for found in readers), return_exceptions=True)
     assert ["public" in str(error) for error in errors] == [True, False]
     assert ["secret" in str(error) for error in errors] == [False, True]

@@ -6,6 +6,8 @@ because its URL is not kept; the form has a nonce, by which a reload shows the s
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from filestore.core.commits import Commit, Label, LabelKind, checked_label
@@ -16,11 +18,10 @@ from filestore.errors import FilestoreError, InvalidInput, LabelExists, LimitExc
 from filestore.http import wire
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.links import maker_of
-from filestore.http.server.routes.page import measured
+from filestore.http.server.routes.page.errors import sentence_of
 from filestore.http.server.routes.page.file import LINK_TIMES
-from filestore.http.server.routes.page.measured import Finding
+from filestore.http.server.routes.page.measurements import measure_versions, render_measured
 from filestore.http.server.routes.page.rendering import render, see_other
-from filestore.http.server.routes.page.slowly import permits, render_slowly, sentence_of
 from filestore.http.server.routes.page.urls import NAMES, file_url, name_url, page_url
 from filestore.http.server.routes.page.versions import SHORT_ID, pipelines_of
 from filestore.http.server.routes.page.welcome import read_form
@@ -45,31 +46,20 @@ async def ask_removal(context: RequestContext, repository: LocalRepository) -> w
     # Several commits in a row may have stored the same version.
     following = next((commit for commit in commits if commit.file_id != record.id), None) if is_newest else None
 
-    async def answer(finding: Finding) -> web.Response:
-        sizes = finding.sizes if isinstance(finding.sizes, dict) else {}
-        return await render(
-            context,
-            "remove.html",
-            record=record,
-            labels=summary(labels),
-            pipelines=pipelines,
-            is_last=total <= 1,
-            is_newest=is_newest,
-            following=following,
-            freed=sizes.get(record.id),
-            problem=finding.problem,
-            measure_url=page_url("/ui/remove", id=record.id, measure="yes"),
-            back_url=file_url(record.id),
-        )
-
-    if "measure" in context.request.query and context.request.method == "GET":
-
-        async def work() -> web.Response:
-            return await answer(await measured.found(context, measured.measure_versions(context, repository, [record.id])))
-
-        return await render_slowly(context, work())
-    quick = measured.quick(repository, lambda: measured.measure_versions(context, repository, [record.id]))
-    return await answer(await measured.found(context, quick))
+    return await render_measured(
+        context,
+        repository,
+        "remove.html",
+        partial(measure_versions, context, repository, [record.id]),
+        record=record,
+        labels=summary(labels),
+        pipelines=pipelines,
+        is_last=total <= 1,
+        is_newest=is_newest,
+        following=following,
+        measure_url=page_url("/ui/remove", id=record.id, measure="yes"),
+        back_url=file_url(record.id),
+    )
 
 
 async def _main_commits(repository: LocalRepository, name: str) -> list[Commit]:
@@ -108,7 +98,7 @@ def _moment(form: dict[str, str]) -> int:
     return int(text)
 
 
-async def ask_label(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def show_label_form(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the form for a tag or a branch at a commit."""
     name = context.noted.facts["name"] = required(context.request, "name")
     commit = await repository.find_commit(name, context.request.query.get("revision") or None)
@@ -156,7 +146,7 @@ async def _label_form(
         label=label,
         kind=kind.value,
         problem="" if error is None else _label_problem(context, error),
-        may_move=isinstance(error, LabelExists) and permits(context, Scope.DELETE),
+        is_taken=isinstance(error, LabelExists),
         back_url=name_url(name),
     )
 
@@ -170,7 +160,7 @@ def _label_problem(context: RequestContext, error: FilestoreError) -> str:
     return sentence
 
 
-async def ask_unlabel(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
+async def ask_label_removal(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the page that asks whether a tag or a branch shall be removed."""
     name, wanted = (required(context.request, key) for key in ("name", "label"))
     context.noted.facts["name"] = name

@@ -62,7 +62,7 @@ class Scratch(NamedTuple):
     free: int
 
 
-class Work(NamedTuple):
+class MaintenanceRow(NamedTuple):
     """How collection, check and scrub of a namespace went."""
 
     namespace: str
@@ -73,7 +73,7 @@ class Work(NamedTuple):
     hold: Hold | None
 
 
-class Space(NamedTuple):
+class NamespaceRow(NamedTuple):
     """What a namespace keeps, and what it may keep."""
 
     usage: NamespaceUsage
@@ -82,7 +82,7 @@ class Space(NamedTuple):
     """Whether the quota is that of each namespace without one of its own."""
 
 
-class Token(NamedTuple):
+class TokenEntry(NamedTuple):
     """A token, of which only the digest is known."""
 
     row: TokenRow
@@ -127,11 +127,11 @@ async def show_admin(context: RequestContext, repository: LocalRepository) -> we
     )
 
 
-async def _work(index: Index, namespace: str) -> Work:
+async def _work(index: Index, namespace: str) -> MaintenanceRow:
     check = await results_of(index, namespace, ResultKind.CHECK)
     if namespace == NO_NAMESPACE:
-        return Work(namespace, LastResults(), check, Pass(), None)
-    return Work(
+        return MaintenanceRow(namespace, LastResults(), check, Pass(), None)
+    return MaintenanceRow(
         namespace,
         await collection_results(index, namespace),
         check,
@@ -156,13 +156,13 @@ async def _disk(context: RequestContext) -> DiskState | None:
         return None
 
 
-def _space(namespace: str, usages: Mapping[str, NamespaceUsage], quotas: Sequence[QuotaRow]) -> Space:
+def _space(namespace: str, usages: Mapping[str, NamespaceUsage], quotas: Sequence[QuotaRow]) -> NamespaceRow:
     known = {row.namespace: row.quota for row in quotas if row.token is None}
     quota = known.get(namespace, known.get(EVERYBODY, NO_QUOTA))
-    return Space(usages.get(namespace, NamespaceUsage(namespace)), quota, namespace not in known and quota != NO_QUOTA)
+    return NamespaceRow(usages.get(namespace, NamespaceUsage(namespace)), quota, namespace not in known and quota != NO_QUOTA)
 
 
-async def _tokens(index: Index, quotas: Sequence[QuotaRow], namespace: str | None) -> list[Token]:
+async def _tokens(index: Index, quotas: Sequence[QuotaRow], namespace: str | None) -> list[TokenEntry]:
     """Return the tokens of a namespace, or of all: those of the index, the oldest first, and those that servers were given."""
     now, limits = time.time_ns() // 1000, {row.token: row.quota for row in quotas if row.token is not None}
     kept = await without_links(index, await index.tokens())
@@ -171,7 +171,7 @@ async def _tokens(index: Index, quotas: Sequence[QuotaRow], namespace: str | Non
     rows = [(row, False) for row in kept]
     rows += [(TokenRow(Digest(token.digest), token.namespace, "", token.given_at), True) for token in given]
     return [
-        Token(row, is_given, row.has_expired(now), limits.get(row.digest, NO_QUOTA))
+        TokenEntry(row, is_given, row.has_expired(now), limits.get(row.digest, NO_QUOTA))
         for row, is_given in rows
         if namespace in (None, row.namespace)
     ]

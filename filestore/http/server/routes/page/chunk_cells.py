@@ -101,8 +101,8 @@ class ChunkOrigins:
         return found[self._places].astype(np.int64)
 
 
-class Looked(NamedTuple):
-    """What is known about some frames."""
+class FrameSample(NamedTuple):
+    """What is known about the frames of some chunks."""
 
     numbers: _Ints
     """The numbers of their chunks in the file."""
@@ -193,24 +193,24 @@ class ChunkCells:
         steps = -(-counts // max(limit // self.cell_count, 1))
         return np.flatnonzero(in_cell % steps[self._cells] == 0).astype(np.int64)
 
-    def stored_sizes(self, looked: Looked) -> _Ints:
+    def stored_sizes(self, sample: FrameSample) -> _Ints:
         """Return what the frame of each chunk takes. Where it is not known, it is estimated by the others of the cell."""
-        is_there = looked.stored_sizes > 0
-        numbers, stored = looked.numbers[is_there], looked.stored_sizes[is_there]
+        is_there = sample.stored_sizes > 0
+        numbers, stored = sample.numbers[is_there], sample.stored_sizes[is_there]
         cells = self._cells[numbers]
         known = np.bincount(cells, weights=self._sizes[numbers], minlength=self.cell_count)
         kept = np.bincount(cells, weights=stored, minlength=self.cell_count)
         share = kept.sum() / known.sum() if len(numbers) else 1.0
         shares = np.divide(kept, known, out=np.full(self.cell_count, share), where=known > 0)
         estimated: _Ints = np.rint(self._sizes * shares[self._cells]).astype(np.int64)
-        estimated[looked.numbers] = looked.stored_sizes
+        estimated[sample.numbers] = sample.stored_sizes
         return estimated
 
-    def cells(self, ranks: _Ints, stored_sizes: _Ints, looked: Looked) -> list[Cell]:
+    def cells(self, ranks: _Ints, stored_sizes: _Ints, sample: FrameSample) -> list[Cell]:
         """Return the cells. `ranks` is what `ChunkOrigins.ranks` returns."""
         stored = np.bincount(self._cells, weights=stored_sizes, minlength=self.cell_count).astype(np.int64)
         encodings = np.full(len(self), Encoding.UNKNOWN, dtype=np.int64)
-        encodings[looked.numbers] = looked.encodings
+        encodings[sample.numbers] = sample.encodings
         kinds = len(Encoding)
         table = np.bincount(self._cells * kinds + encodings, minlength=self.cell_count * kinds).reshape(-1, kinds)
         parts = self._parts(ranks)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from filestore.http.server.routes.page.formats import coordinate
+
 if TYPE_CHECKING:  # it imports numpy, which is heavy
     from filestore.http.server.routes.page.chunk_cells import Encoding, Piece, Sharing
 
@@ -94,12 +96,7 @@ def _boxes(start: int, stop: int, total: int, row_count: int) -> Iterator[_Box]:
 
 
 def _rectangle(box: _Box, top: float, height: float) -> str:
-    return f"M{_number(box.x)} {_number(top)}h{_number(box.width)}v{_number(height)}h-{_number(box.width)}z"
-
-
-def _number(value: float) -> str:
-    """Return a number with one digit after the point, which is a tenth of a pixel."""
-    return f"{value:.1f}".removesuffix(".0")
+    return f"M{coordinate(box.x)} {coordinate(top)}h{coordinate(box.width)}v{coordinate(height)}h-{coordinate(box.width)}z"
 
 
 def _joined(paths: Mapping[K, list[str]]) -> dict[K, str]:

@@ -33,6 +33,7 @@ from filestore.format.codec import HEADER_SIZE, stated_codec
 from filestore.http.server.context import RequestContext
 from filestore.http.server.descriptors import OpenFrames
 from filestore.http.server.manifests import SharedManifests
+from filestore.http.server.routes.page.chunk_candidates import Candidates, choose_candidates, read_layouts
 from filestore.http.server.routes.page.chunk_cells import (
     NOWHERE,
     Cell,
@@ -40,18 +41,17 @@ from filestore.http.server.routes.page.chunk_cells import (
     ChunkCells,
     ChunkOrigins,
     Encoding,
-    Looked,
+    FrameSample,
     Sharing,
     SharingSum,
     encoding_of,
     runs_of,
 )
 from filestore.http.server.routes.page.chunk_drawing import Picture, draw
-from filestore.http.server.routes.page.compared import Compared, choose_compared, read_layouts
 from filestore.http.server.stored_trees import OpenedTree, SharedTrees
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread, in_disk_thread
-from filestore.transfer.diff_tensors import TENSOR_SUFFIXES
+from filestore.transfer.diff_tensors import is_tensor_name
 from filestore.transfer.stored_tensors import open_stored
 from filestore.transfer.stored_tree import EntryKind
 
@@ -92,8 +92,8 @@ class ChunkReport(NamedTuple):
     """All chunks by their origins, the largest first."""
     sums: dict[Sharing, SharingSum]
     sharing: dict[int, Sharing]
-    """By the places of `compared`, and NOWHERE: what it means that a chunk comes from there."""
-    compared: Compared
+    """By the places of `candidates`, and NOWHERE: what it means that a chunk comes from there."""
+    candidates: Candidates
     read_count: int
     """How many versions have the contents that were compared."""
     damaged_count: int
@@ -111,8 +111,8 @@ class ChunkReport(NamedTuple):
     """In microseconds since 1970."""
 
 
-class Reading(NamedTuple):
-    """What a report reads with. It is used longer than the request that asked for it."""
+class ReportInputs(NamedTuple):
+    """What a report is made with. It is used longer than the request that asked for it."""
 
     manifests: SharedManifests
     trees: SharedTrees
@@ -121,54 +121,54 @@ class Reading(NamedTuple):
     """Whether frames can be opened at little cost. In an object store each one would be fetched."""
 
     @classmethod
-    def of(cls, context: RequestContext) -> Reading:
-        """Return what a request reads with."""
+    def of(cls, context: RequestContext) -> ReportInputs:
+        """Return what the report of a request is made with."""
         return cls(context.manifests, context.trees, context.open_frames, not context.store.has_object_ids)
 
 
-async def make_chunk_report(repository: LocalRepository, record: Record, reading: Reading) -> ChunkReport:
+async def make_chunk_report(repository: LocalRepository, record: Record, inputs: ReportInputs) -> ChunkReport:
     """Find out what the page about the chunks of a file shows.
 
     Raises NotFound if the file was removed, InvalidManifest if its manifest is damaged, Busy, StorageError.
     """
-    compared = await choose_compared(repository, record)
-    async with reading.manifests.reading(repository, record.digest) as layout:
+    candidates = await choose_candidates(repository, record)
+    async with inputs.manifests.reading(repository, record.digest) as layout:
         # Not held while others are read: two reports could wait for each other.
-        surveyed = await in_cpu_thread(_survey, layout.manifest.chunks, compared.rank)
+        survey = await in_cpu_thread(_survey, layout.manifest.chunks, candidates.rank)
     read_count = damaged_count = 0
-    async for place, other in read_layouts(reading.manifests, repository, compared):
+    async for place, other in read_layouts(inputs.manifests, repository, candidates):
         if other is None:
-            damaged_count += compared.version_counts[place]
+            damaged_count += candidates.version_counts[place]
         else:
-            read_count += compared.version_counts[place]
-            await in_cpu_thread(surveyed.origins.add, other.manifest.chunks, rank=place)
-    looked = await _look(repository, surveyed, reading)
-    regions_are, regions, region_count = await _regions(repository, record, reading)
-    sharing = _sharing_of(compared, record)
-    drawn = await in_cpu_thread(_assemble, surveyed, looked, sharing, regions)
+            read_count += candidates.version_counts[place]
+            await in_cpu_thread(survey.origins.add, other.manifest.chunks, rank=place)
+    sample = await _look(repository, survey, inputs)
+    regions_are, regions, region_count = await _regions(repository, record, inputs)
+    sharing = _sharing_of(candidates, record)
+    drawing = await in_cpu_thread(_assemble, survey, sample, sharing, regions)
     return ChunkReport(
         record=record,
-        chunk_count=len(surveyed.cells),
-        distinct_count=int(surveyed.origins.is_first.sum()),
-        distinct_size=sum(each.size for each in drawn.sums.values()),
-        picture=drawn.picture,
-        rows=drawn.rows,
-        origins=drawn.origins,
-        sums=drawn.sums,
+        chunk_count=len(survey.cells),
+        distinct_count=int(survey.origins.is_first.sum()),
+        distinct_size=sum(each.size for each in drawing.sums.values()),
+        picture=drawing.picture,
+        rows=drawing.rows,
+        origins=drawing.origins,
+        sums=drawing.sums,
         sharing=sharing,
-        compared=compared,
+        candidates=candidates,
         read_count=read_count,
         damaged_count=damaged_count,
-        looked_count=len(looked.numbers),
-        encodings=drawn.encodings,
+        looked_count=len(sample.numbers),
+        encodings=drawing.encodings,
         regions_are=regions_are,
-        regions=drawn.regions,
+        regions=drawing.regions,
         region_count=region_count,
         made_at=time.time_ns() // 1000,
     )
 
 
-class _Surveyed(NamedTuple):
+class _Survey(NamedTuple):
     cells: ChunkCells
     origins: ChunkOrigins
     numbers: npt.NDArray[np.int64]
@@ -177,27 +177,27 @@ class _Surveyed(NamedTuple):
     sizes: list[int]
 
 
-def _survey(chunks: Chunks, rank: int) -> _Surveyed:
+def _survey(chunks: Chunks, rank: int) -> _Survey:
     cells = ChunkCells(chunks)
     numbers = cells.sample(SIZES_LIMIT)
     chosen = [chunks[number] for number in numbers.tolist()]
-    return _Surveyed(
+    return _Survey(
         cells, ChunkOrigins(chunks, rank=rank), numbers, [each.digest for each in chosen], [each.size for each in chosen]
     )
 
 
-async def _look(repository: LocalRepository, surveyed: _Surveyed, reading: Reading) -> Looked:
-    digests = surveyed.digests
+async def _look(repository: LocalRepository, survey: _Survey, inputs: ReportInputs) -> FrameSample:
+    digests = survey.digests
     stored: list[int] = []
     for start in range(0, len(digests), _SIZES_AT_ONCE):
         stored += await repository.frame_sizes(digests[start : start + _SIZES_AT_ONCE])
-    encodings = [encoding_of(size, its) for size, its in zip(surveyed.sizes, stored, strict=True)]
-    if reading.reads_frames:
+    encodings = [encoding_of(size, its) for size, its in zip(survey.sizes, stored, strict=True)]
+    if inputs.reads_frames:
         encoded = list({digests[place]: place for place, each in enumerate(encodings) if each is Encoding.ENCODED})
         step = -(-len(encoded) // CODECS_LIMIT) or 1
-        codecs = await _codecs(repository, encoded[::step], reading.open_frames)
+        codecs = await _codecs(repository, encoded[::step], inputs.open_frames)
         encodings = [codecs.get(digest, each) for digest, each in zip(digests, encodings, strict=True)]
-    return Looked(surveyed.numbers, np.array(stored, dtype=np.int64), np.array(encodings, dtype=np.uint8))
+    return FrameSample(survey.numbers, np.array(stored, dtype=np.int64), np.array(encodings, dtype=np.uint8))
 
 
 async def _codecs(repository: LocalRepository, digests: Sequence[Digest], open_frames: OpenFrames) -> dict[Digest, Encoding]:
@@ -227,15 +227,15 @@ def _read_codecs(digests: Sequence[Digest], files: Sequence[BinaryIO | None]) ->
     return found
 
 
-def _sharing_of(compared: Compared, record: Record) -> dict[int, Sharing]:
+def _sharing_of(candidates: Candidates, record: Record) -> dict[int, Sharing]:
     found = {NOWHERE: Sharing.ONLY_HERE}
-    for place, other in enumerate(compared.records):
+    for place, other in enumerate(candidates.records):
         is_version = other.full_name == record.full_name
-        found[place] = Sharing.SINCE if place > compared.rank else Sharing.VERSION if is_version else Sharing.OTHER
+        found[place] = Sharing.SINCE if place > candidates.rank else Sharing.VERSION if is_version else Sharing.OTHER
     return found
 
 
-class _Drawn(NamedTuple):
+class _Drawing(NamedTuple):
     picture: Picture
     rows: list[Cell]
     origins: list[CellPart]
@@ -244,17 +244,19 @@ class _Drawn(NamedTuple):
     regions: list[Region]
 
 
-def _assemble(surveyed: _Surveyed, looked: Looked, sharing: dict[int, Sharing], ranges: Sequence[tuple[str, int, int]]) -> _Drawn:
-    cells, origins = surveyed.cells, surveyed.origins
+def _assemble(
+    survey: _Survey, sample: FrameSample, sharing: dict[int, Sharing], ranges: Sequence[tuple[str, int, int]]
+) -> _Drawing:
+    cells, origins = survey.cells, survey.origins
     ranks = origins.ranks()
     # The place of NOWHERE, -1, is the last one of the table.
     table = np.array([*(sharing[place] for place in range(len(sharing) - 1)), sharing[NOWHERE]], dtype=np.int64)
     kinds = table[ranks]
-    stored = cells.stored_sizes(looked)
-    groups = cells.cells(ranks, stored, looked)
+    stored = cells.stored_sizes(sample)
+    groups = cells.cells(ranks, stored, sample)
     shares = cells.shares(kinds, [(start, start + size) for _, start, size in ranges])
-    counts = Counter(looked.encodings.tolist())
-    return _Drawn(
+    counts = Counter(sample.encodings.tolist())
+    return _Drawing(
         draw(cells.pieces(kinds, stored, groups)),
         runs_of(groups),
         cells.origins(ranks),
@@ -264,14 +266,16 @@ def _assemble(surveyed: _Surveyed, looked: Looked, sharing: dict[int, Sharing], 
     )
 
 
-async def _regions(repository: LocalRepository, record: Record, reading: Reading) -> tuple[str, list[tuple[str, int, int]], int]:
+async def _regions(
+    repository: LocalRepository, record: Record, inputs: ReportInputs
+) -> tuple[str, list[tuple[str, int, int]], int]:
     """Return what lies where in a file: what it is called, name, start and size of the largest parts, and how many there are."""
     try:
         if record.kind is Kind.DIRECTORY:
-            async with reading.trees.reading(repository, record.digest) as opened:
+            async with inputs.trees.reading(repository, record.digest) as opened:
                 files, count = await in_cpu_thread(_largest_files, opened)
             return "files", _cut(files), count
-        if record.name.lower().endswith(TENSOR_SUFFIXES):
+        if is_tensor_name(record.name):
             weights = await open_stored(repository, record, Reference(id=record.id))
             largest = heapq.nlargest(REGIONS_LIMIT, weights.tensors.values(), key=lambda tensor: tensor.size)
             tensors = [(each.name, each.offset, each.size) for each in sorted(largest, key=lambda each: each.offset)]

@@ -93,10 +93,10 @@ async def show_chunks(context: RequestContext, repository: LocalRepository) -> w
 
 
 async def _report(context: RequestContext, repository: LocalRepository, record: Record) -> ChunkReport | None:
-    from filestore.http.server.routes.page.chunk_report import Reading, make_chunk_report  # noqa: PLC0415  # heavy: numpy
+    from filestore.http.server.routes.page.chunk_report import ReportInputs, make_chunk_report  # noqa: PLC0415  # heavy: numpy
 
     app, namespace = context.request.app, repository.namespace
-    make = partial(make_chunk_report, repository, record, Reading.of(context))
+    make = partial(make_chunk_report, repository, record, ReportInputs.of(context))
     question = ("chunks", record.id, repository.prefix, await state_of(repository))
     try:
         return await app[REPORTS].get(namespace, question, app[MEASURING].run(namespace, make))
@@ -153,4 +153,4 @@ def _part(report: ChunkReport, rank: int, count: int, size: int) -> _Part:
 
 
 def _record_of(report: ChunkReport, rank: int) -> Record | None:
-    return report.compared.records[rank] if rank >= 0 else None
+    return report.candidates.records[rank] if rank >= 0 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 
@@ -21,22 +21,16 @@ from filestore.errors import (
     NotFound,
 )
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page.chosen import Chosen, chosen, chosen_by_reference, display
-from filestore.http.server.routes.page.comparisons import BY, Comparison, compared
-from filestore.http.server.routes.page.formats import query
+from filestore.http.server.routes.page.comparison import BY, Comparison, compare
 from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render, see_other
+from filestore.http.server.routes.page.subjects import Subject, display, subject_of_id, subject_of_reference
 from filestore.http.server.routes.page.tensors import PAGE_COUNT, TensorRow, tensor_row
+from filestore.http.server.routes.page.urls import page_url
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.diff_files import FilePair
-from filestore.transfer.diff_tensors import (
-    TENSOR_SUFFIXES,
-    Status,
-    TensorDifference,
-)
-
-T = TypeVar("T")
+from filestore.transfer.diff_tensors import Status, TensorDifference, is_tensor_name
 
 VERSIONS_SHOWN = 100
 """Versions of a name that can be chosen from a list."""
@@ -106,7 +100,7 @@ class FileRow(NamedTuple):
     """Where its tensors are compared. Empty for a file without tensors, and for one with a path that is too long."""
 
 
-class Inline(NamedTuple):
+class InlineTensors(NamedTuple):
     """The tensors of a file of a directory."""
 
     path: str
@@ -145,7 +139,7 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
     context.noted.note_record(new.record)
     versions = await _versions(repository, new.record)
     try:
-        comparison = await compared(context, repository, old, new, by=by)
+        comparison = await compare(context, repository, old, new, by=by)
     except _REFUSALS as error:
         is_large = isinstance(error, LimitExceeded)
         return await _render(
@@ -153,26 +147,26 @@ async def show_comparison(context: RequestContext, repository: LocalRepository) 
         )
     link = partial(url_of, old, new, by="" if by == "file" else by)
     paging_of = partial(Paging.of, context.request, limit=PAGE_COUNT)
-    shown = await in_cpu_thread(_Shown, comparison, (old, new), link, show, paging_of)
+    shown = await in_cpu_thread(_View, comparison, (old, new), link, show, paging_of)
     inline = [await _inline(context, repository, (old, new), row, show=show) for row in shown.tensor_files()[:INLINE_FILES]]
     return await _render(
         context, old=old, new=new, versions=versions, comparison=comparison, shown=shown, show=show, by=by, inline=inline
     )
 
 
-def url_of(old: Chosen, new: Chosen, **more: object) -> str:
+def url_of(old: Subject, new: Subject, **more: object) -> str:
     """Return the page that compares two things."""
     sides = {"old": old.record.id, "old_path": old.path, "new": new.record.id, "new_path": new.path}
-    return "/ui/compare" + query({**sides, **more})
+    return page_url("/ui/compare", **sides, **more)
 
 
-class _Shown:
+class _View:
     """The part of a comparison that a page shows. It is made in a thread."""
 
     def __init__(
         self,
         comparison: Comparison,
-        sides: tuple[Chosen, Chosen],
+        sides: tuple[Subject, Subject],
         link: Callable[..., str],
         show: str,
         paging_of: Callable[[int], Paging],
@@ -204,24 +198,24 @@ class _Shown:
 
 
 async def _inline(
-    context: RequestContext, repository: LocalRepository, sides: tuple[Chosen, Chosen], row: FileRow, *, show: str
-) -> Inline:
+    context: RequestContext, repository: LocalRepository, sides: tuple[Subject, Subject], row: FileRow, *, show: str
+) -> InlineTensors:
     old, new = sides
     try:
-        found = await compared(context, repository, old.at(row.path), new.at(row.path))
+        found = await compare(context, repository, old.at(row.path), new.at(row.path))
     except _REFUSALS as error:
-        return Inline(row.shown, row.url, (), (), 0, str(error))
+        return InlineTensors(row.shown, row.url, (), (), 0, str(error))
     tensors = found.tensors or ()
     rows = [_tensor_pair(each) for each in tensors if show == "all" or each.status is not Status.SAME]
-    return Inline(
+    return InlineTensors(
         row.shown, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
     )
 
 
-async def _side(repository: LocalRepository, file_id: str, path: str, reference: str) -> Chosen | None:
+async def _side(repository: LocalRepository, file_id: str, path: str, reference: str) -> Subject | None:
     if reference.strip():
-        return await chosen_by_reference(repository, reference)
-    return await chosen(repository, file_id, path) if file_id else None
+        return await subject_of_reference(repository, reference)
+    return await subject_of_id(repository, file_id, path) if file_id else None
 
 
 async def _versions(repository: LocalRepository, record: Record) -> Sequence[Record]:
@@ -230,7 +224,7 @@ async def _versions(repository: LocalRepository, record: Record) -> Sequence[Rec
 
 
 async def _form_only(
-    context: RequestContext, repository: LocalRepository, *, problem: str = "", found: Chosen | None = None
+    context: RequestContext, repository: LocalRepository, *, problem: str = "", found: Subject | None = None
 ) -> web.StreamResponse:
     asked = context.request.query
     if found is None:
@@ -248,7 +242,7 @@ async def _render(context: RequestContext, *, status: int = 200, **values: Any) 
     typed = {which: asked.get(f"{which}_ref", "") for which in ("old", "new")}
     defaults: dict[str, Any] = {"problem": "", "is_large": False, "by": "file", "by_urls": ()}
     defaults |= {"comparison": None, "shown": None, "show": "all", "inline": ()}
-    if isinstance(values.get("old"), Chosen) and isinstance(values.get("new"), Chosen):
+    if isinstance(values.get("old"), Subject) and isinstance(values.get("new"), Subject):
         defaults["by_urls"] = [(each, url_of(values["old"], values["new"], by="" if each == "file" else each)) for each in BY]
     page = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
@@ -289,9 +283,9 @@ def _tensor_pair(each: TensorDifference) -> PairRow:
     return PairRow(WORDS[each.status], display(each.name), old, new)
 
 
-def _file_row(pair: FilePair, old: Chosen, new: Chosen) -> FileRow:
+def _file_row(pair: FilePair, old: Subject, new: Subject) -> FileRow:
     mine, its = pair.mine, pair.its
-    is_named = pair.path.lower().endswith(TENSOR_SUFFIXES) and len(pair.path) <= PATH_LIMIT
+    is_named = is_tensor_name(pair.path) and len(pair.path) <= PATH_LIMIT
     is_named = is_named and pair.status in {Status.CHANGED, Status.SAME}
     url = url_of(old.at(pair.path), new.at(pair.path)) if is_named else ""
     return FileRow(WORDS[pair.status], pair.path, _cut(pair.path), _size(mine), _size(its), pair.bytes_new, url)

@@ -49,18 +49,30 @@ def _wants_page(request: web.Request) -> bool:
 
 async def page_of(request: web.Request, answer: web.Response) -> web.Response:
     """Return a page that says what a problem document says."""
-    document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
-    detail = str(document.get("detail", answer.reason))
     headers = {name: value for name, value in answer.headers.items() if name in {"Retry-After", "Content-Range"}}
     return await render_for(
         request,
         "error.html",
         status=answer.status,
         headers=headers,
-        detail=detail[:1].upper() + detail[1:],
+        detail=_capitalized(_detail(answer)),
         request_id=record_of(request).id,
         is_ours=answer.status >= 500,
     )
+
+
+def sentence_of(context: RequestContext, error: Exception) -> str:
+    """Return what an answer says about an error, as a sentence. Facts about the server itself are only in its log."""
+    return f"{_capitalized(_detail(problem(context.request, error)))}."
+
+
+def _detail(answer: web.Response) -> str:
+    document = json.loads(answer.body) if isinstance(answer.body, bytes) else {}
+    return str(document.get("detail", answer.reason))
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 async def show_nothing(context: RequestContext, _: object) -> web.StreamResponse:

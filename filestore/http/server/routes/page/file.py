@@ -11,18 +11,18 @@ from aiohttp import web
 
 from filestore.core.records import Kind, Record
 from filestore.core.references import Reference
-from filestore.core.scopes import Scope
 from filestore.errors import EntryNotFound, FilestoreError, InvalidReference, NotFound
 from filestore.http.server.context import RequestContext
 from filestore.http.server.routes.page.content import PATH_LIMIT, file_name
+from filestore.http.server.routes.page.errors import sentence_of
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.slowly import permits, sentence_of
-from filestore.http.server.routes.page.urls import content_url, file_url, name_url, page_url
+from filestore.http.server.routes.page.urls import content_url, file_url, page_url, tensors_url
 from filestore.http.server.routes.page.versions import pipelines_of
 from filestore.http.server.routes.queries import required
 from filestore.http.server.stored_trees import OpenedTree, lost_as_damaged
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
+from filestore.transfer.diff_tensors import is_tensor_name
 from filestore.transfer.stored_tree import EntryKind, StoredEntry, StoredTree, read_entry
 
 PAGE_COUNT = 200
@@ -34,7 +34,6 @@ STEPS_LIMIT = 32
 CARD_SIZE = 16 << 10
 """Bytes of a README.md that are shown. The rest can be downloaded."""
 _CARD = "README.md"
-_WITH_TENSORS = (".safetensors", ".gguf")
 LINK_TIMES = {
     "3600": "1 hour",
     "86400": "1 day",
@@ -97,6 +96,7 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
     elif path:
         raise EntryNotFound(record.full_name, path[:PATH_LIMIT])
     is_entry = listing is not None and listing.entry.kind is EntryKind.FILE
+    is_file = is_entry or record.kind is Kind.FILE
     older = await _older(repository, record)
     return await render(
         context,
@@ -112,12 +112,11 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         next_url=None
         if listing is None or listing.next_after is None
         else file_url(record.id, path=path, after=listing.next_after),
-        name_url=name_url(record.full_name),
         is_newest=await _is_newest(repository, record),
         labels=await repository.labels_of(record),
         pipelines=(await pipelines_of(repository, {record.id})).get(record.id, ""),
         download_url=content_url(record.id, path if is_entry else ""),
-        tensors_url=tensors_url(record.id, path, path or record.name) if record.kind is Kind.FILE or is_entry else None,
+        tensors_url=tensors_url(record.id, path) if is_file and is_tensor_name(path or record.name) else None,
         chunks_url=page_url("/ui/chunks", id=record.id),
         compare_url=None if older is None else page_url("/ui/compare", old=older.id, new=record.id),
         quoted_url=shlex.quote(context.base_url),
@@ -127,8 +126,6 @@ async def show_file(context: RequestContext, repository: LocalRepository) -> web
         link_time=LINK_TIME,
         nonce=secrets.token_hex(16),
         remove_url=page_url("/ui/remove", id=record.id),
-        can_link=permits(context, Scope.WRITE),
-        can_remove=permits(context, Scope.DELETE),
     )
 
 
@@ -151,11 +148,6 @@ def curl_command(base_url: str, record: Record) -> str:
     name = file_name(record)
     output = f"./{name}" if name.startswith("-") else name
     return f'curl -H "Authorization: Bearer $FILESTORE_TOKEN" -o {shlex.quote(output)} {shlex.quote(url)}'
-
-
-def tensors_url(file_id: str, path: str, name: str) -> str | None:
-    """Return the URL of the page with the tensors of a file. Return None for a file that is not known to have any."""
-    return page_url("/ui/tensors", id=file_id, path=path) if name.lower().endswith(_WITH_TENSORS) else None
 
 
 async def _is_newest(repository: LocalRepository, record: Record) -> bool:
@@ -224,7 +216,7 @@ def _entry_row(opened: OpenedTree, file_id: str, entry: StoredEntry, path: str) 
         is_executable=is_file and real is not None and real.is_executable,
         url=None if real is None else file_url(file_id, path=path),
         download_url=content_url(file_id, path) if is_file else None,
-        tensors_url=tensors_url(file_id, path, name) if is_file else None,
+        tensors_url=tensors_url(file_id, path) if is_file and is_tensor_name(name) else None,
         target="" if real is None or entry.kind is not EntryKind.LINK else real.path,
     )
 

@@ -6,9 +6,6 @@ in the language and the time zone of the reader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from urllib.parse import urlencode
-
 from markupsafe import Markup
 
 from filestore.core.timestamps import format_timestamp
@@ -44,7 +41,11 @@ def size_text(number: int) -> str:
     return f"{value:.{digits}f} {_UNITS[place]}"
 
 
-def query(values: Mapping[str, object]) -> str:
-    """Return a query such as `?id=file_1&path=a%2Fb`, without the values that are None or empty."""
-    given = {key: value for key, value in values.items() if value not in (None, "")}
-    return f"?{urlencode(given)}" if given else ""
+def percent(part: float, whole: float) -> str:
+    """Return a share in whole percent, such as `38 %`. That of nothing is `0 %`."""
+    return f"{100 * part / whole if whole else 0:.0f} %"
+
+
+def coordinate(value: float) -> str:
+    """Return a number of a path of SVG, with one digit after the point, which is a tenth of a pixel."""
+    return f"{value:.1f}".removesuffix(".0")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from filestore.core.commits import Commit
 from filestore.core.records import Record
 from filestore.core.references import Reference
-from filestore.core.scopes import Scope
 from filestore.errors import InvalidInput, NotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page import measured
-from filestore.http.server.routes.page.measured import NOTHING, Finding, NameSizes
+from filestore.http.server.routes.page.measurements import last_name_sizes, measure_name_sizes, render_measured
 from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.slowly import permits, render_slowly
 from filestore.http.server.routes.page.urls import NAMES, name_url, page_url
 from filestore.http.server.routes.queries import number_in
 from filestore.repository.local import LocalRepository
@@ -35,7 +33,7 @@ _SEARCH_LIMIT = 255
 DONE = {"removed": "The last version was removed. Nothing is stored under its name any more."}
 
 
-class Found(NamedTuple):
+class NewestVersion(NamedTuple):
     """A name, and its newest version: that of `main`, or of another branch if all versions are on such."""
 
     name: str
@@ -50,7 +48,7 @@ class Found(NamedTuple):
 class NamePage(NamedTuple):
     """A page of names."""
 
-    found: list[Found]
+    found: list[NewestVersion]
     following: dict[str, object] | None
     """What the query of the next page has. None if this is the last one."""
 
@@ -67,10 +65,6 @@ class NameRow(NamedTuple):
     labels: list[str]
     more_labels: int
     """How many labels are left out."""
-    added: int | None
-    """Bytes of its frames that no other name needs. None if that is not known."""
-    is_exact: bool
-    """Whether it is exactly `added`, and not less."""
 
 
 async def show_names(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
@@ -85,55 +79,39 @@ async def show_names(context: RequestContext, repository: LocalRepository) -> we
     page = await (_by_name if order == "name" else _newest)(context, repository, search.casefold())
     asked = {"q": search, "order": None if order == "name" else order}
 
-    async def answer(finding: Finding) -> web.Response:
-        sizes = finding.sizes if isinstance(finding.sizes, NameSizes) else None
-        this = asked | {key: query.get(key) for key in ("after", "before")}
-        return await render(
-            context,
-            "names.html",
-            rows=[await _row(repository, found, sizes) for found in page.found],
-            search=search,
-            order=order,
-            is_first="after" not in query and "before" not in query,
-            first_url=page_url(NAMES, **asked),
-            next_url=None if page.following is None else page_url(NAMES, **asked, **page.following),
-            measure_url=page_url(NAMES, **this, measure="yes"),
-            measured_at=None if sizes is None else sizes.measured_at,
-            problem=finding.problem,
-            is_empty=not page.found and not search and page.following is None and "after" not in query and "before" not in query,
-            can_write=permits(context, Scope.WRITE),
-            push_command=_push_command(context.base_url, repository.prefix),
-            done=DONE.get(query.get("done", ""), ""),
-            prefix=repository.prefix,
-        )
-
-    if not page.found:
-        return await answer(NOTHING)
-    last = await measured.last_name_sizes(context, repository)
-    if "measure" in query and context.request.method == "GET":
-
-        async def work() -> web.Response:
-            return await answer(await measured.found(context, measured.measure_name_sizes(context, repository)))
-
-        return await render_slowly(context, work())
-    if last is not None:
-        return await answer(Finding(last))
-    quick = measured.quick(repository, lambda: measured.measure_name_sizes(context, repository))
-    return await answer(await measured.found(context, quick))
+    this = asked | {key: query.get(key) for key in ("after", "before")}
+    is_first = "after" not in query and "before" not in query
+    values: dict[str, Any] = {
+        "rows": [await _row(repository, found) for found in page.found],
+        "search": search,
+        "order": order,
+        "is_first": is_first,
+        "first_url": page_url(NAMES, **asked),
+        "next_url": None if page.following is None else page_url(NAMES, **asked, **page.following),
+        "measure_url": page_url(NAMES, **this, measure="yes"),
+        "is_empty": not page.found and not search and page.following is None and is_first,
+        # A token with a prefix is refused for the name that a push chooses by itself.
+        "push_arguments": _push_arguments(context.base_url, repository.prefix),
+        "done": DONE.get(query.get("done", ""), ""),
+    }
+    last = None if "measure" in query else await last_name_sizes(context, repository)
+    if last is not None or not page.found:
+        return await render(context, "names.html", sizes=last, problem="", **values)
+    return await render_measured(context, repository, "names.html", partial(measure_name_sizes, context, repository), **values)
 
 
-def _push_command(url: str, prefix: str) -> str:
-    """Return a command that stores a folder. A token with a prefix is refused for the name that a push chooses by itself."""
+def _push_arguments(url: str, prefix: str) -> str:
+    """Return what follows the command that stores a folder, as words for a shell."""
     name = f" --name {shlex.quote(prefix + 'NAME.zip')}" if prefix else ""
-    return f"filestore push --url {shlex.quote(url)}{name} FOLDER"
+    return f"--url {shlex.quote(url)}{name} FOLDER"
 
 
 async def _by_name(context: RequestContext, repository: LocalRepository, search: str) -> NamePage:
     after: str | None = context.request.query.get("after")
-    found: list[Found] = []
+    found: list[NewestVersion] = []
     for _ in range(LOOKED_AT_CALLS):
         heads = await repository.list_names(search=search or None, after=after, limit=PAGE_COUNT - len(found))
-        found += [Found(name, commit) for name, commit in heads.heads]
+        found += [NewestVersion(name, commit) for name, commit in heads.heads]
         after = heads.next_after
         if after is None or len(found) == PAGE_COUNT:
             break
@@ -144,7 +122,7 @@ async def _newest(context: RequestContext, repository: LocalRepository, search: 
     """Find names in the order in which their newest versions were stored. Each name comes once, at one place."""
     before = number_in(context.request, "before")
     newest: dict[str, str | None] = {}
-    found: list[Found] = []
+    found: list[NewestVersion] = []
     for _ in range(LOOKED_AT_RECORDS // _RECORDS):
         records = await repository.records(limit=_RECORDS, before=before)
         for record in records:
@@ -155,7 +133,7 @@ async def _newest(context: RequestContext, repository: LocalRepository, search: 
             if name not in newest:
                 newest[name] = await _newest_id(repository, name)
             if newest[name] == record.id:
-                found.append(Found(name, record))
+                found.append(NewestVersion(name, record))
             if len(found) == PAGE_COUNT:
                 return NamePage(found, {"before": before})
         if len(records) < _RECORDS:
@@ -175,11 +153,10 @@ async def _newest_id(repository: LocalRepository, name: str) -> str | None:
     return None
 
 
-async def _row(repository: LocalRepository, found: Found, sizes: NameSizes | None) -> NameRow:
+async def _row(repository: LocalRepository, found: NewestVersion) -> NameRow:
     labels: list[str] = []
     with suppress(NotFound):  # it may have been removed meanwhile
         labels = [label.name for label in await repository.labels(found.name)]
-    added = None if sizes is None else sizes.of(found.name)
     return NameRow(
         name=found.name,
         url=name_url(found.name),
@@ -189,6 +166,4 @@ async def _row(repository: LocalRepository, found: Found, sizes: NameSizes | Non
         version_count=await repository.version_count(found.name),
         labels=labels[:_LABELS],
         more_labels=max(len(labels) - _LABELS, 0),
-        added=None if added is None else added[0],
-        is_exact=added is not None and added[1],
     )

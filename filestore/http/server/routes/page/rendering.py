@@ -15,7 +15,7 @@ from filestore.core.scopes import Scope
 from filestore.http.server.access import Access
 from filestore.http.server.context import RequestContext
 from filestore.http.server.request_record import record_of
-from filestore.http.server.routes.page import formats
+from filestore.http.server.routes.page import formats, urls
 from filestore.http.server.routes.page.assets import asset_url
 from filestore.system.threads import in_cpu_thread
 
@@ -129,6 +129,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters |= {"size": formats.size, "count": formats.count, "moment": formats.moment, "query": formats.query}
-    environment.globals |= {"static": asset_url, "version": version("model-filestore")}
+    environment.filters |= {"size": formats.size, "count": formats.count, "moment": formats.moment, "percent": formats.percent}
+    environment.globals.update(
+        static=asset_url,
+        version=version("model-filestore"),
+        page_url=urls.page_url,
+        name_url=urls.name_url,
+        file_url=urls.file_url,
+    )
     return environment

@@ -1,6 +1,7 @@
 """Keep what took long to find out for a page, and let a page that asks again have it.
 
-A page is not kept waiting: after a moment it says that the work goes on, and is loaded again.
+A page is not kept waiting: after a moment it says that the work goes on, and is loaded again. A report is about what a namespace
+has now, so it is kept for a time. What follows from content alone, which never changes, is kept by `http/server/kept_work.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from aiohttp import web
 
 from filestore.errors import Busy
-from filestore.http.server.routes.page.measured import is_quick
+from filestore.http.server.routes.page.measurements import is_quick
 from filestore.repository.index.protocol import NamespaceUsage
 from filestore.repository.local import LocalRepository
 from filestore.system.clock import elapsed_seconds

@@ -7,13 +7,13 @@ from functools import partial
 from filestore.core.scopes import Scope
 from filestore.http.server.route import PublicRoute, Route
 from filestore.http.server.routes.page.actions import (
-    ask_label,
+    ask_label_removal,
     ask_removal,
-    ask_unlabel,
     make_link,
     remove_label,
     remove_version,
     set_label,
+    show_label_form,
 )
 from filestore.http.server.routes.page.admin import show_admin
 from filestore.http.server.routes.page.assets import ASSET_PATH, show_asset
@@ -22,7 +22,7 @@ from filestore.http.server.routes.page.compare import show_comparison
 from filestore.http.server.routes.page.content import send_content
 from filestore.http.server.routes.page.errors import as_pages, show_nothing
 from filestore.http.server.routes.page.file import show_file
-from filestore.http.server.routes.page.links import ask_to_revoke, revoke, show_links
+from filestore.http.server.routes.page.links import ask_revocation, revoke_link, show_links
 from filestore.http.server.routes.page.names import show_names
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.server.routes.page.space import show_space
@@ -44,27 +44,27 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
 _page = partial(Route, access=session_access, dialect=as_pages)
 
 PAGE_ROUTES: tuple[Route, ...] = (
-    _page("GET", "/ui/transfers", show_transfers, Scope.READ),
-    _page("GET", "/ui/links", show_links, Scope.READ),
-    _page("GET", "/ui/unlink", ask_to_revoke, Scope.DELETE),
-    _page("POST", "/ui/unlink", revoke, Scope.DELETE),
-    _page("GET", "/ui/admin", show_admin, Scope.ADMIN, is_for_prefixes=False),
-    _page("GET", "/ui/upload", show_upload, Scope.WRITE),
-    _page("GET", "/ui/tensors", show_tensors, Scope.READ),
-    _page("GET", "/ui/compare", show_comparison, Scope.READ),
-    _page("GET", "/ui/chunks", show_chunks, Scope.READ),
-    _page("GET", "/ui/space", show_space, Scope.READ),
     _page("GET", "/ui/names", show_names, Scope.READ),
     _page("GET", "/ui/name", show_versions, Scope.READ),
     _page("GET", "/ui/file", show_file, Scope.READ),
     _page("GET", "/ui/content", send_content, Scope.READ, is_transfer=True),
-    _page("GET", "/ui/label", ask_label, Scope.WRITE),
+    _page("GET", "/ui/tensors", show_tensors, Scope.READ),
+    _page("GET", "/ui/compare", show_comparison, Scope.READ),
+    _page("GET", "/ui/chunks", show_chunks, Scope.READ),
+    _page("GET", "/ui/space", show_space, Scope.READ),
+    _page("GET", "/ui/upload", show_upload, Scope.WRITE),
+    _page("GET", "/ui/transfers", show_transfers, Scope.READ),
+    _page("GET", "/ui/links", show_links, Scope.READ),
+    _page("GET", "/ui/label", show_label_form, Scope.WRITE),
     _page("POST", "/ui/label", set_label, Scope.WRITE),
-    _page("GET", "/ui/unlabel", ask_unlabel, Scope.DELETE),
-    _page("POST", "/ui/unlabel", remove_label, Scope.DELETE),
+    _page("POST", "/ui/link", make_link, Scope.WRITE),
     _page("GET", "/ui/remove", ask_removal, Scope.DELETE),
     _page("POST", "/ui/remove", remove_version, Scope.DELETE),
-    _page("POST", "/ui/link", make_link, Scope.WRITE),
+    _page("GET", "/ui/unlabel", ask_label_removal, Scope.DELETE),
+    _page("POST", "/ui/unlabel", remove_label, Scope.DELETE),
+    _page("GET", "/ui/unlink", ask_revocation, Scope.DELETE),
+    _page("POST", "/ui/unlink", revoke_link, Scope.DELETE),
+    _page("GET", "/ui/admin", show_admin, Scope.ADMIN, is_for_prefixes=False),
     # The last one, as it takes all paths.
     _page("GET", "/ui/{rest:.*}", show_nothing, Scope.READ),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from filestore.http.server.routes.page.formats import coordinate
+
 WIDTH = 1000
 """The width of the chart, in its own units."""
 HEIGHT = 240
@@ -31,9 +33,5 @@ def _area(figures: Sequence[int], top: int) -> str:
     path = f"M0 {HEIGHT}"
     for number, figure in enumerate(figures):
         height = HEIGHT * (1 - figure / top) if top else HEIGHT
-        path += f"V{_number(height)}H{_number((number + 1) * step)}"
+        path += f"V{coordinate(height)}H{coordinate((number + 1) * step)}"
     return f"{path}V{HEIGHT}z"
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -15,16 +15,14 @@ from filestore.errors import InvalidArchive, InvalidReference, InvalidTensors, L
 from filestore.format.tensors import Tensor, TensorTable
 from filestore.http.server.context import RequestContext
 from filestore.http.server.kept_work import KEPT_WORK
-from filestore.http.server.routes.page.chosen import WORK_SIZE, Chosen, chosen, display, opened_content
 from filestore.http.server.routes.page.paging import Paging
 from filestore.http.server.routes.page.rendering import render
+from filestore.http.server.routes.page.subjects import WORK_SIZE, Subject, display, opened_content, subject_of_id
 from filestore.http.server.routes.queries import required
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
 from filestore.transfer.stored_ranges import ReadLimit
 from filestore.transfer.stored_tensors import read_table
-
-T = TypeVar("T")
 
 PAGE_COUNT = 500
 """Tensors of one page."""
@@ -91,19 +89,19 @@ class TensorRow(NamedTuple):
 async def show_tensors(context: RequestContext, repository: LocalRepository) -> web.StreamResponse:
     """Answer with the tensors of a stored file, or of a file in a stored directory."""
     asked = context.request.query
-    found = await chosen(repository, required(context.request, "id"), asked.get("path", ""))
-    context.noted.note_record(found.record)
+    subject = await subject_of_id(repository, required(context.request, "id"), asked.get("path", ""))
+    context.noted.note_record(subject.record)
     wanted = asked.get("q", "").strip()
     try:
-        listing = await tensors_of(context, repository, found)
+        listing = await tensors_of(context, repository, subject)
     except _UNREADABLE as error:
-        return await render(context, "tensors.html", status=422, found=found, problem=str(error), listing=None)
+        return await render(context, "tensors.html", status=422, subject=subject, problem=str(error), listing=None)
     rows = await in_cpu_thread(_matching, listing.table.tensors, wanted)
     paging = Paging.of(context.request, len(rows), limit=PAGE_COUNT)
     return await render(
         context,
         "tensors.html",
-        found=found,
+        subject=subject,
         problem="",
         listing=listing,
         wanted=wanted,
@@ -118,7 +116,7 @@ async def show_tensors(context: RequestContext, repository: LocalRepository) -> 
     )
 
 
-async def tensors_of(context: RequestContext, repository: LocalRepository, found: Chosen) -> Listing:
+async def tensors_of(context: RequestContext, repository: LocalRepository, subject: Subject) -> Listing:
     """Return what the header of a file says. It is kept for the next part of its page.
 
     Raises InvalidTensors, InvalidReference, EntryNotFound, InvalidArchive, LimitExceeded, NotFound, DamagedChunk, StorageError,
@@ -127,17 +125,17 @@ async def tensors_of(context: RequestContext, repository: LocalRepository, found
     return await context.request.app[KEPT_WORK].get(
         repository.namespace,
         # With its name, which errors tell: whoever sees the content under one name may not see the others.
-        ("tensors", found.record.digest, found.name),
-        partial(_read, context, repository, found),
+        ("tensors", subject.record.digest, subject.name),
+        partial(_read, context, repository, subject),
         measure=lambda listing: listing.size_in_memory,
         check_client=lambda: context.transport,
     )
 
 
-async def _read(context: RequestContext, repository: LocalRepository, found: Chosen) -> Listing:
+async def _read(context: RequestContext, repository: LocalRepository, subject: Subject) -> Listing:
     limit = ReadLimit(READ_LIMIT, what="the part of the file that its header is in, in bytes,")
-    async with context.reader_budget.take(WORK_SIZE), opened_content(context, repository, found, limit) as content:
-        return await in_cpu_thread(_listing, await read_table(display(found.name), content))
+    async with context.reader_budget.take(WORK_SIZE), opened_content(context, repository, subject, limit) as content:
+        return await in_cpu_thread(_listing, await read_table(display(subject.name), content))
 
 
 def _listing(table: TensorTable) -> Listing:

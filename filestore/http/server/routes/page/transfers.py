@@ -40,7 +40,7 @@ _WORK = {
 """What each route does, by the pattern of its path. The others send a file or receive one."""
 
 
-class ShownTransfer(NamedTuple):
+class TransferRow(NamedTuple):
     """A row of the page."""
 
     work: str
@@ -64,7 +64,7 @@ async def show_transfers(context: RequestContext, repository: LocalRepository) -
         context,
         "transfers.html",
         headers={"Refresh": str(REFRESH_SECONDS)} if refreshes else {},
-        transfers=[ShownTransfer(_work_of(each), each, round(each.began_at / _MICROSECOND)) for each in shown[:SHOWN_LIMIT]],
+        transfers=[TransferRow(_work_of(each), each, round(each.began_at / _MICROSECOND)) for each in shown[:SHOWN_LIMIT]],
         # Those that a process has no room to tell are of any namespace.
         more=max(0, len(shown) - SHOWN_LIMIT) + (current.left_out if sees_all else 0),
         silent=current.silent if sees_all else 0,

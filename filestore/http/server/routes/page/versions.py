@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp import web
 
 from filestore.core.commits import MAIN, Commit, Label, LabelKind
-from filestore.core.scopes import Scope
 from filestore.core.timestamps import format_timestamp
 from filestore.errors import RevisionNotFound
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page import measured
-from filestore.http.server.routes.page.measured import Finding
-from filestore.http.server.routes.page.rendering import render
-from filestore.http.server.routes.page.slowly import permits, render_slowly
+from filestore.http.server.routes.page.measurements import measure_versions, render_measured
 from filestore.http.server.routes.page.urls import content_url, file_url, name_url, page_url
 from filestore.http.server.routes.queries import number_in, required
 from filestore.repository.local import LocalRepository
@@ -48,8 +45,6 @@ class VersionRow(NamedTuple):
     more_labels: int
     pipelines: str
     """The names of the pipelines that need it."""
-    added: int | None
-    """Bytes that only this version needs. None if that is not known."""
     url: str
     download_url: str
     label_url: str
@@ -82,41 +77,27 @@ async def show_versions(context: RequestContext, repository: LocalRepository) ->
     later = [label for label in labels if labels_after is None or label.name > labels_after]
     shown = later[:LABELS_COUNT]
 
-    async def answer(finding: Finding) -> web.Response:
-        sizes = finding.sizes if isinstance(finding.sizes, dict) else {}
-        return await render(
-            context,
-            "name.html",
-            name=name,
-            rows=[_row(name, commit, at_commit.get(commit.id, []), users, sizes) for commit in commits],
-            total=total,
-            revision=revision,
-            is_main=asked is None,
-            is_first=before is None,
-            url=name_url(name),
-            first_url=name_url(name, revision=asked),
-            next_url=following,
-            labels=[_label_row(name, label) for label in shown],
-            labels_count=len(labels),
-            next_labels_url=name_url(name, revision=asked, labels_after=shown[-1].name) if len(later) > len(shown) else None,
-            measure_url=name_url(name, revision=asked, before=before, measure="yes"),
-            has_sizes=bool(sizes),
-            problem=finding.problem,
-            done=DONE.get(query.get("done", ""), ""),
-            choices=_choices(commits),
-            can_label=permits(context, Scope.WRITE),
-            can_remove=permits(context, Scope.DELETE),
-        )
-
-    ids = [commit.file_id for commit in commits]
-    if "measure" in query and request.method == "GET":
-
-        async def work() -> web.Response:
-            return await answer(await measured.found(context, measured.measure_versions(context, repository, ids)))
-
-        return await render_slowly(context, work())
-    quick = measured.quick(repository, lambda: measured.measure_versions(context, repository, ids))
-    return await answer(await measured.found(context, quick))
+    return await render_measured(
+        context,
+        repository,
+        "name.html",
+        partial(measure_versions, context, repository, [commit.file_id for commit in commits]),
+        name=name,
+        rows=[_row(name, commit, at_commit.get(commit.id, []), users) for commit in commits],
+        total=total,
+        revision=revision,
+        is_main=asked is None,
+        is_first=before is None,
+        url=name_url(name),
+        first_url=name_url(name, revision=asked),
+        next_url=following,
+        labels=[_label_row(name, label) for label in shown],
+        labels_count=len(labels),
+        next_labels_url=name_url(name, revision=asked, labels_after=shown[-1].name) if len(later) > len(shown) else None,
+        measure_url=name_url(name, revision=asked, before=before, measure="yes"),
+        done=DONE.get(query.get("done", ""), ""),
+        choices=_choices(commits),
+    )
 
 
 async def pipelines_of(repository: LocalRepository, file_ids: set[str]) -> dict[str, str]:
@@ -156,7 +137,7 @@ async def _labels_by_commit(repository: LocalRepository, name: str, labels: list
     return found
 
 
-def _row(name: str, commit: Commit, labels: list[str], users: dict[str, str], sizes: dict[str, int]) -> VersionRow:
+def _row(name: str, commit: Commit, labels: list[str], users: dict[str, str]) -> VersionRow:
     title, _, rest = commit.message.strip().partition("\n")
     return VersionRow(
         commit=commit,
@@ -166,7 +147,6 @@ def _row(name: str, commit: Commit, labels: list[str], users: dict[str, str], si
         labels=labels[:_AT_COMMIT],
         more_labels=max(len(labels) - _AT_COMMIT, 0),
         pipelines=users.get(commit.file_id, ""),
-        added=sizes.get(commit.file_id),
         url=file_url(commit.file_id),
         download_url=content_url(commit.file_id),
         label_url=page_url("/ui/label", name=name, revision=commit.id),

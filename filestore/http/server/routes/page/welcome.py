@@ -12,12 +12,12 @@ from filestore.http.server.errors import problem
 from filestore.http.server.route import Entrance
 from filestore.http.server.routes.page.rendering import ask_again, render, see_other
 from filestore.http.server.routes.page.session import begin_session, check_same_origin, session_access, set_cookie
+from filestore.http.server.routes.page.urls import NAMES
 
 FORM_LIMIT = 64 << 10
 """Bytes of a form. A token has at most some thousand."""
 FIELDS_LIMIT = 100
 """Fields of a form."""
-HOME = "/ui/names"
 FORMS = ("/ui/login", "/ui/logout")
 """Where the forms go that begin and end a session."""
 
@@ -90,4 +90,4 @@ def _own_path(text: str | None) -> str:
     """Return a path of a page of this server, or that of the first one if `text` is anything else."""
     # A browser reads `//host` and `/\\host` as another host.
     is_own = text is not None and text.startswith("/ui/") and text.isprintable() and text.isascii() and "\\" not in text
-    return text if text is not None and is_own and not text.startswith(FORMS) else HOME
+    return text if text is not None and is_own and not text.startswith(FORMS) else NAMES

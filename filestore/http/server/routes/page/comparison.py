@@ -10,7 +10,7 @@ from typing import NamedTuple
 from filestore.errors import InvalidTensors
 from filestore.http.server.context import RequestContext
 from filestore.http.server.kept_work import KEPT_WORK
-from filestore.http.server.routes.page.chosen import WORK_SIZE, Chosen, opened_side
+from filestore.http.server.routes.page.subjects import WORK_SIZE, Subject, opened_side
 from filestore.http.server.routes.page.tensors import tensor_memory
 from filestore.repository.local import LocalRepository
 from filestore.system.threads import in_cpu_thread
@@ -44,8 +44,8 @@ class Comparison(NamedTuple):
     size_in_memory: int
 
 
-async def compared(
-    context: RequestContext, repository: LocalRepository, old: Chosen, new: Chosen, *, by: str = "file"
+async def compare(
+    context: RequestContext, repository: LocalRepository, old: Subject, new: Subject, *, by: str = "file"
 ) -> Comparison:
     """Compare two stored things, by file or by tensor. The result is kept for the next part of its page.
 
@@ -62,7 +62,7 @@ async def compared(
     )
 
 
-async def _compare(context: RequestContext, repository: LocalRepository, old: Chosen, new: Chosen) -> Comparison:
+async def _compare(context: RequestContext, repository: LocalRepository, old: Subject, new: Subject) -> Comparison:
     limit = ReadLimit(READ_LIMIT, what="the content to read for this comparison, in bytes,")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.reader_budget.take(WORK_SIZE))
@@ -82,7 +82,7 @@ async def _compare(context: RequestContext, repository: LocalRepository, old: Ch
         return await in_cpu_thread(summed, pairs, tensors)
 
 
-async def _compare_tensors(context: RequestContext, repository: LocalRepository, old: Chosen, new: Chosen) -> Comparison:
+async def _compare_tensors(context: RequestContext, repository: LocalRepository, old: Subject, new: Subject) -> Comparison:
     """Compare all tensors of both by their names, whichever files they are in."""
     limit = ReadLimit(READ_LIMIT, what="the content to read for this comparison, in bytes,")
     async with AsyncExitStack() as stack:

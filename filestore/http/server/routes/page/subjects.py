@@ -1,4 +1,4 @@
-"""What the pages about tensors look at: a stored file, or one entry of a stored directory."""
+"""What the pages of tensors and of comparisons are about: a stored file or directory, or what is at a path of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filestore.core.references import Reference
 from filestore.errors import EntryNotFound, InvalidReference, NotAnArchive
 from filestore.format.zip.tree import for_display
 from filestore.http.server.context import RequestContext
-from filestore.http.server.routes.page.formats import query
+from filestore.http.server.routes.page.urls import file_url, tensors_url
 from filestore.http.server.stored_trees import lost_as_damaged
 from filestore.repository.local import LocalRepository
 from filestore.transfer.diff_sides import ComparedFile, Side, side_of_tree
@@ -26,8 +26,8 @@ _NAME_SHOWN = 300
 """The most characters that a page shows of a name in a file. One may have 16 MiB."""
 
 
-class Chosen(NamedTuple):
-    """A stored file or directory, or what is at a path of it."""
+class Subject(NamedTuple):
+    """What a page is about: a stored file or directory, or what is at a path of it."""
 
     record: Record
     path: str
@@ -41,82 +41,82 @@ class Chosen(NamedTuple):
     @property
     def url(self) -> str:
         """The page about it."""
-        return "/ui/file" + query({"id": self.record.id, "path": self.path})
+        return file_url(self.record.id, path=self.path)
 
     @property
     def tensors_url(self) -> str:
         """The page with its tensors."""
-        return "/ui/tensors" + query({"id": self.record.id, "path": self.path})
+        return tensors_url(self.record.id, self.path)
 
-    def at(self, path: str) -> Chosen:
+    def at(self, path: str) -> Subject:
         """Return what is at a path in it."""
-        return Chosen(self.record, f"{self.path}/{path}" if self.path else path)
+        return Subject(self.record, f"{self.path}/{path}" if self.path else path)
 
 
-async def chosen(repository: LocalRepository, file_id: str, path: str) -> Chosen:
+async def subject_of_id(repository: LocalRepository, file_id: str, path: str) -> Subject:
     """Return what an id and a path name. It is not checked that the path exists. Raises InvalidReference, NotFound."""
-    return Chosen(await repository.record(Reference(id=checked_file_id(file_id))), path)
+    return Subject(await repository.record(Reference(id=checked_file_id(file_id))), path)
 
 
-async def chosen_by_reference(repository: LocalRepository, text: str) -> Chosen:
+async def subject_of_reference(repository: LocalRepository, text: str) -> Subject:
     """Return what a reader names by a reference: NAME@REVISION, an id or a digest, also with `:` and a path.
 
     Raises InvalidReference, NotFound.
     """
     reference = Reference.parse(text.strip())
-    return Chosen(await repository.record(reference.without_entry), reference.entry_path or "")
+    return Subject(await repository.record(reference.without_entry), reference.entry_path or "")
 
 
 @asynccontextmanager
 async def opened_side(
-    context: RequestContext, repository: LocalRepository, found: Chosen, limit: ReadLimit
+    context: RequestContext, repository: LocalRepository, subject: Subject, limit: ReadLimit
 ) -> AsyncIterator[Side]:
     """Give the side of a comparison during the block, of manifests and trees that all requests share. `limit` bounds its reads.
 
     Raises EntryNotFound, InvalidReference, InvalidArchive, LimitExceeded, DamagedChunk, NotFound, StorageError, Busy.
     """
-    record, path = found.record, found.path
+    record, path = subject.record, subject.path
     async with lost_as_damaged(repository, record.digest):
         if record.kind is not Kind.DIRECTORY and not path:
             async with context.manifests.reading(repository, record.digest) as layout:
                 file = ComparedFile("", layout.manifest.size, 0)
-                yield Side(found.name, layout.manifest, StoredRanges(repository, layout.manifest, limit=limit), file=file)
+                yield Side(subject.name, layout.manifest, StoredRanges(repository, layout.manifest, limit=limit), file=file)
             return
-        async with _opened_tree(context, repository, found) as (tree, entry):
-            yield side_of_tree(found.name, StoredRanges(repository, tree.manifest, limit=limit), tree, entry)
+        async with _opened_tree(context, repository, subject) as (tree, entry):
+            yield side_of_tree(subject.name, StoredRanges(repository, tree.manifest, limit=limit), tree, entry)
 
 
 @asynccontextmanager
 async def opened_content(
-    context: RequestContext, repository: LocalRepository, found: Chosen, limit: ReadLimit
+    context: RequestContext, repository: LocalRepository, subject: Subject, limit: ReadLimit
 ) -> AsyncIterator[StoredRanges]:
     """Give the content of a file during the block. Raises what `opened_side` raises; InvalidReference for a folder or a link."""
-    record = found.record
+    record = subject.record
     async with lost_as_damaged(repository, record.digest):
-        if record.kind is not Kind.DIRECTORY and not found.path:
+        if record.kind is not Kind.DIRECTORY and not subject.path:
             async with context.manifests.reading(repository, record.digest) as layout:
                 yield StoredRanges(repository, layout.manifest, limit=limit)
             return
-        async with _opened_tree(context, repository, found) as (tree, entry):
+        async with _opened_tree(context, repository, subject) as (tree, entry):
             if entry.kind is not EntryKind.FILE:
-                raise InvalidReference(found.name, f"it is a {entry.kind} and not a file")
+                raise InvalidReference(subject.name, f"it is a {entry.kind} and not a file")
             if entry.is_deflated:
-                raise InvalidReference(found.name, "it is compressed in its zip file; fetch it to look inside")
+                raise InvalidReference(subject.name, "it is compressed in its zip file; fetch it to look inside")
             yield await entry_ranges(repository, tree, entry, limit=limit)
 
 
 @asynccontextmanager
 async def _opened_tree(
-    context: RequestContext, repository: LocalRepository, found: Chosen
+    context: RequestContext, repository: LocalRepository, subject: Subject
 ) -> AsyncIterator[tuple[StoredTree, StoredEntry]]:
     try:
-        async with context.trees.reading(repository, found.record.digest) as opened:
-            entry = opened.tree.entry(found.path)
+        async with context.trees.reading(repository, subject.record.digest) as opened:
+            entry = opened.tree.entry(subject.path)
             if entry is None:
-                raise EntryNotFound(found.record.full_name, for_display(found.path))
+                raise EntryNotFound(subject.record.full_name, for_display(subject.path))
             yield opened.tree, entry
     except NotAnArchive:
-        raise InvalidReference(found.name, "it is a single file and not a directory, so it has no entries") from None
+        raise InvalidReference(subject.name, "it is a single file and not a directory, so it has no entries") from None
 
 
 def display(name: str) -> str:

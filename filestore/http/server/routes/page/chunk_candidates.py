@@ -1,4 +1,4 @@
-"""Choose the stored files that a file is compared with: a namespace may have more than can be read for one page."""
+"""Choose the stored files in which the chunks of a file are looked for, as many as can be read for one page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from filestore.http.server.manifests import Layout, SharedManifests
 from filestore.repository.local import LocalRepository
 from filestore.transfer.siblings import version_free
 
-COMPARED_LIMIT = 200
-"""The most files with different content that one file is compared with."""
+CANDIDATES_LIMIT = 200
+"""The most files with different content in which the chunks of one file are looked for."""
 READ_LIMIT = 64 << 20
 """Bytes of manifests after which no further one is read."""
 _VERSIONS_LIMIT = 1000
@@ -26,8 +26,8 @@ _STEM_MIN = 3
 """Letters of the shortest text by which similar names are looked for."""
 
 
-class Compared(NamedTuple):
-    """The files that a file is compared with, and the file itself."""
+class Candidates(NamedTuple):
+    """The files in which the chunks of a file are looked for, and the file itself."""
 
     records: list[Record]
     """In the order in which they were stored. Of several with the same content, one is here: an earlier version of the name if
@@ -43,8 +43,8 @@ class Compared(NamedTuple):
     """How many versions are stored in all. None if the token does not see all of them."""
 
 
-async def choose_compared(repository: LocalRepository, record: Record) -> Compared:
-    """Choose at most `COMPARED_LIMIT` files: other versions of the name, then similar names, then what was stored last.
+async def choose_candidates(repository: LocalRepository, record: Record) -> Candidates:
+    """Choose at most `CANDIDATES_LIMIT` files: other versions of the name, then similar names, then what was stored last.
 
     Raises StorageError.
     """
@@ -59,27 +59,27 @@ async def choose_compared(repository: LocalRepository, record: Record) -> Compar
             ids.setdefault(found.digest, set()).add(found.id)
             best = by_content.setdefault(found.digest, found)
             by_content[found.digest] = min(best, found, key=preference)
-    chosen = list(by_content.values())[:COMPARED_LIMIT]
+    chosen = list(by_content.values())[:CANDIDATES_LIMIT]
     records = sorted([record, *chosen], key=_moment)
     places = {each.id: place for place, each in enumerate(records)}
     total = None if repository.prefix else (await repository.kept()).record_count
     counts = [0 if each.id == record.id else len(ids[each.digest]) for each in records]
-    return Compared(records, [places[each.id] for each in chosen], counts, places[record.id], total)
+    return Candidates(records, [places[each.id] for each in chosen], counts, places[record.id], total)
 
 
 async def read_layouts(
-    manifests: SharedManifests, repository: LocalRepository, compared: Compared
+    manifests: SharedManifests, repository: LocalRepository, candidates: Candidates
 ) -> AsyncIterator[tuple[int, Layout | None]]:
     """Yield the place of each file with its layout, one after the other, until `READ_LIMIT` bytes were read.
 
     It yields None for a file whose manifest is damaged. Those that were removed meanwhile are left out.
     """
     left = READ_LIMIT
-    for place in compared.by_priority:
+    for place in candidates.by_priority:
         if left <= 0:
             return
         try:
-            async with manifests.reading(repository, compared.records[place].digest) as layout:
+            async with manifests.reading(repository, candidates.records[place].digest) as layout:
                 left -= len(layout.manifest.encoded)
                 yield place, layout
         except NotFound:
