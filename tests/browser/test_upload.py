@@ -29,6 +29,8 @@ UNKNOWN = r"status of 404 .*/files/find"
 """What Chromium writes to the console when the page asks for a version of a name that nothing is stored under."""
 LEAVE = "^dialog: beforeunload"
 """The question whether to leave the page while something is uploaded."""
+SURE = "^dialog: Cancel the upload of model.bin[?] The server removes what has arrived of it"
+"""The question before an upload is cancelled."""
 CUT = "ERR_CONNECTION_RESET|ERR_INTERNET_DISCONNECTED|ERR_FAILED"
 
 
@@ -301,6 +303,7 @@ def test_cancelled_upload_leaves_nothing(host: Host, browsing: Browsing, tmp_pat
     path = file_of(tmp_path / "model.bin", 4 * PART)
     page = host.page(browsing)
     browsing.allow("status of 404 .*/parts")
+    browsing.allow(SURE)
     held = hold(page, range(2, 1000))
     drop(page, path)
     with page.expect_response(re.compile("initiate")) as begun:
@@ -322,6 +325,7 @@ def test_unfinished_upload_is_cancelled_after_a_reload(host: Host, browsing: Bro
     path = file_of(tmp_path / "model.bin", 4 * PART)
     page = host.page(browsing)
     browsing.allow(LEAVE)
+    browsing.allow(SURE)
     held = hold(page, range(2, 1000))
     drop(page, path)
     upload(page, "model.bin")

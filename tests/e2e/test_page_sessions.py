@@ -177,6 +177,41 @@ def test_a_link_of_another_site_is_followed_with_the_session(server: RunningServ
     assert b"refresh" not in server.ask("GET", path, headers=headers | {"Sec-Fetch-Site": "same-origin"}, token=None).body
 
 
+def test_a_cookie_of_another_repository_is_removed(tmp_path: Path) -> None:
+    """It would count as a wrong guess with each page, and after too many of them nobody could sign in."""
+    with running_server(tmp_path / "root", check=False, guesses_limit=5) as server:
+        name, _, value = sign_in(server).cookie.partition("=")
+        headers = {"Cookie": f"{name}={value[:-80]}{80 * '0'}", "Accept": "text/html"}
+        for _ in range(12):
+            page = server.ask("GET", "/", headers=headers, token=None)
+            assert (200, True) == (page.status, page.headers["Set-Cookie"].startswith(f'{name}=""; '))
+        assert sign_in(server)
+
+
+@pytest.mark.parametrize(("path", "leads_to"), [("/ui", "/"), ("/ui/link", "/ui/links")])
+def test_other_addresses_lead_on(server: RunningServer, path: str, leads_to: str) -> None:
+    """What a reader may type, or load again."""
+    reply = sign_in(server).get(path)
+    assert (303, leads_to) == (reply.status, reply.headers["Location"])
+
+
+def test_a_link_that_ended_shows_a_page_to_a_browser(server: RunningServer) -> None:
+    """It says why, and nothing about the token that made the link. A program gets the problem document."""
+    record = server.upload("shared.bin", b"content").json
+    path = "/" + server.ask("POST", f"{API}/files/{record['id']}/sign").json["path"]
+    assert b"content" == server.ask("GET", path, headers={"Accept": "text/html"}, token=None).body
+    ended = path.replace(path.split("/")[4], 64 * "0")
+    for asked, status, text in ((ended, 403, "signature is not ours"), (path.replace("shared", "other"), 403, "not ours")):
+        page = server.ask("GET", asked, headers={"Accept": "text/html,*/*"}, token=None)
+        assert (status, "text/html; charset=utf-8") == (page.status, page.headers["Content-Type"])
+        assert text in page_text(page)
+        assert b"Sign out" not in page.body
+        assert "url-refused" == server.ask("GET", asked, token=None).slug
+    server.ask("DELETE", f"{API}/files/{record['id']}")
+    gone = server.ask("GET", path, headers={"Accept": "text/html"}, token=None)
+    assert (404, False) == (gone.status, b"Sign out" in gone.body)
+
+
 def test_files_of_pages_are_kept_by_browsers(server: RunningServer) -> None:
     """Their URLs change with them."""
     first = server.ask("GET", "/", token=None).body.decode()

@@ -156,7 +156,10 @@ class Browsing:
             dialog.accept()
             return
         self._faults.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
+        if dialog.type == "confirm":
+            dialog.accept()
+        else:
+            dialog.dismiss()
 
     def _note_error(self, error: WebError) -> None:
         self._faults.append(f"exception in a script: {error.error}")

@@ -44,6 +44,7 @@ from filestore.http.server.routes import history, links, versions
 from filestore.http.server.routes.hub.commit import LARGE_EDITS
 from filestore.http.server.routes.hub.part_sums import PART_SUMS, PartSums
 from filestore.http.server.routes.hub.routes import HUB_ROUTES
+from filestore.http.server.routes.page.errors import as_pages_in_browsers
 from filestore.http.server.routes.page.reports import REPORTS, Reports
 from filestore.http.server.routes.page.routes import PAGE_ROUTES, PUBLIC_ROUTES
 from filestore.http.server.routes.page.session import session_access
@@ -141,8 +142,15 @@ ROUTES = (
     Route("GET", "/v3/pipeline_files", files.list_files, Scope.READ),
     Route("GET", "/v3/pipeline_files/{id}", files.get_file, Scope.READ),
     Route("GET", "/v3/pipeline_files/download/{id}", files.download_file, Scope.READ),
-    Route("GET", f"/{{path:{FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
-    Route("GET", f"/{{path:{RUN_FILES_PREFIX}/.*}}", plain.get_content, Scope.READ, is_transfer=True, can_be_signed=True),
+    *(
+        Route(
+            *("GET", f"/{{path:{prefix}/.*}}", plain.get_content, Scope.READ),
+            is_transfer=True,
+            can_be_signed=True,
+            dialect=as_pages_in_browsers,
+        )
+        for prefix in (FILES_PREFIX, RUN_FILES_PREFIX)
+    ),
     # They begin with any name, so they follow all others.
     *HUB_ROUTES,
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 
-from filestore.core.records import Record
+from filestore.core.records import FILE_ID_PATTERN, Record
 from filestore.core.references import Reference
 from filestore.errors import (
     InvalidArchive,
@@ -177,7 +177,7 @@ class _View:
         self.totals: Sequence[Total] = ()
         if comparison.tensors is not None:
             self.totals = _tensor_totals(comparison.tensors)
-            tensors = [each for each in comparison.tensors if each.status in wanted]
+            tensors = [each for each in _differing_first(comparison.tensors) if each.status in wanted]
             self.paging = paging_of(len(tensors))
             self.rows = [_tensor_pair(each) for each in tensors[self.paging.start : self.paging.stop]]
         else:
@@ -205,17 +205,21 @@ async def _inline(
         found = await compare(context, repository, old.at(row.path), new.at(row.path))
     except _REFUSALS as error:
         return InlineTensors(row.shown, row.url, (), (), 0, str(error))
-    tensors = found.tensors or ()
+    tensors = _differing_first(found.tensors or ())
     rows = [_tensor_pair(each) for each in tensors if show == "all" or each.status is not Status.SAME]
     return InlineTensors(
         row.shown, row.url, _tensor_totals(tensors), rows[:INLINE_TENSORS], max(len(rows) - INLINE_TENSORS, 0), found.problem
     )
 
 
-async def _side(repository: LocalRepository, file_id: str, path: str, reference: str) -> Subject | None:
+async def _side(repository: LocalRepository, wanted: str, path: str, reference: str) -> Subject | None:
+    """Return one side: what a field of the form has, or else what an id or another reference names, with a path in it."""
     if reference.strip():
         return await subject_of_reference(repository, reference)
-    return await subject_of_id(repository, file_id, path) if file_id else None
+    if not wanted or FILE_ID_PATTERN.match(wanted):
+        return await subject_of_id(repository, wanted, path) if wanted else None
+    subject = await subject_of_reference(repository, wanted)
+    return subject.at(path) if path else subject
 
 
 async def _versions(repository: LocalRepository, record: Record) -> Sequence[Record]:
@@ -246,6 +250,10 @@ async def _render(context: RequestContext, *, status: int = 200, **values: Any) 
         defaults["by_urls"] = [(each, url_of(values["old"], values["new"], by="" if each == "file" else each)) for each in BY]
     page = {**defaults, **values}
     return await render(context, "compare.html", status=status, typed=typed, **page)
+
+
+def _differing_first(tensors: Iterable[TensorDifference]) -> list[TensorDifference]:
+    return sorted(tensors, key=lambda each: each.status is Status.SAME)
 
 
 def _tensor_totals(tensors: Iterable[TensorDifference]) -> list[Total]:

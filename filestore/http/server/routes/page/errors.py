@@ -37,6 +37,26 @@ def as_pages(handler: Handler) -> Handler:
     return answered
 
 
+def as_pages_in_browsers(handler: Handler) -> Handler:
+    """Return a handler whose errors are pages for a browser. All others, and scripts, get the problem document.
+
+    It is for URLs that people open who have no token, such as those of links. Their pages have no menu, whoever asks.
+    """
+
+    async def answered(request: web.Request) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except (Interrupted, Stalled, ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:  # noqa: BLE001  # any error ends this request only
+            response = problem(request, error)
+        if not isinstance(response, ProblemAnswer) or response.prepared or "text/html" not in request.headers.get("Accept", ""):
+            return response
+        return await page_of(request, response, viewer=None)
+
+    return answered
+
+
 async def _to_sign_in(request: web.Request) -> web.Response:
     following = f"/?next={quote(own_path(request.path_qs), safe='')}" if request.method in {"GET", "HEAD"} else "/"
     return await ask_again(request) or see_other(following)
@@ -47,9 +67,10 @@ def _wants_page(request: web.Request) -> bool:
     return "text/html" in accepted or "json" not in accepted
 
 
-async def page_of(request: web.Request, answer: web.Response) -> web.Response:
+async def page_of(request: web.Request, answer: web.Response, **values: object) -> web.Response:
     """Return a page that says what a problem document says."""
-    headers = {name: value for name, value in answer.headers.items() if name in {"Retry-After", "Content-Range"}}
+    kept = {"Retry-After", "Content-Range", "WWW-Authenticate"}
+    headers = {name: value for name, value in answer.headers.items() if name in kept}
     return await render_for(
         request,
         "error.html",
@@ -58,6 +79,7 @@ async def page_of(request: web.Request, answer: web.Response) -> web.Response:
         detail=_capitalized(_detail(answer)),
         request_id=record_of(request).id,
         is_ours=answer.status >= 500,
+        **values,
     )
 
 

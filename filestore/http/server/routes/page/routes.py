@@ -30,7 +30,7 @@ from filestore.http.server.routes.page.tensors import show_tensors
 from filestore.http.server.routes.page.transfers import show_transfers
 from filestore.http.server.routes.page.upload import show_upload
 from filestore.http.server.routes.page.versions import show_versions
-from filestore.http.server.routes.page.welcome import return_to_start, show_welcome, sign_in, sign_out
+from filestore.http.server.routes.page.welcome import return_to_links, return_to_start, show_welcome, sign_in, sign_out
 
 PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
     PublicRoute("GET", "/", show_welcome, as_pages),
@@ -38,6 +38,8 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
     PublicRoute("POST", "/ui/logout", sign_out, as_pages),
     PublicRoute("GET", "/ui/login", return_to_start, as_pages),
     PublicRoute("GET", "/ui/logout", return_to_start, as_pages),
+    PublicRoute("GET", "/ui", return_to_start, as_pages),
+    PublicRoute("GET", "/ui/link", return_to_links, as_pages),
     PublicRoute("GET", ASSET_PATH, show_asset, as_pages),
 )
 

@@ -11,7 +11,7 @@ from filestore.http.server.context import RequestContext
 from filestore.http.server.errors import problem
 from filestore.http.server.route import Entrance
 from filestore.http.server.routes.page.rendering import ask_again, render, see_other
-from filestore.http.server.routes.page.session import begin_session, check_same_origin, session_access, set_cookie
+from filestore.http.server.routes.page.session import begin_session, check_same_origin, cookie_name, session_access, set_cookie
 from filestore.http.server.routes.page.urls import NAMES
 
 FORM_LIMIT = 64 << 10
@@ -24,15 +24,29 @@ FORMS = ("/ui/login", "/ui/logout")
 
 async def show_welcome(context: RequestContext, entrance: Entrance) -> web.StreamResponse:
     """Say what this server is, and ask for a token. A reader with a session is sent to the stored names."""
-    following = _own_path(context.request.query.get("next"))
-    if await entrance.visitor(context.request, session_access) is not None:
+    request = context.request
+    following = _own_path(request.query.get("next"))
+    try:
+        access = await entrance.visitor(request, session_access)
+    except TooManyGuesses:
+        # By a cookie that this repository never made. It is removed below.
+        access = None
+    if access is not None:
         return see_other(following)
-    return await ask_again(context.request) or await _welcome(context, following)
+    response = await ask_again(request) or await _welcome(context, following)
+    if cookie_name(context.base_url) in request.cookies:
+        set_cookie(response, context.base_url, "")
+    return response
 
 
 async def return_to_start(_: RequestContext, __: Entrance) -> web.StreamResponse:
     """Send a reader to the first page who opens the address of a form, as it is in the browser after a wrong token."""
     return see_other("/")
+
+
+async def return_to_links(_: RequestContext, __: Entrance) -> web.StreamResponse:
+    """Send a reader to the links who opens the address at which one is made."""
+    return see_other("/ui/links")
 
 
 async def sign_in(context: RequestContext, entrance: Entrance) -> web.StreamResponse:

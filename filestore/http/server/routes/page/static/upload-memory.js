@@ -11,8 +11,8 @@ function isEntry(entry) {
   return hasTexts && NUMBERS.every((key) => Number.isSafeInteger(entry[key]) && entry[key] >= 0) && entry.partSize > 0;
 }
 
-/** Return the unfinished uploads of a namespace, the oldest first. */
-export function unfinished(namespace) {
+/** Return the unfinished uploads in a namespace whose names begin with a prefix, the oldest first. */
+export function unfinished(namespace, prefix) {
   const found = [];
   try {
     for (const key of Object.keys(localStorage).filter((name) => name.startsWith(START))) {
@@ -23,7 +23,7 @@ export function unfinished(namespace) {
         // It is removed below.
       }
       if (!isEntry(entry)) localStorage.removeItem(key);
-      else if (entry.namespace === namespace) found.push(entry);
+      else if (entry.namespace === namespace && entry.name.startsWith(prefix)) found.push(entry);
     }
   } catch {
     // The browser keeps nothing for this page, so no upload can be resumed after a reload.

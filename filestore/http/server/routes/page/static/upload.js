@@ -119,6 +119,7 @@ class Item {
   }
 
   async cancel() {
+    if (this.#state !== "queued" && !isSure(this.#source.name)) return;
     const place = queue.indexOf(this);
     if (place >= 0) queue.splice(place, 1);
     this.#state = "cancelling";
@@ -252,7 +253,7 @@ function unfinishedOf(source) {
     ["kind", "identity", "size"].every((key) => entry[key] === source[key]) &&
     entry.source === source.name &&
     entry.partSize === partSizeOf(source.size);
-  return unfinished(namespace).find((entry) => isSame(entry) && !taken.has(entry.uploadId)) ?? null;
+  return unfinished(namespace, prefix).find((entry) => isSame(entry) && !taken.has(entry.uploadId)) ?? null;
 }
 
 async function runNext() {
@@ -283,7 +284,7 @@ function showAll() {
 /** List the uploads that were begun and that nothing on the page resumes. */
 function showUnfinished() {
   const resumed = new Set([...items].map((item) => item.uploadId));
-  const waiting = unfinished(namespace).filter((entry) => !resumed.has(entry.uploadId));
+  const waiting = unfinished(namespace, prefix).filter((entry) => !resumed.has(entry.uploadId));
   element("unfinished").hidden = waiting.length === 0;
   element("waiting").replaceChildren(...waiting.map(unfinishedNode));
 }
@@ -297,6 +298,7 @@ function unfinishedNode(entry) {
   const button = node.querySelector("button");
   button.setAttribute("aria-label", `Cancel: ${entry.source}`);
   button.addEventListener("click", async () => {
+    if (!isSure(entry.source)) return;
     button.disabled = true;
     try {
       await removeUpload(entry);
@@ -313,6 +315,10 @@ function unfinishedNode(entry) {
   return node;
 }
 
+function isSure(name) {
+  return window.confirm(`Cancel the upload of ${name}? The server removes what has arrived of it.`);
+}
+
 async function removeUpload({ uploadId }) {
   const url = `/v3/pipeline_files/uploads/${encodeURIComponent(uploadId)}`;
   try {
@@ -325,7 +331,7 @@ async function removeUpload({ uploadId }) {
 
 /** Forget the uploads that the server does not have any more. */
 async function forgetEnded() {
-  for (const { uploadId } of unfinished(namespace)) {
+  for (const { uploadId } of unfinished(namespace, prefix)) {
     const url = `/v3/pipeline_files/uploads/${encodeURIComponent(uploadId)}/parts`;
     try {
       const { record_id: recordId } = await ask("GET", url, { signal: new AbortController().signal });
