@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 from collections.abc import Iterator
 from html import unescape
+from itertools import accumulate
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -16,6 +19,7 @@ from filestore.http.wire import API, NAME_HEADER
 from tests.support.changed_tokens import changed
 from tests.support.frames import encoded, manifest
 from tests.support.generator import octets
+from tests.support.page_tables import PageReader
 from tests.support.pages import Visitor, page_text, sign_in
 from tests.support.server import RunningServer, running_server
 
@@ -184,6 +188,26 @@ def test_many_runs_are_paged(stored: Stored) -> None:
         found += rows_of(page, "All chunks, in the order of the file")
     assert [str(number + 1) for number in range(140)] == [row.split()[0] for row in found]
     assert ["another", "this"] == [found[0].split("from ")[-1].split()[0], found[1].split("with ")[-1].split()[0]]
+
+
+def test_what_is_new_comes_before_what_is_large(stored: Stored) -> None:
+    """Of more tensors than a page lists, the smallest one is listed if it is what has changed."""
+    sizes = {f"t{number:02}": 70_000 - number for number in range(40)}
+    offsets = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    header = json.dumps(
+        {
+            name: {"dtype": "U8", "shape": [size], "data_offsets": [offsets[name], offsets[name] + size]}
+            for name, size in sizes.items()
+        }
+    ).encode()
+    begin = struct.pack("<Q", len(header)) + header
+    data = [octets(100 + number, size) for number, size in enumerate(sizes.values())]
+    store(stored.server, "tensors.safetensors", [begin, *data])
+    second = store(stored.server, "tensors.safetensors", [begin, *data[:-1], octets(1, 70_000 - 39)])
+    table = PageReader(stored.visitor.get("/ui/chunks", id=second)).tables["What lies where"]
+    shown = {row[0]: row[3] for row in table[1:]}
+    assert (20, "100 %") == (len(shown), shown["t39"])
+    assert ["t00", "t18"] == [name for name in ("t00", "t18", "t19", "t38") if name in shown], "the largest of the others"
 
 
 def test_a_reader_without_a_session_is_sent_to_sign_in(stored: Stored) -> None:

@@ -259,13 +259,9 @@ class ChunkCells:
         """Return, for each range of the file, how many bytes of it each kind of sharing has."""
         sums = []
         for kind in Sharing:
-            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._sizes * (sharing == kind))])
-            sums.append(
-                [
-                    self._until(before, sharing == kind, stop) - self._until(before, sharing == kind, start)
-                    for start, stop in ranges
-                ]
-            )
+            is_kind = sharing == kind
+            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._sizes * is_kind)])
+            sums.append([self._until(before, is_kind, stop) - self._until(before, is_kind, start) for start, stop in ranges])
         return list(zip(*sums, strict=True))
 
     def _until(self, before: _Ints, is_kind: npt.NDArray[np.bool_], offset: int) -> int:

@@ -60,7 +60,9 @@ SIZES_LIMIT = 32_768
 CODECS_LIMIT = 4096
 """The most frames that are opened to read their codec."""
 REGIONS_LIMIT = 20
-"""How many files of a directory, or tensors of a file, are shown: the largest ones."""
+"""How many files of a directory, or tensors of a file, are shown: those with the most that is new, and then the largest ones."""
+_LOOKED_AT = 1000
+"""The most files or tensors of which it is found out how much is new: the largest ones."""
 NAME_SHOWN = 300
 """Characters of the name of such a part that are kept."""
 _SIZES_AT_ONCE = 1024
@@ -262,8 +264,15 @@ def _assemble(
         cells.origins(ranks),
         cells.sums(kinds, stored, origins.is_first),
         {each: counts[each] for each in Encoding if counts[each]},
-        [Region(name, start, size, each) for (name, start, size), each in zip(ranges, shares, strict=True)],
+        _chosen_regions([Region(name, start, size, each) for (name, start, size), each in zip(ranges, shares, strict=True)]),
     )
+
+
+def _chosen_regions(regions: Sequence[Region]) -> list[Region]:
+    def weight(region: Region) -> tuple[int, int]:
+        return region.shares[Sharing.ONLY_HERE] + region.shares[Sharing.SINCE], region.size
+
+    return sorted(heapq.nlargest(REGIONS_LIMIT, regions, key=weight), key=lambda region: region.start)
 
 
 async def _regions(
@@ -277,7 +286,7 @@ async def _regions(
             return "files", _cut(files), count
         if is_tensor_name(record.name):
             weights = await open_stored(repository, record, Reference(id=record.id))
-            largest = heapq.nlargest(REGIONS_LIMIT, weights.tensors.values(), key=lambda tensor: tensor.size)
+            largest = heapq.nlargest(_LOOKED_AT, weights.tensors.values(), key=lambda tensor: tensor.size)
             tensors = [(each.name, each.offset, each.size) for each in sorted(largest, key=lambda each: each.offset)]
             return "tensors", _cut(tensors), len(weights.tensors)
     except (InvalidTensors, InvalidArchive, NotAnArchive, LimitExceeded, ChunksMissing, DamagedChunk, Busy):
@@ -300,6 +309,6 @@ def _largest_files(opened: OpenedTree) -> tuple[list[tuple[str, int, int]], int]
         if entry.extent is not None and entry.extent.end > entry.extent.start:
             # The count tells files of the same size apart.
             heapq.heappush(largest, (entry.extent.end - entry.extent.start, -count, entry.path, entry.extent.start))
-            if len(largest) > REGIONS_LIMIT:
+            if len(largest) > _LOOKED_AT:
                 heapq.heappop(largest)
     return sorted([(path, start, size) for size, _, path, start in largest], key=lambda each: each[1]), count
