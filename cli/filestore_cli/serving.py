@@ -100,6 +100,8 @@ def serve(context: CommandContext, *, create: bool) -> None:
             {"url": url, "root": str(place), "token": made, "repository_created": created},
             f"URL     {url}",
             "",
+            "To see what is stored, open the URL in a browser, and sign in with the token.",
+            "",
             "To push a file, type in another terminal:",
             *client_lines(settings, url, variable="FILESTORE_URL", access_line=_token_line(settings.token, made, place)),
             "  filestore push model.safetensors",

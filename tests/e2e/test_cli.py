@@ -786,6 +786,8 @@ def test_first_start(server: Server) -> None:
         f"token   {token}  (shown only this once, because only its digest is stored)",
         f"URL     {server.url}",
         "",
+        "To see what is stored, open the URL in a browser, and sign in with the token.",
+        "",
         "To push a file, type in another terminal:",
         f"  export FILESTORE_URL={server.url}",
         f"  export FILESTORE_TOKEN={token}",
