@@ -31,6 +31,12 @@ def test_the_command_line_is_light() -> None:
     assert loaded("import filestore_cli.main") & HEAVY == {"click"}
 
 
+def test_no_module_of_the_tests_hides_one_of_python() -> None:
+    """Some are started as programs, and then the other modules of their folder are found before those of Python."""
+    tests = Path(__file__).parents[1]
+    assert [] == [path.name for path in tests.rglob("*.py") if path.stem in sys.stdlib_module_names]
+
+
 def test_a_client_over_plain_http_is_light() -> None:
     """push, fetch and unpack load no HTTP library; numpy comes with the first frame."""
     modules = loaded(

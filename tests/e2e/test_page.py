@@ -32,9 +32,9 @@ from filestore.repository.index.protocol import Use
 from filestore.repository.index.sqlite import open_index
 from tests.support.changed_tokens import changed
 from tests.support.generator import octets, prose
-from tests.support.html import Form, Page, read
 from tests.support.hub import push_zip
 from tests.support.pages import Visitor, page_text, sign_in
+from tests.support.parsed_pages import Form, Page, read
 from tests.support.server import OTHER_NAMESPACE, OTHER_TOKEN, Reply, RunningServer, running_server
 from tests.support.trees import AWKWARD_NAMES, Folder, Link, Planted, Script, plant
 
