@@ -215,7 +215,7 @@ def test_names_cross_in_headers_and_queries(server: RunningServer, name: str) ->
     ("method", "path", "status"),
     [
         ("GET", f"{API}/nothing", 404),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("PUT", f"{API}/chunks", 405),
         ("DELETE", f"{API}/repository", 405),
         ("GET", f"{API}/chunks/abc", 400),
