@@ -82,6 +82,16 @@ def problem(request: web.Request, error: Exception) -> web.Response:
     return _answer(wire.encode_problem(told), _headers_of(told))
 
 
+async def answer_or_problem(handler: Handler, request: web.Request) -> web.StreamResponse:
+    """Return the answer of a handler, or the problem document of its error. Errors of the connection and of HTTP are raised."""
+    try:
+        return await handler(request)
+    except (Interrupted, Stalled, ConnectionError, web.HTTPException):
+        raise
+    except Exception as error:  # noqa: BLE001  # any error ends this request only
+        return problem(request, error)
+
+
 def refusal(where: str, reason: str, *, retry_after_seconds: int) -> web.Response:
     """Return the answer for a request that is refused for now, although nothing is wrong with it."""
     return _answer(wire.encode_problem(Busy(where, reason)), {"Retry-After": str(retry_after_seconds)})

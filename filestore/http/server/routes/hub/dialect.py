@@ -10,9 +10,9 @@ import json
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from filestore.errors import Interrupted, NotFound, Stalled
+from filestore.errors import NotFound
 from filestore.http.server.auth import gives_token
-from filestore.http.server.errors import problem
+from filestore.http.server.errors import answer_or_problem
 from filestore.http.server.request_record import ProblemAnswer
 
 COMMIT_HEADER = "X-Repo-Commit"
@@ -42,12 +42,7 @@ def in_dialect(handler: Handler) -> Handler:
     """Return a handler whose errors have the headers that clients of the Hub read."""
 
     async def answered(request: web.Request) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except (Interrupted, Stalled, ConnectionError, web.HTTPException):
-            raise
-        except Exception as error:  # noqa: BLE001  # any error ends this request only
-            response = problem(request, error)
+        response = await answer_or_problem(handler, request)
         if isinstance(response, ProblemAnswer) and not response.prepared:
             _translate(request, response)
         return response

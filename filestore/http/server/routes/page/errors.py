@@ -8,9 +8,8 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from filestore.errors import Interrupted, Stalled
 from filestore.http.server.context import RequestContext
-from filestore.http.server.errors import problem
+from filestore.http.server.errors import answer_or_problem, problem
 from filestore.http.server.request_record import ProblemAnswer, record_of
 from filestore.http.server.routes.page.rendering import ask_again, own_path, render_for, see_other
 
@@ -22,12 +21,7 @@ def as_pages(handler: Handler) -> Handler:
     """Return a handler whose errors are pages. A reader without a session is sent to the first page, and then back."""
 
     async def answered(request: web.Request) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except (Interrupted, Stalled, ConnectionError, web.HTTPException):
-            raise
-        except Exception as error:  # noqa: BLE001  # any error ends this request only
-            response = problem(request, error)
+        response = await answer_or_problem(handler, request)
         if not isinstance(response, ProblemAnswer) or response.prepared or not _wants_page(request):
             return response
         if response.slug in _SESSION_OVER:
@@ -44,12 +38,7 @@ def as_pages_in_browsers(handler: Handler) -> Handler:
     """
 
     async def answered(request: web.Request) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except (Interrupted, Stalled, ConnectionError, web.HTTPException):
-            raise
-        except Exception as error:  # noqa: BLE001  # any error ends this request only
-            response = problem(request, error)
+        response = await answer_or_problem(handler, request)
         if not isinstance(response, ProblemAnswer) or response.prepared or "text/html" not in request.headers.get("Accept", ""):
             return response
         return await page_of(request, response, viewer=None)
