@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
@@ -15,7 +14,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.names import DEFAULT_NAMESPACE
 from filestore.core.scopes import Scope
@@ -25,7 +23,7 @@ from filestore.http.server.route import Route
 from filestore.http.server.routes.page.routes import PAGE_ROUTES
 from filestore.http.server.routes.page.session import session_access
 from filestore.http.wire import API
-from tests.support.changed_tokens import answered, changed
+from tests.support.changed_tokens import answered, changed, signing_keys
 from tests.support.library import OWNED, HostileLibrary, hostile_library
 from tests.support.pages import SAME_ORIGIN, page_text, post_form, sign_in
 from tests.support.server import SECONDS, Reply, RunningServer, eventually, reply, running_server
@@ -71,15 +69,7 @@ def server(library: HostileLibrary) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def keys(server: RunningServer) -> SigningKeys:
     """The keys that sign sessions. Anyone who can read them can read everything else too."""
-
-    async def read() -> SigningKeys:
-        store, index = await open_backend(server.root)
-        keys = await index.signing_keys()
-        await index.close()
-        await store.close()
-        return keys
-
-    return asyncio.run(read())
+    return signing_keys(server)
 
 
 def filled(path: str, library: HostileLibrary) -> str:

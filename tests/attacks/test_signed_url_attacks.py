@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from filestore.backends import open_backend
-from filestore.core.signing import SigningKeys, signed_path
+from filestore.core.signing import signed_path
 from filestore.http.wire import API
+from tests.support.changed_tokens import signing_keys
 from tests.support.frames import contents, encoded, manifest
 from tests.support.server import OTHER_TOKEN, RunningServer, running_server
 
@@ -34,19 +33,6 @@ def signed(server: RunningServer, record: dict[str, str]) -> str:
     answer = server.ask("POST", f"{API}/files/{record['id']}/sign")
     assert 200 == answer.status
     return f"/{answer.json['path']}"
-
-
-def keys_of(server: RunningServer) -> SigningKeys:
-    """Return the keys that sign URLs. Anyone who can read them can read everything else too."""
-
-    async def read() -> SigningKeys:
-        store, index = await open_backend(server.root)
-        keys = await index.signing_keys()
-        await index.close()
-        await store.close()
-        return keys
-
-    return asyncio.run(read())
 
 
 @pytest.mark.slow
@@ -90,7 +76,7 @@ def test_an_expired_url_says_so(server: RunningServer) -> None:
     """The answer is one sentence, and no byte of the file."""
     record = stored(server)
     rest = signed(server, record).split("/", 5)[5]
-    past = signed_path(keys_of(server), "GET", f"/{rest}", namespace="default", expires_at=int(time.time()) - 1)
+    past = signed_path(signing_keys(server), "GET", f"/{rest}", namespace="default", expires_at=int(time.time()) - 1)
     answer = server.ask("GET", past, token=None)
     assert (403, True) == (answer.status, "has expired" in answer.json["detail"])
     assert CONTENT not in answer.body

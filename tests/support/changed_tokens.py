@@ -9,11 +9,25 @@ from contextlib import suppress
 from http.client import HTTPException
 
 from filestore.backends import open_backend
+from filestore.core.signing import SigningKeys
 from filestore.repository.index.protocol import Index, Transaction
 from tests.support.server import SECONDS, Reply, RunningServer
 
 ASKED = 16
 """How often both workers are asked: with a new connection each time, one of them is missed once in 2**16 runs."""
+
+
+def signing_keys(server: RunningServer) -> SigningKeys:
+    """Return the keys that sign URLs and sessions. Anyone who can read them can read everything else too."""
+
+    async def read() -> SigningKeys:
+        store, index = await open_backend(server.root)
+        keys = await index.signing_keys()
+        await index.close()
+        await store.close()
+        return keys
+
+    return asyncio.run(read())
 
 
 def changed(server: RunningServer, change: Callable[[Index, Transaction], Awaitable[object]]) -> None:
