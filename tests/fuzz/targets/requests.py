@@ -345,7 +345,7 @@ FORWARDED = Target(
     check=_check_forwarded,
     errors=(InvalidInput,),
     seeds=_forwarded,
-    fault=PlantedFault(owner=origin, function="_is_host", old="len(text) <= HOST_LIMIT and", new=""),
+    fault=PlantedFault(owner=origin, function="_is_host", old=" if len(text) <= HOST_LIMIT else None", new=""),
     parses=("filestore.http.server.origin",),
     size_limit=1024,
 )
