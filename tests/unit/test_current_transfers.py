@@ -142,7 +142,7 @@ def test_two_processes_share_the_memory() -> None:
     try:
         shared.join(1)
         os.read(reading, 1)
-        seen = {len(found.transfers) for found in (shared.of_others() for _ in range(300)) if not found.silent}
+        seen = {len(found.transfers) for found in (shared.of_others() for _ in range(20_000)) if not found.silent}
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -31,8 +31,10 @@ STALE_SECONDS = 5.0
 TEXT_LIMIT = 200
 """Characters of a name or a label."""
 
-_HEAD = struct.Struct("=QQQd")
 _WORD = 8
+_HEAD = struct.Struct("=QQQd")
+_HEAD_AFTER_NUMBER = struct.Struct("=QQd")
+"""It is written by itself: `pack_into` clears what it writes before, and a reader must not see the number as 0."""
 _TRIES = 20
 
 
@@ -101,7 +103,7 @@ class SharedCurrentTransfers:
         start = self._own * PLACE_SIZE
         number = self._words[start // _WORD] | 1
         self._words[start // _WORD] = number
-        _HEAD.pack_into(self._memory, start, number, len(text), zlib.crc32(text), self._clock())
+        _HEAD_AFTER_NUMBER.pack_into(self._memory, start + _WORD, len(text), zlib.crc32(text), self._clock())
         self._memory[start + _HEAD.size : start + _HEAD.size + len(text)] = text
         self._words[start // _WORD] = number + 1
 
