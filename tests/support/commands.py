@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from filestore.backends import create_repository
+from tests.support.fork_server import Program, run_program
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -48,9 +49,10 @@ def notes(done: subprocess.CompletedProcess[str]) -> str:
 
 def start_module(module: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a module of these tests as a process, with both outputs as pipes."""
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,16 +117,8 @@ class Home:
         program: str | Path = SCRIPTS / "filestore",
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            [program, *arguments],
-            env=self.environ | dict(environ or {}),
-            cwd=cwd or self.folder,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_SECONDS,
-            check=False,
-        )
+        variables = self.environ | dict(environ or {})
+        return run_program([program, *arguments], env=variables, cwd=cwd or self.folder, timeout=_SECONDS)
 
     def result(
         self, *arguments: str | Path, environ: Mapping[str, str] | None = None, cwd: Path | None = None, warns: bool = False
@@ -197,7 +191,7 @@ class Home:
         complains: bool | None,
         is_killed: bool,
     ) -> Iterator[Server]:
-        process = subprocess.Popen(
+        process = Program(
             command,
             env=self.environ | dict(environ or {}),
             stdout=subprocess.PIPE,

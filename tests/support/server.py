@@ -27,6 +27,7 @@ from filestore.format.codec import Frame
 from filestore.http import wire
 from filestore.repository.index.protocol import Index
 from filestore.repository.stores.protocol import ChunkStore
+from tests.support.fork_server import Program
 
 SECONDS = 100
 """How long a test waits before it fails."""
@@ -176,7 +177,7 @@ def running_server(root: Path, *, check: bool = True, **settings: str | float) -
 
 def start_server(root: Path, **settings: str | float) -> subprocess.Popen[str]:
     """Start a server process, and do not wait until it is ready."""
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", "tests.support.server", root, *(f"{key}={value}" for key, value in settings.items())],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

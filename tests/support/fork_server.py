@@ -1,0 +1,228 @@
+"""Start programs of Python fast: a process that has imported what they need forks itself for each.
+
+Half of the processor time of a whole run went into starts of Python: `filestore ls` takes 0.18 s, and 0.02 if it is
+forked. The new process is a child of the test like any other, with its own standard streams, environment, working
+directory and exit status. There are three differences, and a test that is about one of them starts its program by
+`subprocess`: `/proc` shows the command and the environment of the server that forked it, all modules are imported at its
+start, and Python ends at once when its handlers of the end have run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import platform
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+_READ_AT_START = ("PYTHON", "COVERAGE_", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "OPENSSL_", "SSL_", "TZ")
+"""How variables begin that Python or a library reads when it starts."""
+_EXTRAS = ("filestore.runtime", "filestore.repository.index.postgres.", "filestore.repository.stores.s3")
+_STARTS = 2
+"""How many programs start as always before a server is worth its own start."""
+_CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
+"""The number of the system call."""
+_CLONE_PARENT = 0x8000
+"""Makes the new process a child of the caller's parent (`man 2 clone`), so the test can wait for it."""
+_REQUEST_LIMIT = 1 << 16
+
+
+class Program(subprocess.Popen[str]):
+    """A process with text as its streams, which is forked if that is possible.
+
+    Only the arguments `args`, `cwd`, `env`, `stdin`, `stdout`, `stderr` and `text` may be given.
+    """
+
+    def _execute_child(self, *given: Any) -> None:
+        arguments, cwd, env, pipes = given[0], given[5], given[6], given[10:16]
+        command = [os.fspath(argument) for argument in arguments]
+        variables = {name: os.fspath(value) for name, value in (os.environ if env is None else env).items()}
+        process_id = _forked(command, os.fspath(cwd or Path.cwd()), variables, (pipes[0], pipes[3], pipes[5]))
+        if process_id is None:
+            super()._execute_child(*given)  # type: ignore[misc]
+        else:
+            self.pid = process_id
+            self._child_created = True
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+def run_program(
+    arguments: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with nothing to read.
+
+    Raises subprocess.TimeoutExpired.
+    """
+    with Program(
+        arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+class _ForkServer:
+    """A process that forks itself on request."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._lock = Lock()
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            command = [sys.executable, __file__, str(other.fileno())]
+            self._process = subprocess.Popen(command, env=environment, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
+
+    def fork(self, request: bytes, streams: Sequence[int]) -> int:
+        """Return the number of a new process."""
+        with self._lock:
+            socket.send_fds(self._socket, [request], streams)
+            return int(self._socket.recv(32))
+
+    def end(self) -> None:
+        """Let the server end, and wait for it."""
+        self._socket.close()
+        self._process.wait()
+
+
+_servers: dict[frozenset[tuple[str, str]], _ForkServer] = {}
+_started: Counter[frozenset[tuple[str, str]]] = Counter()
+_lock = Lock()
+
+
+def _forked(command: Sequence[str], cwd: str, environment: Mapping[str, str], streams: Sequence[int]) -> int | None:
+    """Return the number of a process that runs a command, or None if it must start as always."""
+    program = Path(command[0])
+    is_ours = program.parent == Path(sys.executable).parent and (program.name == "filestore" or command[1:2] == ["-m"])
+    request = json.dumps([command, cwd, dict(environment)]).encode()
+    if not is_ours or _CLONE is None or -1 in streams or len(request) > _REQUEST_LIMIT or not Path(cwd).is_dir():
+        return None
+    server = _server(frozenset(item for item in environment.items() if item[0].startswith(_READ_AT_START)))
+    return None if server is None else server.fork(request, streams)
+
+
+def _server(environment: frozenset[tuple[str, str]]) -> _ForkServer | None:
+    """Return the server for programs that start with these variables, once there were enough of them."""
+    with _lock:
+        _started[environment] += 1
+        if environment not in _servers and _started[environment] > _STARTS:
+            _servers[environment] = server = _ForkServer(dict(environment))
+            atexit.register(server.end)
+        return _servers.get(environment)
+
+
+def _main() -> None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    del sys.path[0]
+    _import_all()
+    # Other threads would be missing in what is forked.
+    assert 1 == sum(1 for _ in Path("/proc/self/task").iterdir())
+    gc.freeze()
+    command = _next_command(requests)
+    if command is not None:
+        _run(command)
+
+
+def _import_all() -> None:
+    """Import all modules but those of the extras, which few programs use."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    for package in map(importlib.import_module, ("filestore", "filestore_cli")):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.startswith(_EXTRAS) and not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+
+
+def _next_command(requests: socket.socket) -> list[str] | None:
+    """Return a command in the new process that is to run it, or None in this one when nobody asks any more."""
+    while True:
+        request, streams, _, _ = socket.recv_fds(requests, _REQUEST_LIMIT, 3)
+        if not request:
+            return None
+        process_id = _fork()
+        if process_id == 0:
+            requests.close()
+            command, cwd, environment = json.loads(request)
+            os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(environment)
+            _take_streams(streams)
+            return list(command)
+        for stream in streams:
+            os.close(stream)
+        requests.send(str(process_id).encode())
+
+
+def _fork() -> int:
+    """Fork as `os.fork` does, but make the new process a child of this one's parent.
+
+    Raises OSError.
+    """
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    # PyDLL keeps the lock of the interpreter during the call.
+    process_id = int(ctypes.PyDLL(None, use_errno=True).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
+    if process_id == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    python.PyOS_AfterFork_Parent()
+    if process_id < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    return process_id
+
+
+def _take_streams(streams: Sequence[int]) -> None:
+    """Make these the standard streams, as Python does at its start."""
+    for number, (name, stream) in enumerate(zip(("stdin", "stdout", "stderr"), streams, strict=True)):
+        os.dup2(stream, number)
+        os.close(stream)
+        before = getattr(sys, name)
+        opened = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115  # stays open
+        after = io.TextIOWrapper(opened, before.encoding, before.errors, newline="\n", line_buffering=name == "stderr")
+        setattr(sys, name, after)
+        setattr(sys, f"__{name}__", after)
+
+
+def _run(command: Sequence[str]) -> None:
+    status: list[int] = []
+    # It runs last, because it is the first to be registered.
+    atexit.register(_leave, status)
+    is_module = command[1:2] == ["-m"]
+    sys.argv[:] = command[2:] if is_module else command
+    sys.path.insert(0, str(Path.cwd()) if is_module else str(Path(command[0]).parent))
+    try:
+        if is_module:
+            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            status.append(end.code)
+        raise
+    status.append(0)
+
+
+def _leave(status: Sequence[int]) -> None:
+    """End now if the program has come to its end. Python would take apart all modules, which takes 0.08 s."""
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status[0] & 0xFF)
+
+
+if __name__ == "__main__":
+    _main()
