@@ -60,7 +60,8 @@ sdk_venv() {
 for order in sdk-first sdk-last; do
     sdk_venv ".venv-sdk1-${order#sdk-}" "$order" 'pipeline-ai==1.0.15'
     sdk_venv ".venv-sdk2-${order#sdk-}" "$order" 'pipeline-ai==2.8.0' 'setuptools<81'
-done
+done &
+sdk_environments=$!
 # What the runtime's own extra installs, and the other versions of the SDK that a runtime runs pipelines with; all are
 # clients too. Last, the SDK's container with what it needs beside it.
 sdk_venv .venv-runtime runtime
@@ -68,6 +69,7 @@ for version in 1.0.12 1.0.26; do
     sdk_venv ".venv-runtime-$version" sdk-last "pipeline-ai==$version"
 done
 sdk_venv .venv-container sdk-last 'pipeline-ai==2.8.0' 'setuptools<81' loguru==0.7.2 python-multipart==0.0.6 uvicorn==0.25.0
+wait "$sdk_environments"
 wait "$packages"
 wait "$hub_environments"
 
