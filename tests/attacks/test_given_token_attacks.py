@@ -18,7 +18,7 @@ from filestore.backends import open_backend
 from filestore.core.digest import token_digest
 from filestore.core.signing import SigningKeys
 from filestore.http.wire import API
-from tests.support.commands import Home
+from tests.support.commands import SCRIPTS, Home
 from tests.support.server import SECONDS, eventually
 
 pytestmark = pytest.mark.slow
@@ -187,7 +187,9 @@ def test_the_arguments_of_a_process_have_no_token(home: Home, tmp_path: Path) ->
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text(TOKEN)
-    with home.server("--token-file", path, root=tmp_path / "root") as server:
+    # A start of Python itself is not forked from another process, whose arguments would be shown.
+    command = (sys.executable, SCRIPTS / "filestore", "serve")
+    with home.server("--token-file", path, root=tmp_path / "root", command=command) as server:
         assert {200} == statuses(server.url, f"{API}/repository")
         shown = subprocess.run(
             ["ps", "-ww", "-o", "args=", "-p", str(server.process.pid)], capture_output=True, text=True, check=True
