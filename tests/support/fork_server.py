@@ -109,8 +109,10 @@ def _forked(command: Sequence[str], cwd: str, environment: Mapping[str, str], st
     """Return the number of a process that runs a command, or None if it must start as always."""
     program = Path(command[0])
     is_ours = program.parent == Path(sys.executable).parent and (program.name == "filestore" or command[1:2] == ["-m"])
+    # A library that is loaded before all others may read any variable.
+    can_fork = _CLONE is not None and "LD_PRELOAD" not in environment and Path(cwd).is_dir()
     request = json.dumps([command, cwd, dict(environment)]).encode()
-    if not is_ours or _CLONE is None or -1 in streams or len(request) > _REQUEST_LIMIT or not Path(cwd).is_dir():
+    if not is_ours or not can_fork or -1 in streams or len(request) > _REQUEST_LIMIT:
         return None
     server = _server(frozenset(item for item in environment.items() if item[0].startswith(_READ_AT_START)))
     return None if server is None else server.fork(request, streams)
