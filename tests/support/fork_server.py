@@ -39,6 +39,7 @@ _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform 
 _CLONE_PARENT = 0x8000
 """Makes the new process a child of the caller's parent (`man 2 clone`), so the test can wait for it."""
 _REQUEST_LIMIT = 1 << 16
+_ANSWER_LIMIT = 32
 
 
 class Program(subprocess.Popen[str]):
@@ -88,11 +89,14 @@ class _ForkServer:
             command = [sys.executable, __file__, str(other.fileno())]
             self._process = subprocess.Popen(command, env=environment, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
 
-    def fork(self, request: bytes, streams: Sequence[int]) -> int:
-        """Return the number of a new process."""
+    def fork(self, request: bytes, streams: Sequence[int]) -> int | None:
+        """Return the number of a new process, or None if there can be none."""
         with self._lock:
-            socket.send_fds(self._socket, [request], streams)
-            return int(self._socket.recv(32))
+            try:
+                socket.send_fds(self._socket, [request], streams)
+                return int(self._socket.recv(_ANSWER_LIMIT) or 0) or None
+            except ConnectionError:  # it could not start, and has said why
+                return None
 
     def end(self) -> None:
         """Let the server end, and wait for it."""
@@ -166,24 +170,19 @@ def _next_command(requests: socket.socket) -> list[str] | None:
             return list(command)
         for stream in streams:
             os.close(stream)
-        requests.send(str(process_id).encode())
+        requests.send(str(max(process_id, 0)).encode())
 
 
 def _fork() -> int:
-    """Fork as `os.fork` does, but make the new process a child of this one's parent.
-
-    Raises OSError.
-    """
+    """Fork as `os.fork` does, but make the new process a child of this one's parent. Returns -1 if that is not permitted."""
     python = ctypes.pythonapi
     python.PyOS_BeforeFork()
     # PyDLL keeps the lock of the interpreter during the call.
-    process_id = int(ctypes.PyDLL(None, use_errno=True).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
+    process_id = int(ctypes.PyDLL(None).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
     if process_id == 0:
         python.PyOS_AfterFork_Child()
         return 0
     python.PyOS_AfterFork_Parent()
-    if process_id < 0:
-        raise OSError(ctypes.get_errno(), "clone")
     return process_id
 
 
