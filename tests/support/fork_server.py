@@ -28,10 +28,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
-_READ_AT_START = ("PYTHON", "COVERAGE_", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "OPENSSL_", "SSL_", "TZ")
+_READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "OPENSSL_", "SSL_", "TZ")
 """How variables begin that Python or a library reads when it starts."""
+_NEEDS_A_START = ("COVERAGE_", "LD_PRELOAD")
+"""How variables begin with which no program is forked: lines are counted from the start, and a library may read any variable."""
 _EXTRAS = ("filestore.runtime", "filestore.repository.index.postgres.", "filestore.repository.stores.s3")
 _STARTS = 2
 """How many programs start as always before a server is worth its own start."""
@@ -114,8 +117,7 @@ def _forked(command: Sequence[str], cwd: str, environment: Mapping[str, str], st
     """Return the number of a process that runs a command, or None if it must start as always."""
     program = Path(command[0])
     is_ours = program.parent == Path(sys.executable).parent and (program.name == "filestore" or command[1:2] == ["-m"])
-    # A library that is loaded before all others may read any variable.
-    can_fork = _CLONE is not None and "LD_PRELOAD" not in environment and Path(cwd).is_dir()
+    can_fork = _CLONE is not None and Path(cwd).is_dir() and not any(name.startswith(_NEEDS_A_START) for name in environment)
     request = json.dumps([command, cwd, dict(environment)]).encode()
     if not is_ours or not can_fork or -1 in streams or len(request) > _REQUEST_LIMIT:
         return None
@@ -136,13 +138,16 @@ def _server(environment: frozenset[tuple[str, str]]) -> _ForkServer | None:
 def _main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     del sys.path[0]
+    status: list[int] = []
+    # It runs after all other handlers, because it is the first to be registered.
+    atexit.register(_leave, status)
     _import_all()
     # Other threads would be missing in what is forked.
     assert 1 == sum(1 for _ in Path("/proc/self/task").iterdir())
     gc.freeze()
     command = _next_command(requests)
     if command is not None:
-        _run(command)
+        _run(command, status)
 
 
 def _import_all() -> None:
@@ -201,18 +206,20 @@ def _take_streams(streams: Sequence[int]) -> None:
         setattr(sys, f"__{name}__", after)
 
 
-def _run(command: Sequence[str]) -> None:
-    status: list[int] = []
-    # It runs last, because it is the first to be registered.
-    atexit.register(_leave, status)
-    is_module = command[1:2] == ["-m"]
-    sys.argv[:] = command[2:] if is_module else command
-    sys.path.insert(0, str(Path.cwd()) if is_module else str(Path(command[0]).parent))
+def _run(command: Sequence[str], status: list[int]) -> None:
+    """Run a program, and leave its status in `status` if it comes to its end."""
+    main = sys.modules["__main__"] = ModuleType("__main__")
     try:
-        if is_module:
-            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        if command[1:2] == ["-m"]:
+            sys.argv[:] = command[2:]
+            sys.path.insert(0, str(Path.cwd()))
+            # As Python does for `-m`: what the module has made is there until the last handler of the end.
+            runpy._run_module_as_main(command[2])  # type: ignore[attr-defined]
         else:
-            runpy.run_path(command[0], run_name="__main__")
+            sys.argv[:] = command
+            sys.path.insert(0, str(Path(command[0]).parent))
+            main.__file__ = command[0]
+            exec(compile(Path(command[0]).read_bytes(), command[0], "exec"), main.__dict__)
     except SystemExit as end:
         if isinstance(end.code, int):
             status.append(end.code)

@@ -26,6 +26,11 @@ threading.Thread(target=lambda: (released.wait(), print("in a thread"))).start()
 print(sys.argv[1:], __name__, sys.stdin.read() == "")
 released.set()
 """
+_LOGS_AT_THE_END = """
+import logging, logging.handlers, sys
+handler = logging.handlers.MemoryHandler(100, target=logging.StreamHandler(sys.stdout))
+handler.emit(logging.makeLogRecord({"levelno": logging.INFO, "msg": "a line that waits for the end"}))
+"""
 _SHOWS_STREAMS = """
 import sys
 for stream in sys.stdin, sys.stdout, sys.stderr:
@@ -55,6 +60,7 @@ def _module(folder: Path, code: str) -> list[str | Path]:
     ("code", "status"),
     [
         (_ENDS, 0),
+        (_LOGS_AT_THE_END, 0),
         ("import sys; sys.exit(7)", 7),
         ("import sys; sys.exit(256)", 0),
         ("import sys; sys.exit('a message')", 1),
