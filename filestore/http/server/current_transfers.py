@@ -34,7 +34,7 @@ TEXT_LIMIT = 200
 _WORD = 8
 _HEAD = struct.Struct("=QQQd")
 _HEAD_AFTER_NUMBER = struct.Struct("=QQd")
-"""It is written by itself: `pack_into` clears what it writes before, and a reader must not see the number as 0."""
+"""`pack_into` sets its bytes to zero before it writes them. The number is not among them, so no reader sees it as 0."""
 _TRIES = 20
 
 
