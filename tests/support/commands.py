@@ -52,10 +52,6 @@ def start_module(module: str, *arguments: str | Path, env: Mapping[str, str] | N
     return Program(
         [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
         env=env,
     )
 
@@ -194,10 +190,6 @@ class Home:
         process = Program(
             command,
             env=self.environ | dict(environ or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
         )
         try:
             assert process.stdout is not None

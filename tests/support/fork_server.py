@@ -47,10 +47,14 @@ _ANSWER_LIMIT = 32
 
 
 class Program(subprocess.Popen[str]):
-    """A process with text as its streams, which is forked if that is possible.
+    """A process with nothing to read and two pipes of text as its outputs, which is forked if that is possible."""
 
-    Only the arguments `args`, `cwd`, `env`, `stdin`, `stdout`, `stderr` and `text` may be given.
-    """
+    def __init__(
+        self, arguments: Sequence[str | Path], *, cwd: str | Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it. `cwd` and `env` are those of `subprocess.Popen`."""
+        pipe = subprocess.PIPE
+        super().__init__(arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
 
     def _execute_child(self, *given: Any) -> None:
         arguments, cwd, env, pipes = given[0], given[5], given[6], given[10:16]
@@ -72,9 +76,7 @@ def run_program(
 
     Raises subprocess.TimeoutExpired.
     """
-    with Program(
-        arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with Program(arguments, cwd=cwd, env=env) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException:
@@ -111,6 +113,8 @@ class _ForkServer:
 _servers: dict[frozenset[tuple[str, str]], _ForkServer] = {}
 _started: Counter[frozenset[tuple[str, str]]] = Counter()
 _lock = Lock()
+# A child that a test forks could not wait for what the server of its parent forks.
+os.register_at_fork(after_in_child=_servers.clear)
 
 
 def _forked(command: Sequence[str], cwd: str, environment: Mapping[str, str], streams: Sequence[int]) -> int | None:
@@ -119,20 +123,21 @@ def _forked(command: Sequence[str], cwd: str, environment: Mapping[str, str], st
     is_ours = program.parent == Path(sys.executable).parent and (program.name == "filestore" or command[1:2] == ["-m"])
     can_fork = _CLONE is not None and Path(cwd).is_dir() and not any(name.startswith(_NEEDS_A_START) for name in environment)
     request = json.dumps([command, cwd, dict(environment)]).encode()
-    if not is_ours or not can_fork or -1 in streams or len(request) > _REQUEST_LIMIT:
+    if not is_ours or not can_fork or len(request) > _REQUEST_LIMIT:
         return None
-    server = _server(frozenset(item for item in environment.items() if item[0].startswith(_READ_AT_START)))
+    server = _server(environment)
     return None if server is None else server.fork(request, streams)
 
 
-def _server(environment: frozenset[tuple[str, str]]) -> _ForkServer | None:
+def _server(environment: Mapping[str, str]) -> _ForkServer | None:
     """Return the server for programs that start with these variables, once there were enough of them."""
+    read_at_start = frozenset(item for item in environment.items() if item[0].startswith(_READ_AT_START))
     with _lock:
-        _started[environment] += 1
-        if environment not in _servers and _started[environment] > _STARTS:
-            _servers[environment] = server = _ForkServer(dict(environment))
+        _started[read_at_start] += 1
+        if read_at_start not in _servers and _started[read_at_start] > _STARTS:
+            _servers[read_at_start] = server = _ForkServer(dict(read_at_start))
             atexit.register(server.end)
-        return _servers.get(environment)
+        return _servers.get(read_at_start)
 
 
 def _main() -> None:

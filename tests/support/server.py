@@ -179,10 +179,6 @@ def start_server(root: Path, **settings: str | float) -> subprocess.Popen[str]:
     """Start a server process, and do not wait until it is ready."""
     return Program(
         [sys.executable, "-m", "tests.support.server", root, *(f"{key}={value}" for key, value in settings.items())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
         cwd=Path(__file__).parents[2],
         env={key: value for key, value in os.environ.items() if not key.startswith("FILESTORE_")},
     )

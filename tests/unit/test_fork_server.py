@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,9 @@ for stream in sys.stdin, sys.stdout, sys.stderr:
 def environ() -> dict[str, str]:
     """The variables of a program. The server for these has started."""
     variables = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "COLOUR": "blue"}
-    while fork_server._server(_read_at_start(variables)) is None:
+    while fork_server._server(variables) is None:
         pass
     return variables
-
-
-def _read_at_start(variables: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset(item for item in variables.items() if item[0].startswith(fork_server._READ_AT_START))
 
 
 def _module(folder: Path, code: str) -> list[str | Path]:
@@ -96,15 +91,7 @@ def test_two_forked_programs_draw_different_numbers(tmp_path: Path, environ: dic
 def test_a_forked_program_is_killed_by_its_test(tmp_path: Path, environ: dict[str, str]) -> None:
     """It is a child of the test, which sees how it ended."""
     command = _module(tmp_path, "import time; print('begins', flush=True); time.sleep(100)")
-    with Program(
-        command,
-        cwd=tmp_path,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with Program(command, cwd=tmp_path, env=environ) as process:
         assert process.stdout is not None
         assert "begins\n" == process.stdout.readline()
         assert b"fork_server.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
@@ -124,3 +111,17 @@ def test_other_variables_of_python_need_another_start(tmp_path: Path, environ: d
     command = _module(tmp_path, "import sys; print(sys.flags.optimize)")
     done = run_program(command, cwd=tmp_path, env=environ | {"PYTHONOPTIMIZE": "2"}, timeout=_SECONDS)
     assert "2\n" == done.stdout
+
+
+def test_a_child_of_a_test_starts_its_own_programs(tmp_path: Path, environ: dict[str, str]) -> None:
+    """It waits for them, and sees their status."""
+    command = _module(tmp_path, "import sys; sys.exit(7)")
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = run_program(command, cwd=tmp_path, env=environ, timeout=_SECONDS).returncode
+        finally:
+            os._exit(status)
+    assert 7 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert 7 == run_program(command, cwd=tmp_path, env=environ, timeout=_SECONDS).returncode
