@@ -55,6 +55,7 @@ from filestore.http.server.routes.sdk.disk_uploads import DiskUploads
 from filestore.http.server.routes.sdk.object_uploads import ObjectUploads
 from filestore.http.server.routes.sdk.upload_store import UploadStore
 from filestore.http.server.routes.sdk.uploads import uploads_folder
+from filestore.http.server.routing import RouteTable
 from filestore.http.server.stored_trees import SharedTrees
 from filestore.http.server.traffic import TRAFFIC, Traffic
 from filestore.http.server.upkeep import upkeep
@@ -261,14 +262,16 @@ def make_app(
 
     app.cleanup_ctx.extend([assembling, tending])
     app.on_response_prepare.append(complete_head)
-    continuing.update(_questions(app, health))
+    routes = RouteTable()
+    continuing.update(_questions(routes, health))
     # An extension may answer some requests in place of a route below it.
-    _add_routes(app, authenticator, (*more_routes, *PAGE_ROUTES, *ROUTES), continuing)
+    _add_routes(routes, authenticator, (*more_routes, *PAGE_ROUTES, *ROUTES), continuing)
+    app.router.register_resource(routes)
     return app
 
 
 def _add_routes(
-    app: web.Application, authenticator: RequestAuthenticator, routes: Iterable[Route], continuing: set[web.AbstractRoute]
+    table: RouteTable, authenticator: RequestAuthenticator, routes: Iterable[Route], continuing: set[web.AbstractRoute]
 ) -> None:
     """Add the public routes, and then `routes`: an extension may answer some requests in place of a route below it.
 
@@ -276,12 +279,12 @@ def _add_routes(
     """
     for public in PUBLIC_ROUTES:
         for method in _methods(public.method):
-            app.router.add_route(method, _any_slashes(public.path), authenticator.opened_for_all(public))
+            table.add_route(method, public.path, authenticator.opened_for_all(public))
     for route in routes:
         for path in (route.path, SIGNED_PREFIX + route.path) if route.can_be_signed else (route.path,):
             for method in _methods(route.method):
-                added = app.router.add_route(
-                    method, _any_slashes(path), authenticator.opened_for(route), expect_handler=authenticator.expected_for(route)
+                added = table.add_route(
+                    method, path, authenticator.opened_for(route), expect_handler=authenticator.expected_for(route)
                 )
                 if route.continues:
                     continuing.add(added)
@@ -322,17 +325,11 @@ class _UsageNotes:
         self._shared_times.own.note_usage()
 
 
-def _questions(app: web.Application, health: Health) -> Iterator[web.AbstractRoute]:
+def _questions(table: RouteTable, health: Health) -> Iterator[web.AbstractRoute]:
     """Add the routes that say how a server process is. They need no token, and are answered while it stops."""
     for path, answer in (("/healthz", health.answer_alive), ("/readyz", health.answer_ready)):
-        resource = app.router.add_resource(_any_slashes(path))
         for method in _methods("GET"):
-            yield resource.add_route(method, answer)
-
-
-def _any_slashes(path: str) -> str:
-    """Return the pattern of `path` with any number of leading slashes. A base URL that ends in a slash adds one."""
-    return "/{slashes:/*}" + path.removeprefix("/")
+            yield table.add_route(method, path, answer)
 
 
 class RequestAuthenticator:
