@@ -14,7 +14,7 @@ import pytest
 from filestore.core.digest import token_digest
 from tests.support.commands import Home
 from tests.support.runtimes import TOKEN, RunningRuntime, running_runtime
-from tests.support.server import SECONDS, eventually
+from tests.support.server import SECONDS, eventually, is_unauthorized
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def test_the_token_of_a_runtime_is_removed_while_it_streams(user: Home, runtime:
             with suppress(ConnectionError):
                 while client.recv(1 << 16):
                     pass
-    eventually(lambda: runtime.ask("GET", "/v3/runs").status == 401)
+    eventually(lambda: is_unauthorized(lambda: runtime.ask("GET", "/v3/runs")))
     assert 403 == runtime.ask("GET", output, token="").status
 
 
