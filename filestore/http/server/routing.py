@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from yarl import URL
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ExpectHandler = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
 
@@ -25,7 +25,6 @@ class RouteTable(web.AbstractResource):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last_path: str | None = None
         self._resources: list[web.DynamicResource] = []
         self._places: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         """The places in `_resources` of those that have the same segments before their variable part."""
@@ -36,12 +35,12 @@ class RouteTable(web.AbstractResource):
         self, method: str, path: str, handler: Handler, *, expect_handler: ExpectHandler | None = None
     ) -> web.AbstractRoute:
         """Add a route for one method. `path` begins with a slash, and is a pattern of aiohttp."""
-        if path != self._last_path:
+        pattern = "/{slashes:/*}" + path.removeprefix("/")
+        if not (self._resources and self._resources[-1].raw_match(pattern)):
             fixed = _fixed_segments(path)
             self._places[fixed].append(len(self._resources))
             self._depth = max(self._depth, len(fixed))
-            self._resources.append(web.DynamicResource("/{slashes:/*}" + path.removeprefix("/")))
-            self._last_path = path
+            self._resources.append(web.DynamicResource(pattern))
         return self._resources[-1].add_route(method, handler, expect_handler=expect_handler)
 
     # What aiohttp calls.
@@ -71,16 +70,16 @@ class RouteTable(web.AbstractResource):
         return False
 
     def get_info(self) -> Any:
-        """Return nothing, because the table is not one route."""
+        """Return nothing: the table is not one route."""
         return {}
 
     def url_for(self, **_: str) -> URL:
         """Raise NotImplementedError: the table has many URLs."""
-        return self._have_many()
+        raise NotImplementedError
 
-    def add_prefix(self, prefix: str) -> None:  # noqa: ARG002  # as in aiohttp
+    def add_prefix(self, prefix: str) -> None:  # as in aiohttp
         """Raise NotImplementedError: the table is not part of a larger application."""
-        self._have_many()
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return sum(map(len, self._resources))
@@ -88,9 +87,6 @@ class RouteTable(web.AbstractResource):
     def __iter__(self) -> Iterator[web.AbstractRoute]:
         for resource in self._resources:
             yield from resource
-
-    def _have_many(self) -> NoReturn:
-        raise NotImplementedError
 
 
 def _fixed_segments(path: str) -> tuple[str, ...]:
