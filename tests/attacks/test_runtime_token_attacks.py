@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from filestore.core.digest import token_digest
+from tests.support.changed_tokens import answered
 from tests.support.commands import Home
 from tests.support.runtimes import TOKEN, RunningRuntime, running_runtime
-from tests.support.server import SECONDS, eventually, is_unauthorized
+from tests.support.server import SECONDS, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def test_the_token_of_a_runtime_is_removed_while_it_streams(user: Home, runtime:
             with suppress(ConnectionError):
                 while client.recv(1 << 16):
                     pass
-    eventually(lambda: is_unauthorized(lambda: runtime.ask("GET", "/v3/runs")))
+    eventually(lambda: answered(lambda: runtime.ask("GET", "/v3/runs")) == 401)
     assert 403 == runtime.ask("GET", output, token="").status
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from email.message import Message
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,14 +216,6 @@ def eventually(reached: Callable[[], bool], said: Callable[[], object] = lambda:
     while not reached():
         assert time.monotonic() < deadline, said()
         os.sched_yield()
-
-
-def is_unauthorized(ask: Callable[[], Reply]) -> bool:
-    """Return whether a request is refused for its token. One that began before the token was removed may be cut."""
-    try:
-        return ask().status == 401
-    except (HTTPException, ConnectionError):
-        return False
 
 
 def _grouped(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
