@@ -105,7 +105,7 @@ async def fetch(
 
     Idempotent: where the file is at `target` already, it is read and verified, and nothing is received or written.
 
-    Cost: what is received is decoded, hashed and written once. Memory stays below about 100 MiB, whatever the size.
+    Cost: what is received is decoded, hashed and written once. Memory stays below about 150 MiB, whatever the size.
 
     Cancellation: the file is at `target` as a whole or not at all. A hidden file next to it, whose name ends in
     `.filestore-partial`, keeps the chunks that were received. The next fetch to the same target continues there. Where nothing

@@ -20,8 +20,18 @@ MEMORY_PER_CORE = 48 * MIB
 CORES_PER_PROCESS = 4
 """How many cores one process of Python keeps busy."""
 
+LEAST_SLOT, MOST_SLOT = 16 * MIB, 32 * MIB
+"""Bytes of each window or batch of a transfer that is large enough. Each is a request or two, which cost both ends about a
+millisecond in their event loops."""
+BATCHES_WANTED = 16
+"""A fetch has at least so many batches, unless they would be smaller than the least."""
+_WINDOWS_WANTED = 32
+"""A push has twice as many windows: each also takes memory for its frames, which costs time when it is used first."""
+
 _PROCESS_MEMORY = 50 * MIB
 """What a process takes before it moves anything."""
+_FILE_MEMORY = 1 << 10
+"""What it takes for each file of a directory."""
 _WINDOW_MEMORY = 33 * MIB
 """A window, its frames, and its small objects."""
 _CUT_MEMORY = 17 * MIB
@@ -49,11 +59,17 @@ class Parallelism(NamedTuple):
     """Threads that read and cut a file whose structure is known."""
     own_slots: int = 0
     """Batches of a fetch in flight in the process of the caller while it has worker processes that are not ready yet."""
+    slot_size: int = LEAST_SLOT
+    """The most bytes of content of a window or a batch."""
 
 
 def default_memory() -> int:
     """Return the budget in bytes of one transfer, for all its processes together."""
     return LEAST_MEMORY + MEMORY_PER_CORE * max(0, core_count() - 2)
+
+
+def _budget(limits: TransferLimits) -> int:
+    return default_memory() if limits.memory is None else limits.memory
 
 
 def limits_of(repository: Repository) -> TransferLimits:
@@ -62,12 +78,14 @@ def limits_of(repository: Repository) -> TransferLimits:
     return limits if repository.opening() is not None else limits._replace(processes=0)
 
 
-def push_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE) -> Parallelism:
-    """Return what a push of `size` bytes may do at the same time.
+def push_parallelism(
+    size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE, file_count: int = 1
+) -> Parallelism:
+    """Return what a push of `size` bytes in `file_count` files may do at the same time.
 
     A budget of memory that is too small for the least that works is exceeded. Content of `large_size` bytes is a large transfer.
     """
-    return _parallelism(
+    found = _parallelism(
         limits,
         is_large=size >= large_size,
         slot_memory=_WINDOW_MEMORY,
@@ -75,11 +93,16 @@ def push_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size
         most=_MOST_WINDOWS,
         is_cut=True,
     )
+    windows = max(found.slots, found.cutters)
+    left = _left(limits, file_count) - found.slots * _WINDOW_MEMORY - (windows - found.slots) * _CUT_MEMORY
+    return _with_larger_slots(found, size // _WINDOWS_WANTED, left // (windows + found.slots))
 
 
-def fetch_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE) -> Parallelism:
+def fetch_parallelism(
+    size: int, limits: TransferLimits = BY_CORES, *, large_size: int = LARGE_SIZE, file_count: int = 1
+) -> Parallelism:
     """Return what a fetch of `size` bytes may do at the same time. The arguments are those of `push_parallelism`."""
-    return _parallelism(
+    found = _parallelism(
         limits,
         is_large=size >= large_size,
         slot_memory=_BATCH_MEMORY,
@@ -87,6 +110,24 @@ def fetch_parallelism(size: int, limits: TransferLimits = BY_CORES, *, large_siz
         most=_MOST_BATCHES,
         is_cut=False,
     )
+    left = _left(limits, file_count) - found.slots * _BATCH_MEMORY
+    return _with_larger_slots(found, size // BATCHES_WANTED, left // found.slots)
+
+
+def _left(limits: TransferLimits, file_count: int) -> int:
+    """Return how many bytes of the budget one process has for what it moves."""
+    return _budget(limits) - _PROCESS_MEMORY - file_count * _FILE_MEMORY
+
+
+def _with_larger_slots(found: Parallelism, wanted: int, more: int) -> Parallelism:
+    """Return `found` with windows or batches of `wanted` bytes, as far as the limits and `more` bytes for each permit.
+
+    Worker processes use all the memory for more of them.
+    """
+    if found.processes:
+        return found
+    slot_size = max(LEAST_SLOT, min(wanted, MOST_SLOT, LEAST_SLOT + more))
+    return found._replace(slot_size=slot_size // MIB * MIB)
 
 
 def _parallelism(
@@ -99,7 +140,7 @@ def _parallelism(
     is_cut: bool,
 ) -> Parallelism:
     cores = core_count()
-    budget = (default_memory() if limits.memory is None else limits.memory) - _PROCESS_MEMORY
+    budget = _budget(limits) - _PROCESS_MEMORY
     wanted = cores // CORES_PER_PROCESS if limits.processes is None else limits.processes
     if limits.connections is not None:
         # The process of the caller needs one too.

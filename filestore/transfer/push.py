@@ -192,7 +192,7 @@ async def push(
         They are refused for a file.
 
     Cost: each byte is read and hashed once; with worker processes, it is read a second time from the memory of the system. Memory
-    is bounded, whatever the size: about 100 MiB on two cores, and the limit that `connect` was given on many. A second push of
+    is bounded, whatever the size: about 200 MiB on two cores, and the limit that `connect` was given on many. A second push of
     the same content sends no chunks and gives the same record.
 
     Cancellation: nothing is recorded. The chunks that were sent stay, and the next push does not send them again.
@@ -217,7 +217,7 @@ async def push(
     ) as source:
         _check_size(source, identity)
         # Only what worker processes can take: not what is known, and not the small files of a tree.
-        parallelism = push_parallelism(source.located_size(_JOB_MIN), limits_of(repository))
+        parallelism = push_parallelism(source.located_size(_JOB_MIN), limits_of(repository), file_count=source.file_count)
         sending = _Sender(repository, source, codec=chosen, report=report, parallelism=parallelism)
         async with worker_pool(
             repository, count=parallelism.processes, slots=parallelism.slots, modules=[SendWindow.__module__]
@@ -568,8 +568,8 @@ class _Sender:
         self._region_limit = source.size // (2 * parallelism.processes or 1)
         # With worker processes, this process sends only what they do not: until they are ready, and small windows.
         own = WINDOWS_IN_FLIGHT if parallelism.processes else parallelism.slots
-        self._windows = BufferPool(count=max(own, parallelism.cutters), size=WINDOW_SIZE)
-        self._sender = ChunkSender(repository, codec=codec, count=own)
+        self._windows = BufferPool(count=max(own, parallelism.cutters), size=parallelism.slot_size)
+        self._sender = ChunkSender(repository, codec=codec, count=own, size=parallelism.slot_size)
         self._jobs = asyncio.Semaphore(parallelism.processes * parallelism.slots + parallelism.cutters)
         """A worker process reads a window again, which must still be in the memory of the system."""
 

@@ -80,6 +80,7 @@ class Receiver:
         self._repository = repository
         self._manifest = manifest
         self._report = report and without_repeats(report)
+        self._given_options = options
         self._options = options = sized_for(manifest.size, options)
         self._batches = BatchReceiver(repository, moved=self._count_moved)
         self._own_count = own_batches(parallelism_of(manifest.size, limits_of(repository), options), options)
@@ -193,7 +194,12 @@ class Receiver:
         """
         missing = await in_cpu_thread(self._table.missing, *Ordering)
         if partial_file is None:
-            parallelism = parallelism_of(self._missing_size, limits_of(self._repository), self._options)
+            limits = limits_of(self._repository)
+            parallelism = parallelism_of(self._missing_size, limits, self._options, file_count=sink.file_count)
+            options = sized_for(self._missing_size, self._given_options, most=parallelism.slot_size)
+            if options != self._options:
+                self._options = options
+                self._buffers = BufferPool(count=self._own_count, size=options.batch_size)
             await self._download_all(ordered_chains(missing, self._options), sink, parallelism)
         else:
             # The reader waits for single chunks, so the way to another process would only take time.

@@ -13,7 +13,7 @@ from filestore.core.batches import batched_by_size
 from filestore.format.codec import frame_limit
 from filestore.format.zip.read import OFFSET_SPACE
 from filestore.repository.protocol import TransferLimits
-from filestore.transfer.parallelism import LARGE_SIZE, Parallelism, fetch_parallelism
+from filestore.transfer.parallelism import BATCHES_WANTED, LARGE_SIZE, LEAST_SLOT, MOST_SLOT, Parallelism, fetch_parallelism
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places
 from filestore.transfer.sinks.protocol import Ordering, Sink
@@ -32,8 +32,8 @@ class TransferOptions:
     """Number of batches that one process receives and writes at a time. None means what cores and memory allow."""
     shared_min: int = 1 << 20
     """A worker process gets a part of a batch only if it has at least this size."""
-    batch_size: int = 16 << 20
-    """The size of one batch, decoded. A smaller fetch has smaller ones: see `sized_for`."""
+    batch_size: int = MOST_SLOT
+    """The most bytes of one batch, decoded. A smaller fetch has smaller ones: see `sized_for`."""
     batch_count: int = 4096
     """The most chunks of a batch."""
     followed_batch_size: int = 2 << 20
@@ -55,23 +55,20 @@ class TransferOptions:
 
 DEFAULT_OPTIONS = TransferOptions()
 _SMALL_BATCH_SIZE = 8 << 20
-_BATCHES_WANTED = 16
-"""How many batches a smaller fetch has, if they are not smaller than `_SMALL_BATCH_SIZE` then."""
 
 
-def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions) -> Parallelism:
-    """Return what a fetch of `size` missing bytes may do at the same time."""
-    found = fetch_parallelism(size, limits, large_size=options.large_size)
+def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions, *, file_count: int = 1) -> Parallelism:
+    """Return what a fetch of `size` missing bytes into `file_count` files may do at the same time."""
+    found = fetch_parallelism(size, limits, large_size=options.large_size, file_count=file_count)
     return found if options.batches_in_flight is None else found._replace(slots=options.batches_in_flight)
 
 
-def sized_for(size: int, options: TransferOptions) -> TransferOptions:
-    """Return the options for a fetch of `size` bytes.
+def sized_for(size: int, options: TransferOptions, *, most: int = LEAST_SLOT) -> TransferOptions:
+    """Return the options for a fetch of `size` bytes, with batches of at most `most` bytes.
 
-    Each batch is a request, which costs both ends about a millisecond in their event loops. So batches are large, as long as
-    enough of them can be in flight.
+    Batches are large, as long as enough of them can be in flight.
     """
-    return replace(options, batch_size=min(options.batch_size, max(_SMALL_BATCH_SIZE, size // _BATCHES_WANTED)))
+    return replace(options, batch_size=min(options.batch_size, max(_SMALL_BATCH_SIZE, size // BATCHES_WANTED), most))
 
 
 def own_batches(parallelism: Parallelism, options: TransferOptions) -> int:

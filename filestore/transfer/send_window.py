@@ -28,17 +28,17 @@ from filestore.transfer.workers import Worker
 
 T = TypeVar("T")
 
-_FRAMES_SIZE = WINDOW_SIZE + (64 << 10)
-"""Bytes for all frames of a window. The window of a tree may contain many small segments."""
+_HEADERS_SIZE = 64 << 10
+"""Bytes that the frames of a window may have more than their content. The window of a tree may contain many small segments."""
 
 
 class ChunkSender:
-    """Encodes chunks and puts them into a repository. It keeps `count` buffers for their frames."""
+    """Encodes chunks and puts them into a repository. It keeps `count` buffers for the frames of windows of `size` bytes."""
 
-    def __init__(self, repository: Repository, *, codec: Codec | None, count: int) -> None:
+    def __init__(self, repository: Repository, *, codec: Codec | None, count: int, size: int = WINDOW_SIZE) -> None:
         self._repository = repository
         self._encoder = per_thread(partial(Encoder, codec=codec))
-        self._frames = BufferPool(count=count, size=_FRAMES_SIZE)
+        self._frames = BufferPool(count=count, size=size + _HEADERS_SIZE)
 
     async def send(self, pieces: Sequence[tuple[Digest, memoryview]], *, moved: Moved, encoded: Callable[[], None]) -> int:
         """Send the digest and the content of each chunk, and return the size of all frames.

@@ -49,7 +49,7 @@ class Workers:
         patches.setattr(push_module, "worker_pool", self._pool)
         patches.setattr(file_module, "REGION_SIZE", 20 * MIB)
 
-    def _parallelism(self, size: int, _: TransferLimits) -> Parallelism:
+    def _parallelism(self, size: int, _: TransferLimits, **__: int) -> Parallelism:
         return Parallelism(self.count, 2, 3) if size else Parallelism(0, 3)
 
     @asynccontextmanager

@@ -12,19 +12,24 @@ from hypothesis import strategies as st
 from filestore.backends import connect
 from filestore.repository.local import LocalRepository
 from filestore.repository.protocol import TransferLimits
-from filestore.transfer import parallelism
+from filestore.transfer import parallelism, schedule
+from filestore.transfer.fetch import fetch_record
 from filestore.transfer.parallelism import (
     IN_A_SERVER,
     LARGE_SIZE,
     LEAST_MEMORY,
     MEMORY_PER_CORE,
     MIB,
+    MOST_SLOT,
     Parallelism,
     default_memory,
     fetch_parallelism,
     limits_of,
     push_parallelism,
 )
+from filestore.transfer.push import push
+from tests.support.generator import octets
+from tests.support.watched import WatchedRepository
 
 _LARGE = 8 << 30
 
@@ -36,11 +41,42 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_or_two_cores_work_as_before(cores: Callable[[int], None], count: int) -> None:
-    """Three windows or four batches in one process, whatever the size."""
+def test_one_or_two_cores_have_one_process(cores: Callable[[int], None], count: int) -> None:
+    """Three windows or four batches, whatever the size."""
     cores(count)
-    assert push_parallelism(_LARGE) == Parallelism(0, 3)
-    assert fetch_parallelism(_LARGE) == Parallelism(0, 4)
+    for size in (0, LARGE_SIZE, _LARGE):
+        assert push_parallelism(size)[:4] == (0, 3, 1, 0)
+        assert fetch_parallelism(size)[:4] == (0, 4, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "batch"),
+    [
+        (0, 16, 16),
+        (256 * MIB, 16, 16),
+        (400 * MIB, 16, 25),
+        (512 * MIB, 16, 32),
+        (800 * MIB, 25, 32),
+        (1024 * MIB, 32, 32),
+        (_LARGE, 32, 32),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_large_transfer_has_larger_windows_and_batches(
+    cores: Callable[[int], None], count: int, size: int, window: int, batch: int
+) -> None:
+    """There are still at least 32 windows, or 16 batches."""
+    cores(count)
+    limits = TransferLimits(processes=0)
+    assert window * MIB == push_parallelism(size, limits).slot_size
+    assert batch * MIB == fetch_parallelism(size, limits).slot_size
+
+
+@pytest.mark.parametrize(("file_count", "slot_size"), [(1_000, 32), (70_000, 29), (200_000, 16), (10_000_000, 16)])
+def test_many_files_leave_less_memory_for_windows(cores: Callable[[int], None], file_count: int, slot_size: int) -> None:
+    """Each takes some memory too."""
+    cores(2)
+    assert slot_size * MIB == push_parallelism(_LARGE, file_count=file_count).slot_size
 
 
 @pytest.mark.parametrize(("connections", "processes"), [(1, 0), (2, 0), (3, 2), (4, 3), (5, 4), (100, 4)])
@@ -60,7 +96,7 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
         cores(count)
         found[count] = push_parallelism(_LARGE), fetch_parallelism(_LARGE), default_memory() // MIB
     assert found == {
-        4: (Parallelism(0, 5), Parallelism(0, 5), 396),
+        4: (Parallelism(0, 5, slot_size=MOST_SLOT), Parallelism(0, 5, slot_size=MOST_SLOT), 396),
         8: (Parallelism(2, 5, 3), Parallelism(2, 8, own_slots=4), 588),
         16: (Parallelism(4, 4, 8), Parallelism(4, 7, own_slots=6), 972),
         64: (Parallelism(16, 3, 32), Parallelism(16, 6, own_slots=8), 3276),
@@ -72,7 +108,7 @@ def test_processes_windows_and_memory_follow_the_cores(cores: Callable[[int], No
 def test_each_number_can_be_capped(cores: Callable[[int], None]) -> None:
     """By the number of processes, and by memory, which is shared by all of them."""
     cores(16)
-    assert push_parallelism(_LARGE, TransferLimits(processes=0)) == Parallelism(0, 6, 3)
+    assert push_parallelism(_LARGE, TransferLimits(processes=0)) == Parallelism(0, 6, 3, slot_size=MOST_SLOT)
     assert push_parallelism(_LARGE, TransferLimits(processes=3)) == Parallelism(3, 6, 7)
     assert push_parallelism(_LARGE, TransferLimits(memory=300 * MIB)).processes == 0
     assert push_parallelism(_LARGE, TransferLimits(memory=120 * MIB)) == Parallelism(0, 2)
@@ -86,9 +122,26 @@ async def test_a_repository_that_only_this_process_has(
 ) -> None:
     """One in memory. The process of the caller does all, with as many windows as it can use."""
     cores(16)
-    assert push_parallelism(_LARGE, limits_of(repository)) == Parallelism(0, 6, 3)
+    assert push_parallelism(_LARGE, limits_of(repository)) == Parallelism(0, 6, 3, slot_size=MOST_SLOT)
     async with connect(tmp_path / "folder", create=True, transfer_memory=2 << 30) as folder:
         assert limits_of(folder) == TransferLimits(memory=2 << 30)
+
+
+@pytest.mark.parametrize(("wanted", "counts"), [(100, (6, 11)), (1, (4, 3))])
+async def test_a_transfer_has_windows_and_batches_of_this_size(
+    watched: WatchedRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, counts: tuple[int, int]
+) -> None:
+    """80 MiB in windows of 16 or 32 MiB, of which the first one has 8, and in batches of 8 or 32."""
+    monkeypatch.setattr(parallelism, "core_count", lambda: 2)
+    monkeypatch.setattr(parallelism, "_WINDOWS_WANTED", wanted)
+    monkeypatch.setattr(parallelism, "BATCHES_WANTED", wanted)
+    monkeypatch.setattr(schedule, "BATCHES_WANTED", wanted)
+    source, target = tmp_path / "model", tmp_path / "back"
+    source.write_bytes(octets(1, 80 * MIB))
+    record = (await push(watched, source)).record
+    await fetch_record(watched, record, target=target)
+    assert counts == (watched.calls.count("put"), watched.calls.count("get"))
+    assert source.read_bytes() == target.read_bytes()
 
 
 def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], None]) -> None:
@@ -100,23 +153,24 @@ def test_a_server_pushes_an_upload_with_three_windows(cores: Callable[[int], Non
 
 @given(st.integers(1, 256), st.integers(100 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_holds(count: int, memory: int, processes: int | None) -> None:
-    """50 MiB for a process, 33 for a window with its frames and 17 for one without are together at most the budget."""
+    """50 MiB for a process, a window, its frames and 1 MiB, and as much for a window without frames are at most the budget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
         found = push_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
         own = 3 if found.processes else found.slots
         windows = found.processes * found.slots + own
         cut = max(0, found.cutters - own)
-        assert (50 * (1 + found.processes) + 33 * windows + 17 * cut) * MIB <= memory
+        small = 50 * (1 + found.processes) + windows + cut
+        assert small * MIB + found.slot_size * (2 * windows + cut) <= memory
         assert default_memory() == LEAST_MEMORY + MEMORY_PER_CORE * max(0, count - 2)
 
 
 @given(st.integers(1, 256), st.integers(102 * MIB, 16 << 30), st.none() | st.integers(0, 64))
 def test_the_budget_of_a_fetch_holds(count: int, memory: int, processes: int | None) -> None:
-    """50 MiB for a process and 21 MiB for a batch."""
+    """50 MiB for a process, and for each batch 5 MiB more than its frames."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
         found = fetch_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
         batches = found.processes * found.slots + (found.own_slots if found.processes else found.slots)
-        assert (50 * (1 + found.processes) + 21 * batches) * MIB <= memory
+        assert (50 * (1 + found.processes) + 5 * batches) * MIB + found.slot_size * batches <= memory
         assert found.own_slots <= min(8, max(4, count + 1))

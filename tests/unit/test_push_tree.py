@@ -170,9 +170,9 @@ async def test_worker_processes_are_for_large_files_that_are_read(
     tree = plant(tmp_path / "tree", {"a": octets(1, 5 << 20), "b": octets(2, 6 << 20), "c": octets(3, 3 << 20), "d": b"small"})
     sizes: list[int] = []
 
-    def parallelism(size: int, limits: TransferLimits) -> Parallelism:
+    def parallelism(size: int, limits: TransferLimits, *, file_count: int) -> Parallelism:
         sizes.append(size)
-        return push_parallelism(size, limits)
+        return push_parallelism(size, limits, file_count=file_count)
 
     monkeypatch.setattr(push_module, "push_parallelism", parallelism)
     for changed in ("d", "a", "d", "c"):
