@@ -162,7 +162,7 @@ def checked_new_commit(new: NewCommit) -> NewCommit:
 
 def printable(author: str) -> str:
     """Return a text that a commit can have as its author: `author` without what cannot be printed, shortened."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in author)
+    shown = author if author.isprintable() else "".join(letter if letter.isprintable() else " " for letter in author)
     return shown.encode(errors="replace")[:AUTHOR_LIMIT].decode(errors="ignore")
 
 

@@ -328,11 +328,12 @@ _frame_buffer = per_thread(lambda: memoryview(mmap.mmap(-1, FRAME_LIMIT)))
 
 
 def _count_stored(rows: Collection[ChunkRow]) -> None:
-    count(Event.CHUNKS_STORED, amount=len(rows))
-    count(Event.CHUNKS_STORED_SIZE, amount=sum(row.size for row in rows))
-    count(Event.FRAMES_STORED_SIZE, amount=sum(row.stored_size for row in rows))
+    sizes = [(row.size, row.stored_size) for row in rows]
+    count(Event.CHUNKS_STORED, amount=len(sizes))
+    count(Event.CHUNKS_STORED_SIZE, amount=sum([size for size, _ in sizes]))
+    count(Event.FRAMES_STORED_SIZE, amount=sum([stored_size for _, stored_size in sizes]))
     # The frame of a chunk that cannot be compressed is a little larger than the chunk.
-    count(Event.ENCODING_SAVED_SIZE, amount=sum(max(0, row.size - row.stored_size) for row in rows))
+    count(Event.ENCODING_SAVED_SIZE, amount=sum([size - stored_size for size, stored_size in sizes if size > stored_size]))
 
 
 def _verify_all(verify_group: list[_IncomingFrame]) -> None:

@@ -73,6 +73,8 @@ from filestore.transfer.parallelism import IN_A_SERVER
 _USAGE_SECONDS = 0.05
 _REPOSITORIES_LIMIT = 256
 """The most repositories that are kept for further requests with the same token. One takes 1 KiB."""
+_CONTEXT = "filestore.context"
+"""The key of a request for its context."""
 PATH_LIMIT = 200
 """Characters of a path that are written to the log."""
 
@@ -465,10 +467,12 @@ class RequestAuthenticator:
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         """Send the rest of the answer that a handler returned. Cut the connection if the client is gone or too slow."""
-        return await (await self._context(request, None)).finish(response)
+        # Taken out: the request and its context would keep each other in memory.
+        context: RequestContext | None = request.pop(_CONTEXT, None)
+        return await (context or await self._context(request, None)).finish(response)
 
     async def _context(self, request: web.Request, access: Access | None) -> RequestContext:
-        return RequestContext(
+        request[_CONTEXT] = context = RequestContext(
             request=request,
             budget=self._budget,
             reader_budget=self._reader_budget,
@@ -496,6 +500,7 @@ class RequestAuthenticator:
             index=self._index,
             throttle=throttle_of(request),
         )
+        return context
 
     async def _access(self, request: web.Request, route: Route) -> Access:
         """Return what a request may use.

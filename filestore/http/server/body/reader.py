@@ -16,7 +16,6 @@ from functools import partial
 
 from filestore.core.unlocked import unlocked
 from filestore.errors import Stalled
-from filestore.format.codec import FRAME_LIMIT
 from filestore.http.server.body.answer import arriving
 from filestore.http.server.body.connection import (
     PATIENCE_MILLISECONDS,
@@ -39,15 +38,16 @@ from filestore.system.metrics import Stage, span
 from filestore.system.stalls import StallTimer
 from filestore.system.threads import in_thread, per_thread, thread_pool
 
-SLICE_SIZE = 8 << 20
+SLICE_SIZE = 16 << 20
 """Bytes that a thread reads in one slice. Between two slices, the event loop continues with what was read."""
 
 RECEIVES_LIMIT = 2048
 """How often a thread receives in one slice. A client of TLS may send records of one byte each, which would hold it for long."""
 
 PIECE_SIZE = 1 << 20
-"""Bytes of a piece, unless the receiver wants frames that are larger. A piece of this size fits in a processor's
-cache."""
+"""Bytes of a piece, unless the receiver wants more. A piece of this size fits in a processor's cache."""
+PIECE_LIMIT = 8 << 20
+"""The most bytes of a piece. A frame fits in it."""
 
 _BLANK = bytes(64 << 10)
 
@@ -55,7 +55,7 @@ Take = Callable[[memoryview], None]
 """A function that receives a piece. The memory is valid only during the call. It may block: it is called in a thread.
 """
 Reach = Callable[[int], int]
-"""A function that returns the best size of the next piece. This is at most the given limit, or `FRAME_LIMIT`.
+"""A function that gets `PIECE_SIZE`, and returns the best size of the next piece, which is at most `PIECE_LIMIT`.
 
 0 ends the slice, because the receiver has had enough work in it.
 """
@@ -70,7 +70,7 @@ def _slice_threads() -> Executor:
     return thread_pool("body", max(4, core_count()))
 
 
-_piece_memory = per_thread(lambda: allocate_pages(FRAME_LIMIT))
+_piece_memory = per_thread(lambda: allocate_pages(PIECE_LIMIT))
 
 
 @asynccontextmanager
