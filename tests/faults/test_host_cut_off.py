@@ -17,6 +17,7 @@ import pytest_asyncio
 from filestore.backends import connect
 from filestore.core.references import File
 from filestore.http.client import channel
+from filestore.repository.index.postgres.locks import task_key
 from filestore.repository.protocol import Repository
 from filestore.system.stalls import StallTimer
 from filestore.transfer.fetch import fetch
@@ -46,6 +47,12 @@ _WAITING = (
 )
 _HAS_LOCK = _SESSIONS + "wait_event = 'ClientRead'"
 """The state does not tell it: while a statement is prepared, it is that of an active session."""
+
+
+def _holders(upload_id: str) -> str:
+    """Return the question how many sessions have the lock of an upload."""
+    key = task_key(f"upload-{upload_id}") % (1 << 64)
+    return f"SELECT count(*) FROM pg_locks WHERE (classid, objid) = ({key >> 32}, {key & 0xFFFFFFFF}) AND granted"
 
 
 class CutTimer(StallTimer):
@@ -213,4 +220,24 @@ async def test_an_upload_in_parts_goes_on(served: Served, tmp_path: Path) -> Non
         assert 201 == finished.status, finished.body
     await served.check(tmp_path, finished.json["id"], b"".join(parts))
     again = await asyncio.to_thread(upload.finish, sent)
+    assert finished.json["id"] == again.json["id"]
+
+
+async def test_an_upload_is_finished_that_another_host_was_finishing(served: Served, tmp_path: Path) -> None:
+    """The host that was cut off has the lock of the upload, until the database knows that it is gone."""
+    content = octets(5, 9_000_000)
+    one, other = served.servers
+    upload = await asyncio.to_thread(PartsUpload, one, "begun.bin", token=one.token)
+    url = (await asyncio.to_thread(upload.url, 1)).json["upload_url"]
+    tag = (await asyncio.to_thread(put, url, content)).headers["ETag"]
+    async with served.cutting_off("records"):
+        finishing = asyncio.create_task(asyncio.to_thread(upload.finish, [Sent(1, tag)]))
+    assert "1" == await asyncio.to_thread(served.postgres.execute, _holders(upload.id), url=served.index_url)
+    upload.server = other
+    finished = await asyncio.to_thread(upload.finish, [Sent(1, tag)])
+    assert 201 == finished.status, finished.body
+    await served.check(tmp_path, finished.json["id"], content)
+    refused = await finishing
+    assert (503, "another process holds it, or it does not answer") == (refused.status, refused.json["reason"])
+    again = await asyncio.to_thread(upload.finish, [Sent(1, tag)])
     assert finished.json["id"] == again.json["id"]
