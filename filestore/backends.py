@@ -99,7 +99,7 @@ def connect(
     processes: how many worker processes a push or fetch of 256 MiB and more starts; 0 means none. By default it is one for four
         cores, and none with fewer than eight cores.
     transfer_memory: the most bytes of memory of one push or fetch, with all its processes. By default it is 300 MiB, and 48 MiB
-        more for each core after the second.
+        more for each core after the second, but at most half of the memory of the machine or the container.
     stall_seconds: how long a connection may make almost no progress before it is closed. The request is then sent again.
     retry_seconds: how long a server that has answered before is tried again after its last progress. Then the transfer fails.
     create: make a new or an empty folder a repository, or an object store and a database. Without it, such a place is an error.

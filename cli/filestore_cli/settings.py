@@ -521,7 +521,7 @@ class Settings:
             "The most bytes of memory of one push or fetch, with all its processes",
             unit=_SIZE_UNIT,
             parse=_size(100 << 20),
-            default="300MiB, and 48MiB more for each core after the second",
+            default="300MiB, and 48MiB more for each core after the second; at most half of the memory",
         ),
     )
     limit_rate: int | None = field(

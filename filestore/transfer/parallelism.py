@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from filestore.repository.protocol import BY_CORES, Repository, TransferLimits
-from filestore.system.machine import core_count
+from filestore.system.machine import core_count, memory_size
 
 MIB = 1 << 20
 LARGE_SIZE = 256 * MIB
 """Content of at least this size is a large transfer, for which worker processes start. They take 0.2 s until they are ready."""
-LEAST_MEMORY = 300 * MIB
-"""The default budget of a transfer on two cores."""
+MEMORY_OF_TWO_CORES = 300 * MIB
+"""The default budget of a transfer on one or two cores."""
 MEMORY_PER_CORE = 48 * MIB
 """What each further core adds to it."""
 CORES_PER_PROCESS = 4
@@ -64,8 +64,11 @@ class Parallelism(NamedTuple):
 
 
 def default_memory() -> int:
-    """Return the budget in bytes of one transfer, for all its processes together."""
-    return LEAST_MEMORY + MEMORY_PER_CORE * max(0, core_count() - 2)
+    """Return the budget in bytes of one transfer, for all its processes together.
+
+    It is at most half of the memory of the machine or the container.
+    """
+    return min(MEMORY_OF_TWO_CORES + MEMORY_PER_CORE * max(0, core_count() - 2), memory_size() // 2)
 
 
 def _budget(limits: TransferLimits) -> int:

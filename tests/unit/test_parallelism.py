@@ -17,7 +17,7 @@ from filestore.transfer.fetch import fetch_record
 from filestore.transfer.parallelism import (
     IN_A_SERVER,
     LARGE_SIZE,
-    LEAST_MEMORY,
+    MEMORY_OF_TWO_CORES,
     MEMORY_PER_CORE,
     MIB,
     MOST_SLOT,
@@ -37,7 +37,26 @@ _LARGE = 8 << 30
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A function that makes the number of cores another one."""
+    monkeypatch.setattr(parallelism, "memory_size", lambda: 1 << 40)
     return lambda count: monkeypatch.setattr(parallelism, "core_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("memory", "push", "fetch"),
+    [
+        (128, Parallelism(0, 1), Parallelism(0, 1)),
+        (256, Parallelism(0, 2, slot_size=18 * MIB), Parallelism(0, 3, slot_size=20 * MIB)),
+        (512, Parallelism(0, 3, slot_size=MOST_SLOT), Parallelism(0, 4, slot_size=MOST_SLOT)),
+    ],
+)
+def test_half_of_a_small_memory_is_used(
+    cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, memory: int, push: Parallelism, fetch: Parallelism
+) -> None:
+    """A container may have little."""
+    cores(2)
+    monkeypatch.setattr(parallelism, "memory_size", lambda: memory * MIB)
+    assert (push, fetch) == (push_parallelism(_LARGE), fetch_parallelism(_LARGE))
+    assert push.slots * 2 * push.slot_size <= memory * MIB / 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -156,13 +175,14 @@ def test_the_budget_holds(count: int, memory: int, processes: int | None) -> Non
     """50 MiB for a process, a window, its frames and 1 MiB, and as much for a window without frames are at most the budget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallelism, "core_count", lambda: count)
+        patch.setattr(parallelism, "memory_size", lambda: 1 << 40)
         found = push_parallelism(_LARGE, TransferLimits(memory=memory, processes=processes))
         own = 3 if found.processes else found.slots
         windows = found.processes * found.slots + own
         cut = max(0, found.cutters - own)
         small = 50 * (1 + found.processes) + windows + cut
         assert small * MIB + found.slot_size * (2 * windows + cut) <= memory
-        assert default_memory() == LEAST_MEMORY + MEMORY_PER_CORE * max(0, count - 2)
+        assert default_memory() == MEMORY_OF_TWO_CORES + MEMORY_PER_CORE * max(0, count - 2)
 
 
 @given(st.integers(1, 256), st.integers(102 * MIB, 16 << 30), st.none() | st.integers(0, 64))
