@@ -15,8 +15,9 @@ LARGE = 32 << 20
 
 
 def open_transports() -> list[asyncio.Transport]:
-    """Return the transports whose sockets are open."""
-    found = [each for each in gc.get_objects() if isinstance(each, asyncio.Transport)]
+    """Return the transports of this loop whose sockets are open. Those of TLS that earlier tests left have no socket any more."""
+    loop = asyncio.get_running_loop()
+    found = [each for each in gc.get_objects() if isinstance(each, asyncio.Transport) and getattr(each, "_loop", None) is loop]
     return [each for each in found if each.get_extra_info("socket").fileno() >= 0]
 
 
