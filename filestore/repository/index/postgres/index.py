@@ -145,7 +145,7 @@ class PostgresIndex:
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
-        states = joined(await self._look_up(chunks.select_live, namespace, list(dict.fromkeys(digests))))
+        states = joined(await self._look_up(chunks.select_live, namespace, sorted(set(digests))))
         horizon = self._now() - REFRESH_MICROSECONDS
         old = {state.row.digest: state.row.size for state in states if state.last_seen < horizon}
         removed = old.keys() - (await self._refresh(namespace, old)).keys()
@@ -153,7 +153,8 @@ class PostgresIndex:
 
     async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         horizon = self._now() - REFRESH_MICROSECONDS
-        found = await self._look_up(chunks.select_refreshed, namespace, list(dict.fromkeys(digests)), horizon)
+        # In their order, the pages of the table's key are read one after the other.
+        found = await self._look_up(chunks.select_refreshed, namespace, sorted(set(digests)), horizon)
         recent, old = (merged(sizes) for sizes in zip(*found, strict=True))
         return recent | await self._refresh(namespace, old)
 
