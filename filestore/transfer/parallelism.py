@@ -23,10 +23,9 @@ CORES_PER_PROCESS = 4
 LEAST_SLOT, MOST_SLOT = 16 * MIB, 32 * MIB
 """Bytes of each window or batch of a transfer that is large enough. Each is a request or two, which cost both ends about a
 millisecond in their event loops."""
-BATCHES_WANTED = 16
-"""A fetch has at least so many batches, unless they would be smaller than the least."""
-_WINDOWS_WANTED = 32
-"""A push has twice as many windows: each also takes memory for its frames, which costs time when it is used first."""
+_SLOTS_WANTED = 32
+"""A transfer has at least so many windows or batches, unless they would be smaller than the least. The first ones and the last
+ones do not overlap with all the others, and each takes memory, which costs time when it is used first."""
 
 _PROCESS_MEMORY = 50 * MIB
 """What a process takes before it moves anything."""
@@ -98,7 +97,7 @@ def push_parallelism(
     )
     windows = max(found.slots, found.cutters)
     left = _left(limits, file_count) - found.slots * _WINDOW_MEMORY - (windows - found.slots) * _CUT_MEMORY
-    return _with_larger_slots(found, size // _WINDOWS_WANTED, left // (windows + found.slots))
+    return _with_larger_slots(found, size // _SLOTS_WANTED, left // (windows + found.slots))
 
 
 def fetch_parallelism(
@@ -114,7 +113,7 @@ def fetch_parallelism(
         is_cut=False,
     )
     left = _left(limits, file_count) - found.slots * _BATCH_MEMORY
-    return _with_larger_slots(found, size // BATCHES_WANTED, left // found.slots)
+    return _with_larger_slots(found, size // _SLOTS_WANTED, left // found.slots)
 
 
 def _left(limits: TransferLimits, file_count: int) -> int:

@@ -13,7 +13,7 @@ from filestore.core.batches import batched_by_size
 from filestore.format.codec import frame_limit
 from filestore.format.zip.read import OFFSET_SPACE
 from filestore.repository.protocol import TransferLimits
-from filestore.transfer.parallelism import BATCHES_WANTED, LARGE_SIZE, LEAST_SLOT, MOST_SLOT, Parallelism, fetch_parallelism
+from filestore.transfer.parallelism import LARGE_SIZE, LEAST_SLOT, MOST_SLOT, Parallelism, fetch_parallelism
 from filestore.transfer.partial_file import PartialFile
 from filestore.transfer.places import Matches, Place, Places
 from filestore.transfer.sinks.protocol import Ordering, Sink
@@ -55,6 +55,8 @@ class TransferOptions:
 
 DEFAULT_OPTIONS = TransferOptions()
 _SMALL_BATCH_SIZE = 8 << 20
+_BATCHES_WANTED = 16
+"""A fetch has at least so many batches, unless they would be smaller than that."""
 
 
 def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions, *, file_count: int = 1) -> Parallelism:
@@ -68,7 +70,7 @@ def sized_for(size: int, options: TransferOptions, *, most: int = LEAST_SLOT) ->
 
     Batches are large, as long as enough of them can be in flight.
     """
-    return replace(options, batch_size=min(options.batch_size, max(_SMALL_BATCH_SIZE, size // BATCHES_WANTED), most))
+    return replace(options, batch_size=min(options.batch_size, max(_SMALL_BATCH_SIZE, size // _BATCHES_WANTED), most))
 
 
 def own_batches(parallelism: Parallelism, options: TransferOptions) -> int:

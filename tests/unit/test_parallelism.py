@@ -69,26 +69,18 @@ def test_one_or_two_cores_have_one_process(cores: Callable[[int], None], count: 
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "batch"),
-    [
-        (0, 16, 16),
-        (256 * MIB, 16, 16),
-        (400 * MIB, 16, 25),
-        (512 * MIB, 16, 32),
-        (800 * MIB, 25, 32),
-        (1024 * MIB, 32, 32),
-        (_LARGE, 32, 32),
-    ],
+    ("size", "slot_size"),
+    [(0, 16), (512 * MIB, 16), (800 * MIB, 25), (1024 * MIB, 32), (_LARGE, 32)],
 )
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_large_transfer_has_larger_windows_and_batches(
-    cores: Callable[[int], None], count: int, size: int, window: int, batch: int
+    cores: Callable[[int], None], count: int, size: int, slot_size: int
 ) -> None:
-    """There are still at least 32 windows, or 16 batches."""
+    """There are still at least 32 windows or batches."""
     cores(count)
     limits = TransferLimits(processes=0)
-    assert window * MIB == push_parallelism(size, limits).slot_size
-    assert batch * MIB == fetch_parallelism(size, limits).slot_size
+    assert slot_size * MIB == push_parallelism(size, limits).slot_size
+    assert slot_size * MIB == fetch_parallelism(size, limits).slot_size
 
 
 @pytest.mark.parametrize(("file_count", "slot_size"), [(1_000, 32), (70_000, 29), (200_000, 16), (10_000_000, 16)])
@@ -152,9 +144,8 @@ async def test_a_transfer_has_windows_and_batches_of_this_size(
 ) -> None:
     """80 MiB in windows of 16 or 32 MiB, of which the first one has 8, and in batches of 8 or 32."""
     monkeypatch.setattr(parallelism, "core_count", lambda: 2)
-    monkeypatch.setattr(parallelism, "_WINDOWS_WANTED", wanted)
-    monkeypatch.setattr(parallelism, "BATCHES_WANTED", wanted)
-    monkeypatch.setattr(schedule, "BATCHES_WANTED", wanted)
+    monkeypatch.setattr(parallelism, "_SLOTS_WANTED", wanted)
+    monkeypatch.setattr(schedule, "_BATCHES_WANTED", wanted)
     source, target = tmp_path / "model", tmp_path / "back"
     source.write_bytes(octets(1, 80 * MIB))
     record = (await push(watched, source)).record
