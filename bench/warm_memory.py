@@ -5,7 +5,7 @@ python bench/warm_memory.py --leave 4GiB python bench/scaling.py --folder /dev/s
 
 A virtual machine takes memory from its host when it first writes to it, which costs up to 2 s for a GB. It may give free memory
 back within seconds ("free page reporting" of virtio_balloon), but only in free blocks of 2 MiB. So all free memory is written to
-first, and one page of 512 KiB is then kept until the command ends, so that few free blocks have 2 MiB. The kept pages are less
+first. One page of each 512 KiB is then kept until the command ends, so that few free blocks have 2 MiB. The kept pages are less
 than one percent of the memory.
 """
 
@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import argparse
 import mmap
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.run import parse_size, unwind_when_told_to_end  # noqa: E402
+from bench.run import parse_size  # noqa: E402
 from filestore.system.machine import memory_size  # noqa: E402
 
 _STEP = 512 << 10
 """A page of each so many bytes is kept."""
 _LEAVE = 1 << 30
+_PORTION = 64 << 20
+"""After each so many bytes, it looks at what is free: another program may write too."""
 
 
 def main() -> int:
@@ -37,15 +41,35 @@ def main() -> int:
     options = parser.parse_args()
     if not options.command:
         parser.error("give a command to run")
-    unwind_when_told_to_end()
     began = time.perf_counter()
     size = max(_STEP, min(free_memory(), memory_size()) - options.leave) // _STEP * _STEP
-    with written(size):
-        print(f"{size / 1e9:.1f} GB of memory were written to in {time.perf_counter() - began:.0f} s", flush=True)
-        try:
-            return subprocess.call(options.command)
-        except OSError as error:
-            raise SystemExit(f"{options.command[0]}: {error.strerror}") from None
+    with written(size, leave=options.leave):
+        print(f"the free memory was written to in {time.perf_counter() - began:.0f} s", flush=True)
+        return _run(options.command)
+
+
+def _run(command: list[str]) -> int:
+    """Run a command to its end, and return its exit status as a shell does. It is told to end when this process is."""
+    running: list[subprocess.Popen[bytes]] = []
+    told: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        told.append(number)
+        for child in running:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    # A terminal sends SIGINT to both, and a benchmark then stops its servers.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        raise SystemExit(f"{command[0]}: {error.strerror}") from None
+    running.append(child)
+    if told:
+        child.terminate()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
 
 
 def free_memory() -> int:
@@ -54,9 +78,19 @@ def free_memory() -> int:
     return 1024 * int(next(line for line in lines if line.startswith("MemFree:")).split()[1])
 
 
-def written(size: int) -> mmap.mmap:
-    """Write to `size` bytes of memory, and give back all but a page of each `_STEP` bytes. The result keeps these pages."""
-    kept = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+def written(size: int, *, leave: int = 0) -> mmap.mmap:
+    """Write to `size` bytes of memory, and give back all but a page of each `_STEP` bytes. The result keeps these pages.
+
+    It writes to less if less than `leave` bytes would stay free.
+    """
+    kept = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system without huge pages
+        # A part of a huge page would not be given back at once.
+        kept.madvise(mmap.MADV_NOHUGEPAGE)
+    for start in range(0, size, mmap.PAGESIZE):
+        if start % _PORTION == 0 and free_memory() < leave:
+            break
+        kept[start] = 1
     for start in range(0, size, _STEP):
         kept.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _STEP - mmap.PAGESIZE)
     return kept
