@@ -56,7 +56,7 @@ class TransferOptions:
 DEFAULT_OPTIONS = TransferOptions()
 _SMALL_BATCH_SIZE = 8 << 20
 _BATCHES_WANTED = 16
-"""A fetch has at least so many batches, unless they would be smaller than that."""
+"""A fetch has at least so many batches, unless they would be smaller than `_SMALL_BATCH_SIZE`."""
 
 
 def parallelism_of(size: int, limits: TransferLimits, options: TransferOptions, *, file_count: int = 1) -> Parallelism:

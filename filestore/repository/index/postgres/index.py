@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
@@ -145,7 +145,7 @@ class PostgresIndex:
 
     async def refreshed_rows(self, namespace: str, digests: Sequence[Digest]) -> list[ChunkRow]:
         """Return the live rows. This writes only if a last-seen time is old and writing is allowed."""
-        states = joined(await self._look_up(chunks.select_live, namespace, sorted(set(digests))))
+        states = joined(await self._look_up(chunks.select_live, namespace, _in_key_order(digests)))
         horizon = self._now() - REFRESH_MICROSECONDS
         old = {state.row.digest: state.row.size for state in states if state.last_seen < horizon}
         removed = old.keys() - (await self._refresh(namespace, old)).keys()
@@ -153,8 +153,7 @@ class PostgresIndex:
 
     async def refreshed_sizes(self, namespace: str, digests: Sequence[Digest]) -> dict[Digest, int]:
         horizon = self._now() - REFRESH_MICROSECONDS
-        # In their order, the pages of the table's key are read one after the other.
-        found = await self._look_up(chunks.select_refreshed, namespace, sorted(set(digests)), horizon)
+        found = await self._look_up(chunks.select_refreshed, namespace, _in_key_order(digests), horizon)
         recent, old = (merged(sizes) for sizes in zip(*found, strict=True))
         return recent | await self._refresh(namespace, old)
 
@@ -550,3 +549,8 @@ async def _roll_back(connection: Connection) -> None:
 
 async def _select_stored_size(connection: Connection) -> int:
     return int(await connection.fetchval(_STORED_SIZE))
+
+
+def _in_key_order(digests: Iterable[Digest]) -> list[Digest]:
+    """Return each digest once, in the order of the table's key. Its pages are then read one after the other."""
+    return sorted(set(digests))
